@@ -1,0 +1,115 @@
+"""Texts to tensors: tokenised once, joined to pairs by the tokenizer's own template, batched by length.
+
+A query stands in many pairs and a document in many more, so each text is tokenised once without special tokens and
+pairs are put together from the pieces; the result equals `tokenizer(query, document, truncation=True)` (tested for
+BERT, RoBERTa and ModernBERT templates). Buckets hold pairs of nearly one length, so little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+Tokens = np.ndarray  # (length,) int32, without special tokens
+
+TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}  # padded tokens in one forward; caches on a CPU, occupancy on a GPU
+
+
+class Piece(NamedTuple):
+    """Special tokens between the texts of a pair, and their segment ids."""
+
+    ids: list[int]
+    segments: list[int]
+
+
+class PairEncoder:
+    """Joins tokenised queries and documents to model inputs of at most `max_length` tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.has_segments = "token_type_ids" in tokenizer.model_input_names
+        self._read_template()
+
+    def _read_template(self) -> None:
+        """See what the tokenizer puts before, between and behind two texts."""
+        probe = self.tokenizer("a", "a", return_special_tokens_mask=True, return_token_type_ids=True)
+        ids, special = probe["input_ids"], probe["special_tokens_mask"]
+        segments = probe["token_type_ids"]
+        texts = [place for place, flag in enumerate(special) if not flag]
+        gap = next(place for place in texts if special[place + 1])  # last token of the query
+        second = next(place for place in texts if place > gap)
+
+        def piece(start: int, end: int | None) -> Piece:
+            return Piece(ids[start:end], segments[start:end])
+
+        self.before, self.between = piece(0, texts[0]), piece(gap + 1, second)
+        self.behind = piece(texts[-1] + 1, None)
+        self.query_segment, self.document_segment = segments[texts[0]], segments[second]
+        self.num_special = len(self.before.ids) + len(self.between.ids) + len(self.behind.ids)
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Ids of each text without special tokens, cut at `max_length`: more can never be used."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.max_length)
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def lengths(self, query: Tokens, document: Tokens) -> tuple[int, int]:
+        """Tokens that remain of each text: the longer one is cut first (`truncation="longest_first"`)."""
+        room = self.max_length - self.num_special
+        short, long = sorted((len(query), len(document)))
+        if short + long > room:
+            long = max(short, room - short)
+            if short + long > room:
+                short, long = room // 2, room - room // 2
+        return (short, long) if len(query) <= len(document) else (long, short)
+
+    def pad(self, pairs: Sequence[tuple[Tokens, Tokens]], device: torch.device | str) -> dict[str, torch.Tensor]:
+        """One padded batch: input_ids, attention_mask and (where the model has them) token_type_ids, all int64."""
+        kept = [self.lengths(query, document) for query, document in pairs]
+        width = max(query + document for query, document in kept) + self.num_special
+        ids = np.full((len(pairs), width), self.pad_id, dtype=np.int64)
+        segments = np.zeros_like(ids)
+        mask = np.zeros_like(ids)
+        for row, ((query, document), (query_length, document_length)) in enumerate(zip(pairs, kept, strict=True)):
+            parts = [self.before.ids, query[:query_length], self.between.ids, document[:document_length], self.behind.ids]
+            joined = np.concatenate(parts)
+            ids[row, : len(joined)] = joined
+            mask[row, : len(joined)] = 1
+            if self.has_segments:
+                segments[row, : len(joined)] = np.concatenate(
+                    [
+                        self.before.segments,
+                        np.full(query_length, self.query_segment),
+                        self.between.segments,
+                        np.full(document_length, self.document_segment),
+                        self.behind.segments,
+                    ]
+                )
+        arrays = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": segments} if self.has_segments else {})
+        return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+
+    def size(self, pair: tuple[Tokens, Tokens]) -> int:
+        """Tokens of the joined pair, special tokens included."""
+        return min(len(pair[0]) + len(pair[1]) + self.num_special, self.max_length)
+
+
+def buckets(sizes: Sequence[int], tokens: int) -> list[list[int]]:
+    """Positions, longest first, cut so that no bucket's rows x longest row exceed `tokens` (one row always fits).
+
+    Longest first: if memory does not suffice, the first bucket says so.
+    """
+    cut: list[list[int]] = []
+    for position in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        longest = sizes[cut[-1][0]] if cut else 0
+        if cut and longest * (len(cut[-1]) + 1) <= tokens:
+            cut[-1].append(position)
+        else:
+            cut.append([position])
+    return cut

@@ -1,0 +1,129 @@
+"""The commands: `train RECIPE` is the whole pipeline, `reranker` holds the single steps.
+
+Exit codes: 0 done; 2 the user can mend it (one message, no traceback); 1 our own fault (with its traceback).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import TrainerError
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, e.g. recipes/quickstart.yaml", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value, laid over the recipe", metavar="[KEY=VALUE]...")
+]
+Runs = Annotated[Path, typer.Option(help="Folder for results; a run's own is RUNS/NAME")]
+Force = Annotated[bool, typer.Option("--force", help="Export and push even a model that is no better on dev")]
+
+train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+reranker_app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="The single steps of a recipe."
+)
+
+
+def train_command() -> None:
+    """Entry point of `train` and of `python -m trainer`."""
+    _guarded(train_app)
+
+
+def reranker_command() -> None:
+    """Entry point of `reranker`."""
+    _guarded(reranker_app)
+
+
+def _guarded(app: Callable[[], None]) -> None:
+    """Run a command; what the user can mend is printed without a traceback."""
+    from trainer import console
+
+    if os.environ.get("RANK", "0") != "0":
+        console.quiet()
+    try:
+        app()
+    except TrainerError as error:
+        for fault in error.faults:
+            console.error(fault)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.error("stopped; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str, force: bool = False) -> None:
+    from trainer.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, overrides or ())
+    from trainer import pipeline
+
+    pipeline.run(recipe, runs, until, force)
+
+
+@train_app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs"), force: Force = False) -> None:
+    """From a corpus, queries and judgements to a measured, exported reranker. Run it again to go on after a stop."""
+    _run(recipe, overrides, runs, "export", force)
+
+
+@reranker_app.command()
+def check(
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe", metavar="RECIPE")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print every key, its default and its meaning")] = False,
+) -> None:
+    """Judge recipe and data in a second, without loading a model."""
+    from trainer import console
+    from trainer.recipe import load_recipe, schema_table, sections
+
+    if schema:
+        for name, section in sections().items():
+            console.table(name, ["key", "default", "meaning"], schema_table(section))
+        return
+    if recipe is None:
+        raise TrainerError("check: name a recipe, or ask for --schema")
+    loaded = load_recipe(recipe, overrides or ())
+    from trainer import pipeline
+
+    summary = pipeline.check(loaded)
+    console.stage("check", pipeline.describe(summary))
+    for warning in summary.warnings:
+        console.warn("check", warning)
+    console.stage("check", f"[green]{recipe} can run[/]")
+
+
+def _step(name: str, explanation: str) -> None:
+    """Add the command that runs a recipe up to the stage of this name."""
+
+    def step(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs"), force: Force = False) -> None:
+        _run(recipe, overrides, runs, name, force)
+
+    step.__doc__ = explanation
+    reranker_app.command(name)(step)
+
+
+_step("retrieve", "Find candidates for every judged query.")
+_step("mine", "... and mine hard negatives from them.")
+_step("train", "... and train the cross-encoder.")
+_step("evaluate", "... and measure it on test.")
+_step("export", "... and write the serving folder (and push it, where the recipe says so).")
+
+
+@reranker_app.command()
+def push(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and send nothing")] = False,
+    force: Force = False,
+) -> None:
+    """Upload the exported model to the Hugging Face Hub."""
+    from trainer.pipeline import Pipeline
+    from trainer.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    Pipeline(loaded, runs / loaded.name).push(dry_run, force)

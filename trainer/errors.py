@@ -1,0 +1,57 @@
+"""What can go wrong that the user can mend.
+
+TrainerError
+ +-- RecipeError     the recipe: unknown key, wrong type, contradiction
+ +-- DataError       corpus, queries or qrels: unreadable line, missing document, a query in two splits
+ +-- ModelError      a model reference that cannot be found, read or trusted
+ +-- RunError        the run folder: another recipe's work, a loss that is no longer finite
+ +-- ExportError     an export that does not give the trained model's scores, or must not leave
+ +-- PushError       the Hub: no token, no network, a refused name
+
+Each message says where, what is wrong, what was given and what to do next. The commands print it without a
+traceback and exit with 2; anything else that escapes is our own fault and exits with 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TrainerError(Exception):
+    """Base of all errors that the user can mend; `faults` holds one line each, all found at once."""
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class RecipeError(TrainerError):
+    """The recipe says something that cannot be carried out."""
+
+
+class DataError(TrainerError):
+    """The collection on disk is incomplete or contradicts itself."""
+
+
+class ModelError(TrainerError):
+    """A model reference leads to nothing that can be loaded."""
+
+
+class RunError(TrainerError):
+    """The run cannot go on from what is in its folder."""
+
+
+class ExportError(TrainerError):
+    """The exported model is not the trained one, or is not good enough to leave."""
+
+
+class PushError(TrainerError):
+    """The Hub did not take the model."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest known word, or the whole list where none is near."""
+    choices = list(known)
+    near = get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(choices)}"

@@ -1,0 +1,202 @@
+"""The serving folder: what transformers, sentence-transformers and ONNX servers load, checked before it is kept.
+
+Standard classifiers leave in the standard `ForSequenceClassification` layout; the interaction head leaves with its own
+modeling file. Each format is scored against the trained model on real pairs; one that differs is not kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer import console
+from trainer.batches import Tokens
+from trainer.errors import ExportError
+from trainer.evaluate import Results
+from trainer.recipe import Recipe
+from trainer.reranker import Reranker
+from trainer.runs import read_json, write_json
+
+# Largest difference of a float32 logit that is rounding and not another model; logits here reach about 30.
+TOLERANCE = 1e-3
+OPSET = 17  # what the TorchScript exporter writes with the fewest surprises; old runtimes read it
+MODELING_FILE = "interaction.py"
+
+
+def export(
+    reranker: Reranker,
+    recipe: Recipe,
+    results: Results,
+    pairs: Sequence[tuple[Tokens, Tokens]],
+    folder: Path,
+) -> dict[str, float]:
+    """Write the serving folder; returns the largest score difference of each format to the trained model.
+
+    `pairs` are real, tokenised (query, document) pairs of mixed length. Raises ExportError where a format does not
+    give the trained model's scores.
+    """
+    model = folder / "model"
+    reranker.save(model)
+    _finish_config(model, reranker)
+    if reranker.is_interaction:
+        shutil.copyfile(Path(__file__).with_name(MODELING_FILE), model / MODELING_FILE)
+    expected = reranker.score_tokens(pairs)
+    differences = {"safetensors": _difference(Reranker.load(model).score_tokens(pairs), expected)}
+    if "onnx" in recipe.export.formats:
+        path = model / "onnx" / "model.onnx"
+        _write_onnx(reranker, pairs, path)
+        differences["onnx"] = _difference(score_onnx(path, reranker, pairs), expected)
+    for name, difference in differences.items():
+        console.stage("export", f"{name}: largest score difference to the trained model {difference:.1e}")
+    wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE}
+    if wrong:
+        shutil.rmtree(model)
+        raise ExportError(f"export: {wrong} differ from the trained model by more than {TOLERANCE}; nothing was kept")
+    (model / "README.md").write_text(card(reranker, recipe, results), encoding="utf-8")
+    return differences
+
+
+def _difference(scores: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(scores - expected).max())
+
+
+def _finish_config(folder: Path, reranker: Reranker) -> None:
+    """Say in config.json what servers look for there.
+
+    vLLM and sentence-transformers read the activation: none, so that what they return is the logit (a float32 sigmoid
+    cannot tell logits above 17 apart). `auto_map` is how transformers finds the modeling file beside the weights.
+    """
+    config = read_json(folder / "config.json")
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    config.pop("_name_or_path", None)
+    if reranker.is_interaction:
+        module = Path(MODELING_FILE).stem
+        config["auto_map"] = {
+            "AutoConfig": f"{module}.InteractionConfig",
+            "AutoModelForSequenceClassification": f"{module}.InteractionForSequenceClassification",
+        }
+    write_json(folder / "config.json", config)
+
+
+class _Graph(nn.Module):
+    """Positional tensors in, logits out: what an ONNX graph can hold."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=False)[0]
+
+
+def _write_onnx(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]], path: Path) -> None:
+    """One file with dynamic batch and length, output `logits` (batch, 1)."""
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
+        raise ExportError("export.formats: onnx needs two more packages; run: pip install 'domain-reranker[onnx]'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    example = reranker.pairs.pad(pairs[:2], "cpu")
+    device = reranker.model.device
+    graph = _Graph(reranker.model.to("cpu").eval(), list(example))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():  # the exporter's own deprecation and tracing notices; the scores decide
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            tuple(example.values()),
+            str(path),
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_axes={name: {0: "batch", 1: "length"} for name in example} | {"logits": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    reranker.model.to(device)
+
+
+def score_onnx(path: Path, reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]]) -> np.ndarray:
+    """Logits (pairs,) of an exported graph under ONNX Runtime, alone and in padded batches."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    scores = []
+    for start, end in [(0, 1), *((start, start + 8) for start in range(1, len(pairs), 8))]:
+        inputs = reranker.pairs.pad(pairs[start:end], "cpu")
+        scores.append(session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})[0])
+    return np.concatenate(scores).squeeze(1)
+
+
+def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
+    """The model card: what it is, what was measured, how to use it, the recipe."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    metric = results.columns()[1]
+    tuned = results.systems["tuned"][metric]
+    data = ModelCardData(
+        pipeline_tag="text-ranking",
+        library_name="sentence-transformers",
+        tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
+        base_model=recipe.reranker.model if "/" in recipe.reranker.model and ":" not in recipe.reranker.model else None,
+        model_name=recipe.name,
+        eval_results=[
+            EvalResult(
+                task_type="text-ranking",
+                dataset_type=recipe.data.path.name,
+                dataset_name=recipe.data.path.name,
+                dataset_split=results.split,
+                metric_type=metric.lower().replace("@", "_at_"),
+                metric_name=metric,
+                metric_value=round(tuned.mean, 4),
+            )
+        ],
+    )
+    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
+    table += [f"| {' | '.join(row)} |" for row in results.rows()]
+    trust = ", trust_remote_code=True" if reranker.is_interaction else ""
+    shown = recipe.model_dump(mode="json", exclude_none=True)
+    shown["data"]["path"] = recipe.data.path.name
+    shown.pop("push", None)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {recipe.name}
+
+A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.path.name} with
+domain-reranker from {recipe.reranker.model.removeprefix("package:")}. It reads {reranker.max_length} tokens of query and
+document together and returns one logit; only the order of the logits means anything.
+
+## Measured
+
+{results.split}: {results.queries} queries; the first stage's best {results.depth} candidates were reranked. Mean and 95 %
+bootstrap interval; the paired test is a sign-flip permutation test. Positives that the first stage missed count as missed;
+`ceiling` is the perfect order of what it found.
+
+{chr(10).join(table)}
+
+## Use
+
+```python
+from sentence_transformers import CrossEncoder
+
+model = CrossEncoder("FOLDER_OR_REPOSITORY"{trust})
+print(model.rank("a query", ["a document", "another document"]))
+```
+
+`onnx/model.onnx`, where it is present, takes {" and ".join(reranker.tokenizer.model_input_names)} and returns `logits`.
+
+## Recipe
+
+```json
+{json.dumps(shown, indent=2)}
+```
+"""

@@ -1,0 +1,151 @@
+"""A cross-encoder head that starts from what a bi-encoder or raw encoder already knows.
+
+A fresh [CLS] classifier has to learn from a few hundred labels what relevance is. This head instead compares the
+token states of a jointly read pair, as late interaction does (ColBERT: Khattab and Zaharia, SIGIR 2020), so that the
+model ranks sensibly before the first step and fine-tuning only has to improve it:
+
+- every query token takes its largest cosine with any document token; the mean over query tokens, weighted by how
+  rare a token is in the corpus, is one feature; the other direction is the second; the cosine of the mean states of
+  query and document is the third; all three at several hidden layers, mixed by learned weights;
+- attention between query and document is damped by a constant: an encoder that never saw two texts at once
+  otherwise mixes them until everything resembles everything;
+- a linear term on the first token's state, zero at the start, learns the rest.
+
+The file stands alone (torch and transformers): an export carries it, and
+`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+FEATURES = 3  # query to document, document to query, mean to mean
+
+
+class InteractionConfig(PreTrainedConfig):
+    """The encoder's own configuration as a dictionary, and how the head reads it."""
+
+    model_type = "interaction"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        layers: tuple[int, ...] = (),
+        damping: float = 4.0,
+        separator_id: int = 0,
+        special_ids: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = encoder or {}
+        self.layers = list(layers)
+        self.damping = damping
+        self.separator_id = separator_id
+        self.special_ids = list(special_ids)
+        for name in ("vocab_size", "hidden_size", "max_position_embeddings", "pad_token_id"):
+            kwargs.setdefault(name, self.encoder.get(name))
+        kwargs.setdefault("num_labels", 1)
+        super().__init__(**kwargs)
+
+
+class InteractionForSequenceClassification(PreTrainedModel):
+    """One relevance logit for a pair that the tokenizer has joined: `[CLS] query [SEP] document [SEP]` or alike."""
+
+    config_class = InteractionConfig
+    base_model_prefix = "encoder"
+    _supports_sdpa = True
+
+    def __init__(self, config: InteractionConfig) -> None:
+        super().__init__(config)
+        settings = dict(config.encoder)
+        encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        encoder_config._attn_implementation = config._attn_implementation
+        self.encoder = AutoModel.from_config(encoder_config)
+        self.mixture = nn.Parameter(torch.zeros(len(config.layers), FEATURES))
+        self.token_weights = nn.Parameter(torch.ones(encoder_config.vocab_size))
+        self.classifier = nn.Linear(encoder_config.hidden_size, 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the encoder brings its weights, and the head's start is `start_head`."""
+
+    @torch.no_grad()
+    def start_head(self, token_weights: Tensor | None = None) -> None:
+        """Give the head the weights with which training starts; `token_weights` is (vocabulary,), larger for rarer."""
+        self.mixture.zero_()
+        self.mixture[:, 0] = 6.0
+        self.mixture[-1] = torch.tensor([18.0, 2.0, 6.0])
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        if token_weights is not None:
+            self.token_weights.copy_(token_weights)
+
+    @torch.no_grad()
+    def shift(self, amount: float) -> None:
+        """Add a constant to every logit; the order of documents stays."""
+        self.classifier.bias += amount
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput | tuple[Tensor]:
+        """Logits (batch, 1) for (batch, length) ids; `token_type_ids` are ignored, the separator tells the texts apart."""
+        del token_type_ids
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = real.bool()
+        separators = (input_ids == self.config.separator_id).long()
+        behind = (separators.cumsum(dim=1) - separators) > 0  # on the document's side of the first separator
+        special = torch.zeros_like(real)
+        for identity in self.config.special_ids:
+            special = special | (input_ids == identity)
+        query, document = real & ~special & ~behind, real & ~special & behind
+
+        outputs = self.encoder(
+            input_ids=input_ids, attention_mask=self._attention_bias(behind, real), output_hidden_states=True
+        )
+        weights = self.token_weights.clamp(min=0)[input_ids]
+        logits = self.classifier(outputs.hidden_states[-1][:, 0])
+        for place, layer in enumerate(self.config.layers):
+            features = _compare(outputs.hidden_states[layer], query, document, weights)
+            logits = logits + (features * self.mixture[place]).sum(dim=1, keepdim=True)
+        return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
+
+    def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
+        """(batch, 1, length, length) added to attention scores: damping across the texts, minus infinity on padding."""
+        dtype = self.dtype
+        across = (behind[:, :, None] != behind[:, None, :]).to(dtype)
+        bias = (across * -self.config.damping).masked_fill(~real[:, None, :], torch.finfo(dtype).min)[:, None]
+        window = getattr(self.encoder.config, "sliding_window", None)
+        if "sliding_attention" not in (getattr(self.encoder.config, "layer_types", None) or []) or not window:
+            return bias
+        places = torch.arange(bias.shape[-1], device=bias.device)
+        far = (places[:, None] - places[None, :]).abs() > window
+        return {"full_attention": bias, "sliding_attention": bias.masked_fill(far, torch.finfo(dtype).min)}
+
+
+def _compare(states: Tensor, query: Tensor, document: Tensor, weights: Tensor) -> Tensor:
+    """The three features (batch, 3) of one layer's states (batch, length, hidden)."""
+    unit = functional.normalize(states.float(), dim=-1)
+    cosines = unit @ unit.transpose(1, 2)
+    best_in_document = cosines.masked_fill(~document[:, None, :], -1.0).amax(dim=2)
+    best_in_query = cosines.masked_fill(~query[:, None, :], -1.0).amax(dim=2)
+    means = functional.cosine_similarity(_mean(states.float(), query), _mean(states.float(), document), dim=1)
+    return torch.stack(
+        [_mean(best_in_document[..., None], query * weights)[:, 0], _mean(best_in_query[..., None], document * weights)[:, 0], means],
+        dim=1,
+    )
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over tokens: (batch, length, width) and (batch, length) to (batch, width)."""
+    weights = weights.to(values.dtype)[..., None]
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)

@@ -1,0 +1,318 @@
+"""READ THIS FIRST: the one path from a recipe to a measured, exported reranker.
+
+    check -> data -> retrieve -> mine -> train -> evaluate -> export -> push
+
+Every stage leaves a folder under runs/NAME/ and stands as long as its fingerprint does: a chain of hashes over recipe
+sections, data, weights and the stages before it, all known before the first model loads. A stage that stands is
+skipped; the first that does not, and all behind it, are done. Killed anywhere, the same command goes on.
+
+Under several processes all of them train and score; the rest is the main process's work, and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import console, models
+from trainer.data import Collection, Summary, build_collection, check_collection, fingerprint_files
+from trainer.errors import ExportError, RecipeError, RunError
+from trainer.recipe import Recipe
+from trainer.runs import Stage, fingerprint, write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trainer.retriever import Candidates
+
+# Raised when a stage's code would now leave something else for the same inputs.
+VERSIONS = {"data": 1, "retrieve": 1, "mine": 1, "train": 1, "evaluate": 1, "export": 1}
+STAGES = tuple(VERSIONS)
+PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
+
+
+def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) -> None:
+    """Carry out the recipe up to a stage; push follows where the recipe has the section and `until` is export.
+
+    Raises TrainerError for whatever the user can mend. With `force`, a model that is no better than what was there
+    before is exported and pushed all the same.
+    """
+    summary = check(recipe)
+    console.stage("check", describe(summary))
+    for warning in summary.warnings:
+        console.warn("check", warning)
+    pipeline = Pipeline(recipe, runs / recipe.name)
+    for name in STAGES[: STAGES.index(until) + 1]:
+        pipeline.carry_out(name, force)
+    if recipe.push is not None and until == "export":
+        pipeline.push(force=force)
+
+
+def check(recipe: Recipe) -> Summary:
+    """Judge recipe, model references and data without loading a model; raises TrainerError with every fault."""
+    if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
+        raise RecipeError(f"retriever.run: no such file: {recipe.retriever.run}")
+    for reference in filter(None, (_bi_encoder(recipe), recipe.reranker.model)):
+        if models.is_local(reference):
+            models.locate(reference)
+    return check_collection(recipe.data.path)
+
+
+def describe(summary: Summary) -> str:
+    """One line: what the collection holds."""
+    judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
+    return f"{summary.documents} documents; judged queries: {judged}"
+
+
+def _bi_encoder(recipe: Recipe) -> str | None:
+    return recipe.retriever.model if recipe.retriever.kind in ("dense", "hybrid") else None
+
+
+class Pipeline:
+    """The stages of one recipe in its run folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.stages = self._plan()
+
+    def _plan(self) -> dict[str, Stage]:
+        """Every stage with its fingerprint; each holds the one before it."""
+        recipe = self.recipe
+        bi_encoder = _bi_encoder(recipe)
+        depends: dict[str, list[Any]] = {
+            "data": [fingerprint_files(recipe.data.path)],
+            "retrieve": [
+                recipe.retriever.model_dump(mode="json", exclude={"model", "run"}),
+                models.fingerprint(models.locate(bi_encoder)) if bi_encoder else None,
+                models.sha256(recipe.retriever.run) if recipe.retriever.run else None,
+            ],
+            "mine": [recipe.mine.model_dump(mode="json"), recipe.seed],
+            "train": [
+                recipe.reranker.model_dump(mode="json", exclude={"model"}),
+                models.fingerprint(models.locate(recipe.reranker.model)),
+                recipe.train.model_dump(mode="json"),
+                recipe.rerank_depth,
+                recipe.evaluate.metrics[0],
+            ],
+            "evaluate": [recipe.evaluate.model_dump(mode="json")],
+            "export": [recipe.export.model_dump(mode="json"), recipe.name],
+        }
+        stages, chain = {}, ""
+        for name, parts in depends.items():
+            chain = fingerprint(chain, name, VERSIONS[name], *parts)
+            stages[name] = Stage(self.folder / name, chain)
+        return stages
+
+    def carry_out(self, name: str, force: bool) -> None:
+        """Do one stage, or say that it stands."""
+        stage = self.stages[name]
+        notes = stage.done
+        if notes is not None:
+            console.stage(name, f"{notes['said']}  [dim](stands)[/]")
+        else:
+            if name == "export":
+                self._refuse_to_harm(force)
+            if self.accelerator.is_main_process:
+                write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+                stage.begin()
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process or name in ("train", "evaluate"):
+                notes = getattr(self, f"_{name}")(stage.folder)
+                console.stage(name, notes["said"])
+            if self.accelerator.is_main_process:
+                stage.finish(**(notes or {}))
+            self.accelerator.wait_for_everyone()
+        if name == "evaluate":
+            self._show_results()
+
+    # The stages in their order. Each is given its folder and returns the notes for done.json; `said` is its line on
+    # the terminal, now and whenever the stage is skipped later.
+
+    def _data(self, folder: Path) -> dict[str, Any]:
+        collection = build_collection(self.recipe.data.path, folder)
+        return {"said": f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files"}
+
+    def _retrieve(self, folder: Path) -> dict[str, Any]:
+        from trainer.evaluate import mean_score
+        from trainer.retriever import retrieve_splits
+
+        section, bi_encoder = self.recipe.retriever, _bi_encoder(self.recipe)
+        found = retrieve_splits(section, self.collection, models.locate(bi_encoder) if bi_encoder else None, folder)
+        score = mean_score(self.collection, "dev", found["dev"].top(self.recipe.rerank_depth), self.metric)
+        total = sum(len(candidates.queries) for candidates in found.values())
+        said = f"{section.kind}: {section.depth} candidates for each of {total} queries; dev {self.metric} {score:.4f}"
+        return {"said": said, "first_stage_dev": score}
+
+    def _mine(self, folder: Path) -> dict[str, Any]:
+        from trainer import mine
+
+        groups, report = mine.mine(self.recipe.mine, self.collection, self.candidates("train"), self.recipe.seed)
+        if not groups:
+            raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
+        mine.write_groups(groups, folder)
+        mine.write_report(report, groups, self.collection, folder)
+        return {"said": f"{report.summary}; see {folder / 'report.md'}"}
+
+    def _train(self, folder: Path) -> dict[str, Any]:
+        from accelerate.utils import set_seed
+
+        from trainer.evaluate import mean_score
+        from trainer.mine import read_groups
+        from trainer.reranker import Reranker, TokenizedCollection, rerank
+        from trainer.train import start_head, train
+
+        section = self.recipe.reranker
+        set_seed(self.recipe.seed)
+        reranker = Reranker.load(
+            section.model,
+            head=section.head,
+            max_length=section.max_length,
+            layers=section.layers,
+            trust_remote_code=section.trust_remote_code,
+        )
+        tokenized = TokenizedCollection(self.collection, reranker.pairs)
+        groups = read_groups(self.stages["mine"].folder)
+        fresh_head = models.kind_of(models.locate(section.model)) == "encoder"
+        if fresh_head:
+            start_head(reranker, tokenized, groups, self.collection)
+        dev = self.candidates("dev").top(self.recipe.rerank_depth)
+        first_stage = self._notes("retrieve")["first_stage_dev"]
+
+        def measure() -> float:
+            scores = rerank(reranker, tokenized, dev, self.accelerator, note="dev")
+            return mean_score(self.collection, "dev", dev, self.metric, scores)
+
+        console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
+        progress = train(self.recipe, groups, reranker, tokenized, measure, self.accelerator, folder, fresh_head)
+        untrained = progress.curve[0][1]
+        said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
+        said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
+        notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
+        return {"said": said, **notes}
+
+    def _evaluate(self, folder: Path) -> dict[str, Any]:
+        from trainer.evaluate import evaluate
+        from trainer.reranker import Reranker, TokenizedCollection, rerank
+
+        section = self.recipe.reranker
+        systems = {"tuned": str(self._best)}
+        if models.kind_of(models.locate(section.model)) != "encoder":
+            systems = {"base": section.model, **systems}
+        test = self.candidates("test").top(self.recipe.rerank_depth)
+        scores = {}
+        for system, reference in systems.items():
+            reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
+            tokenized = TokenizedCollection(self.collection, reranker.pairs)
+            scores[system] = rerank(reranker, tokenized, test, self.accelerator, note="test")
+        if self.accelerator.is_main_process:
+            metrics = self.recipe.evaluate.metrics
+            evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder)
+        return {"said": f"{', '.join(systems)} measured on test; runs and results.json in {folder}"}
+
+    def _export(self, folder: Path) -> dict[str, Any]:
+        from trainer.evaluate import Results
+        from trainer.export import export
+        from trainer.reranker import Reranker, TokenizedCollection
+
+        reranker = Reranker.load(self._best, trust_remote_code=self.recipe.reranker.trust_remote_code)
+        dev = self.candidates("dev")
+        rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
+        some = rows[:: max(1, len(rows) // PARITY_PAIRS)]
+        pairs = TokenizedCollection(self.collection, reranker.pairs).pairs(some)
+        results = Results.load(self.stages["evaluate"].folder)
+        differences = export(reranker, self.recipe, results, pairs, folder)
+        return {"said": f"{', '.join(differences)} in {folder / 'model'}", "differences": differences}
+
+    def push(self, dry_run: bool = False, force: bool = False) -> None:
+        """Upload what export left; with `dry_run` only list it."""
+        from trainer.push import files_to_push, push
+
+        section = self.recipe.push
+        if section is None:
+            raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
+        if self.stages["export"].done is None:
+            raise RunError(f"push: {self.folder / 'export'} does not hold this recipe's model; run the recipe first")
+        self._refuse_to_harm(force)
+        folder = self.stages["export"].folder / "model"
+        files = files_to_push(folder)
+        visibility = "private" if section.private else "public"
+        size = sum(size for _, size in files) / 1e6
+        if dry_run:
+            for name, length in files:
+                console.stage("push", f"{length:>12,} bytes  {name}")
+            console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
+        elif not console.console.quiet:  # one process uploads
+            console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}): {push(section, folder)}")
+
+    # What stages share.
+
+    @property
+    def metric(self) -> str:
+        """The metric that chooses the checkpoint."""
+        return self.recipe.evaluate.metrics[0]
+
+    @property
+    def _best(self) -> Path:
+        return self.stages["train"].folder / "best"
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The checked collection, mapped from the data stage's folder."""
+        return Collection.open(self.stages["data"].folder)
+
+    def candidates(self, split: str) -> Candidates:
+        """What the first stage found for a split."""
+        from trainer.retriever import Candidates
+
+        return Candidates.load(self.stages["retrieve"].folder / f"{split}.npz")
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Devices and processes; made when the first stage has work to do, so that a finished run starts no torch."""
+        import datasets
+        import torch
+        import transformers
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return Accelerator(
+            cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+            mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bf16 else "no"),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
+        )
+
+    def _notes(self, name: str) -> dict[str, Any]:
+        notes = self.stages[name].done
+        assert notes is not None, name
+        return notes
+
+    def _refuse_to_harm(self, force: bool) -> None:
+        """A model that is no better on dev than what was there before does not leave unless it is forced to."""
+        first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes("train")
+        had_reranker = models.kind_of(models.locate(self.recipe.reranker.model)) != "encoder"
+        before = max(first_stage, trained["untrained_dev"]) if had_reranker else first_stage
+        if trained["best_dev"] > before:
+            return
+        name = "the base model" if had_reranker and trained["untrained_dev"] >= first_stage else "the first stage"
+        fault = f"dev {self.metric} {trained['best_dev']:.4f} is no better than {name}'s {before:.4f}"
+        if not force:
+            raise ExportError(
+                f"export: {fault}, so the model stays here; look at mine/report.md, try more or better judgements or "
+                "another base, or take it all the same with --force"
+            )
+        console.console.print(f"[bold cyan]export   [/] [red]{fault}; forced[/]")
+
+    def _show_results(self) -> None:
+        from trainer.evaluate import Results, show
+
+        show(Results.load(self.stages["evaluate"].folder))

@@ -1,0 +1,350 @@
+"""The recipe: what the user asks for, checked whole before anything heavy is imported.
+
+`load_recipe` reads the YAML, lays `section.key=value` overrides on top and returns a frozen `Recipe`, or raises one
+RecipeError that lists every fault with `file:line`. A recipe says *what*; `accelerate_config.yaml` says *where*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+
+from trainer.errors import RecipeError, did_you_mean
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no change after reading, docs under each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """What the user gives: a corpus, queries and relevance judgements."""
+
+    path: Path
+    """Folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv; each may be .gz."""
+
+
+class Retriever(Section):
+    """The first stage. It finds candidates for mining, for dev and for test; it is not trained."""
+
+    kind: Literal["dense", "bm25", "hybrid", "run"] = "hybrid"
+    """dense: bi-encoder and FAISS; bm25; hybrid: both by reciprocal rank fusion; run: your own engine's TREC run."""
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Bi-encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
+    depth: int = Field(default=50, ge=1, le=1000)
+    """Candidates kept for each query."""
+    max_length: int = Field(default=256, ge=8)
+    """Tokens of a document that the bi-encoder reads."""
+    language: str = "english"
+    """Snowball stemmer and stop words of BM25; none: neither."""
+    run: Path | None = Field(default=None, validate_default=True)
+    """TREC run file with the queries of all splits (kind: run)."""
+
+    @field_validator("run")
+    @classmethod
+    def _run_goes_with_its_kind(cls, run: Path | None, info: ValidationInfo) -> Path | None:
+        kind = info.data.get("kind")
+        if kind == "run" and run is None:
+            raise ValueError("kind: run needs the TREC run file here, e.g. run: my_engine.trec")
+        if kind not in (None, "run") and run is not None:
+            raise ValueError(f"a run file is only read with kind: run, but kind is {kind}; remove one of them")
+        return run
+
+
+class Mine(Section):
+    """Hard negatives from the candidates of the train queries."""
+
+    negatives_per_positive: int = Field(default=7, ge=1)
+    """Negatives that join each positive; a query's positives share one group (four at most, then a new group)."""
+    first_rank: int = Field(default=1, ge=1)
+    """First candidate rank to take negatives from; above it unlabelled positives hide."""
+    last_rank: int = Field(default=1000, ge=1)
+    """Last candidate rank to take negatives from (retriever.depth ends the list anyway)."""
+    max_share_of_positive: float | None = Field(default=0.95, gt=0, le=1)
+    """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
+    pick: Literal["top", "random"] = "top"
+    """The highest ranks left, or a seeded draw from all that are left."""
+
+    @field_validator("last_rank")
+    @classmethod
+    def _window_is_not_empty(cls, last_rank: int, info: ValidationInfo) -> int:
+        first_rank = info.data.get("first_rank", 1)
+        if last_rank < first_rank:
+            raise ValueError(f"the window ends before it begins: first_rank is {first_rank}, last_rank {last_rank}")
+        return last_rank
+
+
+class Reranker(Section):
+    """The cross-encoder that is trained."""
+
+    model: str = "cross-encoder/ms-marco-MiniLM-L6-v2"
+    """A reranker, bi-encoder or raw encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
+    head: Literal["auto", "classifier", "interaction"] = "auto"
+    """auto: the classifier where the base already is a reranker, else interaction, which learns from few labels."""
+    max_length: int = Field(default=256, ge=8)
+    """Tokens of query and document together."""
+    layers: tuple[int, ...] | None = None
+    """Hidden layers that the interaction head compares (0 = embeddings); deeper ones are cut off; null: chosen."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model folder brings along. Only for folders whose code you have read."""
+
+
+class Train(Section):
+    """The training loop."""
+
+    loss: Literal["listwise", "pointwise"] = "listwise"
+    """listwise: softmax cross-entropy over the group; pointwise: binary cross-entropy of each pair."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over all groups."""
+    queries_per_step: int = Field(default=16, ge=1)
+    """Groups in one optimizer step, over all devices together."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate of the encoder; null: chosen by head and size of the base."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate of a fresh head; null: chosen by head."""
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the rate rises before it falls linearly to zero."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's, on matrices only."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    tokens_per_pass: int = Field(default=16384, ge=512)
+    """Tokens in one forward and backward pass on a device; a step is as many passes as it needs."""
+    evaluations_per_epoch: int = Field(default=2, ge=1)
+    """How often dev is reranked; the best of these (and the start) is kept."""
+    checkpoint_steps: int = Field(default=25, ge=1)
+    """Steps between checkpoints that a killed run goes on from."""
+
+
+class Evaluate(Section):
+    """The two-stage measurement: retrieve, rerank, measure."""
+
+    metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@50")
+    """As ir_measures spells them; the first one chooses the checkpoint."""
+    depth: int | None = Field(default=None, ge=1)
+    """Candidates that are reranked; null: all of retriever.depth."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_exist(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        from trainer.metrics import unknown_metrics
+
+        if not metrics:
+            raise ValueError("name at least one metric, e.g. [nDCG@10]")
+        if unknown := unknown_metrics(metrics):
+            raise ValueError(f"ir_measures knows no {', '.join(unknown)}; e.g. nDCG@10, RR@10, R@50, AP, P@5")
+        return metrics
+
+
+class Export(Section):
+    """What leaves: always the folder that transformers and sentence-transformers load."""
+
+    formats: tuple[Literal["onnx"], ...] = ("onnx",)
+    """Further formats; each must give the trained model's scores or it is not kept."""
+
+
+class Push(Section):
+    """Upload of the export folder to the Hugging Face Hub, only where this section stands."""
+
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """OWNER/NAME on the Hub; it is made where it does not exist."""
+    private: bool = True
+    """Only you and those you let in can see it."""
+    message: str = "Add fine-tuned reranker"
+    """Commit message."""
+
+
+class Track(Section):
+    """Weights & Biases; `train/metrics.jsonl` is written in any case."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    """off; offline: files for `wandb sync`; online: live."""
+    project: str = "domain-reranker"
+    """W&B project."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, mode: Any) -> Any:
+        return "off" if mode is False else mode
+
+
+class Recipe(Section):
+    """One training run from collection to exported model. Sections stand in the order in which they run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Results go to runs/NAME."""
+    seed: int = Field(default=13, ge=0)
+    """Of everything that is drawn."""
+    data: Data
+    retriever: Retriever = Retriever()
+    mine: Mine = Mine()
+    reranker: Reranker = Reranker()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    push: Push | None = None
+    track: Track = Track()
+
+    @field_validator("evaluate")
+    @classmethod
+    def _rerank_no_deeper_than_retrieved(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        retriever = info.data.get("retriever")
+        if retriever and evaluate.depth and evaluate.depth > retriever.depth:
+            raise ValueError(f"depth {evaluate.depth} is more than retriever.depth {retriever.depth} finds")
+        return evaluate
+
+    @property
+    def rerank_depth(self) -> int:
+        """Candidates of a query that are reranked on dev and test."""
+        return self.evaluate.depth or self.retriever.depth
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `section.key=value`, with the value written as in YAML.
+
+    Raises RecipeError with one line a fault, sorted by line, those of the command line last.
+    """
+    source = Source.read(Path(path))
+    for override in overrides:
+        source.override(override)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(source.values)
+    except ValidationError as error:
+        source.faults += [source.explain(details) for details in error.errors()]
+    if recipe is None or source.faults:
+        raise RecipeError([text for _, text in sorted(source.faults, key=lambda fault: fault[0])])
+    return recipe
+
+
+def schema_table(section: type[BaseModel]) -> list[list[str]]:
+    """Rows [key, default, meaning] of one section, from the schema itself (README and `check --schema` show them)."""
+    return [
+        [name, "required" if field.is_required() else _plain(field.get_default()), field.description or ""]
+        for name, field in section.model_fields.items()
+    ]
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The sections of a recipe by name, in the order in which they run."""
+    found = {}
+    for name, field in Recipe.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if kind]
+        found |= {name: kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)}
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A default as one would write it in YAML."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+COMMAND_LINE = 10**9  # sorts behind every line of the file
+
+
+class Source:
+    """The recipe's raw values together with the line on which each key stands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {}
+        self.lines: dict[tuple[str, ...], int] = {}
+        self.faults: list[tuple[int, str]] = []
+
+    @classmethod
+    def read(cls, path: Path) -> Source:
+        """Parse the YAML safely; what is not even a mapping ends here, duplicate keys are noted as faults."""
+        source = cls(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.yaml")] or ["no .yaml file"])
+            raise RecipeError(f"{path}: no such recipe{near}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            line = (error.problem_mark.line + 1) if error.problem_mark else 1
+            raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}; check indentation and colons") from None
+        if not isinstance(root, yaml.MappingNode):
+            raise RecipeError(f"{path}:1: a recipe is a mapping that begins with `name:`")
+        source.values = source._mapping(root, ())
+        return source
+
+    def _mapping(self, node: yaml.MappingNode, place: tuple[str, ...]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            here = (*place, key)
+            line = key_node.start_mark.line + 1
+            if here in self.lines:
+                self._fault(line, here, f"given twice, first on line {self.lines[here]}; keep one")
+            self.lines[here] = line
+            if isinstance(value_node, yaml.MappingNode):
+                values[key] = self._mapping(value_node, here)
+            else:
+                values[key] = yaml.SafeLoader("").construct_object(value_node, deep=True)
+            if values[key] is None and not place and key not in ("push",):
+                values[key] = {}  # a section whose keys are all commented out
+        return values
+
+    def override(self, text: str) -> None:
+        """Lay one `section.key=value` of the command line over the file."""
+        name, equals, value = text.partition("=")
+        place = tuple(name.split("."))
+        if not equals or not all(place) or len(place) > 2:
+            self._fault(COMMAND_LINE, (), f"{text!r} is no override; write section.key=value, e.g. train.epochs=3")
+            return
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            self._fault(COMMAND_LINE, place, f"{value!r} is not a YAML value; quote it")
+            return
+        target = self.values
+        for part in place[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                self._fault(COMMAND_LINE, place, f"{part} is not a section")
+                return
+        target[place[-1]] = parsed
+        self.lines[place] = COMMAND_LINE
+        self.lines.setdefault(place[:1], COMMAND_LINE)
+
+    def explain(self, error: ErrorDetails) -> tuple[int, str]:
+        """One pydantic error in the user's words, with the line it stands on."""
+        place = tuple(str(part) for part in error["loc"] if not isinstance(part, int))
+        given = error["input"]
+        if error["type"] == "extra_forbidden":
+            known = Recipe if len(place) == 1 else sections().get(place[0], Recipe)
+            message = f"no such key{did_you_mean(place[-1], known.model_fields)}"
+        elif error["type"] == "missing":
+            message = "is required but missing"
+        elif error["type"] == "value_error":
+            message = error["msg"].removeprefix("Value error, ")
+        elif error["type"] in ("model_type", "model_attributes_type"):
+            message = f"is a section with keys of its own, got {given!r}"
+        else:
+            message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
+        return self._place(self._line(place), place, message)
+
+    def _fault(self, line: int, place: tuple[str, ...], message: str) -> None:
+        self.faults.append(self._place(line, place, message))
+
+    def _place(self, line: int, place: tuple[str, ...], message: str) -> tuple[int, str]:
+        where = "command line" if line == COMMAND_LINE else f"{self.path}:{line}"
+        return line, f"{where}: {'.'.join(place)}: {message}" if place else f"{where}: {message}"
+
+    def _line(self, place: tuple[str, ...]) -> int:
+        """The line of the key, or of the nearest enclosing one; the first line for what is missing at the top."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)

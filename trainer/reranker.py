@@ -1,0 +1,248 @@
+"""The cross-encoder: load, score, rank, save.
+
+`Reranker.load` takes any base: a ready reranker keeps its classifier, an encoder gets the interaction head (or a
+fresh classifier where the recipe insists). Scores are raw float32 logits; only their order means anything.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trainer.batches import TOKENS_PER_BUCKET, PairEncoder, Tokens, buckets
+from trainer.console import progress
+from trainer.data import Collection
+from trainer.errors import ModelError
+from trainer.interaction import InteractionConfig, InteractionForSequenceClassification
+from trainer.models import kind_of, locate
+from trainer.retriever import NOTHING, Candidates
+
+AutoConfig.register("interaction", InteractionConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(InteractionConfig, InteractionForSequenceClassification, exist_ok=True)
+
+
+class Ranked(NamedTuple):
+    """One document of an answer: its place in the given list, its text and its score."""
+
+    index: int
+    document: str
+    score: float
+
+
+class Reranker:
+    """A cross-encoder with its tokenizer; `model(**inputs).logits` is (pairs, 1)."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pairs = PairEncoder(tokenizer, max_length)
+
+    @classmethod
+    def load(
+        cls,
+        reference: str | Path,
+        *,
+        head: str = "auto",
+        max_length: int | None = None,
+        layers: Sequence[int] | None = None,
+        trust_remote_code: bool = False,
+    ) -> Reranker:
+        """Load a base or a trained model onto the best device here; raises ModelError with what to do.
+
+        `head` is auto, classifier or interaction; `layers` are those that a fresh interaction head compares;
+        `max_length` defaults to what the model was saved with.
+        """
+        folder = locate(str(reference))
+        kind = kind_of(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        for plain in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
+            plain()  # settings of the base's own training that would cut our pairs at its length
+        try:
+            if kind == "encoder" and head != "classifier":
+                model = _with_interaction(folder, tokenizer, layers, trust_remote_code)
+            else:
+                if kind == "reranker" and head == "interaction":
+                    raise ModelError(f"reranker.head: {reference} has a trained classifier; interaction would discard it")
+                options = {"num_labels": 1} if kind == "encoder" else {}
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model {reference}: transformers cannot load it: {str(error).splitlines()[0]}") from None
+        longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        saved = min(tokenizer.model_max_length, longest)
+        if max_length is not None and max_length > longest:
+            raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
+        reranker = cls(model, tokenizer, max_length or saved)
+        reranker.model.to(_device()).eval()
+        return reranker
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of query and document together."""
+        return self.pairs.max_length
+
+    @property
+    def is_interaction(self) -> bool:
+        """Whether the interaction head scores (else the standard classifier)."""
+        return isinstance(self.model, InteractionForSequenceClassification)
+
+    def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
+        """Relevance logits (documents,) float32."""
+        asked = self.pairs.tokenize([query])[0]
+        return self.score_tokens([(asked, tokens) for tokens in self.pairs.tokenize(documents)])
+
+    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """The documents best first; equal scores keep their order."""
+        scores = self.score(query, documents)
+        best = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        return [Ranked(index, documents[index], float(scores[index])) for index in best]
+
+    @torch.inference_mode()
+    def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
+        """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
+        device = self.model.device
+        training = self.model.training
+        self.model.eval()
+        scores = np.empty(len(pairs), dtype=np.float32)
+        cut = buckets([self.pairs.size(pair) for pair in pairs], TOKENS_PER_BUCKET.get(device.type, 4096))
+        with progress(note or "score", total=len(pairs) if note else 0) as advance:
+            for positions in cut:
+                inputs = self.pairs.pad([pairs[position] for position in positions], device)
+                with autocast(device):
+                    logits = self.model(**inputs).logits
+                scores[positions] = logits.float().squeeze(1).cpu().numpy()
+                advance(len(positions))
+        self.model.train(training)
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Weights, configuration and tokenizer, whole or not at all."""
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        self.tokenizer.model_max_length = self.max_length
+        self.model.save_pretrained(partial)
+        self.tokenizer.save_pretrained(partial)
+        partial.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on GPUs that have it; float32 elsewhere (bf16 on a plain CPU is eight times slower)."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=able)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _with_interaction(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None, trust_remote_code: bool
+) -> InteractionForSequenceClassification:
+    """An encoder under a fresh interaction head; layers above the deepest compared one are cut off."""
+    encoder = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    depth = encoder.config.num_hidden_layers
+    chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
+    if not chosen or min(chosen) < 0 or max(chosen) > depth:
+        raise ModelError(f"reranker.layers: {list(chosen)} is not within 0..{depth}, the hidden layers of {folder.name}")
+    if tokenizer.sep_token_id is None:
+        raise ModelError(f"reranker.head: the tokenizer of {folder.name} has no separator token; use head: classifier")
+    settings = encoder.config.to_dict() | {"num_hidden_layers": max(max(chosen), 1)}
+    settings.pop("_name_or_path", None)  # a path of this machine
+    if "layer_types" in settings and settings["layer_types"]:
+        settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
+    config = InteractionConfig(
+        encoder=settings,
+        layers=chosen,
+        separator_id=tokenizer.sep_token_id,
+        special_ids=tuple(tokenizer.all_special_ids),
+    )
+    model = InteractionForSequenceClassification(config)
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if name in model.encoder.state_dict()}
+    model.encoder.load_state_dict(state)
+    model.start_head()
+    return model
+
+
+class TokenizedCollection:
+    """Tokens of the queries and documents that are needed, each made once."""
+
+    def __init__(self, collection: Collection, pairs: PairEncoder) -> None:
+        self._collection = collection
+        self._pairs = pairs
+        self._queries: dict[int, Tokens] = {}
+        self._documents: dict[int, Tokens] = {}
+
+    def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
+        """Token pairs for (query row, document row) pairs."""
+        self._add(self._queries, {query for query, _ in rows}, "queries")
+        self._add(self._documents, {document for _, document in rows}, "documents")
+        return [(self._queries[query], self._documents[document]) for query, document in rows]
+
+    def _add(self, known: dict[int, Tokens], rows: set[int], name: str) -> None:
+        new = sorted(rows - known.keys())
+        dataset, column = (self._collection.queries, "text") if name == "queries" else (self._collection.documents, "passage")
+        if new:
+            known |= dict(zip(new, self._pairs.tokenize(dataset.select(new)[column][:]), strict=True))
+
+
+def rerank(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    candidates: Candidates,
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Scores (queries, depth) float32 of all candidates, -inf where there is none; shared out over all processes."""
+    places = np.argwhere(candidates.documents != NOTHING)
+    mine = places[accelerator.process_index :: accelerator.num_processes]
+    rows = [(int(candidates.queries[query]), int(candidates.documents[query, rank])) for query, rank in mine]
+    part = reranker.score_tokens(tokenized.pairs(rows), note)
+    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    scores = np.full(candidates.documents.shape, -np.inf, dtype=np.float32)
+    for index, numbers in enumerate(parts):
+        theirs = places[index :: accelerator.num_processes]
+        scores[theirs[:, 0], theirs[:, 1]] = numbers
+    return scores
+
+
+def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> torch.Tensor:
+    """Inverse document frequency of every token (vocabulary,): log((documents + 1) / (frequency + 1/2)), 0.05 at least."""
+    frequency = np.zeros(vocabulary)
+    for tokens in tokenized:
+        frequency[np.unique(tokens)] += 1
+    return torch.tensor(np.maximum(np.log((len(tokenized) + 1) / (frequency + 0.5)), 0.05), dtype=torch.float32)
+
+
+class ScoringModel(nn.Module):
+    """The model over several padded batches in one call, so that data parallelism sees one forward per pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Logits (pairs of all batches,) float32."""
+        return torch.cat([self.model(**batch).logits.float().squeeze(1) for batch in batches])

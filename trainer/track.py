@@ -1,0 +1,58 @@
+"""Where training numbers go: always `metrics.jsonl`, and Weights & Biases where the recipe asks for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import RunError
+from trainer.recipe import Recipe
+
+
+class Log:
+    """One line of numbers a step. A resumed run first drops the lines behind its checkpoint, so none stands twice."""
+
+    def __init__(self, folder: Path, recipe: Recipe, resumed_step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_step] if resumed_step else []
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.wandb = _start_wandb(folder, recipe) if recipe.track.mode != "off" else None
+
+    def _lines(self) -> list[str]:
+        """The whole lines; a kill may have cut the last one short."""
+        if not self.path.is_file():
+            return []
+        return [line for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+
+    def write(self, step: int, **numbers: float) -> None:
+        """Note numbers under names that say their unit, e.g. pairs_per_second."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flush and end the W&B run."""
+        if self.wandb is not None:
+            self.wandb.finish(quiet=True)
+
+
+def _start_wandb(folder: Path, recipe: Recipe) -> Any:
+    """One W&B run for each recipe name; started again after a kill, it goes on where it was."""
+    import wandb
+
+    try:
+        return wandb.init(
+            project=recipe.track.project,
+            name=recipe.name,
+            mode=recipe.track.mode if recipe.track.mode != "off" else "disabled",
+            dir=str(folder),
+            config=recipe.model_dump(mode="json"),
+            resume="allow" if recipe.track.mode == "online" else None,
+            id=recipe.name if recipe.track.mode == "online" else None,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise RunError(f"track: W&B did not start ({error}); run `wandb login`, or set track.mode=offline") from None

@@ -1,0 +1,319 @@
+"""Training: groups in, the best checkpoint on dev out.
+
+The loop is plain Accelerate: a step is `queries_per_step` groups over all devices, cut into passes under a token
+budget; the loss is divided by the groups of the whole step, so it does not depend on how the step was spread. Dev is
+measured as a user will use the model, by reranking what the first stage really returned, and the best state is kept,
+the untrained one included. A killed run goes on from its last checkpoint with the same batches and random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trainer import console
+from trainer.batches import TOKENS_PER_BUCKET, buckets
+from trainer.data import Collection
+from trainer.errors import RunError
+from trainer.losses import LOSSES, Loss
+from trainer.mine import Group
+from trainer.recipe import Recipe, Train
+from trainer.reranker import Reranker, ScoringModel, TokenizedCollection, rarity
+from trainer.runs import read_json, write_json
+from trainer.track import Log
+
+Measure = Callable[[], float]
+
+# Peak rates. A ready reranker: a quarter of what fresh heads bear (FlagEmbedding's users report collapse at 6e-5).
+# Encoders: sizes in millions of parameters and rates after the sweep published with the Ettin rerankers (2026).
+RERANKER_RATE = 2e-5
+ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3e-6))
+HEAD_RATES = {"interaction": 1e-2, "classifier": 1e-3}
+
+RARITY_SAMPLE = 100_000  # documents whose tokens are counted
+CENTRE_SAMPLE = 16  # groups over which the first scores are centred
+
+
+def default_rate(parameters: int, fresh_head: bool) -> float:
+    """Peak learning rate of the encoder for a model of so many parameters."""
+    by_size = next(rate for millions, rate in ENCODER_RATES if parameters <= millions * 1e6)
+    return by_size if fresh_head else min(by_size, RERANKER_RATE)
+
+
+@dataclass
+class Progress:
+    """Where training stands; all that a resumed run needs beside weights, optimizer and random states."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_step: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def steps(num_groups: int, section: Train, seed: int) -> list[list[int]]:
+    """Positions of the groups of every step of the run: each epoch shuffled anew, a short last step kept."""
+    plan = []
+    for epoch in range(section.epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(num_groups).tolist()
+        plan += [order[start : start + section.queries_per_step] for start in range(0, num_groups, section.queries_per_step)]
+    return plan
+
+
+def evaluation_steps(total: int, section: Train) -> set[int]:
+    """Steps after which dev is measured, spread evenly, the last one included."""
+    count = section.epochs * section.evaluations_per_epoch
+    return {round(total * part / count) for part in range(1, count + 1)}
+
+
+def rate_factor(step: int, total: int, warmup_share: float) -> float:
+    """Share of the peak rate at a step (from 0): linear up over the warm-up, then linear down to zero."""
+    warmup = max(1, round(total * warmup_share))
+    return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
+
+
+def start_head(reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group], collection: Collection) -> None:
+    """Prepare a fresh head: rare tokens of the corpus weigh more, and scores begin around zero."""
+    if not reranker.is_interaction:
+        return
+    passages = collection.documents.select(range(min(len(collection.documents), RARITY_SAMPLE)))["passage"][:]
+    model = reranker.model
+    model.start_head(rarity(reranker.pairs.tokenize(passages), len(model.token_weights)))
+    sample = groups[:: max(1, len(groups) // CENTRE_SAMPLE)]
+    rows = [(group.query, document) for group in sample for document in group.documents]
+    model.shift(-float(reranker.score_tokens(tokenized.pairs(rows)).mean()))
+
+
+def train(
+    recipe: Recipe,
+    groups: Sequence[Group],
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    measure: Measure,
+    accelerator: Accelerator,
+    folder: Path,
+    fresh_head: bool,
+) -> Progress:
+    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
+
+    `measure()` gives the two-stage dev score of the model as it stands (larger is better); every process calls it.
+    Raises RunError where the loss is no longer finite.
+    """
+    section = recipe.train
+    plan = steps(len(groups), section, recipe.seed)
+    evaluate_at = evaluation_steps(len(plan), section)
+    optimizer = _optimizer(section, reranker, fresh_head)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    model, optimizer = accelerator.prepare(ScoringModel(reranker.model), optimizer)
+    engine = _Engine(section, groups, reranker, tokenized, accelerator, model)
+
+    progress = _resume(folder, accelerator)
+    log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
+    if not progress.curve:
+        torch.manual_seed(recipe.seed + accelerator.process_index)
+        _keep_if_best(progress, measure(), reranker, accelerator, folder, log)
+    with console.progress("train", total=len(plan), completed=progress.step) as advance:
+        for positions in plan[progress.step :]:
+            started = time.monotonic()
+            factor = rate_factor(progress.step, len(plan), section.warmup_share)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            loss, pairs = engine.gradients(positions)
+            if not math.isfinite(loss):
+                raise RunError(_not_finite(folder, progress.step, positions, groups, loss))
+            accelerator.clip_grad_norm_(model.parameters(), section.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.step += 1
+            speed = pairs / (time.monotonic() - started)
+            if log:
+                rate = {"learning_rate": peaks[0] * factor, "epoch": progress.step * section.epochs / len(plan)}
+                log.write(progress.step, loss=loss, pairs_per_second=round(speed, 2), padding=engine.padding, **rate)
+            advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {peaks[0] * factor:.1e}")
+            if progress.step in evaluate_at:
+                _keep_if_best(progress, measure(), reranker, accelerator, folder, log)
+            if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
+                _checkpoint(progress, accelerator, folder)
+    if log:
+        log.close()
+    return progress
+
+
+def _optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.optim.AdamW:
+    """AdamW: the encoder's matrices decay, vectors do not, and a fresh head has a faster rate and no decay."""
+    named = list(reranker.model.named_parameters())
+    encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
+    rate = section.learning_rate or default_rate(sum(weight.numel() for _, weight in named), fresh_head)
+    usual = HEAD_RATES["interaction" if reranker.is_interaction else "classifier"] if fresh_head else rate
+    head_rate = section.head_learning_rate or usual
+    matrices = [weight for name, weight in named if name in encoder and weight.ndim > 1]
+    vectors = [weight for name, weight in named if name in encoder and weight.ndim <= 1]
+    head = [weight for name, weight in named if name not in encoder]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "lr": rate, "weight_decay": section.weight_decay},
+            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+            {"params": head, "lr": head_rate, "weight_decay": 0.0},
+        ]
+    )
+
+
+class _Engine:
+    """Turns a step's groups into gradients, and says how much of the work was padding."""
+
+    def __init__(
+        self,
+        section: Train,
+        groups: Sequence[Group],
+        reranker: Reranker,
+        tokenized: TokenizedCollection,
+        accelerator: Accelerator,
+        model: nn.Module,
+    ) -> None:
+        self.section = section
+        self.groups = groups
+        self.pairs = reranker.pairs
+        self.tokenized = tokenized
+        self.accelerator = accelerator
+        self.model = model
+        self.loss: Loss = LOSSES[section.loss]
+        self.highest = max(max(group.grades) for group in groups)
+        self.real_tokens = self.padded_tokens = 0
+
+    @property
+    def padding(self) -> float:
+        """Share of the tokens computed so far, on this process, that were padding."""
+        return round(1 - self.real_tokens / max(1, self.padded_tokens), 4)
+
+    def gradients(self, positions: Sequence[int]) -> tuple[float, int]:
+        """Add the gradients of one step; returns its loss (mean over its groups) and its pairs, over all processes."""
+        self.model.train()
+        total = torch.zeros(2, dtype=torch.float64)
+        passes = list(self._passes(self._share(positions)))
+        for number, (groups, weight) in enumerate(passes, start=1):
+            last = number == len(passes)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses = self._losses(groups)
+                # Data parallelism averages over processes; the loss is a sum over them, divided by the whole step.
+                share = losses.sum() * weight / len(positions)
+                self.accelerator.backward(share * self.accelerator.num_processes)
+            pairs = sum(len(group.documents) for group in groups)
+            total += weight * torch.tensor([float(share.detach()), pairs], dtype=torch.float64)
+        loss, pairs = self.accelerator.reduce(total.to(self.accelerator.device, torch.float32), "sum").tolist()
+        return loss, int(pairs)
+
+    def _share(self, positions: Sequence[int]) -> list[Group]:
+        """This process's groups of the step: dealt by size, so that all processes have about the same work."""
+        by_size = sorted((self.groups[position] for position in positions), key=self._tokens, reverse=True)
+        return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _passes(self, groups: list[Group]) -> Iterator[tuple[list[Group], float]]:
+        """Groups under the token budget with their weight; an idle process does the step's first group for nothing."""
+        if not groups:
+            yield [self.groups[0]], 0.0
+            return
+        budget = self.section.tokens_per_pass
+        taken: list[Group] = []
+        for group in groups:
+            if taken and sum(map(self._tokens, [*taken, group])) > budget:
+                yield taken, 1.0
+                taken = []
+            taken.append(group)
+        yield taken, 1.0
+
+    def _tokens(self, group: Group) -> int:
+        rows = [(group.query, document) for document in group.documents]
+        return sum(self.pairs.size(pair) for pair in self.tokenized.pairs(rows))
+
+    def _losses(self, groups: Sequence[Group]) -> Tensor:
+        """Loss of each group (groups,): all pairs scored in length-sorted buckets, then laid out group by group."""
+        rows = [(group.query, document) for group in groups for document in group.documents]
+        pairs = self.tokenized.pairs(rows)
+        device = self.accelerator.device
+        sizes = [self.pairs.size(pair) for pair in pairs]
+        cut = buckets(sizes, TOKENS_PER_BUCKET.get(device.type, 4096))
+        batches = [self.pairs.pad([pairs[position] for position in positions], device) for positions in cut]
+        self.real_tokens += sum(sizes)
+        self.padded_tokens += sum(batch["input_ids"].numel() for batch in batches)
+        flat = torch.empty(len(pairs), device=device)
+        flat = flat.index_copy(0, torch.tensor(sum(cut, []), device=device), self.model(batches))
+
+        width = max(len(group.documents) for group in groups)
+        lengths = torch.tensor([len(group.documents) for group in groups], device=device)
+        mask = torch.arange(width, device=device)[None, :] < lengths[:, None]
+        scores = torch.zeros(mask.shape, device=device).masked_scatter(mask, flat)
+        labels = torch.zeros(mask.shape, device=device)
+        for row, group in enumerate(groups):
+            labels[row, : len(group.grades)] = torch.tensor(group.grades, device=device) / self.highest
+        return self.loss(scores, labels, mask)
+
+
+def _keep_if_best(
+    progress: Progress, score: float, reranker: Reranker, accelerator: Accelerator, folder: Path, log: Log | None
+) -> None:
+    """Note a dev score and keep the model where it is the best so far."""
+    progress.curve.append((progress.step, score))
+    best = score > progress.best_score
+    if best:
+        progress.best_score, progress.best_step = score, progress.step
+    if accelerator.is_main_process:
+        if best:
+            reranker.save(folder / "best")
+        assert log is not None
+        log.write(progress.step, dev_score=score)
+        console.stage("train", f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")
+    accelerator.wait_for_everyone()
+
+
+def _checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) -> None:
+    """Save everything that the next step depends on; the rename makes it count, then the one before it goes."""
+    partial = folder / "checkpoint.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(partial / "progress.json", asdict(progress) | {"processes": accelerator.num_processes})
+        partial.replace(folder / f"checkpoint-{progress.step:07d}")
+        for older in sorted(folder.glob("checkpoint-*"))[:-1]:
+            shutil.rmtree(older)
+    accelerator.wait_for_everyone()
+
+
+def _resume(folder: Path, accelerator: Accelerator) -> Progress:
+    """Load the last checkpoint, if there is one."""
+    found = sorted(folder.glob("checkpoint-*"))
+    if not found:
+        return Progress()
+    accelerator.load_state(str(found[-1]))
+    notes = read_json(found[-1] / "progress.json")
+    processes = notes.pop("processes")
+    progress = Progress(**notes)
+    progress.curve = [tuple(point) for point in progress.curve]
+    console.stage("train", f"resumed at step {progress.step} from {found[-1].name}")
+    if processes != accelerator.num_processes:
+        message = f"{processes} processes before, {accelerator.num_processes} now: same steps, but not the same bits"
+        console.warn("train", message)
+    return progress
+
+
+def _not_finite(folder: Path, step: int, positions: Sequence[int], groups: Sequence[Group], loss: float) -> str:
+    """Keep the step's groups for inspection and say what to do."""
+    path = folder / "not_finite.json"
+    path.write_text(json.dumps([asdict(groups[position]) for position in positions], indent=2), encoding="utf-8")
+    return (
+        f"train: the loss of step {step + 1} is {loss}; its groups are in {path}. "
+        "Lower train.learning_rate, or train without mixed precision."
+    )
