@@ -25,6 +25,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+SHARPNESS = 50.0  # cosines of candidates differ by hundredths, logits have to by units
 FEATURES = 3  # query to document, document to query, mean to mean
 
 
@@ -78,8 +79,8 @@ class InteractionForSequenceClassification(PreTrainedModel):
     def start_head(self, token_weights: Tensor | None = None) -> None:
         """Give the head the weights with which training starts; `token_weights` is (vocabulary,), larger for rarer."""
         self.mixture.zero_()
-        self.mixture[:, 0] = 6.0
-        self.mixture[-1] = torch.tensor([18.0, 2.0, 6.0])
+        self.mixture[:, 0] = torch.linspace(0.04, 0.28, len(self.mixture))  # deeper states tell more
+        self.mixture[:, 1] = 0.02
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         if token_weights is not None:
@@ -116,7 +117,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         logits = self.classifier(outputs.hidden_states[-1][:, 0])
         for place, layer in enumerate(self.config.layers):
             features = _compare(outputs.hidden_states[layer], query, document, weights)
-            logits = logits + (features * self.mixture[place]).sum(dim=1, keepdim=True)
+            logits = logits + SHARPNESS * (features * self.mixture[place]).sum(dim=1, keepdim=True)
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:

@@ -167,6 +167,7 @@ def _with_interaction(
     chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
     if not chosen or min(chosen) < 0 or max(chosen) > depth:
         raise ModelError(f"reranker.layers: {list(chosen)} is not within 0..{depth}, the hidden layers of {folder.name}")
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the head finds the texts by the separator
     if tokenizer.sep_token_id is None:
         raise ModelError(f"reranker.head: the tokenizer of {folder.name} has no separator token; use head: classifier")
     settings = encoder.config.to_dict() | {"num_hidden_layers": max(max(chosen), 1)}

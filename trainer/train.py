@@ -39,7 +39,7 @@ Measure = Callable[[], float]
 # Encoders: sizes in millions of parameters and rates after the sweep published with the Ettin rerankers (2026).
 RERANKER_RATE = 2e-5
 ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3e-6))
-HEAD_RATES = {"interaction": 1e-2, "classifier": 1e-3}
+HEAD_RATES = {"interaction": 2e-3, "classifier": 1e-3}
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
 CENTRE_SAMPLE = 16  # groups over which the first scores are centred

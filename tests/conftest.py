@@ -1,0 +1,157 @@
+"""Tiny models of the real architectures and a tiny collection: everything is built here, nothing is downloaded."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+TOPICS = {
+    "probe": "liveness probe restarts the container when its endpoint fails",
+    "memory": "kernel kills the process when memory of the node runs out",
+    "disk": "inodes run out although the disk shows free space",
+    "cert": "certificate expired because renewal ran without reload",
+    "queue": "consumer lag grows while one partition holds all messages",
+    "lock": "update waits behind another transaction that holds the row",
+    "route": "packets are dropped since the path drops large segments",
+    "deploy": "rollback keeps the old image because the tag was reused",
+}
+DETAILS = ["check the log first", "raise the limit slowly", "restart only one replica", "ask the owner before", "look at the graph"]
+
+
+@pytest.fixture(scope="session")
+def words() -> list[str]:
+    """The vocabulary of the tiny collection."""
+    texts = [*TOPICS, *TOPICS.values(), *DETAILS, "why does happen how do i fix at night a b c d e f g h"]
+    return sorted({word for text in texts for word in text.split()})
+
+
+def _tokenizer(words: list[str], cls: str, sep: str, pair: str, segments: bool) -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", cls, sep]
+    backend = Tokenizer(models.WordLevel({word: row for row, word in enumerate([*special, *words])}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    ids = [(token, backend.token_to_id(token)) for token in (cls, sep)]
+    backend.post_processor = TemplateProcessing(single=f"{cls} $A {sep}", pair=pair, special_tokens=ids)
+    names = ["input_ids", "token_type_ids", "attention_mask"] if segments else ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token=cls,
+        sep_token=sep,
+        model_max_length=64,
+        model_input_names=names,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> dict[str, Path]:
+    """Folders of tiny random models: bert, roberta, modernbert (encoders) and reranker (a one-label BERT)."""
+    root = tmp_path_factory.mktemp("tiny")
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    bert = _tokenizer(words, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", segments=True)
+    roberta = _tokenizer(words, "<s>", "</s>", "<s> $A </s> </s> $B </s>", segments=False)
+    modern = _tokenizer(words, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B [SEP]", segments=False)
+    common = {"vocab_size": len(bert), "max_position_embeddings": 66, "pad_token_id": 0}
+    torch.manual_seed(3)
+    made = {
+        "bert": (BertModel(BertConfig(**size, **still, **common)), bert),
+        "roberta": (RobertaModel(RobertaConfig(**size, **still, **common)), roberta),
+        "modernbert": (ModernBertModel(ModernBertConfig(**size, **common, local_attention=8)), modern),
+        "reranker": (BertForSequenceClassification(BertConfig(**size, **still, **common, num_labels=1)), bert),
+    }
+    for name, (model, tokenizer) in made.items():
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in made}
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""
+    folder = tmp_path / "tiny-set"
+    (folder / "qrels").mkdir(parents=True)
+    documents, queries, qrels = [], [], {"train": [], "dev": [], "test": []}
+    for topic, (name, text) in enumerate(TOPICS.items()):
+        for number, detail in enumerate(DETAILS):
+            documents.append({"_id": f"{name}-{number}", "title": name, "text": f"{text} {detail}"})
+        for number, (start, split) in enumerate([("why does", "train"), ("how do i fix", "train"), ("a", "train"), ("b", "dev"), ("c", "test")]):
+            query = f"q-{name}-{number}"
+            queries.append({"_id": query, "text": f"{start} {' '.join(text.split()[number : number + 3])} {DETAILS[number]}"})
+            qrels[split].append((query, f"{name}-{number}", 2))
+            qrels[split].append((query, f"{name}-{(number + 1) % 5}", 1))
+            qrels[split].append((query, f"{list(TOPICS)[topic - 1]}-{number}", 0))
+    write_jsonl(folder / "corpus.jsonl", documents)
+    write_jsonl(folder / "queries.jsonl", queries)
+    for split, rows in qrels.items():
+        lines = ["query-id\tcorpus-id\tscore", *(f"{query}\t{document}\t{grade}" for query, document, grade in rows)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, beir: Path, tiny: dict[str, Path]) -> Path:
+    """A whole recipe over the tiny set and models; it runs in seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        f"""name: tiny
+data:
+  path: {beir}
+retriever:
+  kind: bm25
+  depth: 12
+mine:
+  negatives_per_positive: 2
+reranker:
+  model: {tiny["bert"]}
+  max_length: 32
+train:
+  epochs: 2
+  queries_per_step: 4
+  learning_rate: 1.0e-3
+  checkpoint_steps: 3
+evaluate:
+  metrics: [nDCG@10, RR@10]
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command(recipe, override, ..., processes=1, VARIABLE=value)` runs `python -m trainer`, which is `train`."""
+    return _command
+
+
+def _command(*words: str | Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
+    whole = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([*start, "trainer", *map(str, words)], env=whole, capture_output=True, text=True, timeout=300)
