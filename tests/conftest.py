@@ -36,7 +36,13 @@ TOPICS = {
     "route": "packets are dropped since the path drops large segments",
     "deploy": "rollback keeps the old image because the tag was reused",
 }
-DETAILS = ["check the log first", "raise the limit slowly", "restart only one replica", "ask the owner before", "look at the graph"]
+DETAILS = [
+    "check the log first",
+    "raise the limit slowly",
+    "restart only one replica",
+    "ask the owner before",
+    "look at the graph",
+]
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +103,13 @@ def beir(tmp_path: Path) -> Path:
     for topic, (name, text) in enumerate(TOPICS.items()):
         for number, detail in enumerate(DETAILS):
             documents.append({"_id": f"{name}-{number}", "title": name, "text": f"{text} {detail}"})
-        for number, (start, split) in enumerate([("why does", "train"), ("how do i fix", "train"), ("a", "train"), ("b", "dev"), ("c", "test")]):
+        for number, (start, split) in enumerate(
+            [("why does", "train"), ("how do i fix", "train"), ("a", "train"), ("b", "dev"), ("c", "test")]
+        ):
             query = f"q-{name}-{number}"
-            queries.append({"_id": query, "text": f"{start} {' '.join(text.split()[number : number + 3])} {DETAILS[number]}"})
+            queries.append(
+                {"_id": query, "text": f"{start} {' '.join(text.split()[number : number + 3])} {DETAILS[number]}"}
+            )
             qrels[split].append((query, f"{name}-{number}", 2))
             qrels[split].append((query, f"{name}-{(number + 1) % 5}", 1))
             qrels[split].append((query, f"{list(TOPICS)[topic - 1]}-{number}", 0))
@@ -155,3 +165,31 @@ def _command(*words: str | Path, processes: int = 1, **environment: str) -> subp
         start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
     whole = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run([*start, "trainer", *map(str, words)], env=whole, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path]) -> tuple[Path, Path]:
+    """Recipe and runs folder of one finished run; its model is no better than BM25, so it was exported by force."""
+    from trainer.pipeline import run
+    from trainer.recipe import load_recipe
+
+    root = tmp_path_factory.mktemp("exported")
+    (root / "set" / "qrels").mkdir(parents=True)
+    names = list(TOPICS)
+    documents = [
+        {"_id": f"{name}-{place}", "text": f"{TOPICS[name]} {DETAILS[place]}"} for name in names for place in (0, 1)
+    ]
+    write_jsonl(root / "set" / "corpus.jsonl", documents)
+    starts = {"train": "why does", "dev": "how do i fix", "test": "at night"}
+    queries = [(f"{split}-{name}", f"{start} {TOPICS[name]}") for split, start in starts.items() for name in names]
+    write_jsonl(root / "set" / "queries.jsonl", [{"_id": query, "text": text} for query, text in queries])
+    for split in starts:
+        lines = ["query-id\tcorpus-id\tscore", *(f"{split}-{name}\t{name}-0\t1" for name in names)]
+        (root / "set" / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    recipe = root / "exported.yaml"
+    recipe.write_text(
+        f"{{name: exported, data: {{path: {root / 'set'}}}, retriever: {{kind: bm25, depth: 6}}, "
+        f"reranker: {{model: {tiny['bert']}, max_length: 32}}, train: {{queries_per_step: 4}}}}\n"
+    )
+    run(load_recipe(recipe), root / "runs", force=True)
+    return recipe, root / "runs"

@@ -1,4 +1,4 @@
-"""Texts to tensors: tokenised once, joined to pairs by the tokenizer's own template, batched by length.
+"""Training groups, and texts to tensors: tokenised once, joined by the tokenizer's own template, batched by length.
 
 A query stands in many pairs and a document in many more, so each text is tokenised once without special tokens and
 pairs are put together from the pieces; the result equals `tokenizer(query, document, truncation=True)` (tested for
@@ -8,11 +8,41 @@ BERT, RoBERTa and ModernBERT templates). Buckets hold pairs of nearly one length
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from trainer.runs import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Group:
+    """One training example of a query; all are row numbers, negatives come hardest first."""
+
+    query: int
+    positives: list[int]
+    grades: list[int]
+    negatives: list[int]
+
+    @property
+    def documents(self) -> list[int]:
+        """All documents of the group, positives first."""
+        return [*self.positives, *self.negatives]
+
+
+def write_groups(groups: list[Group], folder: Path) -> None:
+    """Keep the groups as `groups.json`."""
+    write_json(folder / "groups.json", [asdict(group) for group in groups])
+
+
+def read_groups(folder: Path) -> list[Group]:
+    """Read what `write_groups` wrote."""
+    return [Group(**group) for group in read_json(folder / "groups.json")]
+
 
 Tokens = np.ndarray  # (length,) int32, without special tokens
 
@@ -32,7 +62,7 @@ class PairEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.pad_id: Any = tokenizer.pad_token_id or 0
         self.has_segments = "token_type_ids" in tokenizer.model_input_names
         self._read_template()
 
@@ -78,7 +108,13 @@ class PairEncoder:
         segments = np.zeros_like(ids)
         mask = np.zeros_like(ids)
         for row, ((query, document), (query_length, document_length)) in enumerate(zip(pairs, kept, strict=True)):
-            parts = [self.before.ids, query[:query_length], self.between.ids, document[:document_length], self.behind.ids]
+            parts = [
+                self.before.ids,
+                query[:query_length],
+                self.between.ids,
+                document[:document_length],
+                self.behind.ids,
+            ]
             joined = np.concatenate(parts)
             ids[row, : len(joined)] = joined
             mask[row, : len(joined)] = 1
@@ -92,7 +128,9 @@ class PairEncoder:
                         self.behind.segments,
                     ]
                 )
-        arrays = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": segments} if self.has_segments else {})
+        arrays = {"input_ids": ids, "attention_mask": mask} | (
+            {"token_type_ids": segments} if self.has_segments else {}
+        )
         return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
 
     def size(self, pair: tuple[Tokens, Tokens]) -> int:

@@ -98,7 +98,9 @@ class Files(NamedTuple):
 def find_files(folder: Path) -> Files:
     """Locate corpus, queries and the three qrels files, each plain or .gz; raises DataError naming all that miss."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; data.path names a folder with corpus.jsonl, queries.jsonl and qrels/")
+        raise DataError(
+            f"{folder}: no such folder; data.path names a folder with corpus.jsonl, queries.jsonl and qrels/"
+        )
     missing = []
 
     def find(name: str) -> Path:
@@ -110,9 +112,7 @@ def find_files(folder: Path) -> Files:
             missing.append(f"{plain}: missing (plain or .gz); {plain.parent} holds {', '.join(beside) or 'nothing'}")
         return plain if plain.is_file() else packed
 
-    files = Files(
-        find("corpus.jsonl"), find("queries.jsonl"), {split: find(f"qrels/{split}.tsv") for split in SPLITS}
-    )
+    files = Files(find("corpus.jsonl"), find("queries.jsonl"), {split: find(f"qrels/{split}.tsv") for split in SPLITS})
     if missing:
         raise DataError(missing)
     return files
@@ -184,7 +184,9 @@ class _Reader:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            self.faults.add("broken JSON", place, f"not valid JSON ({error.msg} at column {error.colno}): {line[:60]!r}")
+            self.faults.add(
+                "broken JSON", place, f"not valid JSON ({error.msg} at column {error.colno}): {line[:60]!r}"
+            )
             return None
         if not isinstance(row, dict):
             self.faults.add("broken JSON", place, f"a JSON object is expected, got {line[:60]!r}")
@@ -213,7 +215,9 @@ class _Reader:
             for place, judgement in self._judgements(path):
                 home, first = split_of.setdefault(judgement.query, (split, place))
                 if home != split:
-                    message = f"query {judgement.query!r} is in two splits: {home} ({first}) and {split}; keep it in one"
+                    message = (
+                        f"query {judgement.query!r} is in two splits: {home} ({first}) and {split}; keep it in one"
+                    )
                     self.faults.add("queries in two splits", place, message)
                     split_of[judgement.query] = (split, place)  # one fault a query and file, not one a line
                 grades = judged.setdefault(judgement.query, {})
@@ -224,7 +228,9 @@ class _Reader:
                     )
                     self.faults.add("contradicting judgements", place, message)
             if not any(grade > 0 for grades in judged.values() for grade in grades.values()):
-                self.faults.add("no positive", str(path), f"no judgement above 0, so {split} can teach or measure nothing")
+                self.faults.add(
+                    "no positive", str(path), f"no judgement above 0, so {split} can teach or measure nothing"
+                )
             found[split] = judged
         return found
 
@@ -274,7 +280,9 @@ class _Reader:
                 if first != split:
                     shared[first, split] += 1
         for (first, second), count in shared.items():
-            warnings.append(f"{count} query texts stand in {first} and in {second}: what is learned there is measured here")
+            warnings.append(
+                f"{count} query texts stand in {first} and in {second}: what is learned there is measured here"
+            )
         for split in ("dev", "test"):
             if len(qrels[split]) < 50:
                 warnings.append(f"{len(qrels[split])} {split} queries can hardly tell two models apart; 100 or more do")
@@ -285,7 +293,10 @@ def build_collection(source: Path, folder: Path) -> Collection:
     """Check `source` and write it as Arrow files under `folder`; raises DataError with every fault."""
     reader = _Reader(find_files(source))
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "documents.arrow", ({"id": document.id, "passage": document.passage} for document in reader.documents()))
+    _write(
+        folder / "documents.arrow",
+        ({"id": document.id, "passage": document.passage} for document in reader.documents()),
+    )
     _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in reader.queries()))
     qrels = reader.qrels()
     reader.faults.stop()
@@ -332,8 +343,9 @@ class Collection:
             Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "queries", "qrels")
         )
         qrels: dict[str, dict[int, dict[int, int]]] = {split: {} for split in SPLITS}
-        for row in judgements:
-            qrels[row["split"]].setdefault(row["query"], {})[row["document"]] = row["grade"]
+        columns = (judgements[name][:] for name in ("split", "query", "document", "grade"))
+        for split, query, document, grade in zip(*columns, strict=True):
+            qrels[split].setdefault(query, {})[document] = grade
         return cls(documents, queries, qrels)
 
     def answerable(self, split: str) -> list[int]:

@@ -8,70 +8,14 @@ order of what was retrieved.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trainer import console
 from trainer.data import Collection
-from trainer.metrics import Interval, Ranking, bootstrap, paired_p, per_query
+from trainer.metrics import Ranking, bootstrap, paired_p, per_query
+from trainer.report import Results
 from trainer.retriever import NOTHING, Candidates
-from trainer.runs import read_json, write_json
-
-LABELS = {"first_stage": "first stage", "base": "base model", "tuned": "tuned model", "ceiling": "ceiling"}
-SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Results:
-    """What evaluation found; `systems` is {system: {metric: interval}}."""
-
-    split: str
-    queries: int
-    depth: int
-    systems: dict[str, dict[str, Interval]]
-    comparisons: list[dict[str, Any]]
-
-    def save(self, folder: Path) -> None:
-        """Write results.json; other programs read it, so its shape stays."""
-        systems = {
-            system: {metric: interval._asdict() for metric, interval in metrics.items()}
-            for system, metrics in self.systems.items()
-        }
-        write_json(folder / "results.json", {**vars(self), "systems": systems})
-
-    @classmethod
-    def load(cls, folder: Path) -> Results:
-        """Read what `save` wrote."""
-        content = read_json(folder / "results.json")
-        content["systems"] = {
-            system: {metric: Interval(**interval) for metric, interval in metrics.items()}
-            for system, metrics in content["systems"].items()
-        }
-        return cls(**content)
-
-    def rows(self) -> list[list[str]]:
-        """The table's rows: system, each metric with its interval, difference to the first stage with its p."""
-        metrics = list(next(iter(self.systems.values())))
-        against = {row["system"]: row for row in self.comparisons if row["metric"] == metrics[0]}
-        rows = []
-        for system, intervals in self.systems.items():
-            cells = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in intervals.values()]
-            row = against.get(system)
-            gained = f"{row['difference']:+.3f} (p {_p(row['p'])})" if row else ""
-            rows.append([LABELS[system], *cells, gained])
-        return rows
-
-    def columns(self) -> list[str]:
-        """Headings of `rows`."""
-        metrics = list(next(iter(self.systems.values())))
-        return ["system", *metrics, f"{metrics[0]} against first stage"]
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def order(candidates: Candidates, scores: np.ndarray | None = None) -> list[list[int]]:
@@ -116,7 +60,9 @@ def evaluate(
     orders |= {system: order(candidates, values) for system, values in scores.items()}
     orders["ceiling"] = ceiling(candidates, collection.qrels[split])
     qrels = collection.named_qrels(split)
-    values = {system: per_query(metrics, qrels, _named(collection, candidates, rows)) for system, rows in orders.items()}
+    values = {
+        system: per_query(metrics, qrels, _named(collection, candidates, rows)) for system, rows in orders.items()
+    }
     results = Results(
         split=split,
         queries=len(qrels),
@@ -131,7 +77,9 @@ def evaluate(
                 "against": "first_stage",
                 "metric": metric,
                 "difference": _mean(values[system][metric]) - _mean(values["first_stage"][metric]),
-                "p": paired_p(list(values[system][metric].values()), list(values["first_stage"][metric].values()), seed),
+                "p": paired_p(
+                    list(values[system][metric].values()), list(values["first_stage"][metric].values()), seed
+                ),
             }
             for system in scores
             for metric in metrics
@@ -164,18 +112,3 @@ def _write_trec(path: Path, ranking: Ranking, tag: str) -> None:
         for rank, document in enumerate(documents, start=1)
     ]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def show(results: Results) -> None:
-    """Print the table, and say in words whether the tuned model helps."""
-    title = f"{results.split}: {results.queries} queries, {results.depth} candidates each, mean [95 % interval]"
-    console.table(title, results.columns(), results.rows())
-    for row in results.comparisons:
-        if row["system"] != "tuned" or row["metric"] != results.columns()[1]:
-            continue
-        if row["difference"] > 0 and row["p"] < SIGNIFICANT:
-            console.stage("evaluate", f"[green]the tuned model is better than the first stage by {row['difference']:.3f}[/]")
-        elif row["difference"] > 0:
-            console.warn("evaluate", f"ahead by {row['difference']:.3f}, which may be chance (p = {row['p']:.2f})")
-        else:
-            console.stage("evaluate", f"[red]the tuned model is not better than the first stage ({row['difference']:+.3f})[/]")

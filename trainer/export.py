@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from trainer import console
 from trainer.batches import Tokens
 from trainer.errors import ExportError
-from trainer.evaluate import Results
 from trainer.recipe import Recipe
+from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.runs import read_json, write_json
 
@@ -139,7 +139,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     """The model card: what it is, what was measured, how to use it, the recipe."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    metric = results.columns()[1]
+    metric = results.metrics[0]
     tuned = results.systems["tuned"][metric]
     data = ModelCardData(
         pipeline_tag="text-ranking",
@@ -172,14 +172,15 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
 # {recipe.name}
 
 A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.path.name} with
-domain-reranker from {recipe.reranker.model.removeprefix("package:")}. It reads {reranker.max_length} tokens of query and
-document together and returns one logit; only the order of the logits means anything.
+domain-reranker from {recipe.reranker.model.removeprefix("package:")}. It reads query and document together, up to
+{reranker.max_length} tokens, and returns one logit; only the order of the logits means anything.
 
 ## Measured
 
-{results.split}: {results.queries} queries; the first stage's best {results.depth} candidates were reranked. Mean and 95 %
-bootstrap interval; the paired test is a sign-flip permutation test. Positives that the first stage missed count as missed;
-`ceiling` is the perfect order of what it found.
+{results.split}: {results.queries} queries; the first stage's best {results.depth} candidates were reranked.
+Intervals are bootstrapped over queries; `gain` is the difference to the first stage in {metric}, `p` that of a paired
+sign-flip permutation test. Positives that the first stage missed count as missed; `ceiling` is the perfect order of
+what it found.
 
 {chr(10).join(table)}
 

@@ -89,7 +89,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
     @torch.no_grad()
     def shift(self, amount: float) -> None:
         """Add a constant to every logit; the order of documents stays."""
-        self.classifier.bias += amount
+        self.classifier.bias.add_(amount)
 
     def forward(
         self,
@@ -99,7 +99,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor]:
-        """Logits (batch, 1) for (batch, length) ids; `token_type_ids` are ignored, the separator tells the texts apart."""
+        """Logits (batch, 1) for (batch, length) ids; the separator, not `token_type_ids`, tells the texts apart."""
         del token_type_ids
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real.bool()
@@ -141,7 +141,11 @@ def _compare(states: Tensor, query: Tensor, document: Tensor, weights: Tensor) -
     best_in_query = cosines.masked_fill(~query[:, None, :], -1.0).amax(dim=2)
     means = functional.cosine_similarity(_mean(states.float(), query), _mean(states.float(), document), dim=1)
     return torch.stack(
-        [_mean(best_in_document[..., None], query * weights)[:, 0], _mean(best_in_query[..., None], document * weights)[:, 0], means],
+        [
+            _mean(best_in_document[..., None], query * weights)[:, 0],
+            _mean(best_in_query[..., None], document * weights)[:, 0],
+            means,
+        ],
         dim=1,
     )
 

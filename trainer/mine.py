@@ -13,28 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.batches import Group
 from trainer.data import Collection
 from trainer.recipe import Mine
 from trainer.retriever import Candidates
-from trainer.runs import read_json, write_json
+from trainer.runs import write_json
 
 POSITIVES_PER_GROUP = 4  # a query with more positives gives several groups, so that no group outgrows the others
 EXAMPLES = 5  # of queries shown in the report
-
-
-@dataclass(frozen=True)
-class Group:
-    """One training example; documents and query are row numbers, negatives come hardest first."""
-
-    query: int
-    positives: list[int]
-    grades: list[int]
-    negatives: list[int]
-
-    @property
-    def documents(self) -> list[int]:
-        """All documents of the group, positives first."""
-        return [*self.positives, *self.negatives]
 
 
 @dataclass
@@ -84,9 +70,7 @@ def mine(section: Mine, collection: Collection, candidates: Candidates, seed: in
     return groups, report
 
 
-def _usable(
-    section: Mine, candidates: Candidates, place: int, grades: Mapping[int, int], report: Report
-) -> list[int]:
+def _usable(section: Mine, candidates: Candidates, place: int, grades: Mapping[int, int], report: Report) -> list[int]:
     """Candidates of one query that may serve as negatives, best rank first; every other one is counted."""
     positive = candidates.positive_similarity[place]
     known = section.max_share_of_positive is not None and not np.isnan(positive)
@@ -122,16 +106,6 @@ def _groups(query: int, positives: list[int], grades: Mapping[int, int], negativ
     return [Group(query, mine, [grades[row] for row in mine], theirs) for mine, theirs in shares if theirs]
 
 
-def write_groups(groups: list[Group], folder: Path) -> None:
-    """Keep the groups as `groups.json`."""
-    write_json(folder / "groups.json", [asdict(group) for group in groups])
-
-
-def read_groups(folder: Path) -> list[Group]:
-    """Read what `write_groups` wrote."""
-    return [Group(**group) for group in read_json(folder / "groups.json")]
-
-
 def write_report(report: Report, groups: list[Group], collection: Collection, folder: Path) -> None:
     """`report.md` for people, with examples to look at; `report.json` for programs."""
     counts = {name: value for name, value in asdict(report).items() if isinstance(value, int)}
@@ -148,7 +122,10 @@ def write_report(report: Report, groups: list[Group], collection: Collection, fo
     lines += ["## Look at some", ""]
     for group in groups[:: max(1, len(groups) // EXAMPLES)][:EXAMPLES]:
         lines += [f"**{collection.queries[group.query]['text']}**", ""]
-        lines += [f"- positive ({grade}): {_short(collection, row)}" for row, grade in zip(group.positives, group.grades)]
+        lines += [
+            f"- positive ({grade}): {_short(collection, row)}"
+            for row, grade in zip(group.positives, group.grades, strict=True)
+        ]
         lines += [f"- negative: {_short(collection, row)}" for row in group.negatives[:3]] + [""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -37,11 +37,15 @@ def locate(reference: str) -> Path:
     elif _HUB_ID.fullmatch(reference):
         folder = _from_hub(reference)
     else:
-        raise ModelError(f"model {reference!r}: no such folder; give a Hub id (OWNER/NAME), a folder or package:NAME/SUB")
+        raise ModelError(
+            f"model {reference!r}: no such folder; give a Hub id (OWNER/NAME), a folder or package:NAME/SUB"
+        )
     _require_files(reference, folder)
     expected = KNOWN_WEIGHTS.get(reference)
     if expected and sha256(folder / "model.safetensors") != expected:
-        raise ModelError(f"model {reference!r}: {folder}/model.safetensors is not the published file; reinstall the package")
+        raise ModelError(
+            f"model {reference!r}: {folder}/model.safetensors is not the published file; reinstall the package"
+        )
     return folder
 
 
@@ -74,7 +78,7 @@ def _from_hub(reference: str) -> Path:
         return Path(snapshot_download(reference, allow_patterns=MODEL_FILES))
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model {reference!r}: neither a folder here nor in the local cache, and the Hub cannot be reached ({error})"
+            f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached ({error})"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(f"model {reference!r}: the Hub did not hand it out: {str(error).splitlines()[0]}") from None

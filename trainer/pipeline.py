@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Raised when a stage's code would now leave something else for the same inputs.
 VERSIONS = {"data": 1, "retrieve": 1, "mine": 1, "train": 1, "evaluate": 1, "export": 1}
 STAGES = tuple(VERSIONS)
+SHARED = ("train", "evaluate")  # all processes work; in the other stages they wait for the main one
 PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
 
 
@@ -120,11 +121,11 @@ class Pipeline:
                 write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
                 stage.begin()
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process or name in ("train", "evaluate"):
+            if self.accelerator.is_main_process or name in SHARED:
                 notes = getattr(self, f"_{name}")(stage.folder)
                 console.stage(name, notes["said"])
-            if self.accelerator.is_main_process:
-                stage.finish(**(notes or {}))
+                if self.accelerator.is_main_process:
+                    stage.finish(**notes)
             self.accelerator.wait_for_everyone()
         if name == "evaluate":
             self._show_results()
@@ -149,19 +150,20 @@ class Pipeline:
 
     def _mine(self, folder: Path) -> dict[str, Any]:
         from trainer import mine
+        from trainer.batches import write_groups
 
         groups, report = mine.mine(self.recipe.mine, self.collection, self.candidates("train"), self.recipe.seed)
         if not groups:
             raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
-        mine.write_groups(groups, folder)
+        write_groups(groups, folder)
         mine.write_report(report, groups, self.collection, folder)
         return {"said": f"{report.summary}; see {folder / 'report.md'}"}
 
     def _train(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
 
+        from trainer.batches import read_groups
         from trainer.evaluate import mean_score
-        from trainer.mine import read_groups
         from trainer.reranker import Reranker, TokenizedCollection, rerank
         from trainer.train import start_head, train
 
@@ -205,7 +207,9 @@ class Pipeline:
         test = self.candidates("test").top(self.recipe.rerank_depth)
         scores = {}
         for system, reference in systems.items():
-            reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
+            reranker = Reranker.load(
+                reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code
+            )
             tokenized = TokenizedCollection(self.collection, reranker.pairs)
             scores[system] = rerank(reranker, tokenized, test, self.accelerator, note="test")
         if self.accelerator.is_main_process:
@@ -214,8 +218,8 @@ class Pipeline:
         return {"said": f"{', '.join(systems)} measured on test; runs and results.json in {folder}"}
 
     def _export(self, folder: Path) -> dict[str, Any]:
-        from trainer.evaluate import Results
         from trainer.export import export
+        from trainer.report import Results
         from trainer.reranker import Reranker, TokenizedCollection
 
         reranker = Reranker.load(self._best, trust_remote_code=self.recipe.reranker.trust_remote_code)
@@ -313,6 +317,6 @@ class Pipeline:
         console.console.print(f"[bold cyan]export   [/] [red]{fault}; forced[/]")
 
     def _show_results(self) -> None:
-        from trainer.evaluate import Results, show
+        from trainer.report import Results, show
 
         show(Results.load(self.stages["evaluate"].folder))

@@ -25,7 +25,9 @@ def push(section: Push, folder: Path) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if not get_token():
-        raise PushError("push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission")
+        raise PushError(
+            "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
+        )
     api = HfApi()
     try:
         api.create_repo(section.repository, private=section.private, exist_ok=True)
@@ -36,9 +38,11 @@ def push(section: Push, folder: Path) -> str:
             allow_patterns=[name for name, _ in files_to_push(folder)],
         )
     except HFValidationError as error:
-        raise PushError(f"push.repository: {section.repository!r} is no name for a repository: {_first_line(error)}") from None
+        raise PushError(
+            f"push.repository: {section.repository!r} is no name for a repository: {_first_line(error)}"
+        ) from None
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
+        status = error.response.status_code if error.response is not None else 0
         advice = {
             401: "the token is not valid; run `hf auth login`",
             403: "the token may not write there; choose a repository of yours or a token with write permission",

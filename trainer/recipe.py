@@ -235,8 +235,9 @@ def sections() -> dict[str, type[BaseModel]]:
     """The sections of a recipe by name, in the order in which they run."""
     found = {}
     for name, field in Recipe.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if kind]
-        found |= {name: kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)}
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):  # the args of `Push | None`
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found[name] = kind
     return found
 
 
@@ -315,7 +316,7 @@ class Source:
             if not isinstance(target, dict):
                 self._fault(COMMAND_LINE, place, f"{part} is not a section")
                 return
-        target[place[-1]] = parsed
+        target[name.split(".")[-1]] = parsed
         self.lines[place] = COMMAND_LINE
         self.lines.setdefault(place[:1], COMMAND_LINE)
 

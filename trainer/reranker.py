@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ AutoConfig.register("interaction", InteractionConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(InteractionConfig, InteractionForSequenceClassification, exist_ok=True)
 
 
-class Ranked(NamedTuple):
+@dataclass(frozen=True)
+class Ranked:
     """One document of an answer: its place in the given list, its text and its score."""
 
     index: int
@@ -50,7 +52,7 @@ class Reranker:
     """A cross-encoder with its tokenizer; `model(**inputs).logits` is (pairs, 1)."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.model = model
+        self.model: Any = model  # a PreTrainedModel; its wrapped .to() defeats type checkers
         self.tokenizer = tokenizer
         self.pairs = PairEncoder(tokenizer, max_length)
 
@@ -79,7 +81,9 @@ class Reranker:
                 model = _with_interaction(folder, tokenizer, layers, trust_remote_code)
             else:
                 if kind == "reranker" and head == "interaction":
-                    raise ModelError(f"reranker.head: {reference} has a trained classifier; interaction would discard it")
+                    raise ModelError(
+                        f"reranker.head: {reference} has a trained classifier; interaction would discard it"
+                    )
                 options = {"num_labels": 1} if kind == "encoder" else {}
                 model = AutoModelForSequenceClassification.from_pretrained(
                     folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, **options
@@ -112,7 +116,7 @@ class Reranker:
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
         """The documents best first; equal scores keep their order."""
         scores = self.score(query, documents)
-        best = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        best: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
 
     @torch.inference_mode()
@@ -166,9 +170,12 @@ def _with_interaction(
     depth = encoder.config.num_hidden_layers
     chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
     if not chosen or min(chosen) < 0 or max(chosen) > depth:
-        raise ModelError(f"reranker.layers: {list(chosen)} is not within 0..{depth}, the hidden layers of {folder.name}")
+        raise ModelError(
+            f"reranker.layers: {list(chosen)} is not within 0..{depth}, the hidden layers of {folder.name}"
+        )
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the head finds the texts by the separator
-    if tokenizer.sep_token_id is None:
+    separator: Any = tokenizer.sep_token_id
+    if separator is None:
         raise ModelError(f"reranker.head: the tokenizer of {folder.name} has no separator token; use head: classifier")
     settings = encoder.config.to_dict() | {"num_hidden_layers": max(max(chosen), 1)}
     settings.pop("_name_or_path", None)  # a path of this machine
@@ -177,7 +184,7 @@ def _with_interaction(
     config = InteractionConfig(
         encoder=settings,
         layers=chosen,
-        separator_id=tokenizer.sep_token_id,
+        separator_id=separator,
         special_ids=tuple(tokenizer.all_special_ids),
     )
     model = InteractionForSequenceClassification(config)
@@ -204,7 +211,9 @@ class TokenizedCollection:
 
     def _add(self, known: dict[int, Tokens], rows: set[int], name: str) -> None:
         new = sorted(rows - known.keys())
-        dataset, column = (self._collection.queries, "text") if name == "queries" else (self._collection.documents, "passage")
+        dataset, column = (
+            (self._collection.queries, "text") if name == "queries" else (self._collection.documents, "passage")
+        )
         if new:
             known |= dict(zip(new, self._pairs.tokenize(dataset.select(new)[column][:]), strict=True))
 
@@ -230,7 +239,7 @@ def rerank(
 
 
 def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> torch.Tensor:
-    """Inverse document frequency of every token (vocabulary,): log((documents + 1) / (frequency + 1/2)), 0.05 at least."""
+    """Inverse document frequency (vocabulary,): log((documents + 1) / (frequency + 1/2)), at least 0.05."""
     frequency = np.zeros(vocabulary)
     for tokens in tokenized:
         frequency[np.unique(tokens)] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def embed(model_folder: Path, texts: Sequence[str], path: Path, max_length: int,
     if not path.is_file():
         model = SentenceTransformer(str(model_folder), model_kwargs={"use_safetensors": True})
         model.max_seq_length = min(max_length, model.max_seq_length or max_length)
-        shape = (len(texts), model.get_embedding_dimension())
+        shape = (len(texts), int(model.get_embedding_dimension() or 0))
         partial = path.with_name(f".{path.name}")
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
         with progress("retrieve", total=len(texts)) as advance:
@@ -116,7 +116,7 @@ def search_bm25(queries: Sequence[str], documents: Sequence[str], depth: int, la
 
     stemmer, stopwords = _analyzer(language)
 
-    def tokens(texts: Sequence[str]) -> bm25s.tokenization.Tokenized:
+    def tokens(texts: Sequence[str]) -> Any:
         return bm25s.tokenize(list(texts), stopwords=stopwords, stemmer=stemmer, show_progress=False)
 
     index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
@@ -125,7 +125,7 @@ def search_bm25(queries: Sequence[str], documents: Sequence[str], depth: int, la
     return _ordered(np.where(scores > 0, rows, NOTHING), scores)  # 0: no word in common, so not found at all
 
 
-def _analyzer(language: str) -> tuple[object | None, str | list[str]]:
+def _analyzer(language: str) -> tuple[Any, list[str]]:
     """Stemmer and stop words by Snowball's name of the language."""
     import Stemmer
     from bm25s.stopwords import STOPWORDS_EN
@@ -161,7 +161,9 @@ def fuse(rankings: Sequence[Ranking], depth: int) -> Ranking:
     return Ranking(documents, scores)
 
 
-def read_run(path: Path, queries: Mapping[str, int], documents: Mapping[str, int], wanted: Sequence[int], depth: int) -> Ranking:
+def read_run(
+    path: Path, queries: Mapping[str, int], documents: Mapping[str, int], wanted: Sequence[int], depth: int
+) -> Ranking:
     """The user's TREC run (`query Q0 document rank score tag`) for the `wanted` query rows; raises DataError."""
     faults = Faults()
     lists: dict[int, list[tuple[float, int, int]]] = {row: [] for row in wanted}
@@ -172,7 +174,11 @@ def read_run(path: Path, queries: Mapping[str, int], documents: Mapping[str, int
     for number, line in enumerate(lines, start=1):
         parts = line.split()
         if len(parts) != 6:
-            faults.add("broken run lines", f"{path}:{number}", f"expected `query Q0 document rank score tag`, got {line[:60]!r}")
+            faults.add(
+                "broken run lines",
+                f"{path}:{number}",
+                f"expected `query Q0 document rank score tag`, got {line[:60]!r}",
+            )
             continue
         query, _, document, _, score, _ = parts
         if document not in documents:
@@ -253,7 +259,8 @@ def retrieve(
         rankings.append(search_bm25(texts, passages[:], deep, section.language))
     if section.run is not None:
         query_rows, document_rows = (
-            {identity: row for row, identity in enumerate(ids)} for ids in (collection.query_ids, collection.document_ids)
+            {identity: row for row, identity in enumerate(ids)}
+            for ids in (collection.query_ids, collection.document_ids)
         )
         rankings.append(read_run(section.run, query_rows, document_rows, queries, section.depth))
     return (fuse(rankings, section.depth) if len(rankings) > 1 else rankings[0]), embeddings

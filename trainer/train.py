@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainer import console
-from trainer.batches import TOKENS_PER_BUCKET, buckets
+from trainer.batches import TOKENS_PER_BUCKET, Group, buckets
 from trainer.data import Collection
 from trainer.errors import RunError
 from trainer.losses import LOSSES, Loss
-from trainer.mine import Group
 from trainer.recipe import Recipe, Train
 from trainer.reranker import Reranker, ScoringModel, TokenizedCollection, rarity
 from trainer.runs import read_json, write_json
@@ -66,7 +66,9 @@ def steps(num_groups: int, section: Train, seed: int) -> list[list[int]]:
     plan = []
     for epoch in range(section.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(num_groups).tolist()
-        plan += [order[start : start + section.queries_per_step] for start in range(0, num_groups, section.queries_per_step)]
+        plan += [
+            order[start : start + section.queries_per_step] for start in range(0, num_groups, section.queries_per_step)
+        ]
     return plan
 
 
@@ -82,7 +84,9 @@ def rate_factor(step: int, total: int, warmup_share: float) -> float:
     return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
 
 
-def start_head(reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group], collection: Collection) -> None:
+def start_head(
+    reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group], collection: Collection
+) -> None:
     """Prepare a fresh head: rare tokens of the corpus weigh more, and scores begin around zero."""
     if not reranker.is_interaction:
         return
@@ -209,8 +213,9 @@ class _Engine:
                 self.accelerator.backward(share * self.accelerator.num_processes)
             pairs = sum(len(group.documents) for group in groups)
             total += weight * torch.tensor([float(share.detach()), pairs], dtype=torch.float64)
-        loss, pairs = self.accelerator.reduce(total.to(self.accelerator.device, torch.float32), "sum").tolist()
-        return loss, int(pairs)
+        total = total.to(self.accelerator.device, torch.float32)
+        summed: Any = self.accelerator.reduce(total, "sum")
+        return float(summed[0]), int(summed[1])
 
     def _share(self, positions: Sequence[int]) -> list[Group]:
         """This process's groups of the step: dealt by size, so that all processes have about the same work."""
@@ -300,8 +305,8 @@ def _resume(folder: Path, accelerator: Accelerator) -> Progress:
     accelerator.load_state(str(found[-1]))
     notes = read_json(found[-1] / "progress.json")
     processes = notes.pop("processes")
+    notes["curve"] = [(step, score) for step, score in notes["curve"]]
     progress = Progress(**notes)
-    progress.curve = [tuple(point) for point in progress.curve]
     console.stage("train", f"resumed at step {progress.step} from {found[-1].name}")
     if processes != accelerator.num_processes:
         message = f"{processes} processes before, {accelerator.num_processes} now: same steps, but not the same bits"

@@ -1,0 +1,110 @@
+"""Pairs put together from pieces equal the tokenizer's own, and buckets waste little."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from trainer.batches import PairEncoder, buckets
+
+TEMPLATES = ["bert", "roberta", "modernbert"]
+
+
+@pytest.fixture
+def tokenizer(request, tiny):
+    return AutoTokenizer.from_pretrained(tiny[request.param])
+
+
+def texts(rng, words, lengths):
+    return [" ".join(rng.choice(words, size=length)) for length in lengths]
+
+
+def assert_equals_the_tokenizer(tokenizer, queries, documents, max_length):
+    pairs = PairEncoder(tokenizer, max_length)
+    tokens = list(zip(pairs.tokenize(queries), pairs.tokenize(documents), strict=True))
+    ours = pairs.pad(tokens, "cpu")
+    theirs = tokenizer(
+        queries, documents, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+    )
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), (name, max_length)
+        assert ours[name].dtype == torch.int64
+    assert [pairs.size(pair) for pair in tokens] == theirs["attention_mask"].sum(dim=1).tolist()
+
+
+@pytest.mark.parametrize("tokenizer", TEMPLATES, indirect=True)
+def test_padded_pairs_equal_the_tokenizers_own(tokenizer, words):
+    rng = np.random.default_rng(13)
+    for _ in range(40):
+        max_length = int(rng.integers(8, 65))
+        # From nothing to twice what fits, the longer text on either side.
+        short, long = rng.integers(0, max_length, size=6), rng.integers(0, 2 * max_length, size=6)
+        first, second = texts(rng, words, short), texts(rng, words, long)
+        assert_equals_the_tokenizer(tokenizer, first, second, max_length)
+        assert_equals_the_tokenizer(tokenizer, second, first, max_length)
+
+
+@pytest.mark.parametrize("tokenizer", TEMPLATES, indirect=True)
+@pytest.mark.parametrize("max_length", [8, 15, 16, 17, 18])
+def test_pairs_that_just_fit_or_just_do_not_equal_the_tokenizers_own(tokenizer, words, max_length):
+    rng = np.random.default_rng(13)
+    lengths = [(query, document) for query in range(max_length + 2) for document in range(max_length + 2)]
+    lengths = [(query, document) for query, document in lengths if min(query, document) < max_length]
+    queries = texts(rng, words, [query for query, _ in lengths])
+    documents = texts(rng, words, [document for _, document in lengths])
+    assert_equals_the_tokenizer(tokenizer, queries, documents, max_length)
+
+
+@pytest.mark.parametrize("tokenizer", TEMPLATES, indirect=True)
+def test_two_texts_each_longer_than_the_pair_equal_the_tokenizers_own(tokenizer, words):
+    rng = np.random.default_rng(13)
+    for max_length in range(8, 20):
+        lengths = [(max_length + query, max_length + document) for query in range(3) for document in range(3)]
+        queries = texts(rng, words, [query for query, _ in lengths])
+        documents = texts(rng, words, [document for _, document in lengths])
+        assert_equals_the_tokenizer(tokenizer, queries, documents, max_length)
+
+
+def test_only_models_with_segments_get_them(tiny, words):
+    for name in TEMPLATES:
+        pairs = PairEncoder(AutoTokenizer.from_pretrained(tiny[name]), 16)
+        batch = pairs.pad([tuple(pairs.tokenize(["disk full", "queue"]))], "cpu")
+        assert ("token_type_ids" in batch) == (name == "bert")
+
+
+def test_no_texts_give_no_tokens(tiny):
+    assert PairEncoder(AutoTokenizer.from_pretrained(tiny["bert"]), 16).tokenize([]) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 500, 4096])
+@pytest.mark.parametrize("seed", range(5))
+def test_buckets_hold_the_budget_lose_nothing_and_go_from_long_to_short(tokens, seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(4, 129, size=rng.integers(1, 300)).tolist()
+
+    cut = buckets(sizes, tokens)
+
+    in_order = [position for bucket in cut for position in bucket]
+    assert sorted(in_order) == list(range(len(sizes)))
+    assert [sizes[position] for position in in_order] == sorted(sizes, reverse=True)
+    for bucket in cut:
+        assert len(bucket) == 1 or len(bucket) * max(sizes[position] for position in bucket) <= tokens
+
+
+def test_buckets_are_as_full_as_the_budget_allows():
+    # 10 + 10 fill 20; 6, 5, 5 pad to 3 x 6 = 18 and a fourth would not fit; the pair of 25 stands alone.
+    assert buckets([5, 10, 6, 25, 10, 5, 3], 20) == [[3], [1, 4], [2, 0, 5], [6]]
+    assert buckets([], 20) == []
+
+
+def test_little_of_a_bucket_is_padding():
+    sizes = np.clip(np.random.default_rng(3).lognormal(4, 0.6, size=2000), 8, 256).astype(int).tolist()
+
+    def padding(batches):
+        padded = sum(len(batch) * max(sizes[position] for position in batch) for batch in batches)
+        return 1 - sum(sizes) / padded
+
+    as_they_come = [list(range(start, min(start + 64, 2000))) for start in range(0, 2000, 64)]
+    assert padding(as_they_come) > 0.4
+    assert padding(buckets(sizes, 4096)) < 0.04

@@ -1,0 +1,144 @@
+"""Metrics against ir_measures and by hand; intervals and tests against scipy and by hand."""
+
+import ir_measures
+import numpy as np
+import pytest
+import scipy.stats
+
+from trainer.metrics import bootstrap, paired_p, per_query, unknown_metrics
+
+
+@pytest.mark.parametrize("metric", ["nDCG@10", "nDCG", "RR@10", "RR", "AP", "R@5", "P@3", "Success@1"])
+def test_values_are_those_of_ir_measures_where_no_scores_tie(metric):
+    rng = np.random.default_rng(5)
+    documents = [f"d{number}" for number in range(30)]
+    qrels, ranking = {}, {}
+    for number in range(25):
+        judged = rng.choice(documents, size=6, replace=False)
+        qrels[f"q{number}"] = {str(document): int(grade) for document, grade in zip(judged, rng.integers(0, 4, size=6))}
+        ranking[f"q{number}"] = [str(document) for document in rng.permutation(documents)[:15]]
+    run = {query: {document: -float(rank) for rank, document in enumerate(found)} for query, found in ranking.items()}
+    direct = {row.query_id: row.value for row in ir_measures.iter_calc([ir_measures.parse_measure(metric)], qrels, run)}
+
+    ours = per_query([metric], qrels, ranking)[metric]
+
+    assert len(direct) == 25
+    assert ours == pytest.approx(direct, abs=1e-12)
+    assert len(set(ours.values())) > 1
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_the_order_given_decides_where_evaluators_read_ties_by_document_id(names):
+    # With equal scores trec_eval's nDCG puts the last id first and msmarco's RR the first id: for the same run and the
+    # relevant document `a` one says rank 2 (1 / log2 3), the other rank 1.
+    tied = {"q": {"a": 1.0, "b": 1.0}}
+    measures = [ir_measures.nDCG @ 10, ir_measures.RR @ 10]
+    direct = {str(row.measure): row.value for row in ir_measures.iter_calc(measures, {"q": {"a": 1}}, tied)}
+    assert direct == pytest.approx({"nDCG@10": 0.6309297536, "RR@10": 1.0})
+
+    first, second = names
+    ranking = {"q": [first, second]}
+    best = per_query(["nDCG@10", "RR@10"], {"q": {first: 1}}, ranking)
+    next_best = per_query(["nDCG@10", "RR@10"], {"q": {second: 1}}, ranking)
+
+    assert best == {"nDCG@10": {"q": 1.0}, "RR@10": {"q": 1.0}}
+    assert next_best["nDCG@10"]["q"] == pytest.approx(0.6309297536)
+    assert next_best["RR@10"]["q"] == 0.5
+
+
+def test_graded_ndcg_by_hand():
+    # Ranking c b a with grades 0 1 2:  0/log2(2) + 1/log2(3) + 2/log2(4)             = 0.6309298 + 1   = 1.6309298
+    # Best of all judged (a b d):       2/log2(2) + 1/log2(3) + 1/log2(4) = 2 + 0.6309298 + 0.5          = 3.1309298
+    values = per_query(["nDCG@10", "nDCG@2"], {"q": {"a": 2, "b": 1, "c": 0, "d": 1}}, {"q": ["c", "b", "a"]})
+    assert values["nDCG@10"]["q"] == pytest.approx(1.6309298 / 3.1309298, abs=1e-7)
+    assert values["nDCG@2"]["q"] == pytest.approx(0.6309298 / 2.6309298, abs=1e-7)
+
+
+def test_queries_without_a_ranking_count_as_zero_and_those_without_judgements_do_not_count():
+    qrels = {"missing": {"a": 1}, "found": {"a": 1}, "empty": {"a": 1}}
+    ranking = {"unjudged": ["a"], "empty": [], "found": ["a"]}
+
+    values = per_query(["RR@10", "nDCG@10", "R@5"], qrels, ranking)
+
+    for numbers in values.values():
+        assert list(numbers.items()) == [("missing", 0.0), ("found", 1.0), ("empty", 0.0)]
+
+
+def test_two_spellings_of_one_measure_both_get_its_values():
+    values = per_query(["RR@10", "MRR@10"], {"q": {"a": 1}}, {"q": ["b", "a"]})
+    assert values == {"RR@10": {"q": 0.5}, "MRR@10": {"q": 0.5}}
+
+
+def test_metrics_that_exist_are_known_and_misspelt_ones_are_named():
+    assert unknown_metrics(["nDCG@10", "RR@10", "R@50", "AP", "P@5", "RR(rel=2)@10", "MRR@10"]) == []
+    assert unknown_metrics(["nDCG@10", "ndgc@10", "", "nDCG@x", "hits"]) == ["ndgc@10", "", "nDCG@x", "hits"]
+
+
+@pytest.mark.parametrize("metric", ["R", "P", "nDCG@0", "alpha_nDCG@10"])
+def test_a_metric_that_parses_but_cannot_be_computed_is_refused_before_the_work(metric):
+    assert unknown_metrics([metric]) == [metric]
+
+
+def test_bootstrap_interval_holds_the_mean_and_is_as_wide_as_theory_says():
+    values = np.random.default_rng(1).normal(0.5, 0.2, size=400)
+    interval = bootstrap(values.tolist(), seed=7)
+    half = 1.96 * values.std() / np.sqrt(400)
+
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_bootstrap_interval_is_that_of_scipy():
+    values = np.random.default_rng(2).beta(0.4, 0.4, size=60)
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(3))
+    ours = bootstrap(values.tolist(), seed=7)
+    width = ours.high - ours.low
+    assert ours[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.05 * width)
+
+
+def test_bootstrap_is_seeded_and_equal_values_leave_no_doubt():
+    values = [0.0, 0.3, 1.0, 0.5, 0.2]
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
+    assert bootstrap(values, seed=1) != bootstrap(np.array(values) ** 2, seed=1)
+    assert len({bootstrap(np.random.default_rng(0).random(50), seed=seed)[1:] for seed in range(3)}) == 3
+    assert bootstrap([0.5] * 20, seed=1) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("differences", "exact"),
+    [
+        # All eight sign flips of three differences; p is the share of them whose |sum| reaches the observed one.
+        ([1, 2, 5], 2 / 8),  # observed 8: only +++ and ---
+        ([-1, 2, 5], 4 / 8),  # observed 6: those and ++- with its mirror
+        ([1, -2, 5], 6 / 8),  # observed 4
+        ([-1, -2, 5], 8 / 8),  # observed 2, the least there is
+        ([0, 0, 0], 1),
+    ],
+)
+def test_paired_p_of_three_differences_by_hand(differences, exact):
+    assert paired_p([0.1 * value for value in differences], [0, 0, 0], seed=3) == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1, 0.2])
+def test_paired_p_is_that_of_scipys_permutation_test(gain):
+    rng = np.random.default_rng(11)
+    theirs = rng.random(12)
+    ours = theirs + rng.normal(gain, 0.2, size=12)
+    # n_resamples above 2**12: scipy goes through all sign flips.
+    exact = scipy.stats.permutation_test((ours - theirs,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert paired_p(ours, theirs, seed=3) == pytest.approx(exact.pvalue, abs=0.02)
+
+
+def test_paired_p_never_claims_more_than_its_resamples_show_and_is_two_sided():
+    ahead, behind = np.full(40, 0.6), np.full(40, 0.5)
+    assert paired_p(ahead, behind, seed=3) == 1e-4
+    assert paired_p(behind, ahead, seed=3) == 1e-4
+    assert paired_p(ahead, ahead, seed=3) == 1.0
+
+
+def test_paired_p_is_seeded():
+    rng = np.random.default_rng(4)
+    ours, theirs = rng.random(30), rng.random(30)
+    assert paired_p(ours, theirs, seed=1) == paired_p(ours, theirs, seed=1)
+    assert len({paired_p(ours, theirs, seed=seed) for seed in range(4)}) > 1

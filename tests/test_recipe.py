@@ -1,0 +1,397 @@
+"""The recipe: every fault at once, with its place, what was given and the nearest right word."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from trainer import Recipe, load_recipe
+from trainer.errors import RecipeError
+from trainer.recipe import Push, schema_table, sections
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+LEAST = "name: least\ndata:\n  path: somewhere\n"  # three lines, so what a test adds begins on line 4
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def read(text, *overrides):
+    path = Path("r.yaml")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_recipe(path, overrides)
+
+
+def faults(text, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        read(text, *overrides)
+    return caught.value.faults
+
+
+def fault(text, *overrides):
+    (only,) = faults(text, *overrides)
+    return only
+
+
+# What is right
+
+
+def test_a_name_and_a_data_folder_are_enough():
+    recipe = read(LEAST)
+    assert (recipe.name, recipe.data.path) == ("least", Path("somewhere"))
+    assert recipe == Recipe.model_validate({"name": "least", "data": {"path": "somewhere"}})
+
+
+def test_every_default_passes_its_own_check():
+    recipe = read(LEAST)
+    # pydantic does not check defaults; written out and read again they are given values, and those are checked
+    assert read(yaml.safe_dump(recipe.model_dump(mode="json"))) == recipe
+    push = Push(repository="owner/name")
+    assert read(yaml.safe_dump(recipe.model_dump(mode="json") | {"push": push.model_dump()})).push == push
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_that_comes_along_is_right(path):
+    load_recipe(path)
+
+
+def test_a_recipe_cannot_be_changed_once_it_is_read():
+    with pytest.raises(ValidationError, match="frozen"):
+        read(LEAST).train.epochs = 3
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbf" + LEAST.encode(), LEAST.replace("\n", "\r\n")], ids=["mark", "crlf"])
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(text):
+    assert read(text) == read(LEAST)
+
+
+@pytest.mark.parametrize("name", [name for name in sections() if name != "data"])
+def test_a_section_whose_keys_are_all_commented_out_is_the_default(name):
+    assert read(f"{LEAST}{name}:\n  # key: value\n") == read(LEAST)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    assert yaml.safe_load("2e-5") == "2e-5"  # YAML 1.1 wants 2.0e-5
+    assert read(f"{LEAST}train:\n  learning_rate: 2e-5\n").train.learning_rate == 2e-5
+    assert read(LEAST, "train.learning_rate=2e-5").train.learning_rate == 2e-5
+
+
+def test_off_is_a_mode_although_yaml_reads_it_as_false():
+    assert yaml.safe_load("off") is False
+    assert read(f"{LEAST}track:\n  mode: off\n").track.mode == "off"
+    assert read(f"{LEAST}track:\n  mode: online\n", "track.mode=off").track.mode == "off"
+
+
+def test_all_of_the_retrieved_candidates_are_reranked_unless_the_recipe_says_fewer():
+    assert read(f"{LEAST}retriever:\n  depth: 40\n").rerank_depth == 40
+    assert read(f"{LEAST}retriever:\n  depth: 40\nevaluate:\n  depth: 40\n").rerank_depth == 40
+    assert read(f"{LEAST}retriever:\n  depth: 40\nevaluate:\n  depth: 15\n").rerank_depth == 15
+
+
+# All at once, with places
+
+
+def test_five_faults_are_told_in_the_order_of_their_lines_and_those_of_the_command_line_last():
+    text = """name: two words
+data:
+  path: somewhere
+train:
+  epochs: 0
+  epohcs: 2
+retriever:
+  kind: hybird
+  depth: 20
+  depth: 30
+"""
+    told = faults(text, "mine.pick=best")
+    assert [line.split(": ")[:2] for line in told] == [
+        ["r.yaml:1", "name"],
+        ["r.yaml:5", "train.epochs"],
+        ["r.yaml:6", "train.epohcs"],
+        ["r.yaml:8", "retriever.kind"],
+        ["r.yaml:10", "retriever.depth"],
+        ["command line", "mine.pick"],
+    ]
+
+
+def test_lines_are_ordered_as_numbers():
+    told = faults(LEAST + "# a comment\n" * 5 + "a_key: 1\nb_key: 1\n")  # lines 9 and 10
+    assert [line.split(": ")[0] for line in told] == ["r.yaml:9", "r.yaml:10"]
+
+
+def test_what_is_missing_is_placed_on_the_section_that_lacks_it():
+    assert fault("name: a\n") == "r.yaml:1: data: is required but missing"
+    assert fault("name: a\ndata:\n  # path: somewhere\n") == "r.yaml:2: data.path: is required but missing"
+    assert fault(f"{LEAST}push:\n  private: false\n") == "r.yaml:4: push.repository: is required but missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"{LEAST}seed: 1\nmine:\nseed: 2\n", ["r.yaml:6: seed: given twice, first on line 4; keep one"]),
+        (
+            f"{LEAST}train:\n  epochs: 1\n  epochs: 1\n",
+            ["r.yaml:6: train.epochs: given twice, first on line 5; keep one"],
+        ),
+        (f"{LEAST}train:\n  epochs: 1\nmine:\ntrain:\n", ["r.yaml:7: train: given twice, first on line 4; keep one"]),
+    ],
+    ids=["top", "in a section", "section"],
+)
+def test_a_key_given_twice_is_a_fault_that_names_both_lines(text, told):
+    assert faults(text) == told
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ("Train:\n  epochs: 3\n", "r.yaml:4: Train: no such key; did you mean train?"),
+        ("train:\n  epoch: 3\n", "r.yaml:5: train.epoch: no such key; did you mean epochs?"),
+        ("reranker:\n  max_lenght: 9\n", "r.yaml:5: reranker.max_lenght: no such key; did you mean max_length?"),
+        ("export:\n  zzz: 3\n", "r.yaml:5: export.zzz: no such key; known here: formats"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_nearest_right_word_or_all_of_them(added, told):
+    assert fault(LEAST + added) == told
+
+
+@pytest.mark.parametrize(
+    ("added", "place", "said"),
+    [
+        ("retriever:\n  kind: hybird\n", "r.yaml:5: retriever.kind: ", "'dense', 'bm25', 'hybrid' or 'run', got 'hybird'"),
+        ("retriever:\n  depth: 0\n", "r.yaml:5: retriever.depth: ", "greater than or equal to 1, got 0"),
+        ("mine:\n  max_share_of_positive: 95\n", "r.yaml:5: mine.max_share_of_positive: ", "to 1, got 95"),
+        ("train:\n  epochs: 1.5\n", "r.yaml:5: train.epochs: ", "got 1.5"),
+        ("train:\n  learning_rate: -1e-4\n", "r.yaml:5: train.learning_rate: ", "greater than 0, got '-1e-4'"),
+        ("train:\n  learning_rate: fast\n", "r.yaml:5: train.learning_rate: ", "got 'fast'"),
+        ("train:\n  learning_rate: .nan\n", "r.yaml:5: train.learning_rate: ", "got nan"),
+        ("train:\n  learning_rate: .inf\n", "r.yaml:5: train.learning_rate: ", "got inf"),
+        ("train:\n  epochs: yes\n", "r.yaml:5: train.epochs: ", "got True"),
+        ("seed: true\n", "r.yaml:4: seed: ", "got True"),
+        ("track:\n  mode: on\n", "r.yaml:5: track.mode: ", "'off', 'offline' or 'online', got True"),
+        ("train: 5\n", "r.yaml:4: train: ", "a section with keys of its own, got 5"),
+        ("push:\n  repository: mine\n", "r.yaml:5: push.repository: ", "got 'mine'"),
+        ("export:\n  formats: [onxx]\n", "r.yaml:5: export.formats: ", "'onnx', got 'onxx'"),
+        ("retriever:\n  language: klingon\n", "r.yaml:5: retriever.language: ", "'klingon'"),
+        ("retriever:\n  language: englisch\n", "r.yaml:5: retriever.language: ", "did you mean english?"),
+    ],
+    ids=lambda value: value.replace("\n", " ") if ":\n" in value or value.count(":") == 1 else "",
+)
+def test_a_wrong_value_is_told_with_its_place_and_what_was_given(added, place, said):
+    told = fault(LEAST + added)
+    assert told.startswith(place)
+    assert said in told
+
+
+def test_a_list_is_not_called_by_its_python_name():
+    told = fault(f"{LEAST}evaluate:\n  metrics: nDCG@10\n")
+    assert told.startswith("r.yaml:5: evaluate.metrics: ")
+    assert "list" in told
+    assert "tuple" not in told
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["ndgc@10", "nDCG@", "R", "P@0", "nDCG(foo=2)@10", "AP(rel=0)", "SDCG@10", "__import__('os').getcwd()@3"],
+)
+def test_a_metric_that_cannot_be_measured_is_refused_before_anything_runs(metric):
+    told = fault(f'{LEAST}evaluate:\n  metrics: [nDCG@10, "{metric}"]\n')
+    assert told.startswith("r.yaml:5: evaluate.metrics: ")
+    assert f"no {metric}; e.g. nDCG@10" in told
+
+
+def test_no_metric_at_all_is_refused():
+    assert "name at least one metric" in fault(f"{LEAST}evaluate:\n  metrics: []\n")
+
+
+@pytest.mark.parametrize("key", ["name", "seed"])
+def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
+    text = "name: a\nseed: 1\ndata:\n  path: b\n".replace({"name": "name: a", "seed": "seed: 1"}[key], f"{key}:")
+    told = fault(text)
+    assert told.startswith(f"r.yaml:{1 if key == 'name' else 2}: {key}: ")
+    assert "{}" not in told
+
+
+# Contradictions
+
+
+@pytest.mark.parametrize(
+    ("added", "place", "said"),
+    [
+        ("retriever:\n  kind: run\n", "r.yaml:4: retriever.run: ", "run: my_engine.trec"),
+        ("retriever:\n  kind: bm25\n  run: a.trec\n", "r.yaml:6: retriever.run: ", "but kind is bm25"),
+        ("retriever:\n  run: a.trec\n", "r.yaml:5: retriever.run: ", "but kind is hybrid"),
+        ("retriever:\n  depth: 20\nevaluate:\n  depth: 21\n", "r.yaml:7: evaluate.depth: ", "21 is more than"),
+        ("evaluate:\n  depth: 51\n", "r.yaml:5: evaluate.depth: ", "51 is more than retriever.depth 50"),
+        ("mine:\n  first_rank: 9\n  last_rank: 8\n", "r.yaml:6: mine.last_rank: ", "first_rank is 9, last_rank 8"),
+        ("mine:\n  first_rank: 2000\n", "r.yaml:", "2000"),
+        ("retriever:\n  depth: 20\nmine:\n  first_rank: 21\n", "r.yaml:7: mine.first_rank: ", "20"),
+    ],
+    ids=[
+        "run missing",
+        "run with bm25",
+        "run with default kind",
+        "rerank deeper than retrieved",
+        "rerank deeper than the default",
+        "window ends before it begins",
+        "window begins behind the default end",
+        "window begins behind the last candidate",
+    ],
+)
+def test_a_contradiction_is_told_where_it_stands_and_with_both_sides(added, place, said):
+    told = fault(LEAST + added)
+    assert told.startswith(place)
+    assert said in told
+
+
+def test_a_contradiction_on_the_command_line_is_placed_there():
+    told = fault(f"{LEAST}evaluate:\n  metrics: [AP]\n", "evaluate.depth=51")
+    assert told.startswith("command line: evaluate.depth: ")
+
+
+def test_a_broken_value_is_not_told_a_second_time_as_a_contradiction():
+    assert len(faults(f"{LEAST}retriever:\n  kind: rnu\n  run: a.trec\n")) == 1
+    assert len(faults(f"{LEAST}retriever:\n  depth: 0\nevaluate:\n  depth: 60\n")) == 1
+    assert len(faults(f"{LEAST}mine:\n  first_rank: 0\n  last_rank: 5\n")) == 1
+
+
+def test_limits_that_meet_are_no_contradiction():
+    recipe = read(f"{LEAST}retriever:\n  depth: 20\nmine:\n  first_rank: 20\n  last_rank: 20\nevaluate:\n  depth: 20\n")
+    assert (recipe.mine.first_rank, recipe.rerank_depth) == (20, 20)
+    assert read(f"{LEAST}retriever:\n  kind: run\n  run: a.trec\n").retriever.run == Path("a.trec")
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["train.epochs=3"], "train.epochs", 3),
+        (["train.epochs=3", "train.epochs=4"], "train.epochs", 4),
+        (["seed=7"], "seed", 7),
+        (["name=other"], "name", "other"),
+        (["data.path=else where"], "data.path", Path("else where")),
+        (["evaluate.metrics=[AP, RR@5]"], "evaluate.metrics", ("AP", "RR@5")),
+        (["mine.max_share_of_positive=null"], "mine.max_share_of_positive", None),
+        (["reranker.trust_remote_code=true"], "reranker.trust_remote_code", True),
+        (["push.repository=owner/name"], "push.repository", "owner/name"),
+        (["push.repository=owner/name", "push.message=a = b"], "push.message", "a = b"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_override_lies_over_the_file(overrides, key, value):
+    found = read(f"{LEAST}train:\n  epochs: 2\n", *overrides)
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_an_override_mends_a_fault_of_the_file():
+    assert read(f"{LEAST}train:\n  epochs: 0\n", "train.epochs=1").train.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epoch=3", "command line: train.epoch: no such key; did you mean epochs?"),
+        ("trian.epochs=3", "command line: trian: no such key; did you mean train?"),
+        ("epochs", "command line: 'epochs' is no override; write section.key=value, e.g. train.epochs=3"),
+        ("=3", "command line: '=3' is no override; write section.key=value, e.g. train.epochs=3"),
+        ("train.=3", "command line: 'train.=3' is no override; write section.key=value, e.g. train.epochs=3"),
+        ("train.a.b=3", "command line: 'train.a.b=3' is no override; write section.key=value, e.g. train.epochs=3"),
+        ("name.first=a", "command line: name.first: name is not a section"),
+        ("train.epochs=[1", "command line: train.epochs: '[1' is not a YAML value; quote it"),
+        ("name=2024-13-45", "command line: name: '2024-13-45' is not a YAML value; quote it"),
+        ("train.epochs=0", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
+        ("train={epochs: 0}", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_wrong_override_is_placed_on_the_command_line(override, told):
+    assert fault(f"{LEAST}train:\n  epochs: 2\n", override) == told
+
+
+# Files that are no recipe
+
+
+def test_a_missing_file_comes_with_the_name_of_the_nearest_recipe():
+    Path("quickstart.yaml").touch()
+    with pytest.raises(RecipeError, match=r"^quikstart.yaml: no such recipe; did you mean quickstart.yaml\?$"):
+        load_recipe("quikstart.yaml")
+    with pytest.raises(RecipeError, match=r"^nowhere/r.yaml: no such recipe; known here: no .yaml file$"):
+        load_recipe("nowhere/r.yaml")
+
+
+def test_a_folder_is_no_recipe():
+    Path("folder").mkdir()
+    with pytest.raises(RecipeError, match="^folder: cannot be read"):
+        load_recipe("folder")
+
+
+def test_a_recipe_is_utf8():
+    assert fault("name: caf\xe9\n".encode("latin-1")).startswith("r.yaml: cannot be read as UTF-8 text: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", 1),
+        ("# nothing yet\n", 1),
+        ("- name\n- data\n", 1),
+        ("name\n", 1),
+        ("name: a: b\n", 1),
+        ("name: a\n\tseed: 1\n", 2),
+        (f"{LEAST}seed: [1\n", 5),
+        (f"{LEAST}---\n{LEAST}", 4),
+        (f"{LEAST}seed: !number 3\n", 4),
+        (f"{LEAST}seed: !!python/object/apply:os.getcwd []\n", 4),
+        (f"{LEAST}track:\n  project: 2024-13-45\n", 5),
+        ("name: a\nseed: \x07\n", 2),
+        ("name: a\ntrain: &loop\n  epochs: *loop\n", 3),
+        (f"{LEAST}? [a, b]\n: 1\n", 4),
+    ],
+    ids=[
+        "empty",
+        "comment",
+        "list",
+        "text",
+        "two colons",
+        "tab",
+        "open bracket",
+        "two documents",
+        "tag",
+        "python tag",
+        "no such day",
+        "control character",
+        "holds itself",
+        "key of two words",
+    ],
+)
+def test_what_is_no_recipe_is_told_with_its_line(text, line):
+    for told in faults(text):
+        assert told.startswith(f"r.yaml:{line}: ")
+        assert "Node(" not in told
+
+
+# The schema as a table
+
+
+def test_the_table_names_every_field_in_order_with_its_meaning():
+    assert [name for name in Recipe.model_fields if name not in ("name", "seed")] == list(sections())
+    for section in (Recipe, *sections().values()):
+        rows = schema_table(section)
+        assert [key for key, _, _ in rows] == list(section.model_fields)
+        if section is not Recipe:
+            assert all(meaning for _, _, meaning in rows)
+
+
+def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
+    least = read(LEAST)
+    for name, section in sections().items():
+        for key, default, _ in schema_table(section):
+            if default != "required" and name != "push":
+                assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
+    defaults = {key: default for key, default, _ in schema_table(Push)}
+    assert defaults == {"repository": "required", "private": "true", "message": "Add fine-tuned reranker"}

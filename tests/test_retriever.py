@@ -1,0 +1,350 @@
+"""The first stage: each engine against an oracle, their fusion by hand, and the user's own run file."""
+
+import re
+from dataclasses import fields
+from math import log
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from trainer import retriever
+from trainer.data import SPLITS, build_collection
+from trainer.errors import DataError, RecipeError
+from trainer.recipe import Retriever
+from trainer.retriever import (
+    NOTHING,
+    Candidates,
+    Ranking,
+    embed,
+    fuse,
+    read_run,
+    retrieve_splits,
+    search_bm25,
+    search_dense,
+    with_similarities,
+)
+
+
+@pytest.fixture
+def collection(beir, tmp_path):
+    return build_collection(beir, tmp_path / "data")
+
+
+@pytest.fixture
+def bi_encoder(tiny, tmp_path):
+    """A tiny bi-encoder with mean pooling, as sentence-transformers keeps one."""
+    folder = tmp_path / "bi-encoder"
+    SentenceTransformer(str(tiny["bert"]), device="cpu").save(str(folder))
+    return folder
+
+
+def ranking(*lists):
+    """A ranking of (documents, scores) for each query."""
+    documents, scores = zip(*lists, strict=True)
+    return Ranking(np.array(documents, dtype=np.int32), np.array(scores, dtype=np.float32))
+
+
+# Dense
+
+
+@pytest.mark.parametrize("depth", [1, 10, 100, 150, 400])
+def test_dense_search_is_brute_force(depth, monkeypatch):
+    monkeypatch.setattr(retriever, "ENCODE_BLOCK", 70)
+    monkeypatch.setattr(retriever, "SEARCH_BLOCK", 9)
+    rng = np.random.default_rng(depth)
+    queries, documents = rng.normal(size=(25, 16)).astype(np.float32), rng.normal(size=(300, 16)).astype(np.float32)
+    scores = queries @ documents.T
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+
+    found = search_dense(queries, documents, depth)
+
+    np.testing.assert_array_equal(found.documents, expected)
+    np.testing.assert_allclose(found.scores, np.take_along_axis(scores, expected, axis=1), rtol=1e-5, atol=1e-5)
+    assert found.documents.shape == (25, min(depth, 300))
+
+
+def test_dense_search_puts_equal_scores_in_order_of_rows():
+    rng = np.random.default_rng(3)
+    queries, documents = (rng.integers(-1, 2, size=(count, 3)).astype(np.float32) for count in (30, 40))
+    expected = np.argsort(-(queries @ documents.T), axis=1, kind="stable")
+    np.testing.assert_array_equal(search_dense(queries, documents, 40).documents, expected)
+
+
+@pytest.mark.parametrize("depth", [3, 10, 120])
+def test_dense_search_cuts_equal_scores_in_order_of_rows(depth):
+    rng = np.random.default_rng(depth)
+    queries, documents = (rng.integers(-1, 2, size=(count, 3)).astype(np.float32) for count in (30, 200))
+    expected = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :depth]
+    np.testing.assert_array_equal(search_dense(queries, documents, depth).documents, expected)
+
+
+def test_embeddings_are_those_of_the_bi_encoder_of_unit_length_kept_and_mapped(
+    bi_encoder, collection, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(retriever, "ENCODE_BLOCK", 7)
+    texts = collection.documents["passage"][:]
+    model = SentenceTransformer(str(bi_encoder), device="cpu")
+
+    vectors = embed(bi_encoder, collection.documents["passage"], tmp_path / "documents.npy", max_length=64)
+
+    assert isinstance(vectors, np.memmap)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, model.encode(texts, normalize_embeddings=True), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert [path.name for path in tmp_path.glob("*.npy")] == ["documents.npy"]
+    again = embed(tmp_path / "no model is needed", texts, tmp_path / "documents.npy", max_length=64)
+    np.testing.assert_array_equal(again, vectors)
+
+
+def test_the_bi_encoder_reads_max_length_tokens_and_no_more(bi_encoder, tmp_path):
+    # Eight tokens: [CLS], six words, [SEP].
+    texts = ["disk memory queue lock route cert" + rest for rest in ("", " probe", " deploy log look")]
+    short = embed(bi_encoder, texts, tmp_path / "short.npy", max_length=8)
+    long = embed(bi_encoder, texts, tmp_path / "long.npy", max_length=512)
+    np.testing.assert_allclose(short, np.tile(short[:1], (3, 1)), atol=1e-6)
+    assert np.abs(long[1] - long[0]).max() > 1e-3
+
+
+# BM25
+
+
+def test_bm25_finds_the_exact_match_first(collection):
+    passages = collection.documents["passage"][:]
+    found = search_bm25(passages, passages, 10, "english")
+    assert found.documents[:, 0].tolist() == list(range(len(passages)))
+    assert np.all(np.diff(found.scores, axis=1) <= 0)
+
+
+def test_bm25_score_by_hand():
+    # Lucene's: ln(1 + (3 - 1 + 0.5) / (1 + 0.5)) * tf / (tf + 1.2 * (1 - 0.75 + 0.75 * length / mean length));
+    # `queue` stands once, in one of three documents; its document has 2 of 7/3 words on average.
+    found = search_bm25(["queue"], ["disk full", "disk slow node", "queue lag"], 3, "english")
+    assert found.documents.tolist() == [[2, NOTHING, NOTHING]]
+    assert found.scores[0, 0] == pytest.approx(log(1 + 2.5 / 1.5) / (1 + 1.2 * (0.25 + 0.75 * 2 / (7 / 3))))
+
+
+@pytest.mark.parametrize("query", ["zebra", "the of and", "", "??"])
+def test_bm25_returns_nothing_where_no_word_is_shared(query):
+    found = search_bm25([query, "disk"], ["disk full", "the of and", "queue lag"], 3, "english")
+    assert found.documents.tolist() == [[NOTHING] * 3, [0, NOTHING, NOTHING]]
+    assert found.scores[0].tolist() == [0, 0, 0]
+
+
+def test_bm25_puts_and_cuts_equal_scores_in_order_of_rows():
+    documents = ["queue lag", *["disk full"] * 30, "disk disk"]
+    found = search_bm25(["disk"], documents, 6, "english")
+    assert found.documents.tolist() == [[31, 1, 2, 3, 4, 5]]
+
+
+def test_bm25_is_no_deeper_than_the_collection():
+    assert search_bm25(["disk"], ["disk full", "disk slow"], 50, "english").documents.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("language", "query", "found"),
+    [
+        ("english", "killing pods", [0]),  # kill, pod
+        ("german", "haus", [1]),  # häuser and haus share their stem
+        ("german", "pods", [NOTHING]),  # no English plural here
+        ("none", "pods", [NOTHING]),  # not stemmed: pod is another word
+        ("none", "the", [0]),  # no stop words
+        ("english", "the", [NOTHING]),
+    ],
+)
+def test_bm25_stems_and_drops_stop_words_by_language(language, query, found):
+    documents = ["the kernel kills the pod", "die häuser", "queue lag"]
+    assert search_bm25([query], documents, 1, language).documents.tolist() == [found]
+
+
+def test_a_stemmer_without_a_list_of_stop_words_will_do():
+    assert search_bm25(["talot"], ["talo", "koira"], 1, "finnish").documents.tolist() == [[0]]
+
+
+@pytest.mark.parametrize(("language", "hint"), [("germna", "did you mean german?"), ("English", "did you mean english?")])
+def test_an_unknown_language_is_a_fault_of_the_recipe(language, hint):
+    with pytest.raises(RecipeError, match=rf"retriever\.language: .*'{language}'.*{re.escape(hint)}"):
+        search_bm25(["disk"], ["disk"], 1, language)
+
+
+# Fusion
+
+
+def test_fusion_by_hand():
+    # 1 / (60 + rank), summed:  document 1: 1/61 + 1/62;  3: 1/63 + 1/61;  2: 1/62
+    first, second = ranking(([1, 2, 3], [9, 8, 7])), ranking(([3, 1, NOTHING], [0.3, 0.2, 0]))
+    fused = fuse([first, second], 5)
+    assert fused.documents.tolist() == [[1, 3, 2, NOTHING, NOTHING]]
+    assert fused.scores[0].tolist() == pytest.approx([1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, 0, 0])
+    assert fuse([first, second], 2).documents.tolist() == [[1, 3]]
+
+
+def test_fusion_keeps_queries_apart_and_ties_in_order_of_rows():
+    first = ranking(([7, 5], [1, 0.5]), ([0, NOTHING], [1, 0]))
+    second = ranking(([5, 7], [1, 0.5]), ([NOTHING, NOTHING], [0, 0]))
+    assert fuse([first, second], 2).documents.tolist() == [[5, 7], [0, NOTHING]]
+
+
+# The user's own run
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a run of the given lines for two queries and four documents."""
+
+    def read_lines(*lines, depth=3, wanted=(0, 1)):
+        path = tmp_path / "own.trec"
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return read_run(path, {"q0": 0, "q1": 1}, {"d0": 0, "d1": 1, "d2": 2, "d3": 3}, wanted, depth)
+
+    return read_lines
+
+
+def test_a_run_is_sorted_by_score_whatever_the_order_of_its_lines(read):
+    found = read("q1 Q0 d3 1 0.5 own", "q0 Q0 d1 2 1.5 own", "q0 Q0 d2 1 2.5 own", "q0\tQ0\td0\t3\t-1e1\town")
+    assert found.documents.tolist() == [[2, 1, 0], [3, NOTHING, NOTHING]]
+    assert found.scores.tolist() == [[2.5, 1.5, -10], [0.5, 0, 0]]
+
+
+def test_a_run_keeps_equal_scores_in_order_of_lines_and_is_cut_at_depth(read):
+    lines = ["q1 Q0 d3 1 1 own", "q0 Q0 d3 1 1 own", "q0 Q0 d0 2 1 own", "q0 Q0 d1 3 2 own"]
+    assert read(*lines, depth=2).documents.tolist() == [[1, 3], [3, NOTHING]]
+
+
+def test_a_run_is_read_for_the_wanted_queries_in_their_order(read):
+    lines = ["q0 Q0 d0 1 1 own", "q1 Q0 d1 1 1 own"]
+    assert read(*lines, wanted=[1], depth=1).documents.tolist() == [[1]]
+    assert read(*lines, wanted=[1, 0], depth=1).documents.tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q0 d1 1 2.0", "expected `query Q0 document rank score tag`, got 'q0 d1 1 2.0'"),
+        ("", "expected `query Q0 document rank score tag`, got ''"),
+        ("q0 Q0 d9 1 2.0 own", "document 'd9' is not in the corpus"),
+        ("q9 Q0 d1 1 2.0 own", "query 'q9' is not among the queries"),
+        ("q0 Q0 d1 1 high own", "the score is a number, got 'high'"),
+        ("q0 Q0 d1 1 nan own", "the score is a number, got 'nan'"),
+        ("q0 Q0 d0 2 2.0 own", "document 'd0' .*line 1"),
+    ],
+)
+def test_a_fault_of_a_run_is_told_with_its_line(read, line, message):
+    with pytest.raises(DataError, match=rf"own\.trec:2: {message}"):
+        read("q0 Q0 d0 1 3.0 own", line, "q1 Q0 d0 1 3.0 own")
+
+
+def test_all_faults_of_a_run_are_told_at_once(read):
+    with pytest.raises(DataError) as caught:
+        read("q0 Q0 d9 1 2.0 own", "q0 d1", *["q1 Q0 dx 1 1 own"] * 12)
+    text = str(caught.value)
+    assert ":1: document 'd9'" in text
+    assert ":2: expected" in text
+    assert "... and 3 more: missing documents" in text
+
+
+def test_a_judged_query_without_lines_is_told(read):
+    with pytest.raises(DataError, match=r"own\.trec: 1 judged queries have no line, e\.g\. 'q1'"):
+        read("q0 Q0 d0 1 3.0 own")
+    with pytest.raises(DataError, match=r"own\.trec: 2 judged queries have no line"):
+        read()
+
+
+def test_a_run_that_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(RecipeError, match=r"retriever\.run: .*none\.trec"):
+        read_run(tmp_path / "none.trec", {}, {}, [], 1)
+    (tmp_path / "latin.trec").write_bytes(b"q0 Q0 caf\xe9 1 1.0 own\n")
+    with pytest.raises(RecipeError, match=r"retriever\.run: .*latin\.trec"):
+        read_run(tmp_path / "latin.trec", {}, {}, [], 1)
+
+
+# Candidates
+
+
+def test_candidates_are_read_as_they_were_saved(tmp_path):
+    found = ranking(([4, 2, NOTHING], [2, 1, 0]), ([1, 0, 5], [9, 8, 7]))
+    candidates = with_similarities(found, [3, 8], {3: {2: 1}, 8: {7: 2}}, None)
+    candidates.save(tmp_path / "dev.npz")
+    again = Candidates.load(tmp_path / "dev.npz")
+    for field in fields(Candidates):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(candidates, field.name))
+        assert getattr(again, field.name).dtype == getattr(candidates, field.name).dtype
+    assert [path.name for path in tmp_path.iterdir() if "npz" in path.name] == ["dev.npz"]
+
+
+def test_candidates_are_cut_at_a_depth():
+    found = ranking(([4, 2, NOTHING], [2, 1, 0]), ([1, 0, 5], [9, 8, 7]))
+    candidates = with_similarities(found, [3, 8], {3: {2: 1}, 8: {7: 2}}, None)
+    assert candidates.found(0) == [4, 2]
+    assert candidates.found(1) == [1, 0, 5]
+    assert candidates.found(1, depth=2) == [1, 0]
+    top = candidates.top(1)
+    assert top.documents.tolist() == [[4], [1]]
+    assert top.scores.tolist() == top.similarities.tolist() == [[2], [9]]
+    assert top.positive_similarity[0] == 1  # that of a positive does not depend on the cut
+    assert top.queries.tolist() == [3, 8]
+    assert candidates.top(50).documents.tolist() == candidates.documents.tolist()
+
+
+def test_without_embeddings_the_engines_scores_are_compared_and_a_missed_positive_is_unknown():
+    found = ranking(([4, 2, 7, NOTHING], [5, 4, 3, 0]), ([1, 0, 5, 6], [9, 8, 7, 6]), ([1, 0, 5, 6], [9, 8, 7, 6]))
+    qrels = {3: {7: 1, 2: 2, 4: 0}, 8: {7: 2}, 9: {5: 1, 7: 1}}
+    candidates = with_similarities(found, [3, 8, 9], qrels, None)
+    np.testing.assert_array_equal(candidates.similarities[0], [5, 4, 3, np.nan])
+    np.testing.assert_array_equal(candidates.positive_similarity, [4, np.nan, 7])
+
+
+def test_with_embeddings_cosines_are_compared_and_a_missed_positive_is_known():
+    # The query along the first axis: a document's similarity is its first coordinate.
+    documents = np.array([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [-0.6, 0.8]], dtype=np.float32)
+    vectors = np.array([[1.0, 0.0]], dtype=np.float32)
+    found = ranking(([2, 0, NOTHING], [31, 30, 0]))
+    candidates = with_similarities(found, [5], {5: {1: 1, 3: 2, 0: 0}}, (vectors, documents))
+    np.testing.assert_allclose(candidates.similarities[0], [0.0, 0.6, np.nan])
+    np.testing.assert_allclose(candidates.positive_similarity, [1.0])
+    assert candidates.scores.tolist() == [[31, 30, 0]]
+
+
+@pytest.mark.parametrize("kind", ["bm25", "dense", "hybrid"])
+def test_every_split_gets_candidates_and_they_are_kept(kind, collection, bi_encoder, tmp_path):
+    model = None if kind == "bm25" else bi_encoder
+    section = Retriever(kind=kind, depth=12)
+    found = retrieve_splits(section, collection, model, tmp_path)
+
+    assert tuple(found) == SPLITS
+    texts, passages = collection.queries["text"][:], collection.documents["passage"][:]
+    for split, candidates in found.items():
+        assert candidates.queries.tolist() == collection.answerable(split)
+        assert candidates.documents.shape == candidates.similarities.shape == (len(candidates.queries), 12)
+        np.testing.assert_array_equal(Candidates.load(tmp_path / f"{split}.npz").documents, candidates.documents)
+        alone = [texts[query] for query in candidates.queries]
+        lists = []
+        if model is not None:
+            encoder = SentenceTransformer(str(model), device="cpu")
+            vectors, documents = (encoder.encode(some, normalize_embeddings=True) for some in (alone, passages))
+            lists.append(search_dense(vectors, documents, 100))
+            cosines = np.take_along_axis(vectors @ documents.T, candidates.documents, axis=1)
+            np.testing.assert_allclose(candidates.similarities, cosines, atol=1e-5)
+            positives = [[row for row, grade in collection.qrels[split][query].items() if grade] for query in candidates.queries]
+            best = [max(vectors[place] @ documents[rows].T) for place, rows in enumerate(positives)]
+            np.testing.assert_allclose(candidates.positive_similarity, best, atol=1e-5)
+        if kind != "dense":
+            lists.append(search_bm25(alone, passages, 100, "english"))
+        expected = fuse(lists, 12) if kind == "hybrid" else lists[0]
+        np.testing.assert_array_equal(candidates.documents, expected.documents[:, :12])
+
+
+def test_an_own_run_takes_the_place_of_the_search(collection, tmp_path):
+    queries = [query for split in SPLITS for query in collection.answerable(split)]
+    lines = [
+        f"{collection.query_ids[query]} Q0 {collection.document_ids[(query + rank) % 40]} {rank} {10 - rank} own\n"
+        for query in queries
+        for rank in range(1, 6)
+    ]
+    (tmp_path / "own.trec").write_text("".join(reversed(lines)))
+    found = retrieve_splits(Retriever(kind="run", run=tmp_path / "own.trec", depth=4), collection, None, tmp_path)
+    for split, candidates in found.items():
+        assert candidates.queries.tolist() == collection.answerable(split)
+        expected = [[(query + rank) % 40 for rank in range(1, 5)] for query in candidates.queries]
+        assert candidates.documents.tolist() == expected
+        assert np.all(candidates.scores == [9, 8, 7, 6])

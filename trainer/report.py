@@ -1,0 +1,84 @@
+"""What an evaluation found, as a file for programs and a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import console
+from trainer.metrics import Interval
+from trainer.runs import read_json, write_json
+
+LABELS = {"first_stage": "first stage", "base": "base model", "tuned": "tuned model", "ceiling": "ceiling"}
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Results:
+    """What evaluation found; `systems` is {system: {metric: interval}}."""
+
+    split: str
+    queries: int
+    depth: int
+    systems: dict[str, dict[str, Interval]]
+    comparisons: list[dict[str, Any]]
+
+    def save(self, folder: Path) -> None:
+        """Write results.json; other programs read it, so its shape stays."""
+        systems = {
+            system: {metric: interval._asdict() for metric, interval in metrics.items()}
+            for system, metrics in self.systems.items()
+        }
+        write_json(folder / "results.json", {**vars(self), "systems": systems})
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read what `save` wrote."""
+        content = read_json(folder / "results.json")
+        content["systems"] = {
+            system: {metric: Interval(**interval) for metric, interval in metrics.items()}
+            for system, metrics in content["systems"].items()
+        }
+        return cls(**content)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics; the first one chose the checkpoint and is compared."""
+        return list(next(iter(self.systems.values())))
+
+    def columns(self) -> list[str]:
+        """Headings of `rows`."""
+        return ["", self.metrics[0], "95 % interval", *self.metrics[1:], "gain", "p"]
+
+    def rows(self) -> list[list[str]]:
+        """The table's rows; `gain` is the first metric's difference to the first stage, `p` its paired test's."""
+        against = {row["system"]: row for row in self.comparisons if row["metric"] == self.metrics[0]}
+        rows = []
+        for system, intervals in self.systems.items():
+            first, *others = intervals.values()
+            compared = against.get(system)
+            gain = [f"{compared['difference']:+.3f}", _p(compared["p"])] if compared else ["", ""]
+            interval = f"{first.low:.3f} to {first.high:.3f}"
+            rows.append(
+                [LABELS[system], f"{first.mean:.3f}", interval, *(f"{other.mean:.3f}" for other in others), *gain]
+            )
+        return rows
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def show(results: Results) -> None:
+    """Print the table, and say in words whether the tuned model helps."""
+    title = f"{results.split}: {results.queries} queries, the best {results.depth} candidates of each reranked"
+    console.table(title, results.columns(), results.rows())
+    row = next(row for row in results.comparisons if row["system"] == "tuned" and row["metric"] == results.metrics[0])
+    difference, p = row["difference"], row["p"]
+    if difference > 0 and p < SIGNIFICANT:
+        console.stage("evaluate", f"[green]the tuned model is better than the first stage by {difference:.3f}[/]")
+    elif difference > 0:
+        console.warn("evaluate", f"the tuned model is ahead by {difference:.3f}, which may be chance (p = {p:.2f})")
+    else:
+        console.stage("evaluate", f"[red]the tuned model is no better than the first stage ({difference:+.3f})[/]")
