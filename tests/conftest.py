@@ -162,7 +162,7 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 def _command(*words: str | Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m"]
     if processes > 1:
-        start += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     whole = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run([*start, "trainer", *map(str, words)], env=whole, capture_output=True, text=True, timeout=300)
 

@@ -23,9 +23,7 @@ def assert_equals_the_tokenizer(tokenizer, queries, documents, max_length):
     pairs = PairEncoder(tokenizer, max_length)
     tokens = list(zip(pairs.tokenize(queries), pairs.tokenize(documents), strict=True))
     ours = pairs.pad(tokens, "cpu")
-    theirs = tokenizer(
-        queries, documents, truncation=True, max_length=max_length, padding=True, return_tensors="pt"
-    )
+    theirs = tokenizer(queries, documents, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     assert set(ours) == set(theirs)
     for name in theirs:
         assert torch.equal(ours[name], theirs[name]), (name, max_length)

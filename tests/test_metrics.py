@@ -14,9 +14,9 @@ def test_values_are_those_of_ir_measures_where_no_scores_tie(metric):
     documents = [f"d{number}" for number in range(30)]
     qrels, ranking = {}, {}
     for number in range(25):
-        judged = rng.choice(documents, size=6, replace=False)
-        qrels[f"q{number}"] = {str(document): int(grade) for document, grade in zip(judged, rng.integers(0, 4, size=6))}
-        ranking[f"q{number}"] = [str(document) for document in rng.permutation(documents)[:15]]
+        judged = rng.choice(documents, size=6, replace=False).tolist()
+        qrels[f"q{number}"] = dict(zip(judged, rng.integers(0, 4, size=6).tolist(), strict=True))
+        ranking[f"q{number}"] = rng.permutation(documents)[:15].tolist()
     run = {query: {document: -float(rank) for rank, document in enumerate(found)} for query, found in ranking.items()}
     direct = {row.query_id: row.value for row in ir_measures.iter_calc([ir_measures.parse_measure(metric)], qrels, run)}
 
@@ -74,7 +74,7 @@ def test_metrics_that_exist_are_known_and_misspelt_ones_are_named():
     assert unknown_metrics(["nDCG@10", "ndgc@10", "", "nDCG@x", "hits"]) == ["ndgc@10", "", "nDCG@x", "hits"]
 
 
-@pytest.mark.parametrize("metric", ["R", "P", "nDCG@0", "alpha_nDCG@10"])
+@pytest.mark.parametrize("metric", ["R", "P", "nDCG@0", "alpha_nDCG@10", "ERR@20"])
 def test_a_metric_that_parses_but_cannot_be_computed_is_refused_before_the_work(metric):
     assert unknown_metrics([metric]) == [metric]
 

@@ -79,6 +79,12 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
     assert read(LEAST, "train.learning_rate=2e-5").train.learning_rate == 2e-5
 
 
+@pytest.mark.parametrize("date", ["2026-01-31", "2026-13-45"])
+def test_a_date_is_a_name_although_yaml_reads_it_as_a_date(date):
+    assert read(LEAST.replace("least", date)).name == date
+    assert read(LEAST, f"name={date}").name == date
+
+
 def test_off_is_a_mode_although_yaml_reads_it_as_false():
     assert yaml.safe_load("off") is False
     assert read(f"{LEAST}track:\n  mode: off\n").track.mode == "off"
@@ -151,6 +157,8 @@ def test_a_key_given_twice_is_a_fault_that_names_both_lines(text, told):
         ("train:\n  epoch: 3\n", "r.yaml:5: train.epoch: no such key; did you mean epochs?"),
         ("reranker:\n  max_lenght: 9\n", "r.yaml:5: reranker.max_lenght: no such key; did you mean max_length?"),
         ("export:\n  zzz: 3\n", "r.yaml:5: export.zzz: no such key; known here: formats"),
+        ("epochs: 3\n", "r.yaml:4: epochs: no such key; did you mean train.epochs?"),
+        ("mine:\n  layers: [0]\n", "r.yaml:5: mine.layers: no such key; did you mean reranker.layers?"),
     ],
 )
 def test_an_unknown_key_comes_with_the_nearest_right_word_or_all_of_them(added, told):
@@ -160,7 +168,11 @@ def test_an_unknown_key_comes_with_the_nearest_right_word_or_all_of_them(added, 
 @pytest.mark.parametrize(
     ("added", "place", "said"),
     [
-        ("retriever:\n  kind: hybird\n", "r.yaml:5: retriever.kind: ", "'dense', 'bm25', 'hybrid' or 'run', got 'hybird'"),
+        (
+            "retriever:\n  kind: hybird\n",
+            "r.yaml:5: retriever.kind: ",
+            "'dense', 'bm25', 'hybrid' or 'run', got 'hybird'",
+        ),
         ("retriever:\n  depth: 0\n", "r.yaml:5: retriever.depth: ", "greater than or equal to 1, got 0"),
         ("mine:\n  max_share_of_positive: 95\n", "r.yaml:5: mine.max_share_of_positive: ", "to 1, got 95"),
         ("train:\n  epochs: 1.5\n", "r.yaml:5: train.epochs: ", "got 1.5"),
@@ -177,7 +189,6 @@ def test_an_unknown_key_comes_with_the_nearest_right_word_or_all_of_them(added, 
         ("retriever:\n  language: klingon\n", "r.yaml:5: retriever.language: ", "'klingon'"),
         ("retriever:\n  language: englisch\n", "r.yaml:5: retriever.language: ", "did you mean english?"),
     ],
-    ids=lambda value: value.replace("\n", " ") if ":\n" in value or value.count(":") == 1 else "",
 )
 def test_a_wrong_value_is_told_with_its_place_and_what_was_given(added, place, said):
     told = fault(LEAST + added)
@@ -199,7 +210,8 @@ def test_a_list_is_not_called_by_its_python_name():
 def test_a_metric_that_cannot_be_measured_is_refused_before_anything_runs(metric):
     told = fault(f'{LEAST}evaluate:\n  metrics: [nDCG@10, "{metric}"]\n')
     assert told.startswith("r.yaml:5: evaluate.metrics: ")
-    assert f"no {metric}; e.g. nDCG@10" in told
+    assert metric in told
+    assert "e.g. nDCG@10" in told
 
 
 def test_no_metric_at_all_is_refused():
@@ -304,7 +316,7 @@ def test_an_override_mends_a_fault_of_the_file():
         ("train.a.b=3", "command line: 'train.a.b=3' is no override; write section.key=value, e.g. train.epochs=3"),
         ("name.first=a", "command line: name.first: name is not a section"),
         ("train.epochs=[1", "command line: train.epochs: '[1' is not a YAML value; quote it"),
-        ("name=2024-13-45", "command line: name: '2024-13-45' is not a YAML value; quote it"),
+        ("seed=!!int x", "command line: seed: '!!int x' is not a YAML value; quote it"),
         ("train.epochs=0", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
         ("train={epochs: 0}", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
     ],
@@ -320,7 +332,7 @@ def test_a_missing_file_comes_with_the_name_of_the_nearest_recipe():
     Path("quickstart.yaml").touch()
     with pytest.raises(RecipeError, match=r"^quikstart.yaml: no such recipe; did you mean quickstart.yaml\?$"):
         load_recipe("quikstart.yaml")
-    with pytest.raises(RecipeError, match=r"^nowhere/r.yaml: no such recipe; known here: no .yaml file$"):
+    with pytest.raises(RecipeError, match=r"^nowhere/r.yaml: no such recipe; (?!did you mean)"):
         load_recipe("nowhere/r.yaml")
 
 
@@ -347,9 +359,9 @@ def test_a_recipe_is_utf8():
         (f"{LEAST}---\n{LEAST}", 4),
         (f"{LEAST}seed: !number 3\n", 4),
         (f"{LEAST}seed: !!python/object/apply:os.getcwd []\n", 4),
-        (f"{LEAST}track:\n  project: 2024-13-45\n", 5),
+        (f"{LEAST}train:\n  epochs: !!int x\n", 5),
         ("name: a\nseed: \x07\n", 2),
-        ("name: a\ntrain: &loop\n  epochs: *loop\n", 3),
+        (f"{LEAST}train: &loop\n  epochs: *loop\n", 5),
         (f"{LEAST}? [a, b]\n: 1\n", 4),
     ],
     ids=[
@@ -363,7 +375,7 @@ def test_a_recipe_is_utf8():
         "two documents",
         "tag",
         "python tag",
-        "no such day",
+        "int that is none",
         "control character",
         "holds itself",
         "key of two words",

@@ -67,6 +67,8 @@ class InteractionForSequenceClassification(PreTrainedModel):
         encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         encoder_config._attn_implementation = config._attn_implementation
         self.encoder = AutoModel.from_config(encoder_config)
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = None  # never read here, and data parallelism wants a gradient for every weight
         self.mixture = nn.Parameter(torch.zeros(len(config.layers), FEATURES))
         self.token_weights = nn.Parameter(torch.ones(encoder_config.vocab_size))
         self.classifier = nn.Linear(encoder_config.hidden_size, 1)
@@ -114,7 +116,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
             input_ids=input_ids, attention_mask=self._attention_bias(behind, real), output_hidden_states=True
         )
         weights = self.token_weights.clamp(min=0)[input_ids]
-        logits = self.classifier(outputs.hidden_states[-1][:, 0])
+        logits = self.classifier(outputs.last_hidden_state[:, 0])
         for place, layer in enumerate(self.config.layers):
             features = _compare(outputs.hidden_states[layer], query, document, weights)
             logits = logits + SHARPNESS * (features * self.mixture[place]).sum(dim=1, keepdim=True)

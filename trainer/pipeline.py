@@ -281,7 +281,7 @@ class Pipeline:
         import torch
         import transformers
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate.utils import InitProcessGroupKwargs
 
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
@@ -291,7 +291,6 @@ class Pipeline:
             mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bf16 else "no"),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
-                DistributedDataParallelKwargs(broadcast_buffers=False),
             ],
         )
 

