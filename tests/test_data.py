@@ -233,8 +233,8 @@ def test_a_bad_record_is_told_with_file_and_line(small, faults, file, line, what
         ),
         (
             "corpus.jsonl",
-            '{"_id": 1, "text": "number"}\n{"_id": "1", "text": "text"}\n',
-            "corpus.jsonl:4: document id '1' stands on line 3 already; ids must be unique",
+            '\n{"_id": 1, "text": "number"}\n{"_id": "1", "text": "text"}\n',
+            "corpus.jsonl:5: document id '1' stands on line 4 already; ids must be unique",
         ),
         (
             "corpus.jsonl",

@@ -98,10 +98,8 @@ def test_bootstrap_interval_is_that_of_scipy():
 
 
 def test_bootstrap_is_seeded_and_equal_values_leave_no_doubt():
-    values = [0.0, 0.3, 1.0, 0.5, 0.2]
-    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
-    assert bootstrap(values, seed=1) != bootstrap(np.array(values) ** 2, seed=1)
-    assert len({bootstrap(np.random.default_rng(0).random(50), seed=seed)[1:] for seed in range(3)}) == 3
+    values = np.random.default_rng(0).random(50).tolist()
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
     assert bootstrap([0.5] * 20, seed=1) == (0.5, 0.5, 0.5)
 
 
@@ -141,4 +139,4 @@ def test_paired_p_is_seeded():
     rng = np.random.default_rng(4)
     ours, theirs = rng.random(30), rng.random(30)
     assert paired_p(ours, theirs, seed=1) == paired_p(ours, theirs, seed=1)
-    assert len({paired_p(ours, theirs, seed=seed) for seed in range(4)}) > 1
+    assert paired_p(ours, theirs, seed=1) != paired_p(ours, theirs, seed=2)

@@ -146,6 +146,7 @@ def test_bm25_is_no_deeper_than_the_collection():
         ("english", "killing pods", [0]),  # kill, pod
         ("german", "haus", [1]),  # häuser and haus share their stem
         ("german", "killing", [NOTHING]),  # English endings stay
+        ("german", "die", [NOTHING]),  # a stop word
         ("none", "pods", [NOTHING]),  # not stemmed: pod is another word
         ("none", "the", [0]),  # no stop words
         ("english", "the", [NOTHING]),

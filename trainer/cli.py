@@ -50,9 +50,10 @@ def _guarded(app: Callable[[], None]) -> None:
         for fault in error.faults:
             console.error(fault)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.error("stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)
+    except SystemExit as end:  # typer's answer to Ctrl-C
+        if end.code == 130:
+            console.error("stopped; the same command goes on from the last checkpoint")
+        raise
 
 
 def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str, force: bool = False) -> None:
@@ -77,10 +78,14 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="Print every key, its default and its meaning")] = False,
 ) -> None:
     """Judge recipe and data in a second, without loading a model."""
+    from rich.markup import escape
+
     from trainer import console
-    from trainer.recipe import load_recipe, schema_table, sections
+    from trainer.recipe import Recipe, load_recipe, schema_table, sections
 
     if schema:
+        top = [row for row in schema_table(Recipe) if row[0] not in sections()]
+        console.table("", ["key", "default", "meaning"], top)
         for name, section in sections().items():
             console.table(name, ["key", "default", "meaning"], schema_table(section))
         return
@@ -93,7 +98,7 @@ def check(
     console.stage("check", pipeline.describe(summary))
     for warning in summary.warnings:
         console.warn("check", warning)
-    console.stage("check", f"[green]{recipe} can run[/]")
+    console.stage("check", f"[green]{escape(str(recipe))} can run[/]")
 
 
 def _step(name: str, explanation: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -41,9 +42,10 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table: first column left, the rest right."""
     grid = Table(title=title, title_justify="left", title_style="bold")
     for position, column in enumerate(columns):
-        grid.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        text = position == 0 or column == "meaning"
+        grid.add_column(column, justify="left" if text else "right", no_wrap=position == 0, overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(escape, row))
     console.print(grid)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from trainer.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 SPLITS = ("train", "dev", "test")
 SHOWN = 10  # faults of one kind that are listed; the rest are counted
 
@@ -122,9 +125,11 @@ def fingerprint_files(folder: Path) -> str:
     """sha256 over the content of all files of the collection."""
     digest = hashlib.sha256()
     for path in find_files(folder).all:
+        content = hashlib.sha256()  # each by itself: a line moved to the next file is a change
         with path.open("rb") as file:
             while block := file.read(1 << 20):
-                digest.update(block)
+                content.update(block)
+        digest.update(content.digest())
     return digest.hexdigest()
 
 
@@ -183,22 +188,31 @@ class _Reader:
     def _record(self, place: str, line: str, what: str) -> Record | None:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            self.faults.add(
-                "broken JSON", place, f"not valid JSON ({error.msg} at column {error.colno}): {line[:60]!r}"
-            )
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            self.faults.add("broken JSON", place, f"not valid JSON ({reason}): {line[:60]!r}")
             return None
         if not isinstance(row, dict):
             self.faults.add("broken JSON", place, f"a JSON object is expected, got {line[:60]!r}")
             return None
-        identity, title, text = row.get("_id"), row.get("title") or "", row.get("text")
+        identity, title, text = row.get("_id"), row.get("title"), row.get("text")
+        title = "" if title is None else title
         if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
             message = f'needs "_id" as a text or whole number, got {identity!r}; keys here: {", ".join(row)}'
             self.faults.add("missing ids", place, message)
             return None
+        if str(identity).split() != [str(identity)]:
+            message = f'"_id" {identity!r} holds white space, which separates the columns of run files; replace it'
+            self.faults.add("ids with white space", place, message)
+            return None
         if not isinstance(title, str) or not isinstance(text, str):
-            message = f'{what} {identity!r} needs "text" as a text; keys here: {", ".join(row)}'
+            key, value = ("text", text) if isinstance(title, str) else ("title", title)
+            message = f'{what} {identity!r} needs "{key}" as a text, got {value!r:.60}; keys here: {", ".join(row)}'
             self.faults.add("missing texts", place, message)
+            return None
+        if not f"{identity}{title}{text}".isascii() and _SURROGATE.search(f"{identity}{title}{text}"):
+            message = f"{what} {identity!r} holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it"
+            self.faults.add("half characters", place, message)
             return None
         record = Record(str(identity), title if what == "document" else "", text)
         if not record.passage:
@@ -245,8 +259,8 @@ class _Reader:
                 self.faults.add("broken qrels lines", place, message)
                 continue
             query, document, grade = (part.strip() for part in fields)
-            if not grade.isdigit():
-                message = f"the grade is a whole number of 0 or more, got {grade!r}"
+            if not (grade.isascii() and grade.isdigit() and len(grade) < 10):
+                message = f"the grade is a whole number of 0 or more, got {grade[:60]!r}"
                 self.faults.add("broken grades", place, message)
                 continue
             if query not in self.query_ids:
@@ -258,6 +272,7 @@ class _Reader:
 
     def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """Numbered lines as UTF-8; a byte order mark is passed over."""
+        number = 0
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
@@ -266,8 +281,9 @@ class _Reader:
                     except UnicodeDecodeError as error:
                         message = f"not UTF-8 ({error.reason} at byte {error.start} of the line); convert the file"
                         self.faults.add("wrong encoding", f"{path}:{number}", message)
-        except (OSError, EOFError) as error:
-            self.faults.add("unreadable files", str(path), f"cannot be read to its end: {error}")
+        except (OSError, EOFError, zlib.error) as error:
+            message = f"cannot be read to its end: {error}; get or pack the file again"
+            self.faults.add("unreadable files", f"{path}:{number + 1}", message)
 
     def _warnings(self, qrels: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
         """What makes numbers doubtful without making them impossible."""
@@ -284,8 +300,9 @@ class _Reader:
                 f"{count} query texts stand in {first} and in {second}: what is learned there is measured here"
             )
         for split in ("dev", "test"):
-            if len(qrels[split]) < 50:
-                warnings.append(f"{len(qrels[split])} {split} queries can hardly tell two models apart; 100 or more do")
+            count = sum(any(grade > 0 for grade in grades.values()) for grades in qrels[split].values())
+            if count < 50:
+                warnings.append(f"{count} {split} queries can hardly tell two models apart; 100 or more do")
         return warnings
 
 
@@ -296,8 +313,11 @@ def build_collection(source: Path, folder: Path) -> Collection:
     _write(
         folder / "documents.arrow",
         ({"id": document.id, "passage": document.passage} for document in reader.documents()),
+        id=str,
+        passage=str,
     )
-    _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in reader.queries()))
+    queries = ({"id": query.id, "text": query.text} for query in reader.queries())
+    _write(folder / "queries.arrow", queries, id=str, text=str)
     qrels = reader.qrels()
     reader.faults.stop()
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
@@ -308,15 +328,17 @@ def build_collection(source: Path, folder: Path) -> Collection:
         for query, grades in judged.items()
         for document, grade in grades.items()
     )
-    _write(folder / "qrels.arrow", judgements)
+    _write(folder / "qrels.arrow", judgements, split=str, query=int, document=int, grade=int)
     return Collection.open(folder)
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, str | int]]) -> None:
+def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type) -> None:
     """Stream rows into one Arrow file; nothing but a writer's batch is held in memory."""
+    from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
-    with ArrowWriter(path=str(path)) as writer:
+    features = Features({name: Value("string" if kind is str else "int64") for name, kind in columns.items()})
+    with ArrowWriter(path=str(path), features=features) as writer:
         for row in rows:
             writer.write(dict(row))
         writer.finalize()

@@ -78,20 +78,38 @@ class InteractionForSequenceClassification(PreTrainedModel):
         """Nothing: the encoder brings its weights, and the head's start is `start_head`."""
 
     @torch.no_grad()
-    def start_head(self, token_weights: Tensor | None = None) -> None:
-        """Give the head the weights with which training starts; `token_weights` is (vocabulary,), larger for rarer."""
-        self.mixture.zero_()
-        self.mixture[:, 0] = torch.linspace(0.04, 0.28, len(self.mixture))  # deeper states tell more
-        self.mixture[:, 1] = 0.02
+    def start_head(self, token_weights: Tensor | None = None, mixture: Tensor | None = None, bias: float = 0.0) -> None:
+        """Give the head the weights with which training starts.
+
+        `token_weights` is (vocabulary,), larger for rarer tokens; `mixture` is (layers, 3), logits per unit of feature,
+        by default the query's direction above all and deeper layers more.
+        """
+        if mixture is None:
+            mixture = torch.zeros_like(self.mixture)
+            mixture[:, 0] = torch.linspace(2.0, 14.0, len(mixture))
+            mixture[:, 1] = 1.0
+        self.mixture.copy_(mixture / SHARPNESS)
         nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        nn.init.constant_(self.classifier.bias, bias)
         if token_weights is not None:
             self.token_weights.copy_(token_weights)
 
-    @torch.no_grad()
-    def shift(self, amount: float) -> None:
-        """Add a constant to every logit; the order of documents stays."""
-        self.classifier.bias.add_(amount)
+    def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the head sees of (batch, length) ids: features (batch, layers, 3) and first states (batch, hidden)."""
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = real.bool()
+        separators = (input_ids == self.config.separator_id).long()
+        behind = (separators.cumsum(dim=1) - separators) > 0  # on the document's side of the first separator
+        special = torch.zeros_like(real)
+        for identity in self.config.special_ids:
+            special = special | (input_ids == identity)
+        query, document = real & ~special & ~behind, real & ~special & behind
+
+        bias = self._attention_bias(behind, real)
+        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
+        weights = self.token_weights.clamp(min=0)[input_ids]
+        compared = [_compare(outputs.hidden_states[layer], query, document, weights) for layer in self.config.layers]
+        return torch.stack(compared, dim=1), outputs.last_hidden_state[:, 0]
 
     def forward(
         self,
@@ -102,24 +120,9 @@ class InteractionForSequenceClassification(PreTrainedModel):
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor]:
         """Logits (batch, 1) for (batch, length) ids; the separator, not `token_type_ids`, tells the texts apart."""
-        del token_type_ids
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        real = real.bool()
-        separators = (input_ids == self.config.separator_id).long()
-        behind = (separators.cumsum(dim=1) - separators) > 0  # on the document's side of the first separator
-        special = torch.zeros_like(real)
-        for identity in self.config.special_ids:
-            special = special | (input_ids == identity)
-        query, document = real & ~special & ~behind, real & ~special & behind
-
-        outputs = self.encoder(
-            input_ids=input_ids, attention_mask=self._attention_bias(behind, real), output_hidden_states=True
-        )
-        weights = self.token_weights.clamp(min=0)[input_ids]
-        logits = self.classifier(outputs.last_hidden_state[:, 0])
-        for place, layer in enumerate(self.config.layers):
-            features = _compare(outputs.hidden_states[layer], query, document, weights)
-            logits = logits + SHARPNESS * (features * self.mixture[place]).sum(dim=1, keepdim=True)
+        features, first = self.features(input_ids, attention_mask)
+        mixed = SHARPNESS * (features * self.mixture).sum(dim=(1, 2))
+        logits = self.classifier(first) + mixed[:, None]
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:

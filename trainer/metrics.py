@@ -20,14 +20,19 @@ RESAMPLES = 9999
 
 
 def unknown_metrics(names: Sequence[str]) -> list[str]:
-    """Those of `names` that ir_measures cannot parse."""
+    """Those of `names` that ir_measures cannot parse or compute."""
     import ir_measures
 
     unknown = []
     for name in names:
         try:
-            ir_measures.parse_measure(name)
-        except (NameError, ValueError, AttributeError, TypeError, SyntaxError):
+            measure = ir_measures.parse_measure(name)
+            measure.validate_params()  # asserts that what the measure needs is given
+            numbers = [value for value in measure.params.values() if type(value) is int]
+            usable = all(number > 0 for number in numbers) and ir_measures.DefaultPipeline.supports(measure)
+        except (NameError, ValueError, AttributeError, TypeError, SyntaxError, AssertionError):
+            usable = False
+        if not usable:
             unknown.append(name)
     return unknown
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import console, models
 from trainer.data import Collection, Summary, build_collection, check_collection, fingerprint_files
-from trainer.errors import ExportError, RecipeError, RunError
+from trainer.errors import ExportError, RecipeError, RunError, TrainerError
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
@@ -54,12 +54,22 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
 
 def check(recipe: Recipe) -> Summary:
     """Judge recipe, model references and data without loading a model; raises TrainerError with every fault."""
+    errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
-        raise RecipeError(f"retriever.run: no such file: {recipe.retriever.run}")
-    for reference in filter(None, (_bi_encoder(recipe), recipe.reranker.model)):
-        if models.is_local(reference):
-            models.locate(reference)
-    return check_collection(recipe.data.path)
+        errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
+    for reference in dict.fromkeys(filter(None, (_bi_encoder(recipe), recipe.reranker.model))):
+        try:
+            if models.is_local(reference):
+                models.locate(reference)
+        except TrainerError as error:
+            errors.append(error)
+    try:
+        summary = check_collection(recipe.data.path)
+        if not errors:
+            return summary
+    except TrainerError as error:
+        errors.append(error)
+    raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
 
 
 def describe(summary: Summary) -> str:
@@ -165,7 +175,7 @@ class Pipeline:
         from trainer.batches import read_groups
         from trainer.evaluate import mean_score
         from trainer.reranker import Reranker, TokenizedCollection, rerank
-        from trainer.train import start_head, train
+        from trainer.train import train
 
         section = self.recipe.reranker
         set_seed(self.recipe.seed)
@@ -179,8 +189,6 @@ class Pipeline:
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(self.stages["mine"].folder)
         fresh_head = models.kind_of(models.locate(section.model)) == "encoder"
-        if fresh_head:
-            start_head(reranker, tokenized, groups, self.collection)
         dev = self.candidates("dev").top(self.recipe.rerank_depth)
         first_stage = self._notes("retrieve")["first_stage_dev"]
 

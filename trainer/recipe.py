@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trainer.errors import RecipeError, did_you_mean
 
@@ -20,7 +20,15 @@ from trainer.errors import RecipeError, did_you_mean
 class Section(BaseModel):
     """What all sections share: no unknown keys, no change after reading, docs under each field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_not_one(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError(f"is a number, got {value}")
+        return value
 
 
 class Data(Section):
@@ -46,6 +54,15 @@ class Retriever(Section):
     run: Path | None = Field(default=None, validate_default=True)
     """TREC run file with the queries of all splits (kind: run)."""
 
+    @field_validator("language")
+    @classmethod
+    def _language_has_a_stemmer(cls, language: str) -> str:
+        import Stemmer
+
+        if language not in (known := [*Stemmer.algorithms(), "none"]):
+            raise ValueError(f"no stemmer for {language!r}{did_you_mean(language, known)}")
+        return language
+
     @field_validator("run")
     @classmethod
     def _run_goes_with_its_kind(cls, run: Path | None, info: ValidationInfo) -> Path | None:
@@ -64,7 +81,7 @@ class Mine(Section):
     """Negatives that join each positive; a query's positives share one group (four at most, then a new group)."""
     first_rank: int = Field(default=1, ge=1)
     """First candidate rank to take negatives from; above it unlabelled positives hide."""
-    last_rank: int = Field(default=1000, ge=1)
+    last_rank: int = Field(default=1000, ge=1, validate_default=True)
     """Last candidate rank to take negatives from (retriever.depth ends the list anyway)."""
     max_share_of_positive: float | None = Field(default=0.95, gt=0, le=1)
     """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
@@ -191,18 +208,35 @@ class Recipe(Section):
     push: Push | None = None
     track: Track = Track()
 
+    @field_validator("mine")
+    @classmethod
+    def _mine_within_the_retrieved(cls, mine: Mine, info: ValidationInfo) -> Mine:
+        retriever = info.data.get("retriever")
+        if retriever and mine.first_rank > retriever.depth:
+            raise _contradiction(
+                "first_rank", f"{mine.first_rank} is behind retriever.depth {retriever.depth}; lower it"
+            )
+        return mine
+
     @field_validator("evaluate")
     @classmethod
     def _rerank_no_deeper_than_retrieved(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
         retriever = info.data.get("retriever")
         if retriever and evaluate.depth and evaluate.depth > retriever.depth:
-            raise ValueError(f"depth {evaluate.depth} is more than retriever.depth {retriever.depth} finds")
+            raise _contradiction(
+                "depth", f"{evaluate.depth} is more than retriever.depth {retriever.depth} finds; lower it"
+            )
         return evaluate
 
     @property
     def rerank_depth(self) -> int:
         """Candidates of a query that are reranked on dev and test."""
         return self.evaluate.depth or self.retriever.depth
+
+
+def _contradiction(key: str, message: str) -> PydanticCustomError:
+    """A fault of one key that only shows beside another section; pydantic places it on the section."""
+    return PydanticCustomError("contradiction", "{message}", {"key": key, "message": message})
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -251,6 +285,15 @@ def _plain(value: Any) -> str:
 COMMAND_LINE = 10**9  # sorts behind every line of the file
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Safe YAML without dates: no recipe holds one, and `name: 2026-01-31` is a name."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 class Source:
     """The recipe's raw values together with the line on which each key stands."""
 
@@ -267,15 +310,19 @@ class Source:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
-            near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.yaml")] or ["no .yaml file"])
+            beside = [file.name for file in path.parent.glob("*.yaml")]
+            near = did_you_mean(path.name, beside) if beside else f"; {path.parent} holds no .yaml file"
             raise RecipeError(f"{path}: no such recipe{near}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = yaml.compose(text, Loader=PlainLoader)
         except yaml.MarkedYAMLError as error:
             line = (error.problem_mark.line + 1) if error.problem_mark else 1
             raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}; check indentation and colons") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise RecipeError(f"{path}:{line}: not valid YAML: {error.reason}; remove the character") from None
         if not isinstance(root, yaml.MappingNode):
             raise RecipeError(f"{path}:1: a recipe is a mapping that begins with `name:`")
         source.values = source._mapping(root, ())
@@ -284,19 +331,30 @@ class Source:
     def _mapping(self, node: yaml.MappingNode, place: tuple[str, ...]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._fault(line, place, "a key is one word, not a list or a mapping")
+                continue
             key = str(key_node.value)
             here = (*place, key)
-            line = key_node.start_mark.line + 1
             if here in self.lines:
                 self._fault(line, here, f"given twice, first on line {self.lines[here]}; keep one")
             self.lines[here] = line
-            if isinstance(value_node, yaml.MappingNode):
+            if isinstance(value_node, yaml.MappingNode) and not place:  # nothing nests below a section
                 values[key] = self._mapping(value_node, here)
             else:
-                values[key] = yaml.SafeLoader("").construct_object(value_node, deep=True)
-            if values[key] is None and not place and key not in ("push",):
+                values[key] = self._value(value_node, line, here)
+            if values[key] is None and not place and key in sections() and key != "push":
                 values[key] = {}  # a section whose keys are all commented out
         return values
+
+    def _value(self, node: yaml.Node, line: int, place: tuple[str, ...]) -> Any:
+        try:
+            return PlainLoader("").construct_object(node, deep=True)
+        except (yaml.MarkedYAMLError, ValueError) as error:  # an unknown !tag, an anchor that holds itself, `!!int x`
+            reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+            self._fault(line, place, f"not a plain YAML value ({reason}); write it without ! and &")
+            return None
 
     def override(self, text: str) -> None:
         """Lay one `section.key=value` of the command line over the file."""
@@ -306,8 +364,8 @@ class Source:
             self._fault(COMMAND_LINE, (), f"{text!r} is no override; write section.key=value, e.g. train.epochs=3")
             return
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = yaml.load(value, Loader=PlainLoader)
+        except (yaml.YAMLError, ValueError):
             self._fault(COMMAND_LINE, place, f"{value!r} is not a YAML value; quote it")
             return
         target = self.values
@@ -317,6 +375,7 @@ class Source:
                 self._fault(COMMAND_LINE, place, f"{part} is not a section")
                 return
         target[name.split(".")[-1]] = parsed
+        self.lines = {known: line for known, line in self.lines.items() if known[: len(place)] != place}
         self.lines[place] = COMMAND_LINE
         self.lines.setdefault(place[:1], COMMAND_LINE)
 
@@ -326,9 +385,22 @@ class Source:
         given = error["input"]
         if error["type"] == "extra_forbidden":
             known = Recipe if len(place) == 1 else sections().get(place[0], Recipe)
-            message = f"no such key{did_you_mean(place[-1], known.model_fields)}"
+            elsewhere = [
+                f"{name}.{place[-1]}" for name, section in sections().items() if place[-1] in section.model_fields
+            ]
+            near = (
+                f"; did you mean {' or '.join(elsewhere)}?"
+                if elsewhere
+                else did_you_mean(place[-1], known.model_fields)
+            )
+            message = f"no such key{near}"
         elif error["type"] == "missing":
             message = "is required but missing"
+        elif error["type"] == "contradiction":
+            context = error.get("ctx", {})
+            place, message = (*place, context["key"]), context["message"]
+        elif error["type"] == "tuple_type":
+            message = f"is a list, e.g. [{given}], got {given!r}"
         elif error["type"] == "value_error":
             message = error["msg"].removeprefix("Value error, ")
         elif error["type"] in ("model_type", "model_attributes_type"):

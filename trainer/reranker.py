@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,20 +122,34 @@ class Reranker:
     @torch.inference_mode()
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
+        return self._over_buckets(pairs, lambda inputs: self.model(**inputs).logits.squeeze(1), note)
+
+    @torch.inference_mode()
+    def features(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
+        """What the interaction head sees of tokenised pairs: (pairs, layers, 3) float32."""
+        return self._over_buckets(pairs, lambda inputs: self.model.features(**inputs)[0], note)
+
+    def _over_buckets(
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+        note: str | None,
+    ) -> np.ndarray:
+        """`compute` of every pair, in the order of `pairs`."""
         device = self.model.device
         training = self.model.training
         self.model.eval()
-        scores = np.empty(len(pairs), dtype=np.float32)
         cut = buckets([self.pairs.size(pair) for pair in pairs], TOKENS_PER_BUCKET.get(device.type, 4096))
+        parts = []
         with progress(note or "score", total=len(pairs) if note else 0) as advance:
             for positions in cut:
                 inputs = self.pairs.pad([pairs[position] for position in positions], device)
                 with autocast(device):
-                    logits = self.model(**inputs).logits
-                scores[positions] = logits.float().squeeze(1).cpu().numpy()
+                    parts.append(compute(inputs).float().cpu().numpy())
                 advance(len(positions))
         self.model.train(training)
-        return scores
+        values = np.concatenate(parts)
+        return values[np.argsort(np.concatenate(cut), kind="stable")]
 
     def save(self, folder: Path) -> None:
         """Weights, configuration and tokenizer, whole or not at all."""
@@ -208,6 +222,12 @@ class TokenizedCollection:
         self._add(self._queries, {query for query, _ in rows}, "queries")
         self._add(self._documents, {document for _, document in rows}, "documents")
         return [(self._queries[query], self._documents[document]) for query, document in rows]
+
+    def documents(self, limit: int) -> list[Tokens]:
+        """Tokens of the first `limit` documents."""
+        rows = range(min(limit, len(self._collection.documents)))
+        self._add(self._documents, set(rows), "documents")
+        return [self._documents[row] for row in rows]
 
     def _add(self, known: dict[int, Tokens], rows: set[int], name: str) -> None:
         new = sorted(rows - known.keys())

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from trainer import console
-from trainer.batches import TOKENS_PER_BUCKET, Group, buckets
-from trainer.data import Collection
+from trainer.batches import TOKENS_PER_BUCKET, Group, Tokens, buckets
 from trainer.errors import RunError
 from trainer.losses import LOSSES, Loss
 from trainer.recipe import Recipe, Train
@@ -42,7 +42,8 @@ ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3
 HEAD_RATES = {"interaction": 2e-3, "classifier": 1e-3}
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-CENTRE_SAMPLE = 16  # groups over which the first scores are centred
+PROBE_GROUPS = 300  # groups that a fresh head is fitted to; its dozen weights need no more
+PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
 def default_rate(parameters: int, fresh_head: bool) -> float:
@@ -84,18 +85,49 @@ def rate_factor(step: int, total: int, warmup_share: float) -> float:
     return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
 
 
-def start_head(
-    reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group], collection: Collection
-) -> None:
-    """Prepare a fresh head: rare tokens of the corpus weigh more, and scores begin around zero."""
+def start_head(reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group]) -> None:
+    """Fit a fresh interaction head to the groups while the encoder rests, so that fine-tuning starts from a good model.
+
+    Rare tokens of the corpus weigh more; the mixture of features minimises the listwise loss over a sample of groups
+    under a ridge (linear probing before fine-tuning: Kumar et al., ICLR 2022).
+    """
     if not reranker.is_interaction:
         return
-    passages = collection.documents.select(range(min(len(collection.documents), RARITY_SAMPLE)))["passage"][:]
     model = reranker.model
-    model.start_head(rarity(reranker.pairs.tokenize(passages), len(model.token_weights)))
-    sample = groups[:: max(1, len(groups) // CENTRE_SAMPLE)]
+    model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
+    sample = groups[:: -(-len(groups) // PROBE_GROUPS)]
     rows = [(group.query, document) for group in sample for document in group.documents]
-    model.shift(-float(reranker.score_tokens(tokenized.pairs(rows)).mean()))
+    features = reranker.features(tokenized.pairs(rows), note="probe")
+    mixture = probe(features.reshape(len(rows), -1), sample).reshape(features.shape[1:])
+    centre = float((features * mixture).sum(axis=(1, 2)).mean())  # pointwise losses and sigmoids want scores around 0
+    model.start_head(mixture=torch.tensor(mixture), bias=-centre)
+
+
+def probe(features: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    """Weights (features,) of the linear model of (documents of all groups, features) with the least listwise loss."""
+    spread = features.std(axis=0) + 1e-6
+    width = max(len(group.documents) for group in groups)
+    padded = torch.zeros(len(groups), width, features.shape[1], dtype=torch.float64)
+    labels = torch.zeros(len(groups), width, dtype=torch.float64)
+    mask = torch.zeros(len(groups), width, dtype=torch.bool)
+    start = 0
+    for row, group in enumerate(groups):
+        count = len(group.documents)
+        padded[row, :count] = torch.from_numpy(features[start : start + count] / spread)
+        labels[row, : len(group.grades)] = torch.tensor(group.grades, dtype=torch.float64)
+        mask[row, :count] = True
+        start += count
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.tensor(weights, requires_grad=True)
+        ridge = PROBE_RIDGE * parameters.square().sum()
+        total = LOSSES["listwise"](padded @ parameters, labels, mask).mean() + ridge
+        total.backward()
+        assert parameters.grad is not None
+        return total.item(), parameters.grad.numpy()
+
+    found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
+    return (found.x / spread).astype(np.float32)
 
 
 def train(
@@ -108,7 +140,7 @@ def train(
     folder: Path,
     fresh_head: bool,
 ) -> Progress:
-    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
+    """Fine-tune `reranker.model`, whose head is `fresh` or trained, and leave the best state in `folder/best`.
 
     `measure()` gives the two-stage dev score of the model as it stands (larger is better); every process calls it.
     Raises RunError where the loss is no longer finite.
@@ -118,12 +150,15 @@ def train(
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = _optimizer(section, reranker, fresh_head)
     peaks = [group["lr"] for group in optimizer.param_groups]
+    checkpoint = _last_checkpoint(folder)
+    if fresh_head and checkpoint is None:
+        start_head(reranker, tokenized, groups)
     model, optimizer = accelerator.prepare(ScoringModel(reranker.model), optimizer)
     engine = _Engine(section, groups, reranker, tokenized, accelerator, model)
 
-    progress = _resume(folder, accelerator)
+    progress = _resume(checkpoint, accelerator) if checkpoint else Progress()
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
-    if not progress.curve:
+    if checkpoint is None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
         _keep_if_best(progress, measure(), reranker, accelerator, folder, log)
     with console.progress("train", total=len(plan), completed=progress.step) as advance:
@@ -192,6 +227,7 @@ class _Engine:
         self.model = model
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
+        self.sizes = {id(group): sum(map(self.pairs.size, self._pairs_of([group]))) for group in groups}
         self.real_tokens = self.padded_tokens = 0
 
     @property
@@ -219,7 +255,7 @@ class _Engine:
 
     def _share(self, positions: Sequence[int]) -> list[Group]:
         """This process's groups of the step: dealt by size, so that all processes have about the same work."""
-        by_size = sorted((self.groups[position] for position in positions), key=self._tokens, reverse=True)
+        by_size = sorted((self.groups[position] for position in positions), key=self._size, reverse=True)
         return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _passes(self, groups: list[Group]) -> Iterator[tuple[list[Group], float]]:
@@ -227,23 +263,24 @@ class _Engine:
         if not groups:
             yield [self.groups[0]], 0.0
             return
-        budget = self.section.tokens_per_pass
         taken: list[Group] = []
         for group in groups:
-            if taken and sum(map(self._tokens, [*taken, group])) > budget:
+            if taken and sum(map(self._size, taken)) + self._size(group) > self.section.tokens_per_pass:
                 yield taken, 1.0
                 taken = []
             taken.append(group)
         yield taken, 1.0
 
-    def _tokens(self, group: Group) -> int:
-        rows = [(group.query, document) for document in group.documents]
-        return sum(self.pairs.size(pair) for pair in self.tokenized.pairs(rows))
+    def _size(self, group: Group) -> int:
+        """Tokens of all pairs of a group."""
+        return self.sizes[id(group)]
+
+    def _pairs_of(self, groups: Sequence[Group]) -> list[tuple[Tokens, Tokens]]:
+        return self.tokenized.pairs([(group.query, document) for group in groups for document in group.documents])
 
     def _losses(self, groups: Sequence[Group]) -> Tensor:
         """Loss of each group (groups,): all pairs scored in length-sorted buckets, then laid out group by group."""
-        rows = [(group.query, document) for group in groups for document in group.documents]
-        pairs = self.tokenized.pairs(rows)
+        pairs = self._pairs_of(groups)
         device = self.accelerator.device
         sizes = [self.pairs.size(pair) for pair in pairs]
         cut = buckets(sizes, TOKENS_PER_BUCKET.get(device.type, 4096))
@@ -297,17 +334,18 @@ def _checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) -> N
     accelerator.wait_for_everyone()
 
 
-def _resume(folder: Path, accelerator: Accelerator) -> Progress:
-    """Load the last checkpoint, if there is one."""
-    found = sorted(folder.glob("checkpoint-*"))
-    if not found:
-        return Progress()
-    accelerator.load_state(str(found[-1]))
-    notes = read_json(found[-1] / "progress.json")
+def _last_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob("checkpoint-*"), default=None)
+
+
+def _resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
+    """Take weights, optimizer and random numbers from a checkpoint; the rest is in its progress.json."""
+    accelerator.load_state(str(checkpoint))
+    notes = read_json(checkpoint / "progress.json")
     processes = notes.pop("processes")
     notes["curve"] = [(step, score) for step, score in notes["curve"]]
     progress = Progress(**notes)
-    console.stage("train", f"resumed at step {progress.step} from {found[-1].name}")
+    console.stage("train", f"resumed at step {progress.step} from {checkpoint.name}")
     if processes != accelerator.num_processes:
         message = f"{processes} processes before, {accelerator.num_processes} now: same steps, but not the same bits"
         console.warn("train", message)
