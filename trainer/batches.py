@@ -84,10 +84,10 @@ class PairEncoder:
         self.num_special = len(self.before.ids) + len(self.between.ids) + len(self.behind.ids)
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        """Ids of each text without special tokens, cut at `max_length`: more can never be used."""
+        """Ids of each text without special tokens, whole: which text is longer decides how a pair is cut."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.max_length)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
 
     def lengths(self, query: Tokens, document: Tokens) -> tuple[int, int]:

@@ -6,7 +6,6 @@ modeling file. Each format is scored against the trained model on real pairs; on
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer import console
+from trainer import console, models
 from trainer.batches import Tokens
 from trainer.errors import ExportError
 from trainer.recipe import Recipe
@@ -60,7 +59,11 @@ def export(
     wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE}
     if wrong:
         shutil.rmtree(model)
-        raise ExportError(f"export: {wrong} differ from the trained model by more than {TOLERANCE}; nothing was kept")
+        named = ", ".join(f"{name} by {difference:.1e}" for name, difference in wrong.items())
+        raise ExportError(
+            f"export: scores differ from the trained model's, {named} (up to {TOLERANCE} is rounding); nothing "
+            "was kept. Take the format out of export.formats, or report it"
+        )
     (model / "README.md").write_text(card(reranker, recipe, results), encoding="utf-8")
     return differences
 
@@ -101,8 +104,6 @@ class _Graph(nn.Module):
 
 def _write_onnx(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]], path: Path) -> None:
     """One file with dynamic batch and length, output `logits` (batch, 1)."""
-    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
-        raise ExportError("export.formats: onnx needs two more packages; run: pip install 'domain-reranker[onnx]'")
     path.parent.mkdir(parents=True, exist_ok=True)
     example = reranker.pairs.pad(pairs[:2], "cpu")
     device = reranker.model.device
@@ -135,6 +136,12 @@ def score_onnx(path: Path, reranker: Reranker, pairs: Sequence[tuple[Tokens, Tok
     return np.concatenate(scores).squeeze(1)
 
 
+def _public_name(reference: str) -> str:
+    """A model reference without the folders of this machine."""
+    hidden = models.is_local(reference) and not reference.startswith("package:")
+    return Path(reference).name if hidden else reference
+
+
 def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     """The model card: what it is, what was measured, how to use it, the recipe."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -145,7 +152,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
         tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
-        base_model=recipe.reranker.model if "/" in recipe.reranker.model and ":" not in recipe.reranker.model else None,
+        base_model=None if models.is_local(recipe.reranker.model) else recipe.reranker.model,
         model_name=recipe.name,
         eval_results=[
             EvalResult(
@@ -164,6 +171,10 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     trust = ", trust_remote_code=True" if reranker.is_interaction else ""
     shown = recipe.model_dump(mode="json", exclude_none=True)
     shown["data"]["path"] = recipe.data.path.name
+    for section in ("retriever", "reranker"):
+        shown[section]["model"] = _public_name(shown[section]["model"])
+    if recipe.retriever.run is not None:
+        shown["retriever"]["run"] = recipe.retriever.run.name
     shown.pop("push", None)
     return f"""---
 {data.to_yaml()}
@@ -172,7 +183,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
 # {recipe.name}
 
 A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.path.name} with
-domain-reranker from {recipe.reranker.model.removeprefix("package:")}. It reads query and document together, up to
+domain-reranker from {_public_name(recipe.reranker.model)}. It reads query and document together, up to
 {reranker.max_length} tokens, and returns one logit; only the order of the logits means anything.
 
 ## Measured

@@ -55,7 +55,7 @@ class InteractionConfig(PreTrainedConfig):
 
 
 class InteractionForSequenceClassification(PreTrainedModel):
-    """One relevance logit for a pair that the tokenizer has joined: `[CLS] query [SEP] document [SEP]` or alike."""
+    """One relevance logit for a pair that the tokenizer has joined as `[CLS] query [SEP] [CLS] document [SEP]`."""
 
     config_class = InteractionConfig
     base_model_prefix = "encoder"
@@ -78,24 +78,25 @@ class InteractionForSequenceClassification(PreTrainedModel):
         """Nothing: the encoder brings its weights, and the head's start is `start_head`."""
 
     @torch.no_grad()
-    def start_head(self, token_weights: Tensor | None = None, mixture: Tensor | None = None, bias: float = 0.0) -> None:
-        """Give the head the weights with which training starts.
+    def start_head(self, token_weights: Tensor) -> None:
+        """Give the head the weights with which training starts; `token_weights` (vocabulary,) are larger for rarer ones.
 
-        `token_weights` is (vocabulary,), larger for rarer tokens; `mixture` is (layers, 3), logits per unit of feature,
-        by default the query's direction above all and deeper layers more.
+        The query's direction counts most, and deeper layers more (docs/results.md).
         """
-        if mixture is None:
-            mixture = torch.zeros_like(self.mixture)
-            mixture[:, 0] = torch.linspace(2.0, 14.0, len(mixture))
-            mixture[:, 1] = 1.0
-        self.mixture.copy_(mixture / SHARPNESS)
+        self.mixture.zero_()
+        self.mixture[:, 0] = torch.linspace(2.0, 14.0, len(self.mixture)) / SHARPNESS
+        self.mixture[:, 1] = 1.0 / SHARPNESS
         nn.init.zeros_(self.classifier.weight)
-        nn.init.constant_(self.classifier.bias, bias)
-        if token_weights is not None:
-            self.token_weights.copy_(token_weights)
+        nn.init.zeros_(self.classifier.bias)
+        self.token_weights.copy_(token_weights)
+
+    @torch.no_grad()
+    def shift(self, amount: float) -> None:
+        """Add a constant to every logit; the order of documents stays."""
+        self.classifier.bias.add_(amount)
 
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the head sees of (batch, length) ids: features (batch, layers, 3) and first states (batch, hidden)."""
+        """What the head mixes: features (batch, layers, 3) and first states (batch, hidden) of (batch, length) ids."""
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real.bool()
         separators = (input_ids == self.config.separator_id).long()

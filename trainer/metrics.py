@@ -23,13 +23,15 @@ def unknown_metrics(names: Sequence[str]) -> list[str]:
     """Those of `names` that ir_measures cannot parse or compute."""
     import ir_measures
 
+    # gdeval takes nothing but numbers for ids.
+    tools = [tool for tool in ir_measures.DefaultPipeline.providers if tool.NAME != "gdeval" and tool.is_available()]
     unknown = []
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
             measure.validate_params()  # asserts that what the measure needs is given
             numbers = [value for value in measure.params.values() if type(value) is int]
-            usable = all(number > 0 for number in numbers) and ir_measures.DefaultPipeline.supports(measure)
+            usable = all(number > 0 for number in numbers) and any(tool.supports(measure) for tool in tools)
         except (NameError, ValueError, AttributeError, TypeError, SyntaxError, AssertionError):
             usable = False
         if not usable:
@@ -50,12 +52,11 @@ def per_query(metrics: Sequence[str], qrels: Qrels, ranking: Ranking) -> dict[st
         for query, documents in ranking.items()
         if documents
     }
-    values = {name: dict.fromkeys(qrels, 0.0) for name in metrics}
-    names = {str(measure): name for name, measure in measures.items()}
+    values = {str(measure): dict.fromkeys(qrels, 0.0) for measure in measures.values()}
     plain = {query: dict(judged) for query, judged in qrels.items()}
-    for row in ir_measures.iter_calc(list(measures.values()), plain, run):
-        values[names[str(row.measure)]][row.query_id] = float(row.value)
-    return values
+    for row in ir_measures.iter_calc(list(set(measures.values())), plain, run):
+        values[str(row.measure)][row.query_id] = float(row.value)
+    return {name: values[str(measure)] for name, measure in measures.items()}  # two names may mean one measure
 
 
 class Interval(NamedTuple):

@@ -58,6 +58,7 @@ def mine(section: Mine, collection: Collection, candidates: Candidates, seed: in
         judged = [row for row, grade in grades.items() if grade == 0][:asked]
         usable = _usable(section, candidates, place, grades, report)
         mined = usable[: asked - len(judged)] if section.pick == "top" else _draw(usable, asked - len(judged), rng)
+        report.passed_over["not needed"] += len(usable) - len(mined)
         negatives = judged + mined
         report.queries += 1
         report.negatives += len(negatives)
@@ -74,7 +75,7 @@ def _usable(section: Mine, candidates: Candidates, place: int, grades: Mapping[i
     """Candidates of one query that may serve as negatives, best rank first; every other one is counted."""
     positive = candidates.positive_similarity[place]
     known = section.max_share_of_positive is not None and not np.isnan(positive)
-    report.queries_without_threshold += section.max_share_of_positive is not None and np.isnan(positive)
+    report.queries_without_threshold += section.max_share_of_positive is not None and bool(np.isnan(positive))
     # A share of a negative similarity would lie above it; the gap to it is what is meant.
     ceiling = positive - (1 - (section.max_share_of_positive or 1)) * abs(positive) if known else np.inf
     usable = []
@@ -83,7 +84,8 @@ def _usable(section: Mine, candidates: Candidates, place: int, grades: Mapping[i
         if grades.get(row, 0) > 0:
             report.passed_over["judged relevant"] += 1
         elif row in grades:
-            continue  # somebody looked and said no: it is in the group already, whatever its rank or similarity
+            # Somebody looked and said no: it is taken already, whatever its rank or similarity.
+            report.passed_over["judged not relevant"] += 1
         elif not section.first_rank <= rank <= section.last_rank:
             report.passed_over["outside the rank window"] += 1
         elif candidates.similarities[place, rank - 1] > ceiling:
@@ -102,7 +104,8 @@ def _draw(usable: list[int], count: int, rng: np.random.Generator) -> list[int]:
 def _groups(query: int, positives: list[int], grades: Mapping[int, int], negatives: list[int]) -> list[Group]:
     """Share positives and negatives out over as many groups as the positives need, dealt like cards."""
     count = -(-len(positives) // POSITIVES_PER_GROUP)
-    shares = [(positives[start::count], negatives[start::count]) for start in range(count)]
+    # Where there are fewer negatives than groups, the last groups share the hardest one.
+    shares = [(positives[start::count], negatives[start::count] or negatives[:1]) for start in range(count)]
     return [Group(query, mine, [grades[row] for row in mine], theirs) for mine, theirs in shares if theirs]
 
 

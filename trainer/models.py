@@ -64,7 +64,7 @@ def _in_package(reference: str) -> Path:
         )
     root = Path(next(iter(spec.submodule_search_locations)))
     folder = root / inside
-    if not folder.is_dir():
+    if not (folder / "config.json").is_file():
         folders = [path.name for path in root.iterdir() if (path / "config.json").is_file()]
         raise ModelError(f"model {reference!r}: no folder {inside!r} in it{did_you_mean(inside, folders or ['none'])}")
     return folder
@@ -72,16 +72,31 @@ def _in_package(reference: str) -> Path:
 
 def _from_hub(reference: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
+        LocalEntryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(reference, allow_patterns=MODEL_FILES))
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached ({error})"
+            f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached "
+            f"({_one_line(error.__cause__ or error)}); try again with a network, or give a folder"
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"model {reference!r}: the Hub did not hand it out: {str(error).splitlines()[0]}") from None
+    except HFValidationError as error:
+        raise ModelError(f"model {reference!r}: no name for a model on the Hub: {_one_line(error)}") from None
+    except (HTTPError, OSError) as error:
+        words = getattr(error, "server_message", None) or error
+        raise ModelError(
+            f"model {reference!r}: the Hub did not hand it out ({_one_line(words)}); "
+            "check the name, and run `hf auth login` where it is private or gated"
+        ) from None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _require_files(reference: str, folder: Path) -> None:
@@ -103,9 +118,15 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@cache
 def sha256(path: Path) -> str:
-    """Hash of one file's content."""
+    """Hash of one file's content, read once as long as the file stays as it is."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, modified: int) -> str:
+    del size, modified
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -115,7 +136,10 @@ def sha256(path: Path) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"model {folder}: config.json is not JSON: {error}") from None
 
 
 def kind_of(folder: Path) -> Kind:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ def check(recipe: Recipe) -> Summary:
     errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
+    if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
+        errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
     for reference in dict.fromkeys(filter(None, (_bi_encoder(recipe), recipe.reranker.model))):
         try:
             if models.is_local(reference):
@@ -258,7 +261,8 @@ class Pipeline:
                 console.stage("push", f"{length:>12,} bytes  {name}")
             console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
         elif not console.console.quiet:  # one process uploads
-            console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}): {push(section, folder)}")
+            console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}) ...")
+            console.stage("push", f"done: {push(section, folder)}")
 
     # What stages share.
 

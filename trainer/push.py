@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trainer import console
 from trainer.errors import PushError
 from trainer.recipe import Push
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 
 def files_to_push(folder: Path) -> list[tuple[str, int]]:
@@ -20,17 +25,26 @@ def push(section: Push, folder: Path) -> str:
 
     Returns the address of the commit. Raises PushError where there is no token, no network or no permission.
     """
-    import httpx
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
+        OfflineModeIsEnabled,
+    )
+    from huggingface_hub.utils import disable_progress_bars
 
-    if not get_token():
-        raise PushError(
-            "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
-        )
+    _require_token()
+    if not console.console.is_terminal:
+        disable_progress_bars()
     api = HfApi()
     try:
         api.create_repo(section.repository, private=section.private, exist_ok=True)
+        if section.private and not api.model_info(section.repository).private:
+            raise PushError(
+                f"push.private: {section.repository} exists and is public; make it private on the Hub, "
+                "choose another repository, or say private: false"
+            )
         commit = api.upload_folder(
             repo_id=section.repository,
             folder_path=folder,
@@ -39,21 +53,45 @@ def push(section: Push, folder: Path) -> str:
         )
     except HFValidationError as error:
         raise PushError(
-            f"push.repository: {section.repository!r} is no name for a repository: {_first_line(error)}"
+            f"push.repository: {section.repository!r} is no name for a repository: {_one_line(error)}"
         ) from None
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        advice = {
-            401: "the token is not valid; run `hf auth login`",
-            403: "the token may not write there; choose a repository of yours or a token with write permission",
-            404: "the owner does not exist, or the token cannot see it",
-        }.get(status, "the Hub refused; see its words")
-        raise PushError(f"push: {section.repository}: {advice} ({status}: {_first_line(error)})") from None
-    except (httpx.HTTPError, OSError) as error:
-        message = f"push: the Hub at {api.endpoint} cannot be reached ({_first_line(error)}); try again with a network"
+        raise _refused(section, error) from None
+    except OfflineModeIsEnabled:
+        raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again") from None
+    except (HTTPError, OSError) as error:
+        message = f"push: the Hub at {api.endpoint} cannot be reached ({_one_line(error)}); try again with a network"
         raise PushError(message) from None
+    except (RuntimeError, ValueError) as error:  # a large file that failed, a card or a quota that was refused
+        if isinstance(error.__cause__, HfHubHTTPError) and isinstance(error, RuntimeError):
+            raise _refused(section, error.__cause__) from None
+        raise PushError(f"push: {section.repository}: the Hub refused: {_one_line(error)}") from None
     return str(commit.commit_url)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _require_token() -> None:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if not token:
+        raise PushError(
+            "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
+        )
+    if not token.isascii():
+        raise PushError("push: the Hugging Face token holds characters that are not ASCII; copy it once more")
+
+
+def _refused(section: Push, error: HfHubHTTPError) -> PushError:
+    """The Hub's status and words, and what they ask for."""
+    status = error.response.status_code if error.response is not None else 0
+    advice = {
+        401: "the token is not valid; run `hf auth login`",
+        403: "the token may not write there; choose a repository of yours or a token with write permission",
+        404: "the owner does not exist, or the token cannot see it",
+    }.get(status, "the Hub refused")
+    words = " ".join((error.server_message or "").split()) or _one_line(error)
+    return PushError(f"push: {section.repository}: {advice} ({status}: {words})")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

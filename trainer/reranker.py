@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -122,42 +123,35 @@ class Reranker:
     @torch.inference_mode()
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
-        return self._over_buckets(pairs, lambda inputs: self.model(**inputs).logits.squeeze(1), note)
-
-    @torch.inference_mode()
-    def features(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
-        """What the interaction head sees of tokenised pairs: (pairs, layers, 3) float32."""
-        return self._over_buckets(pairs, lambda inputs: self.model.features(**inputs)[0], note)
-
-    def _over_buckets(
-        self,
-        pairs: Sequence[tuple[Tokens, Tokens]],
-        compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-        note: str | None,
-    ) -> np.ndarray:
-        """`compute` of every pair, in the order of `pairs`."""
         device = self.model.device
         training = self.model.training
         self.model.eval()
+        scores = np.empty(len(pairs), dtype=np.float32)
         cut = buckets([self.pairs.size(pair) for pair in pairs], TOKENS_PER_BUCKET.get(device.type, 4096))
-        parts = []
         with progress(note or "score", total=len(pairs) if note else 0) as advance:
             for positions in cut:
                 inputs = self.pairs.pad([pairs[position] for position in positions], device)
                 with autocast(device):
-                    parts.append(compute(inputs).float().cpu().numpy())
+                    logits = self.model(**inputs).logits
+                scores[positions] = logits.float().squeeze(1).cpu().numpy()
                 advance(len(positions))
         self.model.train(training)
-        values = np.concatenate(parts)
-        return values[np.argsort(np.concatenate(cut), kind="stable")]
+        return scores
 
     def save(self, folder: Path) -> None:
         """Weights, configuration and tokenizer, whole or not at all."""
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         self.tokenizer.model_max_length = self.max_length
+        for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
+            self.tokenizer.init_kwargs.pop(local, None)
+        backend: Any = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # tokenizing left its length there
+        backend.no_padding()
         self.model.save_pretrained(partial)
         self.tokenizer.save_pretrained(partial)
         partial.chmod(0o755)
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
 
@@ -187,9 +181,8 @@ def _with_interaction(
         raise ModelError(
             f"reranker.layers: {list(chosen)} is not within 0..{depth}, the hidden layers of {folder.name}"
         )
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the head finds the texts by the separator
     separator: Any = tokenizer.sep_token_id
-    if separator is None:
+    if separator is None or separator not in tokenizer("a")["input_ids"]:
         raise ModelError(f"reranker.head: the tokenizer of {folder.name} has no separator token; use head: classifier")
     settings = encoder.config.to_dict() | {"num_hidden_layers": max(max(chosen), 1)}
     settings.pop("_name_or_path", None)  # a path of this machine
@@ -201,11 +194,29 @@ def _with_interaction(
         separator_id=separator,
         special_ids=tuple(tokenizer.all_special_ids),
     )
+    _frame_each_text(tokenizer)
     model = InteractionForSequenceClassification(config)
     state = {name: tensor for name, tensor in encoder.state_dict().items() if name in model.encoder.state_dict()}
     model.encoder.load_state_dict(state)
-    model.start_head()
+    model.start_head(torch.ones(len(model.token_weights)))
     return model
+
+
+def _frame_each_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer join a pair as two framed texts, `[CLS] query [SEP] [CLS] document [SEP]`.
+
+    An encoder that only ever read single texts rests its attention on the special tokens around them; without a [CLS]
+    of its own the document's states are worse (measured in docs/results.md).
+    """
+    single: Any = tokenizer("a", return_special_tokens_mask=True)
+    texts = [place for place, special in enumerate(single["special_tokens_mask"]) if not special]
+    names: Any = tokenizer.convert_ids_to_tokens(single["input_ids"])
+    before, behind = names[: texts[0]], names[texts[-1] + 1 :]
+    frame = [[*before, f"${text}", *behind] for text in "AB"]
+    ids = [(name, single["input_ids"][place]) for place, name in enumerate(names) if place not in texts]
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=frame[0], pair=frame[0] + frame[1], special_tokens=ids)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the head finds the texts by the separator
 
 
 class TokenizedCollection:

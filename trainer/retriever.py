@@ -5,6 +5,7 @@ Dense (bi-encoder, FAISS exact search), BM25, both fused by reciprocal rank, or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -102,12 +103,16 @@ def search_dense(queries: np.ndarray, documents: np.ndarray, depth: int) -> Rank
     index = faiss.IndexFlatIP(documents.shape[1])
     for start in range(0, len(documents), ENCODE_BLOCK):
         index.add(np.ascontiguousarray(documents[start : start + ENCODE_BLOCK]))
-    depth = min(depth, len(documents))
+    deeper = min(depth + 1, len(documents))  # one more shows whether equal scores stand on both sides of the cut
     blocks = [
-        index.search(np.ascontiguousarray(queries[start : start + SEARCH_BLOCK]), depth)
+        index.search(np.ascontiguousarray(queries[start : start + SEARCH_BLOCK]), deeper)
         for start in range(0, len(queries), SEARCH_BLOCK)
     ]
-    return _ordered(np.concatenate([rows for _, rows in blocks]), np.concatenate([scores for scores, _ in blocks]))
+    scores, rows = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    if deeper > depth:
+        for place in np.flatnonzero(scores[:, depth - 1] == scores[:, depth]):
+            rows[place, :depth], scores[place, :depth] = _top(documents @ queries[place], depth)
+    return _ordered(rows[:, :depth], scores[:, :depth])
 
 
 def search_bm25(queries: Sequence[str], documents: Sequence[str], depth: int, language: str) -> Ranking:
@@ -116,12 +121,15 @@ def search_bm25(queries: Sequence[str], documents: Sequence[str], depth: int, la
 
     stemmer, stopwords = _analyzer(language)
 
-    def tokens(texts: Sequence[str]) -> Any:
-        return bm25s.tokenize(list(texts), stopwords=stopwords, stemmer=stemmer, show_progress=False)
+    def tokens(texts: Sequence[str], **form: Any) -> Any:
+        return bm25s.tokenize(list(texts), stopwords=stopwords, stemmer=stemmer, show_progress=False, **form)
 
     index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
     index.index(tokens(documents), show_progress=False)
-    rows, scores = index.retrieve(tokens(queries), k=min(depth, len(documents)), show_progress=False)
+    nothing = np.zeros(len(documents), dtype=np.float32)
+    words = tokens(queries, return_ids=False)
+    found = [_top(index.get_scores(query) if query else nothing, min(depth, len(documents))) for query in words]
+    rows, scores = (np.stack(parts) for parts in zip(*found, strict=True))
     return _ordered(np.where(scores > 0, rows, NOTHING), scores)  # 0: no word in common, so not found at all
 
 
@@ -167,11 +175,8 @@ def read_run(
     """The user's TREC run (`query Q0 document rank score tag`) for the `wanted` query rows; raises DataError."""
     faults = Faults()
     lists: dict[int, list[tuple[float, int, int]]] = {row: [] for row in wanted}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"retriever.run: {path} cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    seen: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(_lines(path), start=1):
         parts = line.split()
         if len(parts) != 6:
             faults.add(
@@ -182,14 +187,20 @@ def read_run(
             continue
         query, _, document, _, score, _ = parts
         if document not in documents:
-            faults.add("missing documents", f"{path}:{number}", f"document {document!r} is not in the corpus")
+            faults.add(
+                "missing documents", f"{path}:{number}", f"document {document!r} is not in the corpus; use its ids"
+            )
         elif query not in queries:
-            faults.add("missing queries", f"{path}:{number}", f"query {query!r} is not among the queries")
+            faults.add(
+                "missing queries", f"{path}:{number}", f"query {query!r} is not among the queries; use their ids"
+            )
+        elif seen.setdefault((query, document), number) != number:
+            message = f"document {document!r} is listed for query {query!r} on line {seen[query, document]} already"
+            faults.add("documents listed twice", f"{path}:{number}", f"{message}; keep one of them")
+        elif not _finite(score):
+            faults.add("broken scores", f"{path}:{number}", f"the score is a number, got {score!r}")
         elif queries[query] in lists:
-            try:
-                lists[queries[query]].append((-float(score), number, documents[document]))
-            except ValueError:
-                faults.add("broken scores", f"{path}:{number}", f"the score is a number, got {score!r}")
+            lists[queries[query]].append((-float(score), number, documents[document]))
     for row in [row for row, found in lists.items() if not found][:1]:
         count = sum(not found for found in lists.values())
         names = {position: identity for identity, position in queries.items()}
@@ -202,6 +213,28 @@ def read_run(
         rows[place, : len(best)] = [document for _, _, document in best]
         scores[place, : len(best)] = [-negated for negated, _, _ in best]
     return Ranking(rows, scores)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"retriever.run: {path} cannot be read: {error}") from None
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _top(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores of the `depth` highest, unsorted; of equal ones at the cut the first rows stay."""
+    least = np.partition(scores, -depth)[-depth]
+    above, equal = np.flatnonzero(scores > least), np.flatnonzero(scores == least)
+    rows = np.concatenate([above, equal[: depth - len(above)]])
+    return rows, scores[rows]
 
 
 def _ordered(documents: np.ndarray, scores: np.ndarray) -> Ranking:

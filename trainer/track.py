@@ -36,7 +36,7 @@ class Log:
     def close(self) -> None:
         """Flush and end the W&B run."""
         if self.wandb is not None:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()
 
 
 def _start_wandb(folder: Path, recipe: Recipe) -> Any:

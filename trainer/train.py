@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from trainer import console
@@ -42,8 +41,7 @@ ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3
 HEAD_RATES = {"interaction": 2e-3, "classifier": 1e-3}
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-PROBE_GROUPS = 300  # groups that a fresh head is fitted to; its dozen weights need no more
-PROBE_RIDGE = 0.003  # on weights of features of unit spread
+CENTRE_GROUPS = 16  # groups whose mean score becomes zero; pointwise losses and sigmoids want that
 
 
 def default_rate(parameters: int, fresh_head: bool) -> float:
@@ -86,48 +84,14 @@ def rate_factor(step: int, total: int, warmup_share: float) -> float:
 
 
 def start_head(reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group]) -> None:
-    """Fit a fresh interaction head to the groups while the encoder rests, so that fine-tuning starts from a good model.
-
-    Rare tokens of the corpus weigh more; the mixture of features minimises the listwise loss over a sample of groups
-    under a ridge (linear probing before fine-tuning: Kumar et al., ICLR 2022).
-    """
+    """Prepare a fresh interaction head: rare tokens of the corpus weigh more, and scores begin around zero."""
     if not reranker.is_interaction:
         return
     model = reranker.model
     model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
-    sample = groups[:: -(-len(groups) // PROBE_GROUPS)]
+    sample = groups[:: -(-len(groups) // CENTRE_GROUPS)]
     rows = [(group.query, document) for group in sample for document in group.documents]
-    features = reranker.features(tokenized.pairs(rows), note="probe")
-    mixture = probe(features.reshape(len(rows), -1), sample).reshape(features.shape[1:])
-    centre = float((features * mixture).sum(axis=(1, 2)).mean())  # pointwise losses and sigmoids want scores around 0
-    model.start_head(mixture=torch.tensor(mixture), bias=-centre)
-
-
-def probe(features: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
-    """Weights (features,) of the linear model of (documents of all groups, features) with the least listwise loss."""
-    spread = features.std(axis=0) + 1e-6
-    width = max(len(group.documents) for group in groups)
-    padded = torch.zeros(len(groups), width, features.shape[1], dtype=torch.float64)
-    labels = torch.zeros(len(groups), width, dtype=torch.float64)
-    mask = torch.zeros(len(groups), width, dtype=torch.bool)
-    start = 0
-    for row, group in enumerate(groups):
-        count = len(group.documents)
-        padded[row, :count] = torch.from_numpy(features[start : start + count] / spread)
-        labels[row, : len(group.grades)] = torch.tensor(group.grades, dtype=torch.float64)
-        mask[row, :count] = True
-        start += count
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.tensor(weights, requires_grad=True)
-        ridge = PROBE_RIDGE * parameters.square().sum()
-        total = LOSSES["listwise"](padded @ parameters, labels, mask).mean() + ridge
-        total.backward()
-        assert parameters.grad is not None
-        return total.item(), parameters.grad.numpy()
-
-    found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
-    return (found.x / spread).astype(np.float32)
+    model.shift(-float(reranker.score_tokens(tokenized.pairs(rows)).mean()))
 
 
 def train(
@@ -140,7 +104,7 @@ def train(
     folder: Path,
     fresh_head: bool,
 ) -> Progress:
-    """Fine-tune `reranker.model`, whose head is `fresh` or trained, and leave the best state in `folder/best`.
+    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`; a fresh head is fitted first.
 
     `measure()` gives the two-stage dev score of the model as it stands (larger is better); every process calls it.
     Raises RunError where the loss is no longer finite.
