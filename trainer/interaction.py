@@ -79,7 +79,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
 
     @torch.no_grad()
     def start_head(self, token_weights: Tensor) -> None:
-        """Give the head the weights with which training starts; `token_weights` (vocabulary,) are larger for rarer ones.
+        """Set the weights with which training starts; `token_weights` (vocabulary,) are larger for rarer tokens.
 
         The query's direction counts most, and deeper layers more (docs/results.md).
         """

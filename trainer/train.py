@@ -110,6 +110,9 @@ def train(
     Raises RunError where the loss is no longer finite.
     """
     section = recipe.train
+    for module in reranker.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = section.dropout
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = _optimizer(section, reranker, fresh_head)
