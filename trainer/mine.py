@@ -20,6 +20,7 @@ from trainer.retriever import Candidates
 from trainer.runs import write_json
 
 POSITIVES_PER_GROUP = 4  # a query with more positives gives several groups, so that no group outgrows the others
+NOT_NEEDED = "usable, but not needed"
 EXAMPLES = 5  # of queries shown in the report
 
 
@@ -41,8 +42,11 @@ class Report:
     @property
     def summary(self) -> str:
         """One line for the terminal."""
-        most = ", ".join(f"{count} {reason}" for reason, count in self.passed_over.most_common())
-        return f"{self.negatives} negatives for {self.queries} queries; passed over: {most or 'nothing'}"
+        reasons = [f"{count} {reason}" for reason, count in self.passed_over.most_common() if reason != NOT_NEEDED]
+        line = f"{self.negatives} negatives for {self.queries} queries"
+        if self.queries_with_fewer_negatives:
+            line += f" ({self.queries_with_fewer_negatives} got fewer than asked)"
+        return f"{line}; passed over: {', '.join(reasons) or 'none'}"
 
 
 def mine(section: Mine, collection: Collection, candidates: Candidates, seed: int) -> tuple[list[Group], Report]:
@@ -58,7 +62,7 @@ def mine(section: Mine, collection: Collection, candidates: Candidates, seed: in
         judged = [row for row, grade in grades.items() if grade == 0][:asked]
         usable = _usable(section, candidates, place, grades, report)
         mined = usable[: asked - len(judged)] if section.pick == "top" else _draw(usable, asked - len(judged), rng)
-        report.passed_over["not needed"] += len(usable) - len(mined)
+        report.passed_over[NOT_NEEDED] += len(usable) - len(mined)
         negatives = judged + mined
         report.queries += 1
         report.negatives += len(negatives)
@@ -106,7 +110,7 @@ def _groups(query: int, positives: list[int], grades: Mapping[int, int], negativ
     count = -(-len(positives) // POSITIVES_PER_GROUP)
     # Where there are fewer negatives than groups, the last groups share the hardest one.
     shares = [(positives[start::count], negatives[start::count] or negatives[:1]) for start in range(count)]
-    return [Group(query, mine, [grades[row] for row in mine], theirs) for mine, theirs in shares if theirs]
+    return [Group(query, good, [grades[row] for row in good], bad) for good, bad in shares if bad]
 
 
 def write_report(report: Report, groups: list[Group], collection: Collection, folder: Path) -> None:

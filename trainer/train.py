@@ -8,7 +8,6 @@ the untrained one included. A killed run goes on from its last checkpoint with t
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -110,9 +109,7 @@ def train(
     Raises RunError where the loss is no longer finite.
     """
     section = recipe.train
-    for module in reranker.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = section.dropout
+    _set_dropout(reranker.model, section.dropout)
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = _optimizer(section, reranker, fresh_head)
@@ -136,7 +133,7 @@ def train(
                 group["lr"] = peak * factor
             loss, pairs = engine.gradients(positions)
             if not math.isfinite(loss):
-                raise RunError(_not_finite(folder, progress.step, positions, groups, loss))
+                _stop_not_finite(folder, progress.step, [groups[position] for position in positions], loss)
             accelerator.clip_grad_norm_(model.parameters(), section.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -156,22 +153,33 @@ def train(
 
 
 def _optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.optim.AdamW:
-    """AdamW: the encoder's matrices decay, vectors do not, and a fresh head has a faster rate and no decay."""
-    named = list(reranker.model.named_parameters())
-    encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
-    rate = section.learning_rate or default_rate(sum(weight.numel() for _, weight in named), fresh_head)
+    """AdamW: matrices of the encoder decay, vectors do not; a fresh head's own weights have a faster rate and no decay.
+
+    The interaction head's linear term over the first state counts as encoder: hundreds of weights that all move at the
+    fast rate outvote the comparison of tokens within a few steps.
+    """
+    named = dict(reranker.model.named_parameters())
+    fast = [name for name in named if name in ("mixture", "token_weights")]
+    if not reranker.is_interaction:
+        encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
+        fast = [name for name in named if name not in encoder]
+    rate = section.learning_rate or default_rate(sum(weight.numel() for weight in named.values()), fresh_head)
     usual = HEAD_RATES["interaction" if reranker.is_interaction else "classifier"] if fresh_head else rate
-    head_rate = section.head_learning_rate or usual
-    matrices = [weight for name, weight in named if name in encoder and weight.ndim > 1]
-    vectors = [weight for name, weight in named if name in encoder and weight.ndim <= 1]
-    head = [weight for name, weight in named if name not in encoder]
+    slow = [(name, weight) for name, weight in named.items() if name not in fast]
+    matrices, vectors = ([weight for _, weight in slow if (weight.ndim > 1) == matrix] for matrix in (True, False))
     return torch.optim.AdamW(
         [
             {"params": matrices, "lr": rate, "weight_decay": section.weight_decay},
             {"params": vectors, "lr": rate, "weight_decay": 0.0},
-            {"params": head, "lr": head_rate, "weight_decay": 0.0},
+            {"params": [named[name] for name in fast], "lr": section.head_learning_rate or usual, "weight_decay": 0.0},
         ]
     )
+
+
+def _set_dropout(model: nn.Module, share: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
 
 
 class _Engine:
@@ -319,11 +327,11 @@ def _resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
     return progress
 
 
-def _not_finite(folder: Path, step: int, positions: Sequence[int], groups: Sequence[Group], loss: float) -> str:
+def _stop_not_finite(folder: Path, step: int, groups: Sequence[Group], loss: float) -> NoReturn:
     """Keep the step's groups for inspection and say what to do."""
     path = folder / "not_finite.json"
-    path.write_text(json.dumps([asdict(groups[position]) for position in positions], indent=2), encoding="utf-8")
-    return (
+    write_json(path, [asdict(group) for group in groups])
+    raise RunError(
         f"train: the loss of step {step + 1} is {loss}; its groups are in {path}. "
         "Lower train.learning_rate, or train without mixed precision."
     )
