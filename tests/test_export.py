@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from trainer import export as exporting
+from trainer import pipeline
 from trainer.batches import Tokens
 from trainer.errors import ExportError
 from trainer.evaluate import Results
 from trainer.export import card, export
 from trainer.metrics import Interval
 from trainer.pipeline import Pipeline
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Data, Recipe, Retriever, load_recipe
+from trainer.recipe import Reranker as RerankerSection
 from trainer.reranker import Reranker
 
 # name: (tiny base, recipe's head, whether the interaction head scores)
@@ -333,12 +335,16 @@ def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tm
     assert not (tmp_path / "model" / "onnx").exists()
 
 
-def test_onnx_without_its_packages_says_what_to_install(tiny, tmp_path, monkeypatch):
-    find = exporting.importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
-    reranker = trained(tiny["reranker"])
+def test_onnx_without_its_packages_is_noticed_before_anything_runs(tiny, beir, monkeypatch):
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    recipe = Recipe(
+        name="mine",
+        data=Data(path=beir),
+        retriever=Retriever(kind="bm25"),
+        reranker=RerankerSection(model=str(tiny["reranker"])),
+    )
     with pytest.raises(ExportError, match=r"export\.formats.*pip install 'domain-reranker\[onnx\]'"):
-        export(reranker, make_recipe(tiny["reranker"]), make_results(), tokenised(reranker), tmp_path)
+        pipeline.check(recipe)
 
 
 # The card.

@@ -228,7 +228,8 @@ def test_the_bytes_that_arrive_are_the_bytes_on_disk_in_a_repository_as_visible_
     assert (hub.created["organization"], hub.created["name"]) == ("me", "tiny")
     assert hub.created["visibility"] == visibility
     assert hub.summary == "First try"
-    assert f"me/tiny ({visibility}): {hub.url}/me/tiny/commit/abc" in done.out
+    assert f"me/tiny ({visibility})" in done.out
+    assert f"done: {hub.url}/me/tiny/commit/abc" in done.out
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert done.err == ""  # no bar is drawn where there is no terminal
 

@@ -30,11 +30,9 @@ class Report:
 
     queries: int = 0
     queries_without_positive: int = 0
-    queries_without_retrieved_positive: int = 0
     queries_with_fewer_negatives: int = 0
     queries_without_negative: int = 0
     queries_without_threshold: int = 0
-    missed_positives: int = 0
     candidates: int = 0
     negatives: int = 0
     judged_negatives: int = 0
@@ -60,11 +58,6 @@ def mine(section: Mine, collection: Collection, candidates: Candidates, seed: in
         # Drawn by query, not by order of work, so that one more query changes nobody else's negatives.
         rng = np.random.default_rng([seed, query])
         positives = sorted((row for row, grade in grades.items() if grade > 0), key=lambda row: -grades[row])
-        if section.missed_positives == "leave_out":
-            # A missed positive beside retrieved negatives teaches that what looks alike is wrong.
-            within = set(candidates.found(place, section.last_rank))
-            report.missed_positives += sum(row not in within for row in positives)
-            positives = [row for row in positives if row in within]
         asked = section.negatives_per_positive * len(positives)
         judged = [row for row, grade in grades.items() if grade == 0][:asked]
         usable = _usable(section, candidates, place, grades, report)
@@ -72,11 +65,10 @@ def mine(section: Mine, collection: Collection, candidates: Candidates, seed: in
         report.passed_over[NOT_NEEDED] += len(usable) - len(mined)
         negatives = judged + mined
         report.queries += 1
-        report.queries_without_retrieved_positive += not positives
         report.negatives += len(negatives)
         report.judged_negatives += len(judged)
         report.queries_with_fewer_negatives += len(negatives) < asked
-        report.queries_without_negative += bool(positives) and not negatives
+        report.queries_without_negative += not negatives
         ranks = {row: rank for rank, row in enumerate(candidates.found(place), start=1)}
         report.negative_ranks += [ranks[row] for row in mined]
         groups += _groups(query, positives, grades, negatives)

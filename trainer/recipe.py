@@ -83,8 +83,6 @@ class Mine(Section):
     """First candidate rank to take negatives from; above it unlabelled positives hide."""
     last_rank: int = Field(default=1000, ge=1, validate_default=True)
     """Last candidate rank to take negatives from (retriever.depth ends the list anyway)."""
-    missed_positives: Literal["leave_out", "keep"] = "leave_out"
-    """Positives that the first stage did not return within the window: the reranker will never see their like."""
     max_share_of_positive: float | None = Field(default=0.95, gt=0, le=1)
     """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
     pick: Literal["top", "random"] = "top"
