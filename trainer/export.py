@@ -61,7 +61,7 @@ def export(
         shutil.rmtree(model)
         named = ", ".join(f"{name} by {difference:.1e}" for name, difference in wrong.items())
         raise ExportError(
-            f"export: scores are not the trained model's: {named}, more than {TOLERANCE} of rounding; nothing was kept. "
+            f"export: scores are not the trained model's: {named}, more than {TOLERANCE} of rounding; nothing kept. "
             "Take the format out of export.formats, or report it"
         )
     (model / "README.md").write_text(card(reranker, recipe, results), encoding="utf-8")

@@ -79,16 +79,22 @@ class InteractionForSequenceClassification(PreTrainedModel):
 
     @torch.no_grad()
     def start_head(self, token_weights: Tensor) -> None:
-        """Set the weights with which training starts; `token_weights` (vocabulary,) are larger for rarer tokens.
+        """Set the weights that a head begins with; `token_weights` (vocabulary,) are larger for rarer tokens.
 
         The query's direction counts most, and deeper layers more (docs/results.md).
         """
-        self.mixture.zero_()
-        self.mixture[:, 0] = torch.linspace(2.0, 14.0, len(self.mixture)) / SHARPNESS
-        self.mixture[:, 1] = 1.0 / SHARPNESS
+        self.token_weights.copy_(token_weights)
+        mixture = torch.zeros_like(self.mixture)
+        mixture[:, 0] = torch.linspace(2.0, 14.0, len(mixture))
+        mixture[:, 1] = 1.0
+        self.mix(mixture)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
-        self.token_weights.copy_(token_weights)
+
+    @torch.no_grad()
+    def mix(self, mixture: Tensor) -> None:
+        """Set how features are mixed: (layers, 3), logits per unit of feature."""
+        self.mixture.copy_(mixture / SHARPNESS)
 
     @torch.no_grad()
     def shift(self, amount: float) -> None:

@@ -75,6 +75,19 @@ def mine(section: Mine, collection: Collection, candidates: Candidates, seed: in
     return groups, report
 
 
+def candidate_lists(collection: Collection, candidates: Candidates) -> list[Group]:
+    """The train queries' candidates whole, as groups: what a reranker will see, with what was judged relevant in it."""
+    lists = []
+    for place, query in enumerate(candidates.queries.tolist()):
+        grades = collection.qrels["train"][query]
+        found = candidates.found(place)
+        positives = [row for row in found if grades.get(row, 0) > 0]
+        if positives:
+            rest = [row for row in found if grades.get(row, 0) == 0]
+            lists.append(Group(query, positives, [grades[row] for row in positives], rest))
+    return lists
+
+
 def _usable(section: Mine, candidates: Candidates, place: int, grades: Mapping[int, int], report: Report) -> list[int]:
     """Candidates of one query that may serve as negatives, best rank first; every other one is counted."""
     positive = candidates.positive_similarity[place]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 VERSIONS = {"data": 1, "retrieve": 1, "mine": 1, "train": 1, "evaluate": 1, "export": 1}
 STAGES = tuple(VERSIONS)
 SHARED = ("train", "evaluate")  # all processes work; in the other stages they wait for the main one
+PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to
 PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
 
 
@@ -177,6 +178,7 @@ class Pipeline:
 
         from trainer.batches import read_groups
         from trainer.evaluate import mean_score
+        from trainer.mine import candidate_lists
         from trainer.reranker import Reranker, TokenizedCollection, rerank
         from trainer.train import train
 
@@ -200,7 +202,8 @@ class Pipeline:
             return mean_score(self.collection, "dev", dev, self.metric, scores)
 
         console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
-        progress = train(self.recipe, groups, reranker, tokenized, measure, self.accelerator, folder, fresh_head)
+        lists = candidate_lists(self.collection, self.candidates("train").top(PROBE_DEPTH)) if fresh_head else []
+        progress = train(self.recipe, groups, lists, reranker, tokenized, measure, self.accelerator, folder)
         untrained = progress.curve[0][1]
         said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
         said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
@@ -297,10 +300,12 @@ class Pipeline:
 
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        cuda = torch.cuda.is_available()
+        best = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
         return Accelerator(
-            cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-            mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if bf16 else "no"),
+            cpu=not cuda and not torch.backends.mps.is_available(),
+            # What the launcher was told, but never on a CPU, where half precision is many times slower.
+            mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no",
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
             ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tokenizers.processors import TemplateProcessing
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -123,20 +123,32 @@ class Reranker:
     @torch.inference_mode()
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
+        return self._over_buckets(pairs, lambda inputs: self.model(**inputs).logits.squeeze(1), note)
+
+    @torch.inference_mode()
+    def features(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
+        """What the interaction head mixes: (pairs, layers, 3) float32."""
+        return self._over_buckets(pairs, lambda inputs: self.model.features(**inputs)[0], note)
+
+    def _over_buckets(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Callable[[dict[str, Tensor]], Tensor], note: str | None
+    ) -> np.ndarray:
+        """`compute` of every pair, in the order of `pairs`."""
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
         device = self.model.device
         training = self.model.training
         self.model.eval()
-        scores = np.empty(len(pairs), dtype=np.float32)
         cut = buckets([self.pairs.size(pair) for pair in pairs], TOKENS_PER_BUCKET.get(device.type, 4096))
+        parts = []
         with progress(note or "score", total=len(pairs) if note else 0) as advance:
             for positions in cut:
                 inputs = self.pairs.pad([pairs[position] for position in positions], device)
                 with autocast(device):
-                    logits = self.model(**inputs).logits
-                scores[positions] = logits.float().squeeze(1).cpu().numpy()
+                    parts.append(compute(inputs).float().cpu().numpy())
                 advance(len(positions))
         self.model.train(training)
-        return scores
+        return np.concatenate(parts)[np.argsort(np.concatenate(cut), kind="stable")]
 
     def save(self, folder: Path) -> None:
         """Weights, configuration and tokenizer, whole or not at all."""
@@ -269,7 +281,7 @@ def rerank(
     return scores
 
 
-def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> torch.Tensor:
+def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
     """Inverse document frequency (vocabulary,): log((documents + 1) / (frequency + 1/2)), at least 0.05."""
     frequency = np.zeros(vocabulary)
     for tokens in tokenized:
@@ -284,6 +296,6 @@ class ScoringModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    def forward(self, batches: list[dict[str, Tensor]]) -> Tensor:
         """Logits (pairs of all batches,) float32."""
         return torch.cat([self.model(**batch).logits.float().squeeze(1) for batch in batches])

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate import Accelerator
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from trainer import console
@@ -37,10 +38,11 @@ Measure = Callable[[], float]
 # Encoders: sizes in millions of parameters and rates after the sweep published with the Ettin rerankers (2026).
 RERANKER_RATE = 2e-5
 ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3e-6))
-HEAD_RATES = {"interaction": 2e-3, "classifier": 1e-3}
+HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-CENTRE_GROUPS = 16  # groups whose mean score becomes zero; pointwise losses and sigmoids want that
+PROBE_LISTS = 300  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
+PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
 def default_rate(parameters: int, fresh_head: bool) -> float:
@@ -82,29 +84,61 @@ def rate_factor(step: int, total: int, warmup_share: float) -> float:
     return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
 
 
-def start_head(reranker: Reranker, tokenized: TokenizedCollection, groups: Sequence[Group]) -> None:
-    """Prepare a fresh interaction head: rare tokens of the corpus weigh more, and scores begin around zero."""
+def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group]) -> None:
+    """Fit a fresh interaction head while the encoder rests, so that fine-tuning starts from a good model.
+
+    Rare tokens of the corpus weigh more. The mixture of features minimises the listwise loss over whole lists of
+    candidates as they will be reranked; over mined groups, a biased sample of them, it comes out worse than not
+    fitted at all (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
+    """
     if not reranker.is_interaction:
         return
     model = reranker.model
     model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
-    sample = groups[:: -(-len(groups) // CENTRE_GROUPS)]
-    rows = [(group.query, document) for group in sample for document in group.documents]
-    model.shift(-float(reranker.score_tokens(tokenized.pairs(rows)).mean()))
+    lists = lists[:: -(-len(lists) // PROBE_LISTS)]
+    pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
+    features = reranker.features(pairs, note="probe")
+    mixture = probe(features.reshape(len(pairs), -1), lists).reshape(features.shape[1:])
+    model.mix(torch.tensor(mixture))
+    model.shift(
+        -float((features * mixture).sum(axis=(1, 2)).mean())
+    )  # pointwise losses and sigmoids want scores near 0
+
+
+def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
+    """Weights (features,) of the linear model of (documents of all lists, features) with the least listwise loss."""
+    spread = features.std(axis=0) + 1e-6
+    lengths = [len(group.documents) for group in lists]
+    split = torch.from_numpy(features / spread).double().split(lengths)
+    grades = [torch.tensor(group.grades, dtype=torch.float64) for group in lists]
+    padded, labels = (nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in (split, grades))
+    labels = nn.functional.pad(labels, (0, padded.shape[1] - labels.shape[1]))
+    mask = torch.arange(padded.shape[1])[None, :] < torch.tensor(lengths)[:, None]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.tensor(weights, requires_grad=True)
+        ridge = PROBE_RIDGE * parameters.square().sum()
+        total = LOSSES["listwise"](padded @ parameters, labels, mask).mean() + ridge
+        (gradient,) = torch.autograd.grad(total, parameters)
+        return total.item(), gradient.numpy()
+
+    found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
+    return (found.x / spread).astype(np.float32)
 
 
 def train(
     recipe: Recipe,
     groups: Sequence[Group],
+    lists: Sequence[Group],
     reranker: Reranker,
     tokenized: TokenizedCollection,
     measure: Measure,
     accelerator: Accelerator,
     folder: Path,
-    fresh_head: bool,
 ) -> Progress:
-    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`; a fresh head is fitted first.
+    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
 
+    `lists` are whole lists of candidates that a fresh head is fitted to first; empty where the head is trained already.
     `measure()` gives the two-stage dev score of the model as it stands (larger is better); every process calls it.
     Raises RunError where the loss is no longer finite.
     """
@@ -112,11 +146,11 @@ def train(
     _set_dropout(reranker.model, section.dropout)
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
-    optimizer = _optimizer(section, reranker, fresh_head)
+    optimizer = _optimizer(section, reranker, fresh_head=bool(lists))
     peaks = [group["lr"] for group in optimizer.param_groups]
     checkpoint = _last_checkpoint(folder)
-    if fresh_head and checkpoint is None:
-        start_head(reranker, tokenized, groups)
+    if lists and checkpoint is None:
+        start_head(reranker, tokenized, lists)
     model, optimizer = accelerator.prepare(ScoringModel(reranker.model), optimizer)
     engine = _Engine(section, groups, reranker, tokenized, accelerator, model)
 
