@@ -1,0 +1,101 @@
+"""The interaction head: what it compares, how texts are framed, and that padding and batch change nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.batches import Group
+from trainer.reranker import Reranker
+from trainer.train import probe
+
+KINDS = ["bert", "roberta", "modernbert"]
+PAIRS = [("why does queue lag", "consumer lag grows"), ("a", "inodes run out although the disk shows free space")]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def reranker(request, tiny):
+    return Reranker.load(tiny[request.param], max_length=32)
+
+
+def inputs(reranker, pairs):
+    tokens = reranker.pairs.tokenize([text for pair in pairs for text in pair])
+    return reranker.pairs.pad(list(zip(tokens[::2], tokens[1::2], strict=True)), "cpu")
+
+
+def test_each_text_stands_in_its_own_frame(reranker):
+    tokenizer = reranker.tokenizer
+    alone = [tokenizer(text)["input_ids"] for text in PAIRS[0]]
+    assert tokenizer(*PAIRS[0])["input_ids"] == alone[0] + alone[1]
+    assert set(tokenizer(*PAIRS[0])) == {"input_ids", "attention_mask"}
+
+
+def test_padding_and_company_do_not_change_a_score(reranker):
+    together = reranker.model(**inputs(reranker, PAIRS)).logits
+    alone = torch.cat([reranker.model(**inputs(reranker, [pair])).logits for pair in PAIRS])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_without_damping_the_encoder_reads_as_it_always_did(reranker):
+    batch = inputs(reranker, PAIRS)
+    plain = reranker.model.encoder(**batch).last_hidden_state
+    damping, reranker.model.config.damping = reranker.model.config.damping, 0.0
+    try:
+        _, first = reranker.model.features(**batch)
+    finally:
+        reranker.model.config.damping = damping
+    torch.testing.assert_close(first, plain[:, 0], atol=1e-5, rtol=0)
+
+
+def test_with_boundless_damping_the_query_reads_as_if_alone(reranker):
+    damping, reranker.model.config.damping = reranker.model.config.damping, 1e4
+    try:
+        _, first = reranker.model.features(**inputs(reranker, PAIRS[:1]))
+    finally:
+        reranker.model.config.damping = damping
+    alone = reranker.tokenizer(PAIRS[0][0], return_tensors="pt")
+    torch.testing.assert_close(first, reranker.model.encoder(**alone).last_hidden_state[:, 0], atol=1e-5, rtol=0)
+
+
+def test_features_of_the_embedding_layer_by_hand(tiny):
+    reranker = Reranker.load(tiny["bert"], max_length=32, layers=(0, 3))
+    query, document = reranker.pairs.tokenize(["queue lag", "lag disk queue"])
+    weights = torch.ones(len(reranker.model.token_weights))
+    weights[int(query[0])] = 3.0
+    reranker.model.start_head(weights)
+    features, _ = reranker.model.features(**reranker.pairs.pad([(query, document)], "cpu"))
+    ids = reranker.pairs.pad([(query, document)], "cpu")["input_ids"]  # [CLS] q q [SEP] [CLS] d d d [SEP]
+    states = reranker.model.encoder.embeddings(ids)[0]
+    unit = torch.nn.functional.normalize(states, dim=1)
+    best = (unit[1:3] @ unit[5:8].T).max(dim=1).values
+    assert features[0, 0, 0].item() == pytest.approx(((3 * best[0] + best[1]) / 4).item(), abs=1e-5)
+    means = torch.cosine_similarity(states[1:3].mean(0), states[5:8].mean(0), dim=0)
+    assert features[0, 0, 2].item() == pytest.approx(means.item(), abs=1e-5)
+
+
+def test_layers_above_the_deepest_compared_are_cut_off(tiny):
+    whole, cut = (Reranker.load(tiny["bert"], max_length=32, layers=layers) for layers in (None, (0, 1)))
+    assert whole.model.encoder.config.num_hidden_layers == 3
+    assert cut.model.encoder.config.num_hidden_layers == 1
+
+
+def test_saved_and_loaded_scores_alike(reranker, tmp_path):
+    reranker.save(tmp_path / "model")
+    again = Reranker.load(tmp_path / "model")
+    documents = [document for _, document in PAIRS]
+    np.testing.assert_array_equal(reranker.score("queue lag", documents), again.score("queue lag", documents))
+    assert [one.index for one in again.rank("queue lag", documents)] == [
+        one.index for one in reranker.rank("queue lag", documents)
+    ]
+
+
+def test_probe_finds_the_feature_that_ranks():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 3)).astype(np.float32)
+    lists = []
+    for start in range(0, 400, 8):
+        best = int(features[start : start + 8, 1].argmax())  # the second feature alone decides
+        order = [best, *(place for place in range(8) if place != best)]
+        features[start : start + 8] = features[start : start + 8][order]
+        lists.append(Group(start, [start], [2], list(range(start + 1, start + 8))))
+    weights = probe(features, lists)
+    assert weights[1] > 5 * max(abs(weights[0]), abs(weights[2]))
