@@ -38,9 +38,9 @@ def test_rate_rises_then_falls_to_nearly_zero():
     assert all(earlier >= later for earlier, later in zip(factors[4:], factors[5:], strict=False))
 
 
-def test_a_ready_reranker_gets_a_gentler_rate_than_a_fresh_head():
-    assert default_rate(22_000_000, fresh_head=False) < default_rate(22_000_000, fresh_head=True)
-    assert default_rate(500_000_000, fresh_head=True) < default_rate(100_000_000, fresh_head=True)
+def test_what_ranks_already_gets_a_gentler_rate_than_a_fresh_classifier():
+    assert default_rate(22_000_000, fresh_classifier=False) < default_rate(22_000_000, fresh_classifier=True)
+    assert default_rate(500_000_000, fresh_classifier=True) < default_rate(100_000_000, fresh_classifier=True)
 
 
 def losses(runs: Path) -> list[float]:

@@ -34,9 +34,11 @@ from trainer.track import Log
 
 Measure = Callable[[], float]
 
-# Peak rates. A ready reranker: a quarter of what fresh heads bear (FlagEmbedding's users report collapse at 6e-5).
-# Encoders: sizes in millions of parameters and rates after the sweep published with the Ettin rerankers (2026).
-RERANKER_RATE = 2e-5
+# Peak rates. What ranks well before the first step, a ready reranker or a fitted interaction head, goes gently: users
+# of other tools report collapse at 6e-5, and here 5e-5 lost on dev what 2e-5 kept (docs/results.md). Under a fresh
+# classifier by millions of parameters; the sweep published with the Ettin rerankers (2026) found 2.4e-4 at 17M to 3e-6
+# at 1B, with ten and more times as many queries in a step.
+GENTLE_RATE = 2e-5
 ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3e-6))
 HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
 
@@ -45,10 +47,10 @@ PROBE_LISTS = 300  # lists of candidates that a fresh head is fitted to; its doz
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
-def default_rate(parameters: int, fresh_head: bool) -> float:
+def default_rate(parameters: int, fresh_classifier: bool) -> float:
     """Peak learning rate of the encoder for a model of so many parameters."""
     by_size = next(rate for millions, rate in ENCODER_RATES if parameters <= millions * 1e6)
-    return by_size if fresh_head else min(by_size, RERANKER_RATE)
+    return by_size if fresh_classifier else min(by_size, GENTLE_RATE)
 
 
 @dataclass
@@ -197,7 +199,8 @@ def _optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.op
     if not reranker.is_interaction:
         encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
         fast = [name for name in named if name not in encoder]
-    rate = section.learning_rate or default_rate(sum(weight.numel() for weight in named.values()), fresh_head)
+    size = sum(weight.numel() for weight in named.values())
+    rate = section.learning_rate or default_rate(size, fresh_head and not reranker.is_interaction)
     usual = HEAD_RATES["interaction" if reranker.is_interaction else "classifier"] if fresh_head else rate
     slow = [(name, weight) for name, weight in named.items() if name not in fast]
     matrices, vectors = ([weight for _, weight in slow if (weight.ndim > 1) == matrix] for matrix in (True, False))
