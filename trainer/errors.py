@@ -55,3 +55,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     choices = list(known)
     near = get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(choices)}"
+
+
+def one_line(error: object) -> str:
+    """Somebody else's error in one line, for the middle of a sentence of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

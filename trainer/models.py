@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.errors import ModelError, did_you_mean
+from trainer.errors import ModelError, did_you_mean, one_line
 
 # Weights that the project ships with or tests on; a package index can be tampered with, a hash cannot.
 KNOWN_WEIGHTS = {
@@ -83,20 +83,16 @@ def _from_hub(reference: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached "
-            f"({_one_line(error.__cause__ or error)}); try again with a network, or give a folder"
+            f"({one_line(error.__cause__ or error)}); try again with a network, or give a folder"
         ) from None
     except HFValidationError as error:
-        raise ModelError(f"model {reference!r}: no name for a model on the Hub: {_one_line(error)}") from None
+        raise ModelError(f"model {reference!r}: no name for a model on the Hub: {one_line(error)}") from None
     except (HTTPError, OSError) as error:
         words = getattr(error, "server_message", None) or error
         raise ModelError(
-            f"model {reference!r}: the Hub did not hand it out ({_one_line(words)}); "
+            f"model {reference!r}: the Hub did not hand it out ({one_line(words)}); "
             "check the name, and run `hf auth login` where it is private or gated"
         ) from None
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _require_files(reference: str, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import console
-from trainer.errors import PushError
+from trainer.errors import PushError, one_line
 from trainer.recipe import Push
 
 if TYPE_CHECKING:
@@ -53,19 +53,19 @@ def push(section: Push, folder: Path) -> str:
         )
     except HFValidationError as error:
         raise PushError(
-            f"push.repository: {section.repository!r} is no name for a repository: {_one_line(error)}"
+            f"push.repository: {section.repository!r} is no name for a repository: {one_line(error)}"
         ) from None
     except HfHubHTTPError as error:
         raise _refused(section, error) from None
     except OfflineModeIsEnabled:
         raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again") from None
     except (HTTPError, OSError) as error:
-        message = f"push: the Hub at {api.endpoint} cannot be reached ({_one_line(error)}); try again with a network"
+        message = f"push: the Hub at {api.endpoint} cannot be reached ({one_line(error)}); try again with a network"
         raise PushError(message) from None
     except (RuntimeError, ValueError) as error:  # a large file that failed, a card or a quota that was refused
         if isinstance(error.__cause__, HfHubHTTPError) and isinstance(error, RuntimeError):
             raise _refused(section, error.__cause__) from None
-        raise PushError(f"push: {section.repository}: the Hub refused: {_one_line(error)}") from None
+        raise PushError(f"push: {section.repository}: the Hub refused: {one_line(error)}") from None
     return str(commit.commit_url)
 
 
@@ -89,9 +89,5 @@ def _refused(section: Push, error: HfHubHTTPError) -> PushError:
         403: "the token may not write there; choose a repository of yours or a token with write permission",
         404: "the owner does not exist, or the token cannot see it",
     }.get(status, "the Hub refused")
-    words = " ".join((error.server_message or "").split()) or _one_line(error)
+    words = " ".join((error.server_message or "").split()) or one_line(error)
     return PushError(f"push: {section.repository}: {advice} ({status}: {words})")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -159,7 +159,7 @@ class Reranker:
         for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
             self.tokenizer.init_kwargs.pop(local, None)
         backend: Any = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # tokenizing left its length there
+        backend.no_truncation()  # whoever tokenized with a length left it there
         backend.no_padding()
         self.model.save_pretrained(partial)
         self.tokenizer.save_pretrained(partial)

@@ -102,9 +102,8 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     features = reranker.features(pairs, note="probe")
     mixture = probe(features.reshape(len(pairs), -1), lists).reshape(features.shape[1:])
     model.mix(torch.tensor(mixture))
-    model.shift(
-        -float((features * mixture).sum(axis=(1, 2)).mean())
-    )  # pointwise losses and sigmoids want scores near 0
+    # Pointwise losses and sigmoids want scores around zero.
+    model.shift(-float((features * mixture).sum(axis=(1, 2)).mean()))
 
 
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
