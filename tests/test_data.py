@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from datasets.table import MemoryMappedTable
 
-from trainer.data import Collection, build_collection, check_collection, find_files, fingerprint_files
+from trainer.data import Collection, build_collection, check_collection, fingerprint_data
 from trainer.errors import DataError
+from trainer.recipe import Data
 
 CORPUS = '{"_id": "d1", "title": "one", "text": "first"}\n{"_id": "d2", "text": "second"}\n'
 QUERIES = '{"_id": "q1", "text": "a"}\n{"_id": "q2", "text": "b"}\n{"_id": "q3", "text": "c"}\n'
@@ -41,9 +42,9 @@ def faults(tmp_path: Path) -> Callable[[Path], list[str]]:
 
     def faults(folder: Path) -> list[str]:
         told = []
-        for step in (check_collection, lambda folder: build_collection(folder, tmp_path / "arrow")):
+        for step in (check_collection, lambda section: build_collection(section, tmp_path / "arrow")):
             with pytest.raises(DataError) as caught:
-                step(folder)
+                step(Data(path=folder))
             told.append([line.replace(f"{folder}/", "") for line in caught.value.faults])
         assert told[0] == told[1]
         return told[0]
@@ -73,7 +74,7 @@ def content(collection: Collection) -> tuple:
 
 
 def test_arrow_files_hold_what_the_source_holds_in_its_order(beir, tmp_path):
-    collection = build_collection(beir, tmp_path / "arrow")
+    collection = build_collection(Data(path=beir), tmp_path / "arrow")
     documents, queries = rows(beir / "corpus.jsonl"), rows(beir / "queries.jsonl")
     assert collection.documents["id"][:] == collection.document_ids == [document["_id"] for document in documents]
     assert collection.documents["passage"][:] == [f"{row['title']} {row['text']}" for row in documents]
@@ -90,30 +91,34 @@ def test_arrow_files_hold_what_the_source_holds_in_its_order(beir, tmp_path):
 
 
 def test_arrow_files_are_mapped_into_memory(beir, tmp_path):
-    collection = build_collection(beir, tmp_path / "arrow")
+    collection = build_collection(Data(path=beir), tmp_path / "arrow")
     for dataset, name in ((collection.documents, "documents.arrow"), (collection.queries, "queries.arrow")):
         assert isinstance(dataset.data, MemoryMappedTable)
         assert dataset.cache_files == [{"filename": str(tmp_path / "arrow" / name)}]
 
 
 def test_a_collection_opened_again_is_the_same(beir, tmp_path):
-    assert content(build_collection(beir, tmp_path / "arrow")) == content(Collection.open(tmp_path / "arrow"))
+    assert content(build_collection(Data(path=beir), tmp_path / "arrow")) == content(
+        Collection.open(tmp_path / "arrow")
+    )
 
 
 def test_packed_files_give_the_same_collection_as_plain_ones(beir, tmp_path):
     packed = tmp_path / "packed"
     shutil.copytree(beir, packed)
-    for path in find_files(beir).all:
-        pack(packed / path.relative_to(beir))
-    assert check_collection(packed) == check_collection(beir)
-    assert content(build_collection(packed, tmp_path / "b")) == content(build_collection(beir, tmp_path / "a"))
+    for path in [path for path in packed.rglob("*") if path.is_file()]:
+        pack(path)
+    assert check_collection(Data(path=packed)) == check_collection(Data(path=beir))
+    assert content(build_collection(Data(path=packed), tmp_path / "b")) == content(
+        build_collection(Data(path=beir), tmp_path / "a")
+    )
 
 
 def test_judgements_speak_in_row_numbers_and_keep_their_grades(small, tmp_path):
     (small / "qrels/train.tsv").write_text("q3\td2\t0\nq1\td2\t3\nq1\td1\t1\n")
     (small / "qrels/test.tsv").write_text("q4\td1\t1\n")
     add(small / "queries.jsonl", '{"_id": "q4", "text": "d"}\n')
-    collection = build_collection(small, tmp_path / "arrow")
+    collection = build_collection(Data(path=small), tmp_path / "arrow")
     # rows by hand: d1 0, d2 1; q1 0, q2 1, q3 2, q4 3; queries in the order in which the qrels name them
     assert collection.qrels == {"train": {2: {1: 0}, 0: {1: 3, 0: 1}}, "dev": {1: {1: 1}}, "test": {3: {0: 1}}}
     assert list(collection.qrels["train"]) == [2, 0]
@@ -125,7 +130,7 @@ def test_whole_numbers_are_ids(small, tmp_path):
     add(small / "corpus.jsonl", '{"_id": 7, "text": "seventh"}\n')
     add(small / "queries.jsonl", '{"_id": 8, "text": "eighth"}\n')
     add(small / "qrels/train.tsv", "8\t7\t1\n")
-    collection = build_collection(small, tmp_path / "arrow")
+    collection = build_collection(Data(path=small), tmp_path / "arrow")
     assert collection.named_qrels("train")["8"] == {"7": 1}
 
 
@@ -134,7 +139,7 @@ def test_a_document_may_have_a_title_or_a_text_alone(small, tmp_path):
         small / "corpus.jsonl",
         '{"_id": "d3", "title": "third", "text": ""}\n{"_id": "d4", "title": null, "text": "x"}\n',
     )
-    assert build_collection(small, tmp_path / "arrow").documents["passage"][2:] == ["third", "x"]
+    assert build_collection(Data(path=small), tmp_path / "arrow").documents["passage"][2:] == ["third", "x"]
 
 
 @pytest.mark.parametrize(
@@ -148,27 +153,27 @@ def test_a_document_may_have_a_title_or_a_text_alone(small, tmp_path):
     ids=["byte order mark", "windows line ends", "blank lines", "no last line end"],
 )
 def test_what_editors_do_to_a_file_changes_nothing(small, tmp_path, change):
-    plain = content(build_collection(small, tmp_path / "plain"))
+    plain = content(build_collection(Data(path=small), tmp_path / "plain"))
     for name in FILES:
         (small / name).write_bytes(change((small / name).read_bytes()))
-    assert content(build_collection(small, tmp_path / "changed")) == plain
+    assert content(build_collection(Data(path=small), tmp_path / "changed")) == plain
 
 
 def test_qrels_may_lack_the_head_line(small, tmp_path):
-    with_head = content(build_collection(small, tmp_path / "with"))
+    with_head = content(build_collection(Data(path=small), tmp_path / "with"))
     for split in ("train", "dev", "test"):
         path = small / "qrels" / f"{split}.tsv"
         path.write_text(path.read_text().removeprefix(HEAD))
-    assert content(build_collection(small, tmp_path / "without")) == with_head
+    assert content(build_collection(Data(path=small), tmp_path / "without")) == with_head
 
 
 def test_a_mark_before_the_first_judgement_is_no_part_of_the_query_id(small, tmp_path):
     (small / "qrels/train.tsv").write_bytes(b"\xef\xbb\xbfq1\td1\t2\n")
-    assert build_collection(small, tmp_path / "arrow").qrels["train"] == {0: {0: 2}}
+    assert build_collection(Data(path=small), tmp_path / "arrow").qrels["train"] == {0: {0: 2}}
 
 
 def test_the_summary_counts_what_is_there(beir):
-    summary = check_collection(beir)
+    summary = check_collection(Data(path=beir))
     assert (summary.documents, summary.queries) == (40, 40)
     assert summary.judged == {"train": 24, "dev": 8, "test": 8}
 
@@ -337,7 +342,7 @@ def test_all_missing_files_are_told_at_once(tmp_path, faults):
 
 def test_a_missing_folder_is_told_with_what_it_should_hold(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such folder; data.path names a folder with corpus.jsonl"):
-        check_collection(tmp_path / "nowhere")
+        check_collection(Data(path=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -418,7 +423,7 @@ def wide(small: Path) -> Path:
 
 
 def test_a_collection_without_doubt_gives_no_warning(wide):
-    assert check_collection(wide).warnings == []
+    assert check_collection(Data(path=wide)).warnings == []
 
 
 def test_the_same_question_in_two_splits_is_a_warning_whatever_its_case_and_blanks(wide):
@@ -426,7 +431,7 @@ def test_the_same_question_in_two_splits_is_a_warning_whatever_its_case_and_blan
     for number, text in enumerate(texts):
         add(wide / "queries.jsonl", f'{{"_id": "t{number}", "text": "{text}"}}\n')
         add(wide / "qrels/train.tsv", f"t{number}\td2\t1\n")
-    told = check_collection(wide).warnings
+    told = check_collection(Data(path=wide)).warnings
     assert len(told) == 2  # the last two stand in train alone
     assert told[0].startswith("2 query texts stand in train and in dev")
     assert told[1].startswith("1 query texts stand in train and in test")
@@ -436,14 +441,14 @@ def test_the_same_question_in_two_splits_is_a_warning_whatever_its_case_and_blan
 def test_few_queries_to_measure_on_are_a_warning(wide, split):
     path = wide / "qrels" / f"{split}.tsv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    (told,) = check_collection(wide).warnings
+    (told,) = check_collection(Data(path=wide)).warnings
     assert told.startswith(f"49 {split} queries ")
 
 
 def test_queries_without_a_positive_cannot_be_measured_and_do_not_count(wide):
     path = wide / "qrels/dev.tsv"
     path.write_text(path.read_text().replace("\td1\t1\n", "\td1\t0\n"))  # q2 alone keeps its positive
-    (told,) = check_collection(wide).warnings
+    (told,) = check_collection(Data(path=wide)).warnings
     assert told.startswith("1 dev queries ")
 
 
@@ -452,21 +457,21 @@ def test_queries_without_a_positive_cannot_be_measured_and_do_not_count(wide):
 
 def test_the_fingerprint_is_of_the_content_and_not_of_its_place(small, tmp_path):
     shutil.copytree(small, tmp_path / "copy")
-    assert fingerprint_files(small) == fingerprint_files(tmp_path / "copy")
+    assert fingerprint_data(Data(path=small)) == fingerprint_data(Data(path=tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_change_of_any_file_changes_the_fingerprint(small, name):
-    before = fingerprint_files(small)
+    before = fingerprint_data(Data(path=small))
     add(small / name, "\n")
-    assert fingerprint_files(small) != before
+    assert fingerprint_data(Data(path=small)) != before
 
 
 def test_a_judgement_moved_to_the_next_split_changes_the_fingerprint(small):
     train, dev = small / "qrels/train.tsv", small / "qrels/dev.tsv"
     train.write_text("q1\td1\t1\nq4\td1\t1\n")
     dev.write_text("q2\td2\t1\n")
-    before = fingerprint_files(small)
+    before = fingerprint_data(Data(path=small))
     train.write_text("q1\td1\t1\n")
     dev.write_text("q4\td1\t1\nq2\td2\t1\n")
-    assert fingerprint_files(small) != before
+    assert fingerprint_data(Data(path=small)) != before

@@ -10,6 +10,7 @@ import pytest
 from trainer import metrics as numbers
 from trainer.data import build_collection
 from trainer.evaluate import ceiling, evaluate, mean_score, order
+from trainer.recipe import Data
 from trainer.report import Results, show
 from trainer.retriever import NOTHING, Candidates
 
@@ -35,7 +36,7 @@ def _fewer_resamples(monkeypatch):
 
 @pytest.fixture
 def collection(beir, tmp_path):
-    return build_collection(beir, tmp_path / "data")
+    return build_collection(Data(path=beir), tmp_path / "data")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Imports only run down: the map in the README, checked."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "trainer"
 FLOORS = [
     {"errors", "losses", "metrics", "console", "interaction"},
-    {"recipe", "data", "models"},
+    {"recipe", "models"},
+    {"data"},
     {"runs", "track"},
     {"retriever", "batches", "report"},
     {"reranker"},
@@ -18,30 +20,54 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+ROOMS = sorted(
+    {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - {"__init__"}
+)
 
 
-def imports(module: str) -> set[str]:
-    """Modules of the package that a module imports, anywhere in it."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+def files(room: str) -> list[Path]:
+    """The files of a room: a module, or all of a package folder."""
+    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+
+
+def imports(path: Path) -> set[str]:
+    """What a file imports from the package, anywhere in it, as dotted names below `trainer`."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "trainer":
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainer."):
-            found.add(str(node.module).split(".")[1])
+            found.add(str(node.module).removeprefix("trainer."))
     return found
 
 
-def test_every_module_has_a_floor():
-    assert set(MODULES) == set(FLOOR)
+def rooms(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_down(module):
-    upward = {other for other in imports(module) if FLOOR[other] >= FLOOR[module]}
-    assert not upward, f"{module} (floor {FLOOR[module]}) imports {upward}"
+def test_every_room_has_a_floor():
+    assert set(ROOMS) == set(FLOOR)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_down(room):
+    for path in files(room):
+        upward = {other for other in rooms(path) - {room} if FLOOR[other] >= FLOOR[room]}
+        assert not upward, f"{path.relative_to(PACKAGE)} (floor {FLOOR[room]}) imports {upward}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).is_dir()])
+def test_imports_inside_a_room_run_down_in_the_order_that_its_docstring_gives(room):
+    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    inside = {path.stem: path for path in files(room) if path.stem != "__init__"}
+    floors = [set(re.split(r"\s{3,}", line.strip())[0].split()) & set(inside) for line in said.splitlines()]
+    floor = {name: -number for number, names in enumerate(floors) for name in names}
+    assert set(floor) == set(inside), "every file stands in the docstring"
+    for name, path in inside.items():
+        below = {other.partition(".")[2] for other in imports(path) if other.split(".")[0] == room}
+        upward = {other for other in below if floor.get(other, 1) >= floor[name]}
+        assert not upward, f"{room}/{name} imports {upward or room}"
 
 
 def test_the_modeling_file_stands_alone():
-    assert imports("interaction") == set()
+    assert imports(PACKAGE / "interaction.py") == set()

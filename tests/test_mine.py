@@ -9,7 +9,7 @@ import pytest
 from trainer.batches import read_groups, write_groups
 from trainer.data import build_collection
 from trainer.mine import mine, write_report
-from trainer.recipe import Mine
+from trainer.recipe import Data, Mine
 from trainer.retriever import NOTHING, Candidates
 
 EVERYTHING = Mine(negatives_per_positive=1000, max_share_of_positive=None)
@@ -26,7 +26,7 @@ def collection(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for row, split in enumerate(("train", "dev", "test")):
         (folder / "qrels" / f"{split}.tsv").write_text(f"q{row}\td{row}\t1\n")
-    return build_collection(folder, folder / "data")
+    return build_collection(Data(path=folder), folder / "data")
 
 
 @pytest.fixture

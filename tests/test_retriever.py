@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from trainer import retriever
 from trainer.data import SPLITS, build_collection
 from trainer.errors import DataError, RecipeError
-from trainer.recipe import Retriever
+from trainer.recipe import Data, Retriever
 from trainer.retriever import (
     NOTHING,
     Candidates,
@@ -27,7 +27,7 @@ from trainer.retriever import (
 
 @pytest.fixture
 def collection(beir, tmp_path):
-    return build_collection(beir, tmp_path / "data")
+    return build_collection(Data(path=beir), tmp_path / "data")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import console, models
-from trainer.data import Collection, Summary, build_collection, check_collection, fingerprint_files
+from trainer.data import Collection, Summary, build_collection, check_collection, fingerprint_data
 from trainer.errors import ExportError, RecipeError, RunError, TrainerError
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
@@ -68,7 +68,7 @@ def check(recipe: Recipe) -> Summary:
         except TrainerError as error:
             errors.append(error)
     try:
-        summary = check_collection(recipe.data.path)
+        summary = check_collection(recipe.data)
         if not errors:
             return summary
     except TrainerError as error:
@@ -99,7 +99,7 @@ class Pipeline:
         recipe = self.recipe
         bi_encoder = _bi_encoder(recipe)
         depends: dict[str, list[Any]] = {
-            "data": [fingerprint_files(recipe.data.path)],
+            "data": [fingerprint_data(recipe.data)],
             "retrieve": [
                 recipe.retriever.model_dump(mode="json", exclude={"model", "run"}),
                 models.fingerprint(models.locate(bi_encoder)) if bi_encoder else None,
@@ -148,7 +148,7 @@ class Pipeline:
     # the terminal, now and whenever the stage is skipped later.
 
     def _data(self, folder: Path) -> dict[str, Any]:
-        collection = build_collection(self.recipe.data.path, folder)
+        collection = build_collection(self.recipe.data, folder)
         return {"said": f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files"}
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""The collection as the stages see it: Arrow files, mapped into memory, in row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.data.audit import warnings
+from trainer.data.reader import Reader
+from trainer.data.records import SPLITS
+from trainer.data.sources import find_files
+from trainer.recipe import Data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class Summary:
+    """What a checked collection holds; `warnings` are for the eye and stop nothing."""
+
+    documents: int
+    queries: int
+    judged: dict[str, int]
+    warnings: list[str]
+
+
+def check_collection(section: Data) -> Summary:
+    """Read the whole collection once; raises DataError with every fault."""
+    reader = Reader(find_files(section.path))
+    for _ in reader.documents():
+        pass
+    query_texts = {query.id: " ".join(query.text.lower().split()) for query in reader.queries()}
+    qrels = reader.qrels()
+    reader.faults.stop()
+    return Summary(
+        documents=len(reader.document_ids),
+        queries=len(reader.query_ids),
+        judged={split: len(queries) for split, queries in qrels.items()},
+        warnings=warnings(qrels, query_texts),
+    )
+
+
+def build_collection(section: Data, folder: Path) -> Collection:
+    """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
+    reader = Reader(find_files(section.path))
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(
+        folder / "documents.arrow",
+        ({"id": document.id, "passage": document.passage} for document in reader.documents()),
+        id=str,
+        passage=str,
+    )
+    queries = ({"id": query.id, "text": query.text} for query in reader.queries())
+    _write(folder / "queries.arrow", queries, id=str, text=str)
+    qrels = reader.qrels()
+    reader.faults.stop()
+    document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
+    query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
+    judgements = (
+        {"split": split, "query": query_rows[query], "document": document_rows[document], "grade": grade}
+        for split, judged in qrels.items()
+        for query, grades in judged.items()
+        for document, grade in grades.items()
+    )
+    _write(folder / "qrels.arrow", judgements, split=str, query=int, document=int, grade=int)
+    return Collection.open(folder)
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type) -> None:
+    """Stream rows into one Arrow file; nothing but a writer's batch is held in memory."""
+    from datasets import Features, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    features = Features({name: Value("string" if kind is str else "int64") for name, kind in columns.items()})
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row in rows:
+            writer.write(dict(row))
+        writer.finalize()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A checked collection, memory-mapped.
+
+    `documents` has the columns id and passage, `queries` id and text; `qrels[split]` is {query row: {document row:
+    grade}}, with the queries in the order in which the qrels file names them first.
+    """
+
+    documents: Dataset
+    queries: Dataset
+    qrels: dict[str, dict[int, dict[int, int]]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Collection:
+        """Map what `build_collection` wrote."""
+        from datasets import Dataset
+
+        documents, queries, judgements = (
+            Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "queries", "qrels")
+        )
+        qrels: dict[str, dict[int, dict[int, int]]] = {split: {} for split in SPLITS}
+        columns = (judgements[name][:] for name in ("split", "query", "document", "grade"))
+        for split, query, document, grade in zip(*columns, strict=True):
+            qrels[split].setdefault(query, {})[document] = grade
+        return cls(documents, queries, qrels)
+
+    def answerable(self, split: str) -> list[int]:
+        """Query rows of the split with at least one positive: only they can be measured or learned from."""
+        return [query for query, grades in self.qrels[split].items() if any(grade > 0 for grade in grades.values())]
+
+    def named_qrels(self, split: str) -> dict[str, dict[str, int]]:
+        """The answerable queries' judgements with ids, as metrics want them."""
+        return {
+            self.query_ids[query]: {self.document_ids[document]: grade for document, grade in grades.items()}
+            for query, grades in self.qrels[split].items()
+            if any(grade > 0 for grade in grades.values())
+        }
+
+    @cached_property
+    def query_ids(self) -> list[str]:
+        """Id of each query row."""
+        return self.queries["id"][:]
+
+    @cached_property
+    def document_ids(self) -> list[str]:
+        """Id of each document row."""
+        return self.documents["id"][:]
