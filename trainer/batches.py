@@ -27,6 +27,7 @@ class Group:
     positives: list[int]
     grades: list[int]
     negatives: list[int]
+    teacher: list[float] | None = None  # a cross-encoder's logits of `documents`, where mining asked one
 
     @property
     def documents(self) -> list[int]:

@@ -17,6 +17,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from trainer.errors import RecipeError, did_you_mean
 
 
+UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
+
+
 class Section(BaseModel):
     """What all sections share: no unknown keys, no change after reading, docs under each field."""
 
@@ -46,11 +49,17 @@ class Retriever(Section):
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Bi-encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
     depth: int = Field(default=50, ge=1, le=1000)
-    """Candidates kept for each query."""
+    """Candidates kept for each query; mining looks at the best 200 in any case."""
     max_length: int = Field(default=256, ge=8)
     """Tokens of a document that the bi-encoder reads."""
-    language: str = "english"
-    """Snowball stemmer and stop words of BM25; none: neither."""
+    query_prompt: str | None = None
+    """Put before every query that the bi-encoder reads, e.g. "query: "; null: the prompt that the model brings."""
+    document_prompt: str | None = None
+    """Likewise before every document, e.g. "passage: "."""
+    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    """flat: exact, in blocks from disk; ivf, hnsw: FAISS, approximate, in memory; auto: ivf where flat takes hours."""
+    language: str = "auto"
+    """BM25's stemmer and stop words (Snowball's names; japanese, chinese, thai ...: pairs of characters); none: neither."""
     run: Path | None = Field(default=None, validate_default=True)
     """TREC run file with the queries of all splits (kind: run)."""
 
@@ -59,7 +68,7 @@ class Retriever(Section):
     def _language_has_a_stemmer(cls, language: str) -> str:
         import Stemmer
 
-        if language not in (known := [*Stemmer.algorithms(), "none"]):
+        if language not in (known := [*Stemmer.algorithms(), *UNSPACED, "auto", "none"]):
             raise ValueError(f"no stemmer for {language!r}{did_you_mean(language, known)}")
         return language
 
@@ -80,13 +89,27 @@ class Mine(Section):
     negatives_per_positive: int = Field(default=7, ge=1)
     """Negatives that join each positive; a query's positives share one group (four at most, then a new group)."""
     first_rank: int = Field(default=1, ge=1)
-    """First candidate rank to take negatives from; above it unlabelled positives hide."""
-    last_rank: int = Field(default=1000, ge=1, validate_default=True)
-    """Last candidate rank to take negatives from (retriever.depth ends the list anyway)."""
+    """First candidate rank of the hard band, where most negatives come from; above it unlabelled positives hide."""
+    last_rank: int = Field(default=30, ge=1, validate_default=True)
+    """Last candidate rank of the hard band."""
+    pick: Literal["top", "random"] = "random"
+    """The highest ranks left in the hard band, or a seeded draw from it."""
+    bm25_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of the hard band's negatives by BM25's own ranks, the rest by the bi-encoder's; null: ranks of the fusion."""
+    deeper_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the negatives drawn from below the hard band, down to rank 200."""
+    random_share: float = Field(default=0.0, ge=0, le=1, validate_default=True)
+    """Share of the negatives drawn from the whole corpus."""
     max_share_of_positive: float | None = Field(default=0.95, gt=0, le=1)
     """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
-    pick: Literal["top", "random"] = "top"
-    """The highest ranks left, or a seeded draw from all that are left."""
+    margin: float | None = Field(default=None, ge=0)
+    """Passes over candidates whose similarity is not this much below the best positive's; null: none."""
+    teacher: str | None = None
+    """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates: for teacher_margin and distillation."""
+    teacher_margin: float | None = 0.0
+    """Passes over candidates whose teacher score (a logit) is not this much below the best positive's; null: none."""
+    rounds: Literal[1, 2] = 1
+    """2: mine again after training, with the reranker of round 1 as teacher, and train anew from the base."""
 
     @field_validator("last_rank")
     @classmethod
@@ -95,6 +118,13 @@ class Mine(Section):
         if last_rank < first_rank:
             raise ValueError(f"the window ends before it begins: first_rank is {first_rank}, last_rank {last_rank}")
         return last_rank
+
+    @field_validator("random_share")
+    @classmethod
+    def _shares_leave_some_for_the_hard_band(cls, random_share: float, info: ValidationInfo) -> float:
+        if (deeper := info.data.get("deeper_share", 0)) + random_share > 1:
+            raise ValueError(f"deeper_share {deeper} and random_share {random_share} are more than all negatives")
+        return random_share
 
 
 class Reranker(Section):
@@ -212,11 +242,11 @@ class Recipe(Section):
 
     @field_validator("mine")
     @classmethod
-    def _mine_within_the_retrieved(cls, mine: Mine, info: ValidationInfo) -> Mine:
+    def _mine_from_engines_that_are_asked(cls, mine: Mine, info: ValidationInfo) -> Mine:
         retriever = info.data.get("retriever")
-        if retriever and mine.first_rank > retriever.depth:
+        if retriever and mine.bm25_share is not None and retriever.kind != "hybrid":
             raise _contradiction(
-                "first_rank", f"{mine.first_rank} is behind retriever.depth {retriever.depth}; lower it"
+                "bm25_share", f"needs two engines, but retriever.kind is {retriever.kind}; take hybrid or remove it"
             )
         return mine
 

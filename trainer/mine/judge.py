@@ -1,0 +1,103 @@
+"""What is said of every candidate of a train query: that it may serve as a negative, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data import Collection
+from trainer.recipe import Mine
+from trainer.retriever import NOTHING, Candidates
+
+# What can be said of a candidate; the first that holds is its reason.
+USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, IN_MARGIN, TEACHER, OUTSIDE, NO_CANDIDATE = range(9)
+SUSPICIOUS = (DUPLICATE, ABOVE_SHARE, IN_MARGIN, TEACHER)
+
+Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query row, document row) pairs
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of every candidate of every train query, all (queries, depth) but for the last two.
+
+    `teacher` is NaN where the teacher was not asked. `positive_similarity` and `positive_teacher` (queries,) are those
+    of the query's best positive, NaN where unknown.
+    """
+
+    candidates: Candidates
+    reasons: np.ndarray  # uint8, USABLE and so on
+    hard: np.ndarray  # bool, within the hard band
+    teacher: np.ndarray  # float32
+    positive_teacher: np.ndarray  # float32
+
+
+def judge(section: Mine, collection: Collection, candidates: Candidates, teacher: Score | None = None) -> Judged:
+    """Say of every candidate whether it may serve as a negative, and if not, why."""
+    documents, similarities = candidates.documents, candidates.similarities
+    positive = candidates.positive_similarity[:, None]
+    reasons = np.full(documents.shape, USABLE, dtype=np.uint8)
+    # From the last reason to the first. A share of a negative similarity would lie above it; the gap to it is what
+    # is meant. Where no positive is known to compare with, NaN compares as False.
+    if section.margin is not None:
+        reasons[similarities > positive - section.margin] = IN_MARGIN
+    if section.max_share_of_positive is not None:
+        gap = (1 - section.max_share_of_positive) * np.abs(positive)
+        reasons[similarities > positive - gap] = ABOVE_SHARE
+    hard, deeper = _bands(section, candidates)
+    outside = ~hard & ~(deeper if section.deeper_share else False)
+    reasons[outside] = OUTSIDE
+    _mark_known(collection, candidates, reasons)
+    reasons[documents == NOTHING] = NO_CANDIDATE
+    asked = hard & np.isin(reasons, (USABLE, ABOVE_SHARE, IN_MARGIN))
+    scores, best = _ask(collection, candidates, asked, teacher)
+    if section.teacher_margin is not None:
+        reasons[(reasons == USABLE) & (scores > best[:, None] - section.teacher_margin)] = TEACHER
+    return Judged(candidates, reasons, hard, scores, best)
+
+
+def _bands(section: Mine, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    """Which candidates (queries, depth) lie in the hard band, and which below it."""
+    rank = np.broadcast_to(np.arange(1, candidates.documents.shape[1] + 1), candidates.documents.shape)
+    if section.bm25_share is None:
+        return (section.first_rank <= rank) & (rank <= section.last_rank), rank > section.last_rank
+    own = (section.first_rank <= candidates.ranks) & (candidates.ranks <= section.last_rank)
+    hard = own.any(axis=2)
+    return hard, ~hard & (rank > section.last_rank)
+
+
+def _mark_known(collection: Collection, candidates: Candidates, reasons: np.ndarray) -> None:
+    """Mark what is judged already, and documents with (nearly) the text of a positive."""
+    for place, query in enumerate(candidates.queries.tolist()):
+        documents, grades = candidates.documents[place], collection.qrels["train"][query]
+        positives = [row for row, grade in grades.items() if grade > 0]
+        alike = collection.first_alike[documents]
+        reasons[place, np.isin(alike, collection.first_alike[positives])] = DUPLICATE
+        # Somebody looked and said no: it is taken already, whatever its rank or similarity.
+        reasons[place, np.isin(documents, [row for row, grade in grades.items() if grade == 0])] = NEGATIVE
+        reasons[place, np.isin(documents, positives)] = POSITIVE
+
+
+def _ask(
+    collection: Collection, candidates: Candidates, asked: np.ndarray, teacher: Score | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's scores of the marked candidates (queries, depth), and of each query's best positive (queries,)."""
+    scores = np.full(candidates.documents.shape, np.nan, dtype=np.float32)
+    best = np.full(len(candidates.queries), np.nan, dtype=np.float32)
+    if teacher is None:
+        return scores, best
+    queries = candidates.queries.tolist()
+    positives = [
+        (place, row)
+        for place, query in enumerate(queries)
+        for row, grade in collection.qrels["train"][query].items()
+        if grade > 0
+    ]
+    marked = np.argwhere(asked)
+    pairs = [(queries[place], row) for place, row in positives]
+    pairs += [(queries[place], int(candidates.documents[place, rank])) for place, rank in marked]
+    logits = teacher(pairs)
+    np.fmax.at(best, [place for place, _ in positives], logits[: len(positives)])
+    scores[tuple(marked.T)] = logits[len(positives) :]
+    return scores, best

@@ -1,0 +1,125 @@
+"""What the first stage hands on: lists of document rows with scores, and what mining compares in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from trainer.retriever.embeddings import Embeddings
+
+NOTHING = -1  # fills a row of candidates where fewer were found than asked
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One engine's answer: (Q, k) document rows int32, best first, and their scores float32."""
+
+    documents: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def ordered(cls, documents: np.ndarray, scores: np.ndarray) -> Ranking:
+        """Sort each list by score, equal scores by row, so that no engine's habits decide ties; NOTHING goes last."""
+        order = np.lexsort((documents, np.where(documents == NOTHING, np.inf, -scores)))
+        return cls(
+            np.take_along_axis(documents, order, axis=1).astype(np.int32),
+            np.take_along_axis(scores, order, axis=1).astype(np.float32),
+        )
+
+    def part(self, queries: slice, depth: int) -> Ranking:
+        """Some of the queries, at most `depth` documents each."""
+        return Ranking(self.documents[queries, :depth], self.scores[queries, :depth])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the first stage returned for Q queries, best first.
+
+    `similarities` is on a scale on which candidates and positives compare (cosine where there is a bi-encoder, else
+    the engine's own score); `positive_similarity` is that of the query's most similar positive, NaN where unknown.
+    `ranks` tells where each of the `engines` had the document in a list of its own, which mining draws from.
+    """
+
+    queries: np.ndarray  # (Q,) int32, query rows
+    documents: np.ndarray  # (Q, depth) int32, document rows; NOTHING at the end of short lists
+    scores: np.ndarray  # (Q, depth) float32, by which the list is ordered
+    similarities: np.ndarray  # (Q, depth) float32
+    positive_similarity: np.ndarray  # (Q,) float32
+    ranks: np.ndarray  # (Q, depth, engines) int16, from 1; 0 where an engine did not list the document
+    engines: np.ndarray  # (engines,) names of the engines, e.g. dense and bm25
+
+    def save(self, path: Path) -> None:
+        """Write as .npz, whole or not at all."""
+        partial = path.with_name(f".{path.name}")
+        np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Candidates:
+        """Read what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+    def found(self, place: int, depth: int | None = None) -> list[int]:
+        """Document rows of the query at `place`, best first, cut at `depth`."""
+        documents = self.documents[place, :depth]
+        return documents[documents != NOTHING].tolist()
+
+    def top(self, depth: int) -> Candidates:
+        """The same queries with at most `depth` candidates each."""
+        cut = {name: getattr(self, name)[:, :depth] for name in ("documents", "scores", "similarities", "ranks")}
+        return replace(self, **cut)
+
+
+def as_candidates(
+    ranking: Ranking,
+    lists: Mapping[str, Ranking],
+    queries: Sequence[int],
+    qrels: Mapping[int, Mapping[int, int]],
+    embeddings: tuple[np.ndarray, Embeddings] | None,
+) -> Candidates:
+    """The ranking of the given queries with what mining needs to know of it.
+
+    `lists` are the engines' own rankings, `embeddings` (the queries' vectors, all documents'). Without embeddings the
+    ranking's own scores serve as similarities, and a positive that was not retrieved has no known one.
+    """
+    similarities = np.where(ranking.documents == NOTHING, np.nan, ranking.scores).astype(np.float32)
+    positive = np.full(len(queries), np.nan, dtype=np.float32)
+    for place, query in enumerate(queries):
+        positives = [document for document, grade in qrels[query].items() if grade > 0]
+        if embeddings is not None:
+            vectors, documents = embeddings
+            found = ranking.documents[place] != NOTHING
+            rows = np.concatenate([ranking.documents[place, found], positives]).astype(np.int64)
+            cosines = documents.rows(rows) @ vectors[place]
+            similarities[place, found], known = np.split(cosines, [len(rows) - len(positives)])
+        else:
+            known = similarities[place, np.isin(ranking.documents[place], positives)]
+        if len(known):
+            positive[place] = known.max()
+    return Candidates(
+        queries=np.asarray(queries, dtype=np.int32),
+        documents=ranking.documents,
+        scores=ranking.scores,
+        similarities=similarities,
+        positive_similarity=positive,
+        ranks=np.stack([_ranks(ranking.documents, own.documents) for own in lists.values()], axis=2),
+        engines=np.array(list(lists)),
+    )
+
+
+def _ranks(documents: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Where each of (Q, depth) document rows stands in the same query's list of `own` (Q, k): from 1, 0 for nowhere."""
+    span = max(int(own.max(initial=0)), int(documents.max(initial=0))) + 2
+    keys, wanted = (
+        np.arange(len(rows), dtype=np.int64)[:, None] * span + np.where(rows == NOTHING, span - 1, rows)
+        for rows in (own, documents)
+    )
+    order = np.argsort(keys, axis=None, kind="stable")
+    place = np.searchsorted(keys.ravel()[order], wanted)
+    hit = order[np.minimum(place, len(order) - 1)]
+    listed = (keys.ravel()[hit] == wanted) & (documents != NOTHING)
+    return np.where(listed, hit % max(1, own.shape[1]) + 1, 0).astype(np.int16)

@@ -1,0 +1,131 @@
+"""Embeddings on disk: float16 shards, each named by the content that it embeds.
+
+A shard holds the unit vectors of SHARD texts under a name made of those texts; its folder is named by all that the
+vectors depend on beside them: weights, prompt, length. So a stopped run goes on with the shards that are missing, one
+changed document embeds one shard anew, another model or prompt all of them, and no name or path is ever trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from trainer import models
+from trainer.console import progress
+from trainer.runs import fingerprint
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SHARD = 4096  # texts in one file: about a minute of MiniLM on a laptop, 3 MB at 384 dimensions
+Role = Literal["query", "document"]
+Texts = Callable[[int, int], list[str]]  # texts from one row to another, so that a corpus is never in memory whole
+
+
+@dataclass(frozen=True)
+class BiEncoder:
+    """A bi-encoder's folder and how it reads texts; a prompt of None is the one that the model was saved with."""
+
+    folder: Path
+    max_length: int = 256
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+
+    def load(self) -> SentenceTransformer:
+        """The model on the best device here."""
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(self.folder), model_kwargs={"use_safetensors": True})
+        model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
+        return model
+
+    def fingerprint(self, role: Role) -> str:
+        """All that a vector depends on beside its text."""
+        prompt = self.query_prompt if role == "query" else self.document_prompt
+        return fingerprint(models.fingerprint(self.folder), self.max_length, role, prompt)
+
+    def encode(self, model: SentenceTransformer, texts: list[str], role: Role, batch_size: int) -> np.ndarray:
+        """Unit vectors (texts, dimensions) float16; texts of nearly one length share a batch."""
+        read, prompt = (
+            (model.encode_query, self.query_prompt)
+            if role == "query"
+            else (model.encode_document, self.document_prompt)
+        )
+        vectors = read(
+            texts, prompt=prompt, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float16)
+
+
+class Embeddings:
+    """The vectors of N texts, read shard by shard; (N, dimensions), float32 when they come out."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._shards = [np.load(path, mmap_mode="r") for path in shards]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        self.dimensions: int = self._shards[0].shape[1]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def blocks(self, size: int = 8 * SHARD) -> Iterator[tuple[int, np.ndarray]]:
+        """All vectors in order, `size` at a time: (first row, (n, dimensions))."""
+        for start in range(0, len(self), size):
+            yield start, self.rows(np.arange(start, min(start + size, len(self))))
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some rows, in their order: (rows, dimensions)."""
+        vectors = np.empty((len(rows), self.dimensions), dtype=np.float32)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shards):
+            places = shards == shard
+            vectors[places] = self._shards[shard][rows[places] - self._starts[shard]]
+        return vectors
+
+
+class Shards:
+    """The shard files of one list of texts under `cache`, there or not."""
+
+    def __init__(self, bi_encoder: BiEncoder, role: Role, texts: Texts, count: int, cache: Path) -> None:
+        self._bi_encoder = bi_encoder
+        self._role: Role = role
+        self._texts = texts
+        self._bounds = [(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+        folder = cache / bi_encoder.fingerprint(role)[:16]
+        self.paths = [folder / f"{_digest(texts(*bounds))}.npy" for bounds in self._bounds]
+
+    def encode(self, process: int = 0, processes: int = 1, batch_size: int = 32) -> int:
+        """Write this process's share of the missing shards; returns how many that were."""
+        missing = dict((path, bounds) for path, bounds in zip(self.paths, self._bounds, strict=True) if not path.is_file())
+        ours = list(missing.items())[process::processes]
+        if not ours:
+            return 0
+        ours[0][0].parent.mkdir(parents=True, exist_ok=True)
+        model = self._bi_encoder.load()
+        with progress("retrieve", total=sum(end - start for _, (start, end) in ours)) as advance:
+            for path, (start, end) in ours:
+                partial = path.with_name(f".{path.name}.{os.getpid()}")
+                with partial.open("wb") as file:
+                    np.save(file, self._bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
+                partial.replace(path)
+                advance(end - start, "embedded")
+        return len(ours)
+
+    def open(self) -> Embeddings:
+        """The vectors, once every process has encoded its share."""
+        return Embeddings(self.paths)
+
+
+def _digest(texts: list[str]) -> str:
+    """Name of a list of texts; lengths go in, so that no two lists share their bytes."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()[:32]
