@@ -262,7 +262,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def schema_table(section: type[BaseModel]) -> list[list[str]]:
     """Rows [key, default, meaning] of one section, from the schema itself (README and `check --schema` show them)."""
     return [
-        [name, "required" if field.is_required() else _plain(field.get_default()), field.description or ""]
+        [
+            name,
+            "required" if field.is_required() else _plain(field.get_default()),
+            " ".join((field.description or "").split()),  # a row is one line, a docstring may be two
+        ]
         for name, field in section.model_fields.items()
     ]
 
