@@ -115,8 +115,21 @@ class Reranker(Section):
 class Train(Section):
     """The training loop."""
 
-    loss: Literal["listwise", "pointwise"] = "listwise"
-    """listwise: softmax cross-entropy over the group; pointwise: binary cross-entropy of each pair."""
+    loss: Literal[
+        "listwise",
+        "pointwise",
+        "ranknet",
+        "lambdarank",
+        "ndcg2pp",
+        "listmle",
+        "plistmle",
+        "adr_mse",
+        "mse",
+        "margin_mse",
+        "kl",
+    ] = "listwise"
+    """listwise: few positives; pointwise: scores as probabilities; ranknet, lambdarank, ndcg2pp: several grades;
+    listmle, plistmle, adr_mse: a whole order; mse, margin_mse, kl: a teacher's scores."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all groups."""
     queries_per_step: int = Field(default=16, ge=1)
