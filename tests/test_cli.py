@@ -17,7 +17,7 @@ from trainer import console
 from trainer.cli import _guarded, reranker_command, train_command
 from trainer.errors import DataError
 from trainer.pipeline import STAGES
-from trainer.recipe import Recipe, sections
+from trainer.recipe import Recipe, schema_table, sections
 
 HEAVY = {"accelerate", "datasets", "faiss", "pyarrow", "sentence_transformers", "torch", "transformers", "wandb"}
 FIVE_FAULTS = """name: two words
@@ -154,8 +154,8 @@ def test_check_shows_every_default_and_meaning_on_a_wide_terminal(call, monkeypa
     for shown in ("[nDCG@10, RR@10, R@50]", "[onnx]", "sentence-transformers/all-MiniLM-L6-v2", "required"):
         assert shown in out
     for section in sections().values():
-        for field in section.model_fields.values():
-            assert field.description in out
+        for _, _, meaning in schema_table(section):
+            assert meaning in out
 
 
 # Exit codes

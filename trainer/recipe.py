@@ -145,8 +145,21 @@ class Reranker(Section):
 class Train(Section):
     """The training loop."""
 
-    loss: Literal["listwise", "pointwise"] = "listwise"
-    """listwise: softmax cross-entropy over the group; pointwise: binary cross-entropy of each pair."""
+    loss: Literal[
+        "listwise",
+        "pointwise",
+        "ranknet",
+        "lambdarank",
+        "ndcg2pp",
+        "listmle",
+        "plistmle",
+        "adr_mse",
+        "mse",
+        "margin_mse",
+        "kl",
+    ] = "listwise"
+    """listwise: few positives; pointwise: scores as probabilities; ranknet, lambdarank, ndcg2pp: several grades;
+    listmle, plistmle, adr_mse: a whole order; mse, margin_mse, kl: a teacher's scores."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all groups."""
     queries_per_step: int = Field(default=16, ge=1)
@@ -292,7 +305,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def schema_table(section: type[BaseModel]) -> list[list[str]]:
     """Rows [key, default, meaning] of one section, from the schema itself (README and `check --schema` show them)."""
     return [
-        [name, "required" if field.is_required() else _plain(field.get_default()), field.description or ""]
+        [
+            name,
+            "required" if field.is_required() else _plain(field.get_default()),
+            " ".join((field.description or "").split()),  # a row is one line, a docstring may be two
+        ]
         for name, field in section.model_fields.items()
     ]
 

@@ -119,7 +119,7 @@ def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.tensor(weights, requires_grad=True)
         ridge = PROBE_RIDGE * parameters.square().sum()
-        total = LOSSES["listwise"](padded @ parameters, labels, mask).mean() + ridge
+        total = LOSSES["listwise"](padded @ parameters, labels, mask, None).mean() + ridge
         (gradient,) = torch.autograd.grad(total, parameters)
         return total.item(), gradient.numpy()
 
@@ -308,7 +308,7 @@ class _Engine:
         labels = torch.zeros(mask.shape, device=device)
         for row, group in enumerate(groups):
             labels[row, : len(group.grades)] = torch.tensor(group.grades, device=device) / self.highest
-        return self.loss(scores, labels, mask)
+        return self.loss(scores, labels, mask, None)
 
 
 def _keep_if_best(
