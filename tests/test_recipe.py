@@ -130,7 +130,6 @@ def test_lines_are_ordered_as_numbers():
 
 def test_what_is_missing_is_placed_on_the_section_that_lacks_it():
     assert fault("name: a\n") == "r.yaml:1: data: is required but missing"
-    assert fault("name: a\ndata:\n  # path: somewhere\n") == "r.yaml:2: data.path: is required but missing"
     assert fault(f"{LEAST}push:\n  private: false\n") == "r.yaml:4: push.repository: is required but missing"
 
 
@@ -275,6 +274,45 @@ def test_limits_that_meet_are_no_contradiction():
     assert read(f"{LEAST}retriever:\n  kind: run\n  run: a.trec\n").retriever.run == Path("a.trec")
 
 
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("", "2: data.path: names no collection; give path: FOLDER, or corpus, queries and qrels, or pairs: FILE"),
+        ("path: a\n  corpus: b", "4: data.corpus: path and corpus are 2 ways in; keep one of them"),
+        ("pairs: b\n  path: a", "3: data.pairs: path and pairs are 2 ways in; keep one of them"),
+        (
+            "corpus: a\n  qrels: c",
+            "2: data.queries: is missing: corpus, queries and qrels belong together; name its file",
+        ),
+        (
+            "queries: a",
+            "2: data.corpus: is missing: corpus, queries and qrels belong together; "
+            "name its file (also missing: qrels)",
+        ),
+        ("path: a\n  dev: b", "4: data.dev: is not read with path, which brings its own splits; remove one of them"),
+        ("path: a\n  pairs_query: b", "4: data.pairs_query: is not read with path; remove one of them"),
+        ("pairs: a\n  corpus_id: b", "4: data.corpus_id: is not read with pairs; remove one of them"),
+        ("path: a\n  dev_share: 0.5\n  test_share: 0.5", "5: data.test_share: 0.5 and dev_share 0.5 leave nothing"),
+        ("path: a\n  dev_share: 1", "4: data.dev_share: input should be less than 1, got 1"),
+        ("pairs: []", "3: data.pairs: names nothing; name at least one, or remove the key"),
+    ],
+)
+def test_there_is_one_way_in(section, told):
+    assert fault(f"name: a\ndata:\n  {section}\n").startswith(f"r.yaml:{told}")
+
+
+def test_one_file_is_a_list_of_files():
+    data = read("name: a\ndata:\n  pairs: a/*.csv\n  pairs_negatives: bad\n").data
+    assert (data.pairs, data.pairs_negatives) == ((Path("a/*.csv"),), ("bad",))
+    assert read("name: a\ndata:\n  pairs: [b.csv, c.csv]\n").data.pairs == (Path("b.csv"), Path("c.csv"))
+
+
+def test_a_set_on_the_hub_is_a_path():
+    data = read("name: a\ndata:\n  path: hub:owner/name\n  pairs_query: q\n").data
+    assert (data.hub, data.title) == ("owner/name", "owner/name")
+    assert read(LEAST).data.hub is None
+
+
 # Overrides
 
 
@@ -403,7 +441,7 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
     least = read(LEAST)
     for name, section in sections().items():
         for key, default, _ in schema_table(section):
-            if default != "required" and name != "push":
+            if default != "required" and name != "push" and (name, key) != ("data", "path"):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
     assert defaults == {"repository": "required", "private": "true", "message": "Add fine-tuned reranker"}

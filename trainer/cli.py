@@ -94,10 +94,7 @@ def check(
     loaded = load_recipe(recipe, overrides or ())
     from trainer import pipeline
 
-    summary = pipeline.check(loaded)
-    console.stage("check", pipeline.describe(summary))
-    for warning in summary.warnings:
-        console.warn("check", warning)
+    pipeline.check(loaded)
     console.stage("check", f"[green]{escape(str(recipe))} can run[/]")
 
 

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from trainer import console, models
 from trainer.batches import Tokens
 from trainer.errors import ExportError
-from trainer.recipe import Recipe
+from trainer.recipe import Data, Recipe
 from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.runs import read_json, write_json
@@ -136,6 +137,18 @@ def score_onnx(path: Path, reranker: Reranker, pairs: Sequence[tuple[Tokens, Tok
     return np.concatenate(scores).squeeze(1)
 
 
+def _public_data(section: Data) -> dict[str, Any]:
+    """The data section without the places of its files on this machine; a set on the Hub keeps its name."""
+    shown = section.model_dump(mode="json", exclude_defaults=True)
+    for key, value in dict(section).items():
+        if isinstance(value, Path):
+            on_hub = key == "path" and section.hub == section.title
+            shown[key] = str(value) if on_hub else section.title if key == "path" else value.name
+        elif isinstance(value, tuple) and isinstance(value[0], Path):
+            shown[key] = [path.name for path in value]
+    return shown
+
+
 def _public_name(reference: str) -> str:
     """A model reference without the folders of this machine."""
     hidden = models.is_local(reference) and not reference.startswith("package:")
@@ -157,8 +170,8 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
         eval_results=[
             EvalResult(
                 task_type="text-ranking",
-                dataset_type=recipe.data.path.name,
-                dataset_name=recipe.data.path.name,
+                dataset_type=recipe.data.title,
+                dataset_name=recipe.data.title,
                 dataset_split=results.split,
                 metric_type=metric.lower().replace("@", "_at_"),
                 metric_name=metric,
@@ -170,7 +183,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     table += [f"| {' | '.join(row)} |" for row in results.rows()]
     trust = ", trust_remote_code=True" if reranker.is_interaction else ""
     shown = recipe.model_dump(mode="json", exclude_none=True)
-    shown["data"]["path"] = recipe.data.path.name
+    shown["data"] = _public_data(recipe.data)
     for section in ("retriever", "reranker"):
         shown[section]["model"] = _public_name(shown[section]["model"])
     if recipe.retriever.run is not None:
@@ -182,7 +195,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
 
 # {recipe.name}
 
-A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.path.name} with
+A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.title} with
 domain-reranker from {_public_name(recipe.reranker.model)}. It reads query and document together, up to
 {reranker.max_length} tokens, and returns one logit; only the order of the logits means anything.
 

@@ -18,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from trainer import console, models
-from trainer.data import Collection, Summary, build_collection, check_collection, fingerprint_data
+from trainer.data import Collection, Summary, build_collection, check_collection, describe_lengths, fingerprint_data
 from trainer.errors import ExportError, RecipeError, RunError, TrainerError
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
@@ -43,10 +45,7 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     Raises TrainerError for whatever the user can mend. With `force`, a model that is no better than what was there
     before is exported and pushed all the same.
     """
-    summary = check(recipe)
-    console.stage("check", describe(summary))
-    for warning in summary.warnings:
-        console.warn("check", warning)
+    check(recipe)
     pipeline = Pipeline(recipe, runs / recipe.name)
     for name in STAGES[: STAGES.index(until) + 1]:
         pipeline.carry_out(name, force)
@@ -55,7 +54,23 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
 
 
 def check(recipe: Recipe) -> Summary:
-    """Judge recipe, model references and data without loading a model; raises TrainerError with every fault."""
+    """Judge recipe, model references and data without loading a model, and print what is good to know.
+
+    Raises TrainerError with every fault.
+    """
+    errors = _faults_beside_the_data(recipe)
+    try:
+        summary = check_collection(recipe.data)
+    except TrainerError as error:
+        errors.append(error)
+    else:
+        if not errors:
+            _show(summary, recipe)
+            return summary
+    raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
+
+
+def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
     errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
@@ -67,19 +82,21 @@ def check(recipe: Recipe) -> Summary:
                 models.locate(reference)
         except TrainerError as error:
             errors.append(error)
-    try:
-        summary = check_collection(recipe.data)
-        if not errors:
-            return summary
-    except TrainerError as error:
-        errors.append(error)
-    raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
+    return errors
 
 
-def describe(summary: Summary) -> str:
-    """One line: what the collection holds."""
+def _show(summary: Summary, recipe: Recipe) -> None:
+    """What the collection holds, what was done to it, and what to look at before believing a number."""
     judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
-    return f"{summary.documents} documents; judged queries: {judged}"
+    console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
+    for note in summary.notes:
+        console.stage("check", escape(note))
+    if models.is_local(recipe.reranker.model):
+        tokenizer = models.locate(recipe.reranker.model) / "tokenizer.json"
+        if tokenizer.is_file():
+            console.stage("check", describe_lengths(*summary.sample, tokenizer, recipe.reranker.max_length))
+    for warning in summary.warnings:
+        console.warn("check", escape(warning))
 
 
 def _bi_encoder(recipe: Recipe) -> str | None:

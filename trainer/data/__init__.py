@@ -8,13 +8,18 @@ Imports inside run down, like the package's own:
 
     collection                  check it, build it, map it
     audit                       what makes numbers doubtful
-    reader                      rows to records and judgements
-    sources                     the files that the recipe names
-    records  faults
+    reviews  pairs              people's corrections; texts without ids
+    reader                      rows to documents, queries and judgements
+    sources                     the files or the data set that the recipe names
+    hub  columns                data sets; which column is which
+    tables                      files to rows
+    lines  splits  lengths      text files to lines; dev and test where there are none; what is too long to be read
+    records  faults  twins      what all speak of; documents that are alike
 """
 
 from trainer.data.collection import Collection, Summary, build_collection, check_collection
 from trainer.data.faults import Faults
+from trainer.data.lengths import describe_lengths
 from trainer.data.records import SPLITS, Judgement, Record
 from trainer.data.sources import fingerprint_data
 
@@ -27,5 +32,6 @@ __all__ = [
     "Summary",
     "build_collection",
     "check_collection",
+    "describe_lengths",
     "fingerprint_data",
 ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from trainer.data.audit import warnings
+from trainer.data.audit import Audit
+from trainer.data.pairs import PairReader
 from trainer.data.reader import Reader
-from trainer.data.records import SPLITS
-from trainer.data.sources import find_files
+from trainer.data.records import SPLITS, Qrels, Record, normalised
+from trainer.data.reviews import overrule
+from trainer.data.sources import find_sources
+from trainer.data.splits import require_positives, split_off
 from trainer.recipe import Data
 
 if TYPE_CHECKING:
@@ -20,33 +23,60 @@ if TYPE_CHECKING:
 
 @dataclass
 class Summary:
-    """What a checked collection holds; `warnings` are for the eye and stop nothing."""
+    """What a checked collection holds; `notes` say what was done, `warnings` are for the eye and stop nothing."""
 
     documents: int
     queries: int
     judged: dict[str, int]
+    notes: list[str]
     warnings: list[str]
+    sample: Sample
+
+
+class Sample(NamedTuple):
+    """Some documents and queries, for what a tokenizer has to say about them."""
+
+    documents: list[str]
+    queries: list[str]
 
 
 def check_collection(section: Data) -> Summary:
     """Read the whole collection once; raises DataError with every fault."""
-    reader = Reader(find_files(section.path))
-    for _ in reader.documents():
-        pass
-    query_texts = {query.id: " ".join(query.text.lower().split()) for query in reader.queries()}
-    qrels = reader.qrels()
-    reader.faults.stop()
+    reader, audit, texts = _reader(section), Audit(), {}
+    audit.watch_documents(reader.documents())
+    for query in audit.watch_queries(reader.queries()):
+        texts[query.id] = normalised(query.text)
+    qrels, notes = _qrels(reader, section, texts)
     return Summary(
         documents=len(reader.document_ids),
         queries=len(reader.query_ids),
         judged={split: len(queries) for split, queries in qrels.items()},
-        warnings=warnings(qrels, query_texts),
+        notes=notes + audit.notes(reader, qrels),
+        warnings=audit.warnings(reader, qrels, texts),
+        sample=Sample(audit.documents.texts, audit.queries.texts),
     )
+
+
+def _reader(section: Data) -> Reader:
+    sources = find_sources(section)
+    return PairReader(sources, section) if sources.pairs else Reader(sources, section)
+
+
+def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qrels, list[str]]:
+    """The judgements of all three splits, reviews included, and what was done for them; raises every fault."""
+    qrels = reader.qrels()
+    given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
+    notes = split_off(qrels, texts, section)
+    if section.judgements is not None:
+        notes.append(overrule(section.judgements, qrels, reader))
+    require_positives(qrels, given, section, reader.faults)
+    reader.faults.stop()
+    return {split: qrels[split] for split in SPLITS}, notes
 
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader = Reader(find_files(section.path))
+    reader, texts = _reader(section), {}
     folder.mkdir(parents=True, exist_ok=True)
     _write(
         folder / "documents.arrow",
@@ -54,10 +84,14 @@ def build_collection(section: Data, folder: Path) -> Collection:
         id=str,
         passage=str,
     )
-    queries = ({"id": query.id, "text": query.text} for query in reader.queries())
-    _write(folder / "queries.arrow", queries, id=str, text=str)
-    qrels = reader.qrels()
-    reader.faults.stop()
+
+    def queries() -> Iterator[Record]:
+        for query in reader.queries():
+            texts[query.id] = normalised(query.text)
+            yield query
+
+    _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in queries()), id=str, text=str)
+    qrels, _ = _qrels(reader, section, texts)
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
     query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
     judgements = (

@@ -20,6 +20,10 @@ class Faults:
         """Note one fault; `place` is file:line."""
         self.kinds[kind].append(f"{place}: {message}")
 
+    def any_of(self, *kinds: str) -> bool:
+        """Whether a fault of one of these kinds was noted."""
+        return any(kind in self.kinds for kind in kinds)
+
     def lines(self) -> list[str]:
         """All kinds, each with its first ten places and the count of the rest."""
         shown = []

@@ -1,151 +1,232 @@
-"""Reads a collection line by line, handing out good records and noting every fault with file and line."""
+"""Rows to documents, queries and judgements with ids: hands out what is good and notes every fault with its place."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from trainer.data.columns import CORPUS_ROLES, QRELS_ROLES, QUERIES_ROLES, Chosen, chooser
 from trainer.data.faults import Faults
-from trainer.data.records import Judgement, Record
-from trainer.data.sources import Files
+from trainer.data.lines import ENCODING, UNREADABLE
+from trainer.data.records import Judgement, Qrels, Record
+from trainer.data.sources import Sources
+from trainer.data.tables import COLUMNS, Table
+from trainer.recipe import Data
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0{1,9})?")
+TABLE_SHIFT = 40  # a place is the number of the table and, below these bits, of the row: one int for each id
 
 
 class Reader:
-    """Reads the files line by line, handing out good records and noting every fault."""
+    """Reads corpus, queries and qrels, in this order; ids map to places, and thereby keep the order of the rows."""
 
-    def __init__(self, files: Files) -> None:
-        self.files = files
+    def __init__(self, sources: Sources, section: Data) -> None:
+        self.sources = sources
+        self.section = section
         self.faults = Faults()
         self.document_ids: dict[str, int] = {}
         self.query_ids: dict[str, int] = {}
 
     def documents(self) -> Iterator[Record]:
         """Every good document."""
-        return self._records(self.files.corpus, self.document_ids, "document")
+        return self._records(self.sources.corpus, CORPUS_ROLES, self.document_ids, "document")
 
     def queries(self) -> Iterator[Record]:
         """Every good query."""
-        return self._records(self.files.queries, self.query_ids, "query")
+        return self._records(self.sources.queries, QUERIES_ROLES, self.query_ids, "query")
 
-    def _records(self, path: Path, seen: dict[str, int], what: str) -> Iterator[Record]:
-        """Records of one JSONL file; `seen` maps the id to its line, and thereby to its row (ids keep their order)."""
-        for number, line in self._lines(path):
-            if not line.strip():
-                continue
-            record = self._record(f"{path}:{number}", line, what)
-            if record is None:
-                continue
-            if record.id in seen:
-                message = f"{what} id {record.id!r} stands on line {seen[record.id]} already; ids must be unique"
-                self.faults.add(f"duplicate {what} ids", f"{path}:{number}", message)
-                continue
-            seen[record.id] = number
-            yield record
-        if not seen:
-            self.faults.add(f"no {what}", str(path), f"holds no readable {what}; one JSON object a line is expected")
+    def document_place(self, identity: str) -> str:
+        """Where a document stands."""
+        return place_of(self.document_ids[identity], self.sources.corpus)
 
-    def _record(self, place: str, line: str, what: str) -> Record | None:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            self.faults.add("broken JSON", place, f"not valid JSON ({reason}): {line[:60]!r}")
+    def query_place(self, identity: str) -> str:
+        """Where a query stands."""
+        return place_of(self.query_ids[identity], self.sources.queries)
+
+    def _records(
+        self, tables: Sequence[Table], roles: Sequence[str], seen: dict[str, int], what: str
+    ) -> Iterator[Record]:
+        for index, table in enumerate(tables):
+            chosen: Chosen = {}
+            before = len(seen), sum(map(len, self.faults.kinds.values()))
+            for number, row in table.rows(chooser(table, self.section, roles, chosen, self.faults), self.faults):
+                record = self._record(row, chosen, table, number, what)
+                if record is None:
+                    continue
+                if record.id in seen:
+                    self._doubled(record.id, seen, tables, (index, number), what)
+                    continue
+                seen[record.id] = (index << TABLE_SHIFT) + number
+                yield record
+            if before == (len(seen), sum(map(len, self.faults.kinds.values()))):
+                message = f"holds no readable {what}; one a row is expected"
+                self.faults.add(f"no {what}", table.name, message)
+
+    def _doubled(
+        self, identity: str, seen: Mapping[str, int], tables: Sequence[Table], place: tuple[int, int], what: str
+    ) -> None:
+        index, number = place
+        first, line = divmod(seen[identity], 1 << TABLE_SHIFT)
+        where = f"on line {line}" if first == index else f"in {place_of(seen[identity], tables)}"
+        message = f"{what} id {identity!r} stands {where} already; ids must be unique"
+        self.faults.add(f"duplicate {what} ids", tables[index].place(number), message)
+
+    def _record(self, row: Mapping[str, Any], chosen: Chosen, table: Table, number: int, what: str) -> Record | None:
+        document = what == "document"
+        name = chosen["corpus_id" if document else "query_id"][0]
+        identity = self._identity(row, name, table, number)
+        if identity is None:
             return None
-        if not isinstance(row, dict):
-            self.faults.add("broken JSON", place, f"a JSON object is expected, got {line[:60]!r}")
+        title = self._text(row, chosen["corpus_title"], f"{what} {identity!r}", table, number) if document else ""
+        texts = chosen["corpus_text" if document else "query_text"]
+        text = self._text(row, texts, f"{what} {identity!r}", table, number, needed=True)
+        if title is None or text is None:
             return None
-        identity, title, text = row.get("_id"), row.get("title"), row.get("text")
-        title = "" if title is None else title
-        if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
-            message = f'needs "_id" as a text or whole number, got {identity!r}; keys here: {", ".join(row)}'
-            self.faults.add("missing ids", place, message)
-            return None
-        if str(identity).split() != [str(identity)]:
-            message = f'"_id" {identity!r} holds white space, which separates the columns of run files; replace it'
-            self.faults.add("ids with white space", place, message)
-            return None
-        if not isinstance(title, str) or not isinstance(text, str):
-            key, value = ("text", text) if isinstance(title, str) else ("title", title)
-            message = f'{what} {identity!r} needs "{key}" as a text, got {value!r:.60}; keys here: {", ".join(row)}'
-            self.faults.add("missing texts", place, message)
-            return None
-        if not f"{identity}{title}{text}".isascii() and _SURROGATE.search(f"{identity}{title}{text}"):
-            message = f"{what} {identity!r} holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it"
-            self.faults.add("half characters", place, message)
-            return None
-        record = Record(str(identity), title if what == "document" else "", text)
+        record = Record(identity, title, text)
         if not record.passage:
-            message = f"{what} {record.id!r} is empty; give it a text, or remove it and its judgements"
-            self.faults.add(f"empty {what} texts", place, message)
+            message = f"{what} {identity!r} is empty; give it a text, or remove it and its judgements"
+            self.faults.add(f"empty {what} texts", table.place(number), message)
         return record
 
-    def qrels(self) -> dict[str, dict[str, dict[str, int]]]:
-        """{split: {query id: {document id: grade}}}; call it after documents and queries were read."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        split_of: dict[str, tuple[str, str]] = {}
-        for split, path in self.files.qrels.items():
-            judged: dict[str, dict[str, int]] = {}
-            for place, judgement in self._judgements(path):
-                home, first = split_of.setdefault(judgement.query, (split, place))
-                if home != split:
-                    message = (
-                        f"query {judgement.query!r} is in two splits: {home} ({first}) and {split}; keep it in one"
-                    )
-                    self.faults.add("queries in two splits", place, message)
-                    split_of[judgement.query] = (split, place)  # one fault a query and file, not one a line
-                grades = judged.setdefault(judgement.query, {})
-                if grades.setdefault(judgement.document, judgement.grade) != judgement.grade:
-                    message = (
-                        f"query {judgement.query!r}, document {judgement.document!r} has grade {judgement.grade} here "
-                        f"and {grades[judgement.document]} before; keep one"
-                    )
-                    self.faults.add("contradicting judgements", place, message)
-            if not any(grade > 0 for grades in judged.values() for grade in grades.values()):
-                self.faults.add(
-                    "no positive", str(path), f"no judgement above 0, so {split} can teach or measure nothing"
-                )
-            found[split] = judged
-        return found
+    def _identity(self, row: Mapping[str, Any], name: str, table: Table, number: int) -> str | None:
+        value = row.get(name)
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            message = f'needs "{name}" as a text or whole number, got {value!r}; keys here: {", ".join(row)}'
+            self.faults.add("missing ids", table.place(number), message)
+            return None
+        identity = str(value)
+        if identity.split() != [identity]:
+            message = f'"{name}" {identity!r} holds white space, which separates the columns of run files; replace it'
+            self.faults.add("ids with white space", table.place(number), message)
+            return None
+        return identity if self._is_sound(identity, name, table, number) else None
 
-    def _judgements(self, path: Path) -> Iterator[tuple[str, Judgement]]:
-        for number, line in self._lines(path):
-            fields = line.rstrip("\n").split("\t")
-            place = f"{path}:{number}"
-            if not line.strip() or (number == 1 and fields[-1].strip().lower() in ("score", "grade", "relevance")):
-                continue
-            if len(fields) != 3:
-                message = f"expected query id, document id and grade with tabs between, got {line.strip()[:60]!r}"
-                self.faults.add("broken qrels lines", place, message)
-                continue
-            query, document, grade = (part.strip() for part in fields)
-            if not (grade.isascii() and grade.isdigit() and len(grade) < 10):
-                message = f"the grade is a whole number of 0 or more, got {grade[:60]!r}"
-                self.faults.add("broken grades", place, message)
-                continue
-            if query not in self.query_ids:
-                self.faults.add("missing queries", place, f"query {query!r} is not in {self.files.queries}")
-            if document not in self.document_ids:
-                self.faults.add("missing documents", place, f"document {document!r} is not in {self.files.corpus}")
-            if query in self.query_ids and document in self.document_ids:
-                yield place, Judgement(query, document, int(grade))
+    def _text(
+        self, row: Mapping[str, Any], names: Sequence[str], what: str, table: Table, number: int, needed: bool = False
+    ) -> str | None:
+        """The text of one column, or of several joined by a space; None after a fault."""
+        values = [row.get(name) for name in names]
+        texts = [value for value in values if value is not None]
+        wrong = next((at for at, value in enumerate(values) if not isinstance(value, str | None)), None)
+        if wrong is None and needed and not texts:
+            wrong = 0
+        if wrong is not None:
+            nested = "; it is nested, write the text into a column of its own" * isinstance(values[wrong], list | dict)
+            given = f"got {values[wrong]!r:.60}; keys here: {', '.join(row)}{nested}"
+            self.faults.add("missing texts", table.place(number), f'{what} needs "{names[wrong]}" as a text, {given}')
+            return None
+        text = texts[0] if len(texts) == 1 else " ".join(filter(None, texts))
+        return text if self._is_sound(text, what, table, number) else None
 
-    def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
-        """Numbered lines as UTF-8; a byte order mark is passed over."""
-        number = 0
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                for number, raw in enumerate(file, start=1):
-                    try:
-                        yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                    except UnicodeDecodeError as error:
-                        message = f"not UTF-8 ({error.reason} at byte {error.start} of the line); convert the file"
-                        self.faults.add("wrong encoding", f"{path}:{number}", message)
-        except (OSError, EOFError, zlib.error) as error:
-            message = f"cannot be read to its end: {error}; get or pack the file again"
-            self.faults.add("unreadable files", f"{path}:{number + 1}", message)
+    def _is_sound(self, text: str, what: str, table: Table, number: int) -> bool:
+        if "\0" in text:
+            fault = "a NUL character"
+        elif not text.isascii() and _SURROGATE.search(text):
+            fault = "half a character (a lone surrogate, \\ud800 to \\udfff)"
+        else:
+            return True
+        self.faults.add("broken characters", table.place(number), f"{what} holds {fault}; remove it")
+        return False
+
+    def qrels(self) -> Qrels:
+        """Judgements of the splits that have files; call it after documents and queries were read."""
+        # What was lost with a whole file is told once, there, and not again for each of its ids.
+        complete = not self.faults.any_of(COLUMNS, UNREADABLE, ENCODING)
+        collected = Collected(self.faults)
+        for split, tables in self.sources.qrels.items():
+            collected.qrels[split] = {}
+            for table in tables:
+                for number, judgement in self._judgements(table):
+                    if self._is_known(judgement, table, number, complete):
+                        collected.add(split, (table, number), judgement)
+        return collected.qrels
+
+    def _judgements(self, table: Table) -> Iterator[tuple[int, Judgement]]:
+        chosen: Chosen = {}
+        for number, row in table.rows(chooser(table, self.section, QRELS_ROLES, chosen, self.faults), self.faults):
+            (query_name,), (document_name,), (grade_name,) = (chosen[role] for role in QRELS_ROLES)
+            row = {name: value.strip() if isinstance(value, str) else value for name, value in row.items()}
+            query = self._identity(row, query_name, table, number)
+            document = self._identity(row, document_name, table, number)
+            grade = whole_grade(row.get(grade_name))
+            if grade is None:
+                message = f"the grade is a whole number of 0 or more, got {row.get(grade_name)!r:.60}"
+                self.faults.add("broken grades", table.place(number), message)
+            elif query is not None and document is not None:
+                yield number, Judgement(query, document, grade)
+
+    def _is_known(self, judgement: Judgement, table: Table, number: int, complete: bool) -> bool:
+        known = True
+        for what, identity, seen, tables in (
+            ("query", judgement.query, self.query_ids, self.sources.queries),
+            ("document", judgement.document, self.document_ids, self.sources.corpus),
+        ):
+            if identity in seen:
+                continue
+            known = False
+            if complete:
+                kind = "missing queries" if what == "query" else "missing documents"
+                message = f"{what} {identity!r} is not in {names_of(tables)}{self._near(identity, seen)}"
+                self.faults.add(kind, table.place(number), message)
+        return known
+
+    @staticmethod
+    def _near(identity: str, known: Mapping[str, int]) -> str:
+        whole = identity.removesuffix(".0")
+        return f", but {whole!r} is: write the ids as whole numbers" if whole != identity and whole in known else ""
+
+
+Place = tuple[Table, int]
+
+
+class Collected:
+    """Judgements by split, each query in one of them and each document with one grade."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.qrels: Qrels = {}
+        self._home: dict[str, tuple[str, Place]] = {}
+
+    def add(self, split: str, place: Place, judgement: Judgement, name: str = "") -> None:
+        """Note one judgement; `name` is what the user knows the query by, where it is not its id."""
+        query, document, grade = judgement
+        home, (table, number) = self._home.setdefault(query, (split, place))
+        if home != split:
+            first = table.place(number)
+            message = f"query {name or query!r} is in two splits: {home} ({first}) and {split}; keep it in one"
+            self._fault("queries in two splits", place, message)
+            self._home[query] = (split, place)  # one fault a query and file, not one a line
+        grades = self.qrels[split].setdefault(query, {})
+        before = grades.setdefault(document, grade)
+        if before != grade:
+            message = f"query {query!r}, document {document!r} has grade {grade} here and {before} before; keep one"
+            self._fault("contradicting judgements", place, message)
+
+    def _fault(self, kind: str, place: Place, message: str) -> None:
+        table, number = place
+        self.faults.add(kind, table.place(number), message)
+
+
+def whole_grade(value: object) -> int | None:
+    """A grade as a number: whole and not negative, whether it was written as 1, 1.0 or text; else None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return int(float(value)) if _WHOLE.fullmatch(value) else None
+    if isinstance(value, int | float) and 0 <= value < 10**9 and value == int(value):
+        return int(value)
+    return None
+
+
+def place_of(place: int, tables: Sequence[Table]) -> str:
+    """file:line of a packed place."""
+    index, number = divmod(place, 1 << TABLE_SHIFT)
+    return tables[index].place(number)
+
+
+def names_of(tables: Sequence[Table]) -> str:
+    """The files in a message."""
+    more = f" (and {len(tables) - 1} more)" if len(tables) > 1 else ""
+    return f"{tables[0].name}{more}"

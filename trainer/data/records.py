@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 SPLITS = ("train", "dev", "test")
+Judged = dict[str, dict[str, int]]  # {query id: {document id: grade}}
+Qrels = dict[str, Judged]  # by split
 
 
 class Record(NamedTuple):
@@ -26,3 +29,13 @@ class Judgement(NamedTuple):
     query: str
     document: str
     grade: int
+
+
+def normalised(query: str) -> str:
+    """A query's text by which it is known again, whatever its case and blanks."""
+    return " ".join(query.lower().split())
+
+
+def has_positive(grades: Mapping[str, int]) -> bool:
+    """Whether a query can be measured or learned from."""
+    return any(grade > 0 for grade in grades.values())

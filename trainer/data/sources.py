@@ -1,59 +1,142 @@
-"""Where the rows come from: the files that a recipe's data section names."""
+"""Where the rows come from: the files or the data set that a recipe's data section names."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
+from trainer.data.columns import settings
+from trainer.data.hub import SetTable, find_set
 from trainer.data.records import SPLITS
+from trainer.data.tables import QRELS_COLUMNS, READERS, FileTable, Table, ending
 from trainer.errors import DataError
 from trainer.recipe import Data
 
+BLOCK = 1 << 20  # bytes hashed at once
 
-class Files(NamedTuple):
-    """The files of a BEIR folder."""
 
-    corpus: Path
-    queries: Path
-    qrels: dict[str, Path]
+@dataclass(frozen=True)
+class Sources:
+    """Tables by what they hold: corpus, queries and qrels, or pairs."""
+
+    corpus: list[Table] = field(default_factory=list)
+    queries: list[Table] = field(default_factory=list)
+    qrels: dict[str, list[Table]] = field(default_factory=dict)
+    pairs: dict[str, list[Table]] = field(default_factory=dict)
 
     @property
-    def all(self) -> list[Path]:
-        """Every file, in a fixed order."""
-        return [self.corpus, self.queries, *self.qrels.values()]
+    def judged(self) -> dict[str, list[Table]]:
+        """The tables that say which split a query is in."""
+        return self.pairs or self.qrels
+
+    @property
+    def named(self) -> list[tuple[str, Table]]:
+        """Every table with its part, in a fixed order."""
+        parts = {"corpus": self.corpus, "queries": self.queries, **self.qrels, **self.pairs}
+        return [(part, table) for part, tables in parts.items() for table in tables]
 
 
-def find_files(folder: Path) -> Files:
-    """Locate corpus, queries and the three qrels files, each plain or .gz; raises DataError naming all that miss."""
+def find_sources(section: Data) -> Sources:
+    """Locate what the section names; raises DataError naming all that misses."""
+    if section.hub:
+        corpus, queries, judged, pairs = find_set(section.hub)
+        return Sources(corpus, queries, judged, pairs)
+    if section.path is not None:
+        return _beir_folder(section.path)
+    missing: list[str] = []
+
+    def tables(key: str, formats: Iterable[str], headless: tuple[str, ...] = ()) -> list[Table]:
+        return [FileTable(path, headless) for path in _files(key, getattr(section, key) or (), formats, missing)]
+
+    records = [suffix for suffix in READERS if suffix not in (".qrels", ".trec", ".txt")]
+    if section.pairs:
+        parts = {"train": "pairs", "dev": "dev", "test": "test"}
+        sources = Sources(pairs={part: found for part, key in parts.items() if (found := tables(key, records))})
+    else:
+        parts = {"train": "qrels", "dev": "dev", "test": "test"}
+        qrels = {part: found for part, key in parts.items() if (found := tables(key, READERS, QRELS_COLUMNS))}
+        sources = Sources(tables("corpus", records), tables("queries", records), qrels)
+    if missing:
+        raise DataError(missing)
+    return sources
+
+
+def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: list[str]) -> list[Path]:
+    """The files of one key, each a name or a glob; what cannot be used is noted in `missing`."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = [pattern] if pattern.exists() else sorted(map(Path, glob.glob(str(pattern), recursive=True)))
+        if not matches:
+            beside = sorted(path.name for path in pattern.parent.glob("*"))[:12] if pattern.parent.is_dir() else []
+            missing.append(
+                f"{pattern}: no such file (data.{key}); {pattern.parent} holds {', '.join(beside) or 'nothing'}"
+            )
+        for path in matches:
+            if path.is_dir():
+                missing.append(f"{path}: is a folder (data.{key}); name its files, e.g. {path / '*.parquet'}")
+            elif ending(path) not in formats:
+                missing.append(
+                    f"{path}: unknown ending {ending(path)!r} (data.{key}); "
+                    f"known here: {', '.join(formats)}, the text formats also with .gz"
+                )
+            elif path in found:
+                missing.append(f"{path}: named twice by data.{key}; keep it once")
+            else:
+                found.append(path)
+    return found
+
+
+def _beir_folder(folder: Path) -> Sources:
+    """corpus.jsonl, queries.jsonl and qrels/*.tsv, each plain or .gz; of the splits only train has to be there."""
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; data.path names a folder with corpus.jsonl, queries.jsonl and qrels/"
         )
     missing = []
 
-    def find(name: str) -> Path:
+    def find(name: str, needed: bool = True) -> list[Path]:
         plain, packed = folder / name, folder / f"{name}.gz"
         if plain.is_file() and packed.is_file():
             missing.append(f"{plain}: stands beside {packed.name}; keep one of them")
-        if not plain.is_file() and not packed.is_file():
+        found = [path for path in (plain, packed) if path.is_file()]
+        if needed and not found:
             beside = sorted(path.name for path in plain.parent.glob("*")) if plain.parent.is_dir() else []
             missing.append(f"{plain}: missing (plain or .gz); {plain.parent} holds {', '.join(beside) or 'nothing'}")
-        return plain if plain.is_file() else packed
+        return found
 
-    files = Files(find("corpus.jsonl"), find("queries.jsonl"), {split: find(f"qrels/{split}.tsv") for split in SPLITS})
+    corpus, queries = find("corpus.jsonl"), find("queries.jsonl")
+    qrels = {split: find(f"qrels/{split}.tsv", needed=split == "train") for split in SPLITS}
+    if not qrels["train"] and (qrels["dev"] or qrels["test"]):
+        missing.append(f"{folder / 'qrels'}: to split one file, name it: data.corpus, data.queries and data.qrels")
     if missing:
         raise DataError(missing)
-    return files
+    judged: dict[str, list[Table]] = {
+        split: [FileTable(path, QRELS_COLUMNS) for path in paths] for split, paths in qrels.items() if paths
+    }
+    return Sources([FileTable(corpus[0])], [FileTable(queries[0])], judged)
 
 
 def fingerprint_data(section: Data) -> str:
-    """sha256 over the content of all files of the collection."""
+    """sha256 over the content of all inputs and the settings that decide how they are read."""
     digest = hashlib.sha256()
-    for path in find_files(section.path).all:
-        content = hashlib.sha256()  # each by itself: a line moved to the next file is a change
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                content.update(block)
-        digest.update(content.digest())
+    for part, table in find_sources(section).named:  # each by itself: a line moved to the next file is a change
+        assert isinstance(table, FileTable | SetTable), table
+        kind, content = (
+            (table.path.suffix, _sha256(table.path)) if isinstance(table, FileTable) else ("", table.sha256())
+        )
+        digest.update(f"{part} {kind} {content}\n".encode())
+    if section.judgements is not None and section.judgements.is_file():
+        digest.update(f"judgements {_sha256(section.judgements)}\n".encode())
+    digest.update(f"{section.dev_share} {section.test_share} {settings(section)}".encode())
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            content.update(block)
+    return content.hexdigest()

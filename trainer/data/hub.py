@@ -1,0 +1,140 @@
+"""Data sets that the `datasets` library loads: from the Hugging Face Hub, or from a folder that is laid out like one.
+
+Two layouts are known: BEIR's (configurations corpus and queries; the judgements in the configuration default or qrels,
+or in a sister set NAME-qrels) and pairs or triplets of texts. Code that a set brings along is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from trainer.data.faults import Faults
+from trainer.data.tables import ROWS_AT_ONCE, Choose, Rows, Table
+from trainer.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+PARTS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
+Tables = list[Table]
+
+
+class SetTable(NamedTuple):
+    """One split of a loaded set."""
+
+    name: str
+    dataset: Dataset
+
+    def place(self, number: int) -> str:
+        """Set and row."""
+        return f"{self.name}: row {number}"
+
+    def rows(self, choose: Choose, faults: Faults) -> Rows:
+        """Numbered rows of the chosen columns."""
+        del faults  # the library has read the files already
+        names = self.dataset.column_names
+        wanted = choose(names)
+        if wanted is None:
+            return
+        number = 0
+        chosen = self.dataset.select_columns([name for name in names if name in wanted])
+        for batch in _batches(chosen):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+    def sha256(self) -> str:
+        """Hash of the Arrow content."""
+        digest = hashlib.sha256(" ".join(self.dataset.column_names).encode())
+        for batch in _batches(self.dataset):
+            digest.update(batch.serialize())
+        return digest.hexdigest()
+
+
+def _batches(dataset: Dataset) -> Iterator[pyarrow.RecordBatch]:
+    for table in dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+        yield from cast("pyarrow.Table", table).combine_chunks().to_batches()
+
+
+def find_set(reference: str) -> tuple[Tables, Tables, dict[str, Tables], dict[str, Tables]]:
+    """Corpus, queries and qrels by split, or pairs by split; raises DataError for what cannot be loaded or read."""
+    name, _, configuration = reference.partition(":")
+    configurations = _configurations(name)
+    if configuration and configuration not in configurations:
+        raise DataError(f"hub:{name}: no configuration {configuration!r}; it has {', '.join(configurations)}")
+    if not configuration and {"corpus", "queries"} <= set(configurations):
+        qrels = _judgements(name, configurations)
+        return _all(name, "corpus"), _all(name, "queries"), qrels, {}
+    if not configuration and len(configurations) > 1:
+        raise DataError(
+            f"hub:{name}: has the configurations {', '.join(configurations)}; corpus and queries (and default or "
+            f"qrels) are needed, or one with pairs: name it, e.g. path: hub:{name}:{configurations[0]}"
+        )
+    return [], [], {}, _by_split(name, configuration or configurations[0])
+
+
+def _judgements(name: str, configurations: list[str]) -> dict[str, Tables]:
+    for configuration in ("qrels", "default"):
+        if configuration in configurations:
+            return _by_split(name, configuration)
+    sister = f"{name}-qrels"
+    return _by_split(sister, _configurations(sister)[0])
+
+
+def _all(name: str, configuration: str) -> Tables:
+    """All splits of a configuration: what a set calls the only split of its corpus differs."""
+    loaded = _load(name, configuration)
+    return [SetTable(f"hub:{name}/{configuration}/{split}", dataset) for split, dataset in loaded.items()]
+
+
+def _by_split(name: str, configuration: str) -> dict[str, Tables]:
+    loaded = _load(name, configuration)
+    found: dict[str, Tables] = {}
+    for split, dataset in loaded.items():
+        if split not in PARTS:
+            raise DataError(
+                f"hub:{name}/{configuration}: split {split!r} is none of {', '.join(PARTS)}; rename it, or download "
+                "the files and name them one by one (data.qrels or data.pairs, data.dev, data.test)"
+            )
+        found.setdefault(PARTS[split], []).append(SetTable(f"hub:{name}/{configuration}/{split}", dataset))
+    if "train" not in found:
+        raise DataError(f"hub:{name}/{configuration}: has no split train, only {', '.join(loaded)}")
+    return {part: found[part] for part in ("train", "dev", "test") if part in found}
+
+
+def _configurations(name: str) -> list[str]:
+    from datasets import get_dataset_config_names
+
+    return list(_asked(name, get_dataset_config_names, _place(name)))
+
+
+def _load(name: str, configuration: str) -> Mapping[str, Dataset]:
+    from datasets import load_dataset
+
+    return _asked(name, load_dataset, _place(name), configuration)
+
+
+def _place(name: str) -> str:
+    """A folder as the library takes it; the name of a set on the Hub as it is."""
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
+def _asked(name: str, ask: Any, *words: str) -> Any:
+    """What the library answers; its many errors become one sentence."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
+
+    datasets.disable_progress_bars()
+    try:
+        return ask(*words)
+    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"hub:{name}: cannot be loaded ({one_line(error)[:200]}); check the name and the network, run "
+            "`hf auth login` where it is private or gated, or download its files and name them one by one"
+        ) from None
