@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "losses", "metrics", "console", "interaction"},
     {"recipe", "models"},
     {"data"},
-    {"runs", "track"},
+    {"runs", "track", "init"},
     {"retriever", "batches", "report"},
     {"reranker"},
     {"mine", "train", "evaluate", "export", "push"},  # the stages never import each other

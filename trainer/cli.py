@@ -98,6 +98,27 @@ def check(
     console.stage("check", f"[green]{escape(str(recipe))} can run[/]")
 
 
+@reranker_app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder with documents, queries and judgements, or with pairs")],
+    output: Annotated[
+        Path | None, typer.Option(help="The recipe to write; NAME-OF-FOLDER.yaml where not given")
+    ] = None,
+) -> None:
+    """Look at a folder and write a recipe that trains on it."""
+    from rich.markup import escape
+
+    from trainer import console
+    from trainer.init import write_recipe
+
+    recipe, layout = write_recipe(folder, output)
+    for line in layout.said:
+        console.stage("init", escape(line))
+    if layout.missing:
+        console.stage("init", f"{' and '.join(layout.missing)} will be split off from train")
+    console.stage("init", f"{escape(str(recipe))} is written; next: reranker check {escape(str(recipe))}")
+
+
 def _step(name: str, explanation: str) -> None:
     """Add the command that runs a recipe up to the stage of this name."""
 

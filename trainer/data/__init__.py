@@ -10,7 +10,7 @@ Imports inside run down, like the package's own:
     audit                       what makes numbers doubtful
     reviews  pairs              people's corrections; texts without ids
     reader                      rows to documents, queries and judgements
-    sources                     the files or the data set that the recipe names
+    sources  layout             the files or the data set that the recipe names; what a folder holds
     hub  columns                data sets; which column is which
     tables                      files to rows
     lines  splits  lengths      text files to lines; dev and test where there are none; what is too long to be read
@@ -19,6 +19,7 @@ Imports inside run down, like the package's own:
 
 from trainer.data.collection import Collection, Summary, build_collection, check_collection
 from trainer.data.faults import Faults
+from trainer.data.layout import Layout, recognise
 from trainer.data.lengths import describe_lengths
 from trainer.data.records import SPLITS, Judgement, Record
 from trainer.data.sources import fingerprint_data
@@ -28,10 +29,12 @@ __all__ = [
     "Collection",
     "Faults",
     "Judgement",
+    "Layout",
     "Record",
     "Summary",
     "build_collection",
     "check_collection",
     "describe_lengths",
     "fingerprint_data",
+    "recognise",
 ]

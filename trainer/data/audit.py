@@ -76,10 +76,15 @@ class Audit:
             f"{ids[row]} = {ids[first]} ({reader.document_place(ids[row])})" for row, first in self.twins.leader.items()
         ]
         if repeated:
-            yield (
-                f"{self.twins.exact} documents repeat another one but for case, punctuation and white space, "
-                f"{self.twins.near} nearly do (8 of 10 word triples shared); {_some(repeated)}"
-            )
+            counts = [
+                f"{count} documents {what}"
+                for count, what in (
+                    (self.twins.exact, "repeat another one but for case, punctuation and white space"),
+                    (self.twins.near, "nearly repeat another one (8 of 10 word triples are shared)"),
+                )
+                if count
+            ]
+            yield f"{' and '.join(counts)}; {_some(repeated)}"
         hidden = hidden_positives(self.twins.groups().values(), ids, qrels)
         if hidden:
             shown = [

@@ -134,7 +134,8 @@ def _asked(name: str, ask: Any, *words: str) -> Any:
     try:
         return ask(*words)
     except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = one_line(error.__cause__ or error)[:200]
         raise DataError(
-            f"hub:{name}: cannot be loaded ({one_line(error)[:200]}); check the name and the network, run "
-            "`hf auth login` where it is private or gated, or download its files and name them one by one"
+            f"hub:{name}: cannot be loaded ({reason}); check the name and the network, run `hf auth login` where it is "
+            "private or gated, or download its files and name them one by one"
         ) from None
