@@ -12,8 +12,9 @@ FLOORS = [
     {"recipe", "models"},
     {"data"},
     {"runs", "track", "init"},
-    {"retriever", "batches", "report"},
+    {"groups", "retriever", "batches", "report"},
     {"reranker"},
+    {"teacher"},
     {"mine", "train", "evaluate", "export", "push"},  # the stages never import each other
     {"pipeline"},
     {"cli"},

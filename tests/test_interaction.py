@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.batches import Group
+from trainer.groups import Group
 from trainer.reranker import Reranker
 from trainer.train import probe
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from trainer.batches import read_groups, write_groups
 from trainer.data import build_collection
+from trainer.groups import read_groups, write_groups
 from trainer.mine import mine, write_report
 from trainer.recipe import Data, Mine
 from trainer.retriever import NOTHING, Candidates

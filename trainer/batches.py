@@ -1,4 +1,4 @@
-"""Training groups, and texts to tensors: tokenised once, joined by the tokenizer's own template, batched by length.
+"""Texts to tensors: tokenised once, joined by the tokenizer's own template, batched by length.
 
 A query stands in many pairs and a document in many more, so each text is tokenised once without special tokens and
 pairs are put together from the pieces; the result equals `tokenizer(query, document, truncation=True)` (tested for
@@ -8,42 +8,11 @@ BERT, RoBERTa and ModernBERT templates). Buckets hold pairs of nearly one length
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
-
-from trainer.runs import read_json, write_json
-
-
-@dataclass(frozen=True)
-class Group:
-    """One training example of a query; all are row numbers, negatives come hardest first."""
-
-    query: int
-    positives: list[int]
-    grades: list[int]
-    negatives: list[int]
-    teacher: list[float] | None = None  # a cross-encoder's logits of `documents`, where mining asked one
-
-    @property
-    def documents(self) -> list[int]:
-        """All documents of the group, positives first."""
-        return [*self.positives, *self.negatives]
-
-
-def write_groups(groups: list[Group], folder: Path) -> None:
-    """Keep the groups as `groups.json`."""
-    write_json(folder / "groups.json", [asdict(group) for group in groups])
-
-
-def read_groups(folder: Path) -> list[Group]:
-    """Read what `write_groups` wrote."""
-    return [Group(**group) for group in read_json(folder / "groups.json")]
-
 
 Tokens = np.ndarray  # (length,) int32, without special tokens
 

@@ -2,11 +2,13 @@
 
     check -> data -> retrieve -> mine -> train -> evaluate -> export -> push
 
+With `mine.rounds: 2` mine and train come twice: mine-2 asks the model of the first round, train-2 starts from the base.
+
 Every stage leaves a folder under runs/NAME/ and stands as long as its fingerprint does: a chain of hashes over recipe
 sections, data, weights and the stages before it, all known before the first model loads. A stage that stands is
 skipped; the first that does not, and all behind it, are done. Killed anywhere, the same command goes on.
 
-Under several processes all of them train and score; the rest is the main process's work, and the others wait for it.
+Under several processes all of them embed, train and score; the rest is the main process's work.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from trainer.runs import Stage, fingerprint, write_json
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from trainer.retriever import Candidates
+    from trainer.retriever import Candidates, Embeddings
+    from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 1, "retrieve": 1, "mine": 1, "train": 1, "evaluate": 1, "export": 1}
-STAGES = tuple(VERSIONS)
-SHARED = ("train", "evaluate")  # all processes work; in the other stages they wait for the main one
+VERSIONS = {"data": 2, "retrieve": 2, "mine": 2, "train": 1, "evaluate": 1, "export": 1}
+SHARED = ("retrieve", "mine", "train", "evaluate")  # all processes work; in the others they wait for the main one
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to
 PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
 
@@ -47,7 +49,9 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     """
     check(recipe)
     pipeline = Pipeline(recipe, runs / recipe.name)
-    for name in STAGES[: STAGES.index(until) + 1]:
+    names = list(pipeline.stages)
+    last = max(place for place, name in enumerate(names) if _kind(name) == until)
+    for name in names[: last + 1]:
         pipeline.carry_out(name, force)
     if recipe.push is not None and until == "export":
         pipeline.push(force=force)
@@ -76,7 +80,7 @@ def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
     if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
-    for reference in dict.fromkeys(filter(None, (_bi_encoder(recipe), recipe.reranker.model))):
+    for reference in dict.fromkeys(filter(None, (_bi_encoder(recipe), recipe.mine.teacher, recipe.reranker.model))):
         try:
             if models.is_local(reference):
                 models.locate(reference)
@@ -103,6 +107,11 @@ def _bi_encoder(recipe: Recipe) -> str | None:
     return recipe.retriever.model if recipe.retriever.kind in ("dense", "hybrid") else None
 
 
+def _kind(stage: str) -> str:
+    """The stage without its round: `mine` for mine-2."""
+    return stage.partition("-")[0]
+
+
 class Pipeline:
     """The stages of one recipe in its run folder."""
 
@@ -122,7 +131,12 @@ class Pipeline:
                 models.fingerprint(models.locate(bi_encoder)) if bi_encoder else None,
                 models.sha256(recipe.retriever.run) if recipe.retriever.run else None,
             ],
-            "mine": [recipe.mine.model_dump(mode="json"), recipe.seed],
+            "mine": [
+                recipe.mine.model_dump(mode="json", exclude={"teacher", "rounds"}),
+                models.fingerprint(models.locate(recipe.mine.teacher)) if recipe.mine.teacher else None,
+                recipe.reranker.max_length,
+                recipe.seed,
+            ],
             "train": [
                 recipe.reranker.model_dump(mode="json", exclude={"model"}),
                 models.fingerprint(models.locate(recipe.reranker.model)),
@@ -133,9 +147,13 @@ class Pipeline:
             "evaluate": [recipe.evaluate.model_dump(mode="json")],
             "export": [recipe.export.model_dump(mode="json"), recipe.name],
         }
+        names = list(depends)
+        if recipe.mine.rounds == 2:
+            after = names.index("train") + 1
+            names[after:after] = ["mine-2", "train-2"]
         stages, chain = {}, ""
-        for name, parts in depends.items():
-            chain = fingerprint(chain, name, VERSIONS[name], *parts)
+        for name in names:
+            chain = fingerprint(chain, name, VERSIONS[_kind(name)], *depends[_kind(name)])
             stages[name] = Stage(self.folder / name, chain)
         return stages
 
@@ -152,8 +170,8 @@ class Pipeline:
                 write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
                 stage.begin()
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process or name in SHARED:
-                notes = getattr(self, f"_{name}")(stage.folder)
+            if self.accelerator.is_main_process or _kind(name) in SHARED:
+                notes = getattr(self, f"_{_kind(name)}")(stage.folder)
                 console.stage(name, notes["said"])
                 if self.accelerator.is_main_process:
                     stage.finish(**notes)
@@ -170,31 +188,80 @@ class Pipeline:
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
         from trainer.evaluate import mean_score
-        from trainer.retriever import retrieve_splits
+        from trainer.retriever import language_of, retrieve_splits
 
-        section, bi_encoder = self.recipe.retriever, _bi_encoder(self.recipe)
-        found = retrieve_splits(section, self.collection, models.locate(bi_encoder) if bi_encoder else None, folder)
+        section = self.recipe.retriever
+        embeddings, new = self._embed()
+        if not self.accelerator.is_main_process:
+            return {"said": ""}
+        found = retrieve_splits(section, self.collection, embeddings, folder)
         score = mean_score(self.collection, "dev", found["dev"].top(self.recipe.rerank_depth), self.metric)
         total = sum(len(candidates.queries) for candidates in found.values())
-        said = f"{section.kind}: {section.depth} candidates for each of {total} queries; dev {self.metric} {score:.4f}"
+        details = [new] if embeddings else []
+        if section.kind in ("bm25", "hybrid"):
+            details.append(f"bm25 in {language_of(section, self.collection)}")
+        engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
+        said = f"{engines}: candidates for {total} queries; dev {self.metric} {score:.4f}"
         return {"said": said, "first_stage_dev": score}
+
+    def _embed(self) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
+        """The vectors of judged queries and documents, each process encoding its share of what is missing."""
+        from trainer.retriever import BiEncoder, shards
+
+        reference, section = _bi_encoder(self.recipe), self.recipe.retriever
+        if reference is None:
+            return None, ""
+        bi_encoder = BiEncoder(
+            models.locate(reference), section.max_length, section.query_prompt, section.document_prompt
+        )
+        parts = shards(bi_encoder, self.collection, self.folder.parent / ".embeddings")
+        self.accelerator.wait_for_everyone()  # all have seen what is missing before anybody adds to it
+        for part in parts:
+            part.encode(self.accelerator)
+        self.accelerator.wait_for_everyone()
+        queries, documents = (part.open() for part in parts)
+        return (queries, documents), f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
 
     def _mine(self, folder: Path) -> dict[str, Any]:
         from trainer import mine
-        from trainer.batches import write_groups
+        from trainer.groups import write_groups
 
-        groups, report = mine.mine(self.recipe.mine, self.collection, self.candidates("train"), self.recipe.seed)
-        if not groups:
+        second = folder.name == "mine-2"
+        teacher = self._teacher(str(self._best("train")) if second else self.recipe.mine.teacher)
+        candidates = self.candidates("train")
+        mined = mine.mine(self.recipe.mine, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
+        report = mine.Report.of(mined, self.collection, self.recipe.mine)
+        if not mined.groups:
             raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
-        write_groups(groups, folder)
-        mine.write_report(report, groups, self.collection, folder)
-        return {"said": f"{report.summary}; see {folder / 'report.md'}"}
+        if self.accelerator.is_main_process:
+            write_groups(mined.groups, folder)
+            suspects = mine.write_suspects(self.recipe.mine, mined, self.collection, folder)
+            report.write(mined, self.collection, folder)
+            report.show()
+            said = f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}"
+            return {"said": said}
+        return {"said": ""}
+
+    def _teacher(self, reference: str | None) -> Teacher | None:
+        from trainer.teacher import Teacher
+
+        if reference is None:
+            return None
+        section = self.recipe.reranker
+        return Teacher(
+            reference,
+            self.collection,
+            self.folder.parent / ".teachers",
+            self.accelerator,
+            max_length=section.max_length,
+            trust_remote_code=section.trust_remote_code,
+        )
 
     def _train(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
 
-        from trainer.batches import read_groups
         from trainer.evaluate import mean_score
+        from trainer.groups import read_groups
         from trainer.mine import candidate_lists
         from trainer.reranker import Reranker, TokenizedCollection, rerank
         from trainer.train import train
@@ -209,7 +276,7 @@ class Pipeline:
             trust_remote_code=section.trust_remote_code,
         )
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
-        groups = read_groups(self.stages["mine"].folder)
+        groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
         fresh_head = models.kind_of(models.locate(section.model)) == "encoder"
         dev = self.candidates("dev").top(self.recipe.rerank_depth)
         first_stage = self._notes("retrieve")["first_stage_dev"]
@@ -232,7 +299,7 @@ class Pipeline:
         from trainer.reranker import Reranker, TokenizedCollection, rerank
 
         section = self.recipe.reranker
-        systems = {"tuned": str(self._best)}
+        systems = {"tuned": str(self._best())}
         if models.kind_of(models.locate(section.model)) != "encoder":
             systems = {"base": section.model, **systems}
         test = self.candidates("test").top(self.recipe.rerank_depth)
@@ -253,7 +320,7 @@ class Pipeline:
         from trainer.report import Results
         from trainer.reranker import Reranker, TokenizedCollection
 
-        reranker = Reranker.load(self._best, trust_remote_code=self.recipe.reranker.trust_remote_code)
+        reranker = Reranker.load(self._best(), trust_remote_code=self.recipe.reranker.trust_remote_code)
         dev = self.candidates("dev")
         rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
         some = rows[:: max(1, len(rows) // PARITY_PAIRS)]
@@ -291,9 +358,13 @@ class Pipeline:
         """The metric that chooses the checkpoint."""
         return self.recipe.evaluate.metrics[0]
 
+    def _best(self, stage: str | None = None) -> Path:
+        """The best checkpoint of a training stage, of the last one unless it is named."""
+        return self.stages[stage or self._last_training].folder / "best"
+
     @property
-    def _best(self) -> Path:
-        return self.stages["train"].folder / "best"
+    def _last_training(self) -> str:
+        return "train-2" if "train-2" in self.stages else "train"
 
     @cached_property
     def collection(self) -> Collection:
@@ -335,7 +406,7 @@ class Pipeline:
 
     def _refuse_to_harm(self, force: bool) -> None:
         """A model that is no better on dev than what was there before does not leave unless it is forced to."""
-        first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes("train")
+        first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes(self._last_training)
         had_reranker = models.kind_of(models.locate(self.recipe.reranker.model)) != "encoder"
         before = max(first_stage, trained["untrained_dev"]) if had_reranker else first_stage
         if trained["best_dev"] > before:

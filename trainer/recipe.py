@@ -16,7 +16,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trainer.errors import RecipeError, did_you_mean
 
-
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
 
@@ -180,9 +179,9 @@ class Retriever(Section):
     document_prompt: str | None = None
     """Likewise before every document, e.g. "passage: "."""
     index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """flat: exact, in blocks from disk; ivf, hnsw: FAISS, approximate, in memory; auto: ivf where flat takes hours."""
+    """flat: exact, from disk; ivf, hnsw: FAISS, approximate, in memory; auto: ivf where flat would take hours."""
     language: str = "auto"
-    """BM25's stemmer and stop words (Snowball's names; japanese, chinese, thai ...: pairs of characters); none: neither."""
+    """BM25's stemmer and stop words, or pairs of characters (japanese, chinese, thai ...); none: plain words."""
     run: Path | None = Field(default=None, validate_default=True)
     """TREC run file with the queries of all splits (kind: run)."""
 
@@ -218,7 +217,7 @@ class Mine(Section):
     pick: Literal["top", "random"] = "random"
     """The highest ranks left in the hard band, or a seeded draw from it."""
     bm25_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of the hard band's negatives by BM25's own ranks, the rest by the bi-encoder's; null: ranks of the fusion."""
+    """Share of the hard band's negatives by BM25's own ranks, the rest by the bi-encoder's; null: fused ranks."""
     deeper_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the negatives drawn from below the hard band, down to rank 200."""
     random_share: float = Field(default=0.0, ge=0, le=1, validate_default=True)
@@ -228,7 +227,7 @@ class Mine(Section):
     margin: float | None = Field(default=None, ge=0)
     """Passes over candidates whose similarity is not this much below the best positive's; null: none."""
     teacher: str | None = None
-    """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates: for teacher_margin and distillation."""
+    """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates, for the check and for distillation."""
     teacher_margin: float | None = 0.0
     """Passes over candidates whose teacher score (a logit) is not this much below the best positive's; null: none."""
     rounds: Literal[1, 2] = 1
@@ -385,6 +384,14 @@ class Recipe(Section):
                 "bm25_share", f"needs two engines, but retriever.kind is {retriever.kind}; take hybrid or remove it"
             )
         return mine
+
+    @field_validator("train")
+    @classmethod
+    def _distil_only_from_a_teacher(cls, train: Train, info: ValidationInfo) -> Train:
+        mine = info.data.get("mine")
+        if mine and mine.teacher is None and train.loss in ("mse", "margin_mse", "kl"):
+            raise _contradiction("loss", f"{train.loss} learns from a teacher's scores; name one as mine.teacher")
+        return train
 
     @field_validator("evaluate")
     @classmethod

@@ -268,6 +268,23 @@ class TokenizedCollection:
             known |= dict(zip(new, self._pairs.tokenize(dataset.select(new)[column][:]), strict=True))
 
 
+def score_rows(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    rows: Sequence[tuple[int, int]],
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Logits (pairs,) float32 of (query row, document row) pairs, shared out over all processes."""
+    ours = rows[accelerator.process_index :: accelerator.num_processes]
+    part = reranker.score_tokens(tokenized.pairs(ours), note)
+    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    scores = np.empty(len(rows), dtype=np.float32)
+    for index, numbers in enumerate(parts):
+        scores[index :: accelerator.num_processes] = numbers
+    return scores
+
+
 def rerank(
     reranker: Reranker,
     tokenized: TokenizedCollection,
@@ -275,16 +292,11 @@ def rerank(
     accelerator: Accelerator,
     note: str | None = None,
 ) -> np.ndarray:
-    """Scores (queries, depth) float32 of all candidates, -inf where there is none; shared out over all processes."""
+    """Scores (queries, depth) float32 of all candidates, -inf where there is none."""
     places = np.argwhere(candidates.documents != NOTHING)
-    mine = places[accelerator.process_index :: accelerator.num_processes]
-    rows = [(int(candidates.queries[query]), int(candidates.documents[query, rank])) for query, rank in mine]
-    part = reranker.score_tokens(tokenized.pairs(rows), note)
-    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    rows = [(int(candidates.queries[query]), int(candidates.documents[query, rank])) for query, rank in places]
     scores = np.full(candidates.documents.shape, -np.inf, dtype=np.float32)
-    for index, numbers in enumerate(parts):
-        theirs = places[index :: accelerator.num_processes]
-        scores[theirs[:, 0], theirs[:, 1]] = numbers
+    scores[tuple(places.T)] = score_rows(reranker, tokenized, rows, accelerator, note)
     return scores
 
 

@@ -24,8 +24,9 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from trainer import console
-from trainer.batches import TOKENS_PER_BUCKET, Group, Tokens, buckets
+from trainer.batches import TOKENS_PER_BUCKET, Tokens, buckets
 from trainer.errors import RunError
+from trainer.groups import Group
 from trainer.losses import LOSSES, Loss
 from trainer.recipe import Recipe, Train
 from trainer.reranker import Reranker, ScoringModel, TokenizedCollection, rarity
@@ -306,9 +307,12 @@ class _Engine:
         mask = torch.arange(width, device=device)[None, :] < lengths[:, None]
         scores = torch.zeros(mask.shape, device=device).masked_scatter(mask, flat)
         labels = torch.zeros(mask.shape, device=device)
+        teacher = torch.zeros(mask.shape, device=device) if groups[0].teacher else None
         for row, group in enumerate(groups):
             labels[row, : len(group.grades)] = torch.tensor(group.grades, device=device) / self.highest
-        return self.loss(scores, labels, mask, None)
+            if teacher is not None:
+                teacher[row, : len(group.documents)] = torch.tensor(group.teacher, device=device)
+        return self.loss(scores, labels, mask, teacher)
 
 
 def _keep_if_best(

@@ -15,9 +15,11 @@ from trainer.data.records import SPLITS, Qrels, Record, normalised
 from trainer.data.reviews import overrule
 from trainer.data.sources import find_sources
 from trainer.data.splits import require_positives, split_off
+from trainer.data.twins import Twins
 from trainer.recipe import Data
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 
@@ -76,14 +78,22 @@ def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qre
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader, texts = _reader(section), {}
+    reader, twins, texts = _reader(section), Twins(), {}
     folder.mkdir(parents=True, exist_ok=True)
+
+    def documents() -> Iterator[Record]:
+        for document in reader.documents():
+            twins.add(document.passage)
+            yield document
+
     _write(
         folder / "documents.arrow",
-        ({"id": document.id, "passage": document.passage} for document in reader.documents()),
+        ({"id": document.id, "passage": document.passage} for document in documents()),
         id=str,
         passage=str,
     )
+    leaders = ({"row": row, "first": first} for row, first in twins.leader.items())
+    _write(folder / "twins.arrow", leaders, row=int, first=int)
 
     def queries() -> Iterator[Record]:
         for query in reader.queries():
@@ -121,26 +131,37 @@ class Collection:
     """A checked collection, memory-mapped.
 
     `documents` has the columns id and passage, `queries` id and text; `qrels[split]` is {query row: {document row:
-    grade}}, with the queries in the order in which the qrels file names them first.
+    grade}}, with the queries in the order in which the qrels file names them first. `twins` maps a document that
+    (nearly) repeats another one to the first with that text.
     """
 
     documents: Dataset
     queries: Dataset
     qrels: dict[str, dict[int, dict[int, int]]]
+    twins: dict[int, int]
 
     @classmethod
     def open(cls, folder: Path) -> Collection:
         """Map what `build_collection` wrote."""
         from datasets import Dataset
 
-        documents, queries, judgements = (
-            Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "queries", "qrels")
+        documents, queries, judgements, twins = (
+            Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "queries", "qrels", "twins")
         )
         qrels: dict[str, dict[int, dict[int, int]]] = {split: {} for split in SPLITS}
         columns = (judgements[name][:] for name in ("split", "query", "document", "grade"))
         for split, query, document, grade in zip(*columns, strict=True):
             qrels[split].setdefault(query, {})[document] = grade
-        return cls(documents, queries, qrels)
+        return cls(documents, queries, qrels, dict(zip(twins["row"][:], twins["first"][:], strict=True)))
+
+    @cached_property
+    def first_alike(self) -> np.ndarray:
+        """For each document row (int32) the first document with (nearly) the same text, mostly itself."""
+        import numpy as np
+
+        rows = np.arange(len(self.documents), dtype=np.int32)
+        rows[list(self.twins)] = list(self.twins.values())
+        return rows
 
     def answerable(self, split: str) -> list[int]:
         """Query rows of the split with at least one positive: only they can be measured or learned from."""

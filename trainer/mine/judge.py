@@ -46,8 +46,7 @@ def judge(section: Mine, collection: Collection, candidates: Candidates, teacher
         gap = (1 - section.max_share_of_positive) * np.abs(positive)
         reasons[similarities > positive - gap] = ABOVE_SHARE
     hard, deeper = _bands(section, candidates)
-    outside = ~hard & ~(deeper if section.deeper_share else False)
-    reasons[outside] = OUTSIDE
+    reasons[~(hard | deeper) if section.deeper_share else ~hard] = OUTSIDE
     _mark_known(collection, candidates, reasons)
     reasons[documents == NOTHING] = NO_CANDIDATE
     asked = hard & np.isin(reasons, (USABLE, ABOVE_SHARE, IN_MARGIN))
@@ -59,11 +58,12 @@ def judge(section: Mine, collection: Collection, candidates: Candidates, teacher
 
 def _bands(section: Mine, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
     """Which candidates (queries, depth) lie in the hard band, and which below it."""
-    rank = np.broadcast_to(np.arange(1, candidates.documents.shape[1] + 1), candidates.documents.shape)
+    rank: np.ndarray = np.broadcast_to(np.arange(1, candidates.documents.shape[1] + 1), candidates.documents.shape)
     if section.bm25_share is None:
-        return (section.first_rank <= rank) & (rank <= section.last_rank), rank > section.last_rank
-    own = (section.first_rank <= candidates.ranks) & (candidates.ranks <= section.last_rank)
-    hard = own.any(axis=2)
+        ranks: np.ndarray = rank[:, :, None]
+    else:
+        ranks = candidates.ranks
+    hard = ((section.first_rank <= ranks) & (ranks <= section.last_rank)).any(axis=2)
     return hard, ~hard & (rank > section.last_rank)
 
 

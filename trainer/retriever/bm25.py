@@ -13,7 +13,9 @@ from trainer.retriever.candidates import NOTHING, Ranking
 
 K1, B = 1.2, 0.75  # Lucene's
 # Han, kana, Thai, Lao, Tibetan, Burmese, Khmer; Korean puts spaces between words but joins particles to them.
-_UNSPACED_RUN = re.compile("[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff]+")
+_UNSPACED_RUN = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff]+"
+)
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 _WORD_OR_RUN = re.compile(f"{_UNSPACED_RUN.pattern}|[^\\W{_UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
 SAMPLE = 500  # texts from which the language is told
@@ -68,8 +70,20 @@ def detect_language(texts: Sequence[str]) -> str:
         return "japanese" if kana > unspaced / 20 else "chinese"  # both are cut into pairs of characters
     words = [word for text in sample for word in _WORD.findall(text)]
     shares = {}
-    for language in ("english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish",
-                     "norwegian", "turkish", "danish"):
+    for language in (
+        "english",
+        "german",
+        "dutch",
+        "french",
+        "spanish",
+        "portuguese",
+        "italian",
+        "russian",
+        "swedish",
+        "norwegian",
+        "turkish",
+        "danish",
+    ):
         listed = set(_infer_stopwords(language))
         shares[language] = sum(word in listed for word in words) / max(1, len(words))
     best = max(shares, key=lambda language: shares[language])

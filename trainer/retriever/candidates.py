@@ -29,8 +29,8 @@ class Ranking:
             np.take_along_axis(scores, order, axis=1).astype(np.float32),
         )
 
-    def part(self, queries: slice, depth: int) -> Ranking:
-        """Some of the queries, at most `depth` documents each."""
+    def part(self, queries: slice, depth: int | None = None) -> Ranking:
+        """Some of the queries, at most `depth` documents each (None: all)."""
         return Ranking(self.documents[queries, :depth], self.scores[queries, :depth])
 
 

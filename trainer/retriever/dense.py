@@ -8,7 +8,7 @@ corpus in memory. On a GPU exact search is a plain matrix product there.
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _search_index(queries: np.ndarray, documents: Embeddings, depth: int, kind: 
     size = len(documents)
     lists = max(1, min(int(4 * size**0.5), size // 39))  # FAISS asks for 39 training vectors a list
     name = f"IVF{lists},Flat" if kind == "ivf" else f"HNSW{HNSW_LINKS}"
-    index = faiss.index_factory(documents.dimensions, name, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(documents.dimensions, name, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivf":
         sample = np.random.default_rng(0).choice(size, min(size, 64 * lists), replace=False)
         index.train(documents.rows(np.sort(sample)))

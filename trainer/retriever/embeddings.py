@@ -21,6 +21,7 @@ from trainer.console import progress
 from trainer.runs import fingerprint
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from sentence_transformers import SentenceTransformer
 
 SHARD = 4096  # texts in one file: about a minute of MiniLM on a laptop, 3 MB at 384 dimensions
@@ -37,11 +38,11 @@ class BiEncoder:
     query_prompt: str | None = None
     document_prompt: str | None = None
 
-    def load(self) -> SentenceTransformer:
-        """The model on the best device here."""
+    def load(self, device: str) -> SentenceTransformer:
+        """The model, ready to encode."""
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(self.folder), model_kwargs={"use_safetensors": True})
+        model = SentenceTransformer(str(self.folder), device=device, model_kwargs={"use_safetensors": True})
         model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
         return model
 
@@ -57,9 +58,7 @@ class BiEncoder:
             if role == "query"
             else (model.encode_document, self.document_prompt)
         )
-        vectors = read(
-            texts, prompt=prompt, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
+        vectors = read(texts, prompt=prompt, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float16)
 
 
@@ -99,15 +98,16 @@ class Shards:
         self._bounds = [(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
         folder = cache / bi_encoder.fingerprint(role)[:16]
         self.paths = [folder / f"{_digest(texts(*bounds))}.npy" for bounds in self._bounds]
+        self.missing = [path for path in dict.fromkeys(self.paths) if not path.is_file()]
 
-    def encode(self, process: int = 0, processes: int = 1, batch_size: int = 32) -> int:
-        """Write this process's share of the missing shards; returns how many that were."""
-        missing = dict((path, bounds) for path, bounds in zip(self.paths, self._bounds, strict=True) if not path.is_file())
-        ours = list(missing.items())[process::processes]
+    def encode(self, accelerator: Accelerator, batch_size: int = 32) -> None:
+        """Write this process's share of the shards that were missing; every process calls it."""
+        bounds = dict(zip(self.paths, self._bounds, strict=True))
+        ours = [(path, bounds[path]) for path in self.missing[accelerator.process_index :: accelerator.num_processes]]
         if not ours:
-            return 0
+            return
         ours[0][0].parent.mkdir(parents=True, exist_ok=True)
-        model = self._bi_encoder.load()
+        model = self._bi_encoder.load(str(accelerator.device))
         with progress("retrieve", total=sum(end - start for _, (start, end) in ours)) as advance:
             for path, (start, end) in ours:
                 partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -115,7 +115,6 @@ class Shards:
                     np.save(file, self._bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
                 partial.replace(path)
                 advance(end - start, "embedded")
-        return len(ours)
 
     def open(self) -> Embeddings:
         """The vectors, once every process has encoded its share."""

@@ -27,4 +27,3 @@ def fuse(rankings: Sequence[Ranking], depth: int) -> Ranking:
     missing = max(0, depth - documents.shape[1])
     documents = np.pad(documents, ((0, 0), (0, missing)), constant_values=NOTHING)
     return Ranking.ordered(documents, np.pad(scores, ((0, 0), (0, missing)))).part(slice(None), depth)
-

@@ -48,7 +48,7 @@ def language_of(section: Retriever, collection: Collection) -> str:
 def retrieve(
     section: Retriever, collection: Collection, queries: Sequence[int], embeddings: tuple[Embeddings, Embeddings] | None
 ) -> dict[str, Ranking]:
-    """Each engine's ranking of the whole collection for the given query rows; `embeddings` are (queries', documents')."""
+    """Each engine's ranking of the collection for the given query rows; `embeddings` are (queries', documents')."""
     deep = max(section.depth, MINING_DEPTH)
     if section.run is not None:
         query_rows, document_rows = (
@@ -75,14 +75,16 @@ def retrieve_splits(
     Dev and test have `section.depth` of them, train as many more as mining may want.
     """
     lists = retrieve(section, collection, judged_queries(collection), embeddings)
-    ranking = fuse(list(lists.values()), max(section.depth, MINING_DEPTH)) if len(lists) > 1 else next(iter(lists.values()))
+    ranking = (
+        fuse(list(lists.values()), max(section.depth, MINING_DEPTH)) if len(lists) > 1 else next(iter(lists.values()))
+    )
     candidates, start = {}, 0
     for split in SPLITS:
         queries = collection.answerable(split)
         part = slice(start, start := start + len(queries))
         depth = None if split == "train" else section.depth
         vectors = (embeddings[0].rows(np.r_[part]), embeddings[1]) if embeddings else None
-        own = {engine: found.part(part, None) for engine, found in lists.items()}
+        own = {engine: found.part(part) for engine, found in lists.items()}
         candidates[split] = as_candidates(ranking.part(part, depth), own, queries, collection.qrels[split], vectors)
         candidates[split].save(folder / f"{split}.npz")
     return candidates

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.batches import Group
 from trainer.data import Collection
+from trainer.groups import Group
 from trainer.mine.judge import USABLE, Judged, Score, judge
 from trainer.recipe import Mine
 from trainer.retriever import Candidates

@@ -1,0 +1,68 @@
+"""Suspected labels: candidates that look relevant though nobody judged them, for a person to look at.
+
+`suspected_false_negatives.jsonl` has one line a pair, the most suspicious first. A person sets `relevant` (true, false
+or a grade) and hands the file back as `data.judgements`; `reranker review` does it in the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.data import Collection
+from trainer.mine.draw import Mined
+from trainer.mine.judge import SUSPICIOUS
+from trainer.mine.report import names
+from trainer.recipe import Mine
+
+FILE = "suspected_false_negatives.jsonl"
+
+
+def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: Path) -> int:
+    """Write what was passed over as a likely positive; returns how many pairs that are."""
+    judged, candidates = mined.judged, mined.judged.candidates
+    called = names(section)
+    places = np.argwhere(np.isin(judged.reasons, SUSPICIOUS) & judged.hard)
+    places = places[np.argsort(-_suspicion(mined)[tuple(places.T)], kind="stable")]
+    with (folder / FILE).open("w", encoding="utf-8") as file:
+        for place, rank in places.tolist():
+            query, row = int(candidates.queries[place]), int(candidates.documents[place, rank])
+            grades = collection.qrels["train"][query]
+            best = max((row for row, grade in grades.items() if grade > 0), key=lambda row: grades[row])
+            document, positive = collection.documents[row], collection.documents[best]
+            line = {
+                "query_id": collection.query_ids[query],
+                "document_id": document["id"],
+                "relevant": None,
+                "why": called[int(judged.reasons[place, rank])],
+                "rank": rank + 1,
+                "similarity": _number(candidates.similarities[place, rank]),
+                "positive_similarity": _number(candidates.positive_similarity[place]),
+                "teacher": _number(judged.teacher[place, rank]),
+                "positive_teacher": _number(judged.positive_teacher[place]),
+                "query": collection.queries[query]["text"],
+                "document": document["passage"],
+                "positive": positive["passage"],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return len(places)
+
+
+def _suspicion(mined: Mined) -> np.ndarray:
+    """How suspicious each candidate is (queries, depth): its lead over the query's best positive, larger is more.
+
+    By the teacher where there is one, which saw both texts; else by similarity. What has no lead is a duplicate of a
+    positive, and comes first.
+    """
+    judged, candidates = mined.judged, mined.judged.candidates
+    lead = candidates.similarities - candidates.positive_similarity[:, None]
+    if not np.isnan(judged.teacher).all():
+        lead = judged.teacher - judged.positive_teacher[:, None]
+    return np.where(np.isnan(lead), np.inf, lead)
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)

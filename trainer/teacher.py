@@ -1,0 +1,97 @@
+"""A teacher: a cross-encoder that mining asks, and every answer it ever gave.
+
+Answers are kept under what the teacher is (weights, length) and what it read (the two texts), so that no pair is
+scored twice, in this run or another, and a stopped run loses a chunk at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from trainer import models
+from trainer.data import Collection
+from trainer.reranker import Reranker, TokenizedCollection, score_rows
+from trainer.runs import fingerprint
+
+CHUNK = 4096  # pairs scored between two writes: minutes on a CPU
+
+
+class Teacher:
+    """`teacher(rows)` gives the logits (pairs,) float32 of (query row, document row) pairs."""
+
+    def __init__(
+        self,
+        reference: str,
+        collection: Collection,
+        cache: Path,
+        accelerator: Accelerator,
+        *,
+        max_length: int,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._reference = reference
+        self._collection = collection
+        self._accelerator = accelerator
+        self._max_length = max_length
+        self._trust_remote_code = trust_remote_code
+        self._folder = cache / fingerprint(models.fingerprint(models.locate(reference)), max_length)[:16]
+        self._known: dict[bytes, float] = {}
+        for path in sorted(self._folder.glob("*.npz")):
+            with np.load(path) as kept:
+                self._known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
+        self.asked = 0  # pairs that had to be scored
+
+    def __call__(self, rows: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Logits of the pairs; those never asked before are scored, by all processes together, and kept."""
+        keys = self._keys(rows)
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._known}
+        new = list(missing.items())
+        if new:
+            reranker = Reranker.load(
+                self._reference, max_length=self._max_length, trust_remote_code=self._trust_remote_code
+            )
+            tokenized = TokenizedCollection(self._collection, reranker.pairs)
+            for start in range(0, len(new), CHUNK):
+                chunk = new[start : start + CHUNK]
+                scores = score_rows(reranker, tokenized, [row for _, row in chunk], self._accelerator, note="teacher")
+                self._keep([key for key, _ in chunk], [row for _, row in chunk], scores)
+            self.asked += len(new)
+        return np.array([self._known[key] for key in keys], dtype=np.float32)
+
+    def _keys(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
+        """A name for each pair, made of its two texts."""
+        queries = self._texts("queries", {query for query, _ in rows})
+        documents = self._texts("documents", {document for _, document in rows})
+        return [queries[query] + documents[document] for query, document in rows]
+
+    def _texts(self, name: str, rows: set[int]) -> dict[int, bytes]:
+        dataset, column = (
+            (self._collection.queries, "text") if name == "queries" else (self._collection.documents, "passage")
+        )
+        order = sorted(rows)
+        texts = dataset.select(order)[column][:]
+        return {
+            row: hashlib.blake2b(text.encode(), digest_size=8).digest() for row, text in zip(order, texts, strict=True)
+        }
+
+    def _keep(self, keys: list[bytes], rows: list[tuple[int, int]], scores: np.ndarray) -> None:
+        self._known |= zip(keys, scores.tolist(), strict=True)
+        if not self._accelerator.is_main_process:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{len(list(self._folder.glob('*.npz'))):06d}.npz"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                keys=np.array([list(key) for key in keys], dtype=np.uint8),
+                scores=scores,
+                queries=np.array([self._collection.query_ids[query] for query, _ in rows]),
+                documents=np.array([self._collection.document_ids[document] for _, document in rows]),
+            )
+        partial.replace(path)
