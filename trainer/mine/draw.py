@@ -92,10 +92,10 @@ def _pick(
     rest = count - len(deeper)
     if section.bm25_share is None:
         return [*choose(hard, rest, rng), *deeper]
-    own = {
-        str(engine): hard[(section.first_rank <= ranks) & (ranks <= section.last_rank)]
-        for engine, ranks in zip(judged.candidates.engines, judged.candidates.ranks[place, hard].T, strict=True)
-    }
+    own = {}
+    for engine, ranks in zip(judged.candidates.engines.tolist(), judged.candidates.ranks[place, hard].T, strict=True):
+        inside = (section.first_rank <= ranks) & (ranks <= section.last_rank)
+        own[engine] = hard[inside][np.argsort(ranks[inside], kind="stable")]
     lexical = choose(own["bm25"], _part(rest, section.bm25_share, rng), rng)
     similar = choose(own["dense"][~np.isin(own["dense"], lexical)], rest - len(lexical), rng)
     return [*similar, *lexical, *deeper]

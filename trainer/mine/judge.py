@@ -59,11 +59,8 @@ def judge(section: Mine, collection: Collection, candidates: Candidates, teacher
 def _bands(section: Mine, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
     """Which candidates (queries, depth) lie in the hard band, and which below it."""
     rank: np.ndarray = np.broadcast_to(np.arange(1, candidates.documents.shape[1] + 1), candidates.documents.shape)
-    if section.bm25_share is None:
-        ranks: np.ndarray = rank[:, :, None]
-    else:
-        ranks = candidates.ranks
-    hard = ((section.first_rank <= ranks) & (ranks <= section.last_rank)).any(axis=2)
+    ranks = rank[:, :, None] if section.bm25_share is None else candidates.ranks
+    hard = np.any((section.first_rank <= ranks) & (ranks <= section.last_rank), axis=2)
     return hard, ~hard & (rank > section.last_rank)
 
 

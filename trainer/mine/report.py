@@ -24,7 +24,7 @@ from trainer.recipe import Mine
 from trainer.runs import write_json
 
 EXAMPLES = 5  # of queries shown
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BARS = 20  # bins of the histograms
 
 
@@ -85,13 +85,13 @@ class Report:
         rows = [[name, f"{count:,}", f"{count / self.candidates:.1%}"] for name, count in self._reasons()]
         console.table("mine: candidates that did not become negatives", ["reason", "candidates", "share"], rows)
         rows = [
-            [f"{what} of {name}", *(f"{value:.3g}" for value in quantiles.values())]
+            [f"{what} of {name}", *(f"{value:.2f}" for value in quantiles.values())]
             for what, both in (("similarity", self.similarities), ("teacher score", self.teacher))
             for name, quantiles in both.items()
             if quantiles
         ]
         rows.append(["rank of negatives", *(f"{value:.0f}" for value in self.negative_ranks.values())])
-        console.table("", ["", "least", "10 %", "25 %", "median", "75 %", "90 %", "most"], rows)
+        console.table("", ["", "least", "25 %", "median", "75 %", "most"], rows)
 
     def write(self, mined: Mined, collection: Collection, folder: Path) -> None:
         """`report.md` for people, with examples to look at; `report.json` for programs."""
@@ -102,7 +102,7 @@ class Report:
         lines += ["", "## Passed over", "", "| reason | candidates | share |", "| --- | ---: | ---: |"]
         lines += [f"| {name} | {count} | {count / max(1, self.candidates):.1%} |" for name, count in self._reasons()]
         ranks = ", ".join(f"{value:.0f}" for value in self.negative_ranks.values()) or "none"
-        lines += ["", f"Ranks of the negatives (least, 10 %, quartiles, 90 %, most): {ranks}", ""]
+        lines += ["", f"Ranks of the negatives (least, quartiles, most): {ranks}", ""]
         lines += _histograms(mined) + ["## Look at some", ""] + _examples(mined, collection)
         (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -6,7 +6,7 @@ Imports inside run down, like the package's own:
 
     retrieve                            every engine asked once, for all splits together
     dense  bm25  fusion  own_run        the engines
-    pruning  candidates                 exact search with less work; what is handed on
+    candidates                          what is handed on
     embeddings                          vectors in shards on disk
 """
 
