@@ -85,5 +85,5 @@ def _line(key: str, value: Any, comment: str, indent: str = "  ") -> str:
     plain = (
         [str(part) for part in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
     )
-    written = yaml.safe_dump([plain], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
+    written = yaml.safe_dump([plain], default_flow_style=None, allow_unicode=True, width=10**6).strip()[1:-1]
     return f"{indent}{key}: {written}".ljust(COLUMN - 1) + f" # {comment}"

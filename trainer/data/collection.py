@@ -71,6 +71,7 @@ def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qre
     notes = split_off(qrels, texts, section)
     if section.judgements is not None:
         notes.append(overrule(section.judgements, qrels, reader))
+    reader.faults.stop()  # a split may be empty only because of what is told here
     require_positives(qrels, given, section, reader.faults)
     reader.faults.stop()
     return {split: qrels[split] for split in SPLITS}, notes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.data.columns import PAIRS_ROLES, Chosen, chooser
-from trainer.data.reader import TABLE_SHIFT, Collected, Place, Reader, place_of
+from trainer.data.reader import NO_RECORD, TABLE_SHIFT, Collected, Place, Reader, place_of
 from trainer.data.records import Judgement, Qrels, Record
 from trainer.data.sources import Sources
 from trainer.data.tables import Table
@@ -77,7 +77,7 @@ class PairReader(Reader):
                     yield Record(document, "", text)
                 self._judge(split, (table, number), Judgement(asked, document, grade), query, text)
         if not rows and not self.faults.kinds:
-            self.faults.add("no pairs", table.name, "holds no readable pair; one a row is expected")
+            self.faults.add(NO_RECORD, table.name, "holds no readable pair; one a row is expected")
 
     def _judge(self, split: str, place: Place, judgement: Judgement, query: str, text: str) -> None:
         before = self._collected.qrels[split].get(judgement.query, {}).get(judgement.document, judgement.grade)

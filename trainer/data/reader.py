@@ -16,6 +16,7 @@ from trainer.recipe import Data
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"[0-9]{1,9}(\.0{1,9})?")
+NO_RECORD = "no record"
 TABLE_SHIFT = 40  # a place is the number of the table and, below these bits, of the row: one int for each id
 
 
@@ -62,7 +63,7 @@ class Reader:
                 yield record
             if before == (len(seen), sum(map(len, self.faults.kinds.values()))):
                 message = f"holds no readable {what}; one a row is expected"
-                self.faults.add(f"no {what}", table.name, message)
+                self.faults.add(NO_RECORD, table.name, message)
 
     def _doubled(
         self, identity: str, seen: Mapping[str, int], tables: Sequence[Table], place: tuple[int, int], what: str
@@ -133,7 +134,7 @@ class Reader:
     def qrels(self) -> Qrels:
         """Judgements of the splits that have files; call it after documents and queries were read."""
         # What was lost with a whole file is told once, there, and not again for each of its ids.
-        complete = not self.faults.any_of(COLUMNS, UNREADABLE, ENCODING)
+        complete = not self.faults.any_of(COLUMNS, UNREADABLE, ENCODING, NO_RECORD)
         collected = Collected(self.faults)
         for split, tables in self.sources.qrels.items():
             collected.qrels[split] = {}

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from trainer.data.faults import Faults
 from trainer.data.lines import UNREADABLE, read_lines
+from trainer.errors import one_line
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 Choose = Callable[[Sequence[str]], Collection[str] | None]
@@ -214,7 +215,7 @@ def _parquet(table: FileTable, choose: Choose, faults: Faults) -> Rows:
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        message = f"not readable as Parquet ({str(error)[:120]}); get or write the file again"
+        message = f"not readable as Parquet ({one_line(error)[:120]}); get or write the file again"
         faults.add(UNREADABLE, table.place(number) if number else table.name, message)
 
 

@@ -1,0 +1,186 @@
+"""What the check says before anything is computed: duplicates, hidden positives, leaks, lengths and power."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from trainer.data import Summary, check_collection, describe_lengths
+from trainer.data.audit import detectable
+from trainer.data.lengths import SAMPLE, Sample
+from trainer.data.twins import NEAR_DOCUMENTS, Twins, jaccard
+from trainer.recipe import Data
+
+TEXT = "the kernel kills the process when the memory of the node runs out and nobody looked at the graph before"
+
+
+def checked(folder: Path, documents: list[str], queries: dict[str, list[str]], qrels: dict[str, str]) -> Summary:
+    """Documents d0, d1, ...; queries by split, named by their text; qrels lines as `query document grade`."""
+    (folder / "qrels").mkdir(exist_ok=True)
+    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(documents)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"_id": text.replace(" ", "-"), "text": text} for texts in queries.values() for text in texts]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, lines in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text(lines.replace(" ", "\t") + "\n")
+    return check_collection(Data(path=folder))
+
+
+def warning(summary: Summary, words: str) -> str:
+    (found,) = [line for line in summary.warnings if words in line]
+    return found
+
+
+SMALL = {"train": ["a"], "dev": ["b"], "test": ["c"]}
+QRELS = {"train": "a d0 1", "dev": "b d1 1", "test": "c d1 1"}
+
+
+# Duplicates
+
+
+def test_documents_that_differ_in_case_and_punctuation_alone_are_duplicates(tmp_path):
+    summary = checked(tmp_path, ["One, two.", "three", "one  TWO", "(three)", "four", "one two"], SMALL, QRELS)
+    said = warning(summary, "documents repeat another one but for case, punctuation and white space")
+    assert said.startswith("3 documents repeat")
+    assert f"d2 = d0 ({tmp_path}/corpus.jsonl:3); d3 = d1 ({tmp_path}/corpus.jsonl:4); d5 = d0 (" in said
+
+
+def test_near_duplicates_are_counted_by_themselves(tmp_path):
+    summary = checked(tmp_path, [TEXT, "another", f"{TEXT} today"], SMALL, QRELS)
+    assert warning(summary, "nearly repeat").startswith("1 documents nearly repeat another one (8 of 10 word triples")
+    assert "d2 = d0 (" in warning(summary, "nearly repeat")
+
+
+def test_near_means_four_fifths_of_the_word_triples():
+    words = TEXT.split()  # 20 words, 18 triples, all different; each word behind them makes one triple more
+    for added, near in ((4, 1), (5, 0)):  # 18 of 22 and 18 of 23
+        longer = [*words, *[f"new{number}" for number in range(added)]]
+        one, other = (frozenset(" ".join(w[i : i + 3]) for i in range(len(w) - 2)) for w in (words, longer))
+        assert jaccard(one, other) == 18 / (18 + added)
+        twins = Twins()
+        twins.add(TEXT)
+        twins.add(" ".join(longer))
+        assert twins.near == near
+
+
+def test_every_near_pair_that_a_full_comparison_finds_is_found():
+    rng = random.Random(5)
+    vocabulary = [f"w{number}" for number in range(300)]
+    texts = [" ".join(rng.choices(vocabulary, k=60)) for _ in range(120)]
+    for number in range(60):  # one word changed of 60: 55 of 61 triples are shared
+        words = texts[number].split()
+        words[rng.randrange(60)] = "changed"
+        texts.append(" ".join(words))
+    twins = Twins()
+    for text in texts:
+        twins.add(text)
+    assert twins.near == 60
+    assert twins.leader == {120 + number: number for number in range(60)}
+
+
+def test_scripts_without_spaces_are_compared_by_their_characters():
+    text = "機械学習の手法を用いて検索結果を並べ替える"
+    twins = Twins()
+    twins.add(text)
+    twins.add(f"{text}と")
+    twins.add("天気予報によると明日は雨が降るでしょうと言われた")
+    assert twins.leader == {1: 0}
+
+
+def test_the_search_for_near_duplicates_ends_somewhere_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.data.twins.NEAR_DOCUMENTS", 2)
+    summary = checked(tmp_path, [TEXT, "b", f"{TEXT} today", TEXT], SMALL, QRELS)
+    assert any(note.startswith("near duplicates were looked for in the first 2 documents (") for note in summary.notes)
+    assert warning(summary, "repeat").startswith("1 documents repeat")  # exact ones are found everywhere
+    assert NEAR_DOCUMENTS == 20_000
+
+
+def test_a_duplicate_of_a_positive_that_is_not_judged_so_is_told_by_itself(tmp_path):
+    documents = ["One.", "two", "one", "ONE", "one!"]
+    qrels = {"train": "a d0 1\na d2 0\na d3 1", "dev": "b d1 1", "test": "c d1 1"}
+    said = warning(checked(tmp_path, documents, SMALL, qrels), "its duplicate is not")
+    # a: d0 and d3 are positive; d2 was judged not relevant and d4 not judged, and each is a twin of both
+    assert said.startswith("4 times a document is judged relevant and its duplicate is not: training would take it")
+    assert f"query a: d0 is relevant, d2 ({tmp_path}/corpus.jsonl:3) is not judged so" in said
+
+
+def test_duplicates_that_no_judgement_speaks_of_are_no_hidden_positives(tmp_path):
+    summary = checked(tmp_path, ["one", "two", "three", "Three"], SMALL, QRELS)
+    assert not [line for line in summary.warnings if "its duplicate is not" in line]
+
+
+# Splits
+
+
+def test_a_query_in_two_splits_is_told_with_both_lines(tmp_path):
+    queries = {"train": ["how so", "why"], "dev": ["b"], "test": ["How So", "c"]}
+    qrels = {"train": "how-so d0 1\nwhy d0 1", "dev": "b d1 1", "test": "How-So d1 1\nc d1 1"}
+    said = warning(checked(tmp_path, ["x", "y"], queries, qrels), "stand in train and in test")
+    places = f"'how so' ({tmp_path}/queries.jsonl:1 and {tmp_path}/queries.jsonl:4)"
+    assert said == f"1 query texts stand in train and in test: what is learned there is measured here; e.g. {places}"
+
+
+def test_shared_positives_of_train_and_test_are_noted(tmp_path):
+    qrels = {"train": "a d0 1\na d1 0", "dev": "b d1 1", "test": "c d0 1\nc d1 1\nc d2 0"}
+    summary = checked(tmp_path, ["x", "y", "z"], SMALL, qrels)
+    assert any(note.startswith("1 of 2 documents that are positives in test (50%) are") for note in summary.notes)
+    summary = checked(tmp_path, ["x", "y", "z"], SMALL, QRELS)
+    assert "no positive of test is one in train: test says how new queries and new documents fare" in summary.notes
+
+
+def test_queries_that_are_not_used_are_noted_or_warned_of(tmp_path):
+    queries = {"train": ["a", "never", "unjudged"], "dev": ["b"], "test": ["c"]}
+    summary = checked(tmp_path, ["x", "y"], queries, QRELS | {"train": "a d0 1\nnever d0 0"})
+    assert "1 queries are in no split; nothing is done with them" in summary.notes
+    said = f"1 train queries have no positive and are passed over; e.g. never ({tmp_path}/queries.jsonl:2)"
+    assert said in summary.warnings
+
+
+# Power
+
+
+def test_the_difference_that_can_be_shown_is_that_of_the_power_formula():
+    assert detectable(100) == pytest.approx(0.084)
+    assert detectable(25) == pytest.approx(0.168)
+    from scipy.stats import norm
+
+    assert norm.ppf(0.975) + norm.ppf(0.8) == pytest.approx(2.8, abs=0.002)
+
+
+def test_dev_and_test_are_noted_with_what_they_can_show(tmp_path):
+    summary = checked(tmp_path, ["x", "y"], SMALL, QRELS)
+    assert "1 dev queries show differences of 0.840 nDCG@10 or more (power 80 %)" in summary.notes
+    assert "1 test queries show differences of 0.840 nDCG@10 or more (power 80 %)" in summary.notes
+    assert "1 dev queries can hardly tell two models apart; 100 or more do" in summary.warnings
+
+
+# Lengths
+
+
+def test_the_share_of_texts_that_are_cut_is_counted_in_the_model_s_own_tokens(tiny, words):
+    tokenizer = tiny["bert"] / "tokenizer.json"
+    one = words[0]
+    documents = [" ".join([one] * length) for length in (5, 10, 20, 40)]
+    queries = [" ".join([one] * length) for length in (3, 3, 3, 20)]
+    said = describe_lengths(documents, queries, tokenizer, 32)
+    # 32 tokens, 3 of them special and 3 the median query's: 26 are left; half of 29 is 14
+    assert said == (
+        "25% of the documents are longer than the 26 tokens that the median query leaves of 32 (reranker.max_length) "
+        "and are cut; 25% of the queries are; median document 15 tokens, longest 40 (of 4 looked at)"
+    )
+
+
+def test_the_sample_is_bounded_and_the_same_each_time():
+    texts = [f"text {number}" for number in range(5000)]
+    samples = []
+    for _ in range(2):
+        sample = Sample()
+        for text in texts:
+            sample.add(text)
+        samples.append(sample.texts)
+    assert samples[0] == samples[1]
+    assert len(set(samples[0])) == SAMPLE
+    numbers = [int(re.sub(r"\D", "", text)) for text in samples[0]]
+    assert 2000 < sum(numbers) / SAMPLE < 3000  # from everywhere, not from the start

@@ -1,0 +1,248 @@
+"""reranker init: whatever a folder holds, the recipe that is written loads and its data passes the check."""
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from trainer.cli import reranker_command
+from trainer.data import check_collection
+from trainer.errors import DataError
+from trainer.init import write_recipe
+from trainer.recipe import Recipe, load_recipe
+
+QUERIES = [(f"q{number}", f"how does thing number {number} work") for number in range(60)]
+DOCUMENTS = [(f"d{number}", f"thing number {number} works like this") for number in range(20)]
+QRELS = [(f"q{number}", f"d{number % 20}", 1) for number in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("my set").mkdir()
+
+
+def lines(name: str, names: list[str], rows: list[tuple]) -> None:
+    """JSON lines, CSV or TSV, by the ending."""
+    path = Path("my set") / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".jsonl":
+        text = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    else:
+        mark = "\t" if path.suffix == ".tsv" else ","
+        text = [mark.join(map(str, row)) for row in [names, *rows]]
+    path.write_text("\n".join(text) + "\n")
+
+
+def beir() -> None:
+    lines("corpus.jsonl", ["_id", "text"], DOCUMENTS)
+    lines("queries.jsonl", ["_id", "text"], QUERIES)
+    lines("qrels/train.tsv", ["query-id", "corpus-id", "score"], QRELS)
+
+
+def packed_beir() -> None:
+    beir()
+    for path in [path for path in Path("my set").rglob("*") if path.is_file()]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
+def tables() -> None:
+    lines("articles.csv", ["sku", "docid", "title", "body"], [("x", name, "", text) for name, text in DOCUMENTS])
+    lines("searches.tsv", ["qid", "query"], QUERIES)
+    lines("clicks-train.csv", ["qid", "docid", "relevance"], QRELS[:40])
+    lines("clicks-valid.csv", ["qid", "docid", "relevance"], QRELS[40:50])
+    lines("clicks-test.csv", ["qid", "docid", "relevance"], QRELS[50:])
+
+
+def trec() -> None:
+    lines("docs.jsonl", ["id", "contents"], DOCUMENTS)
+    lines("topics.jsonl", ["id", "text"], QUERIES)
+    text = "".join(f"{query} 0 {document} {grade}\n" for query, document, grade in QRELS)
+    Path("my set/labels.qrels").write_text(text)
+
+
+def pairs() -> None:
+    lines("data.csv", ["question", "answer"], [(text, f"answer to {text}") for _, text in QUERIES])
+
+
+def triplets_in_parquet() -> None:
+    names = [text for _, text in QUERIES]
+    columns = {
+        "anchor": names,
+        "positive": [f"yes {name}" for name in names],
+        "negative": [f"no {name}" for name in names],
+    }
+    parquet.write_table(pyarrow.table(columns), "my set/part-0.parquet")
+    parquet.write_table(
+        pyarrow.table({key: values[:0] + [f"{key} dev"] for key, values in columns.items()}), "my set/dev.parquet"
+    )
+
+
+def data_set_folder() -> None:
+    triplets_in_parquet()
+    head = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: part-0.parquet",
+    ]
+    Path("my set/README.md").write_text("\n".join([*head, "---", ""]))
+
+
+FOLDERS: dict[Callable[[], None], dict] = {
+    beir: {"path": "my set"},
+    packed_beir: {"path": "my set"},
+    tables: {
+        "corpus": ["my set/articles.csv"],
+        "queries": ["my set/searches.tsv"],
+        "qrels": ["my set/clicks-train.csv"],
+        "dev": ["my set/clicks-valid.csv"],
+        "test": ["my set/clicks-test.csv"],
+        "corpus_id": "docid",
+        "corpus_title": "title",
+        "corpus_text": ["body"],
+        "query_id": "qid",
+        "query_text": "query",
+        "qrels_query": "qid",
+        "qrels_document": "docid",
+        "qrels_grade": "relevance",
+    },
+    trec: {
+        "corpus": ["my set/docs.jsonl"],
+        "queries": ["my set/topics.jsonl"],
+        "qrels": ["my set/labels.qrels"],
+        "corpus_id": "id",
+        "corpus_text": ["contents"],
+        "query_id": "id",
+        "query_text": "text",
+    },
+    pairs: {"pairs": ["my set/data.csv"], "pairs_query": "question", "pairs_positive": "answer"},
+    triplets_in_parquet: {
+        "pairs": ["my set/part-0.parquet"],
+        "dev": ["my set/dev.parquet"],
+        "pairs_query": "anchor",
+        "pairs_positive": "positive",
+        "pairs_negatives": ["negative"],
+    },
+    data_set_folder: {"path": "hub:my set"},
+}
+
+
+@pytest.mark.parametrize("make", FOLDERS, ids=lambda make: make.__name__)
+def test_the_recipe_names_what_the_folder_holds_and_its_data_passes_the_check(make):
+    make()
+    path, layout = write_recipe(Path("my set"))
+    assert path == Path("my-set.yaml")
+    recipe = load_recipe(path)
+    assert recipe.name == "my-set"
+    shown = recipe.data.model_dump(mode="json", exclude_defaults=True)
+    assert shown == FOLDERS[make]
+    summary = check_collection(recipe.data)
+    assert sum(summary.judged.values()) >= 60
+    assert [split for split in ("dev", "test") if any(note.startswith(split) for note in summary.notes)] == (
+        layout.missing or (["dev", "test"] if make is data_set_folder else [])
+    )
+
+
+def test_every_key_has_a_comment():
+    tables()
+    path, _ = write_recipe(Path("my set"), Path("other.yaml"))
+    written = path.read_text()
+    keys = [line for line in written.splitlines() if line and not line.startswith("#") and line != "data:"]
+    assert all(" # " in line for line in keys)
+    assert "  corpus_id: docid               # column of the document id\n" in written
+    assert "train other.yaml" in written
+
+
+def test_the_command_says_what_it_found_and_what_comes_next(monkeypatch, capsys):
+    pairs()
+    monkeypatch.setattr(sys, "argv", ["reranker", "init", "my set", "--output", "mine.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        reranker_command()
+    out = capsys.readouterr().out
+    assert not ended.value.code
+    assert "my set/data.csv: pairs for train (columns: question, answer)" in out
+    assert "dev and test will be split off from train" in out
+    assert "mine.yaml is written; next: reranker check mine.yaml" in out
+    monkeypatch.setattr(sys, "argv", ["reranker", "check", "mine.yaml"])
+    if "package:" in Path("mine.yaml").read_text():
+        with pytest.raises(SystemExit) as ended:
+            reranker_command()
+        assert "mine.yaml can run" in capsys.readouterr().out
+
+
+def test_where_the_packaged_model_is_not_installed_the_schema_s_default_stands(monkeypatch):
+    monkeypatch.setattr("trainer.init.find_spec", lambda name: None)
+    beir()
+    recipe = load_recipe(write_recipe(Path("my set"))[0])
+    default = Recipe.model_validate({"name": "a", "data": {"path": "b"}})
+    assert recipe.reranker == default.reranker
+    assert recipe.retriever == default.retriever
+
+
+def call(*words: str) -> int:
+    sys.argv = ["reranker", "init", *words]
+    with pytest.raises(SystemExit) as ended:
+        reranker_command()
+    return int(ended.value.code or 0)
+
+
+def test_nothing_is_written_over(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    beir()
+    Path("my-set.yaml").write_text("mine")
+    assert call("my set") == 2
+    assert (
+        "my-set.yaml: is there already and is not written over; name another with --output" in capsys.readouterr().err
+    )
+    assert Path("my-set.yaml").read_text() == "mine"
+
+
+def test_a_folder_that_tells_nothing_is_told_with_what_was_seen_and_what_is_needed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    lines("table.csv", ["left", "right"], [("a", "b")])
+    lines("corpus.jsonl", ["_id", "text"], DOCUMENTS)
+    Path("my set/notes.docx").write_bytes(b"")
+    assert call("my set") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("my set: no collection is recognised; needed are corpus.jsonl, queries.jsonl and")
+    assert told[1:] == [
+        "my set/corpus.jsonl: corpus (columns: _id, text)",
+        "my set/table.csv: not recognised (columns: left, right)",
+        "my set: also holds notes.docx",
+    ]
+    assert not Path("my-set.yaml").exists()
+    assert call("nowhere") == 2
+    assert "nowhere: no such folder; name one with corpus.jsonl" in capsys.readouterr().err
+
+
+def test_labelled_pairs_are_not_taken_for_judgements():
+    lines("pairs.csv", ["query", "document", "label"], [("how does it work", "like this", 1)])
+    with pytest.raises(DataError, match=r"pairs.csv: not recognised \(columns: query, document, label\)"):
+        write_recipe(Path("my set"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_recipe_that_cannot_be_written_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    beir()
+    Path("closed").mkdir(mode=0o500)
+    assert call("my set", "--output", "closed/r.yaml") == 2
+    assert "closed/r.yaml: cannot be written" in capsys.readouterr().err
+
+
+def test_a_recipe_for_a_folder_that_is_not_there_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    beir()
+    assert call("my set", "--output", "no-such-folder/r.yaml") == 2
+    assert "no-such-folder/r.yaml: cannot be written: No such file or directory" in capsys.readouterr().err
