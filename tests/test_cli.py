@@ -261,7 +261,7 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
 
 def test_reranker_alone_lists_its_steps(call):
     answer = call("reranker")
-    for step in ("check", *VERSIONS[1:], "push"):
+    for step in ("check", *list(VERSIONS)[1:], "push"):
         assert re.search(rf"\b{step} ", answer.out + answer.err)
 
 

@@ -238,7 +238,9 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         ("evaluate:\n  depth: 51\n", "r.yaml:5: evaluate.depth: ", "51 is more than retriever.depth 50"),
         ("mine:\n  first_rank: 9\n  last_rank: 8\n", "r.yaml:6: mine.last_rank: ", "first_rank is 9, last_rank 8"),
         ("mine:\n  first_rank: 2000\n", "r.yaml:", "2000"),
-        ("retriever:\n  depth: 20\nmine:\n  first_rank: 21\n", "r.yaml:7: mine.first_rank: ", "20"),
+        ("retriever:\n  kind: dense\nmine:\n  bm25_share: 0.5\n", "r.yaml:7: mine.bm25_share: ", "kind is dense"),
+        ("mine:\n  deeper_share: 0.6\n  random_share: 0.5\n", "r.yaml:6: mine.random_share: ", "more than all"),
+        ("train:\n  loss: kl\n", "r.yaml:5: train.loss: ", "name one as mine.teacher"),
     ],
     ids=[
         "run missing",
@@ -248,7 +250,9 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         "rerank deeper than the default",
         "window ends before it begins",
         "window begins behind the default end",
-        "window begins behind the last candidate",
+        "quota of an engine that is not asked",
+        "more shares than negatives",
+        "distillation without a teacher",
     ],
 )
 def test_a_contradiction_is_told_where_it_stands_and_with_both_sides(added, place, said):
