@@ -137,6 +137,31 @@ _step("export", "... and write the serving folder (and push it, where the recipe
 
 
 @reranker_app.command()
+def review(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Judge the labels that mining suspects, a pair a screen; leave with q, and the same command goes on."""
+    from trainer import console
+    from trainer.mine.suspects import FILE
+    from trainer.recipe import load_recipe
+    from trainer.review import review
+
+    folder = runs / load_recipe(recipe, overrides or ()).name
+    judgements = folder / "judgements.jsonl"
+    if review(folder / "mine" / FILE, judgements, _key):
+        console.stage("review", f"to train with them: train {recipe} data.judgements={judgements}")
+
+
+def _key() -> str:
+    """One of y, n, s, q: a key on a terminal, a line elsewhere, where the end means q."""
+    from trainer import console
+
+    console.console.print("[bold]y[/] relevant   [bold]n[/] not   [bold]s[/] skip   [bold]q[/] leave")
+    while True:
+        key = typer.getchar() if sys.stdin.isatty() else (sys.stdin.readline()[:1] or "q")
+        if key.lower() in ("y", "n", "s", "q"):
+            return key.lower()
+
+
+@reranker_app.command()
 def push(
     recipe: RecipeFile,
     overrides: Overrides = None,

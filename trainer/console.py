@@ -49,6 +49,13 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(grid)
 
 
+def card(title: str, texts: dict[str, str]) -> None:
+    """Print texts under their labels below a ruled title."""
+    console.rule(f"[bold cyan]{escape(title)}[/]", align="left")
+    for label, text in texts.items():
+        console.print(f"[bold]{label}[/]", escape(" ".join(text.split())), sep="  ", soft_wrap=False)
+
+
 @contextmanager
 def progress(description: str, total: int, completed: int = 0) -> Iterator[Advance]:
     """A progress bar; yields `advance(count, note)`, where `note` is text such as the loss or the speed.
