@@ -1,6 +1,18 @@
 """The whole path on tiny models, as a user runs it: what is done, skipped and refused."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from trainer.groups import read_groups
 
 
 def test_a_second_run_skips_everything_and_a_change_redoes_from_there(command, recipe_file, tmp_path):
@@ -48,3 +60,114 @@ def test_a_model_that_is_no_better_stays_here(command, recipe_file, tmp_path):
     assert "Traceback" not in result.stderr
     assert "no better than the first stage" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "export").exists()
+
+
+@pytest.fixture
+def bi_encoder(tiny, tmp_path):
+    folder = tmp_path / "bi-encoder"
+    SentenceTransformer(str(tiny["bert"]), device="cpu").save(str(folder))
+    return folder
+
+
+SMALL_SHARDS = """
+import sys
+from pathlib import Path
+from trainer.pipeline import run
+from trainer.recipe import load_recipe
+from trainer.retriever import embeddings
+embeddings.SHARD = 1
+run(load_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), until="mine")
+"""
+
+
+def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(recipe_file, bi_encoder, tmp_path):
+    words = ["retriever.kind=dense", f"retriever.model={bi_encoder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(runs):
+        command = [sys.executable, "-c", SMALL_SHARDS, str(recipe_file), str(runs), *words]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def shards(runs):
+        return {path: path.stat().st_mtime_ns for path in (runs / ".embeddings").glob("*/*.npy") if path.name[0] != "."}
+
+    undisturbed = start(tmp_path / "undisturbed")
+    assert "40 of 40 shards of documents embedded" in undisturbed.communicate(timeout=120)[0]
+
+    killed = tmp_path / "killed"
+    started = start(killed)
+    deadline = time.monotonic() + 120
+    while len(shards(killed)) < 45:  # 40 judged queries come first
+        assert time.monotonic() < deadline, "no shard came"
+        assert started.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    before = shards(killed)
+
+    told = start(killed).communicate(timeout=120)[0]
+    assert f"{80 - len(before)} of 40 shards of documents embedded" in told
+    assert all(shards(killed)[path] == time for path, time in before.items())
+    groups = [(runs / "tiny" / "mine" / "groups.json").read_text() for runs in (tmp_path / "undisturbed", killed)]
+    assert groups[0] == groups[1]
+
+
+def test_another_bi_encoder_in_the_same_place_embeds_anew(command, recipe_file, bi_encoder, tiny, tmp_path):
+    words = (
+        recipe_file,
+        "retriever.kind=dense",
+        f"retriever.model={bi_encoder}",
+        "--runs",
+        tmp_path / "runs",
+        "--force",
+    )
+    first = command(*words)
+    assert first.returncode == 0, first.stdout + first.stderr
+    shutil.rmtree(bi_encoder)
+    SentenceTransformer(str(tiny["roberta"]), device="cpu").save(str(bi_encoder))
+    second = command(*words)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "1 of 1 shards of documents embedded" in second.stdout
+
+
+def test_two_processes_embed_and_ask_the_teacher_like_one(command, recipe_file, bi_encoder, tiny, tmp_path):
+    words = (f"retriever.model={bi_encoder}", "retriever.kind=hybrid", f"mine.teacher={tiny['reranker']}")
+    for processes in (1, 2):
+        result = command(
+            recipe_file, *words, "train.loss=kl", "--force", "--runs", tmp_path / str(processes), processes=processes
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    one, two = (read_groups(tmp_path / runs / "tiny" / "mine") for runs in "12")
+    assert [group.documents for group in one] == [group.documents for group in two]
+    scores = [[score for group in groups for score in group.teacher or []] for groups in (one, two)]
+    assert len(scores[0]) == sum(len(group.documents) for group in one)
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, tmp_path):
+    runs = tmp_path / "runs"
+    result = command(recipe_file, "mine.rounds=2", "--runs", runs, "--force")
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, second = (read_groups(runs / "tiny" / stage) for stage in ("mine", "mine-2"))
+    assert all(group.teacher is None for group in first)
+    assert all(group.teacher for group in second)
+    assert [group.negatives for group in first] != [group.negatives for group in second]
+    assert (runs / "tiny" / "train-2" / "best" / "model.safetensors").is_file()
+    again = command(recipe_file, "mine.rounds=2", "--runs", runs, "--force")
+    assert again.stdout.count("(stands)") == 8
+
+
+def test_reviewed_labels_come_back_as_judgements(command, recipe_file, tmp_path):
+    runs = tmp_path / "runs"
+    assert command(recipe_file, "--runs", runs, "--force").returncode == 0
+    suspects = (runs / "tiny" / "mine" / "suspected_false_negatives.jsonl").read_text().splitlines()
+    assert suspects
+    marked = [json.loads(line) | {"relevant": True} for line in suspects[:3]]
+    path = tmp_path / "marked.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    result = command(recipe_file, f"data.judgements={path}", "--runs", runs, "--force")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 judgements added" in result.stdout
+    left = (runs / "tiny" / "mine" / "suspected_false_negatives.jsonl").read_text()
+    pairs = [(line["query_id"], line["document_id"]) for line in map(json.loads, left.splitlines())]
+    assert not {(line["query_id"], line["document_id"]) for line in marked} & set(pairs)

@@ -423,7 +423,8 @@ def test_with_embeddings_cosines_are_compared_and_a_missed_positive_is_known(kep
     documents = np.array([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [-0.6, 0.8]], dtype=np.float32)
     vectors = np.array([[1.0, 0.0]], dtype=np.float32)
     found = ranking(([2, 0, NOTHING], [31, 30, 0]))
-    candidates = as_candidates(found, {"own": found}, [5], {5: {1: 1, 3: 2, 0: 0}}, (vectors, kept(documents)))
+    dense = ranking(([2, 1], [0.0, 1.0]))  # 0 was found by another engine alone
+    candidates = as_candidates(found, {"dense": dense}, [5], {5: {1: 1, 3: 2, 0: 0}}, (vectors, kept(documents)))
     np.testing.assert_allclose(candidates.similarities[0], [0.0, 0.6, np.nan], atol=1e-3)
     np.testing.assert_allclose(candidates.positive_similarity, [1.0])
     assert candidates.scores.tolist() == [[31, 30, 0]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.retriever.embeddings import Embeddings
 
+PAIRS_AT_ONCE = 8192  # whose vectors are in memory together
 NOTHING = -1  # fills a row of candidates where fewer were found than asked
 
 
@@ -86,29 +87,46 @@ def as_candidates(
     `lists` are the engines' own rankings, `embeddings` (the queries' vectors, all documents'). Without embeddings the
     ranking's own scores serve as similarities, and a positive that was not retrieved has no known one.
     """
-    similarities = np.where(ranking.documents == NOTHING, np.nan, ranking.scores).astype(np.float32)
-    positive = np.full(len(queries), np.nan, dtype=np.float32)
-    for place, query in enumerate(queries):
-        positives = [document for document, grade in qrels[query].items() if grade > 0]
-        if embeddings is not None:
-            vectors, documents = embeddings
-            found = ranking.documents[place] != NOTHING
-            rows = np.concatenate([ranking.documents[place, found], positives]).astype(np.int64)
-            cosines = documents.rows(rows) @ vectors[place]
-            similarities[place, found], known = np.split(cosines, [len(rows) - len(positives)])
-        else:
-            known = similarities[place, np.isin(ranking.documents[place], positives)]
-        if len(known):
-            positive[place] = known.max()
+    ranks = {engine: _ranks(ranking.documents, own.documents) for engine, own in lists.items()}
+    positives = [
+        (place, row) for place, query in enumerate(queries) for row, grade in qrels[query].items() if grade > 0
+    ]
+    places, rows = (np.array(column, dtype=np.int64) for column in zip(*positives, strict=True))
+    best = np.full(len(queries), np.nan, dtype=np.float32)
+    if embeddings is None:
+        similarities = np.where(ranking.documents == NOTHING, np.nan, ranking.scores).astype(np.float32)
+        listed = ranking.documents[places] == rows[:, None]
+        np.fmax.at(best, places, np.where(listed, similarities[places], -np.inf).max(axis=1, initial=-np.inf))
+        best[np.isneginf(best)] = np.nan
+    else:
+        similarities = _take(lists["dense"].scores, ranks["dense"])
+        others = np.argwhere(np.isnan(similarities) & (ranking.documents != NOTHING))
+        similarities[tuple(others.T)] = _cosines(*embeddings, others[:, 0], ranking.documents[tuple(others.T)])
+        np.fmax.at(best, places, _cosines(*embeddings, places, rows))
     return Candidates(
         queries=np.asarray(queries, dtype=np.int32),
         documents=ranking.documents,
         scores=ranking.scores,
         similarities=similarities,
-        positive_similarity=positive,
-        ranks=np.stack([_ranks(ranking.documents, own.documents) for own in lists.values()], axis=2),
+        positive_similarity=best,
+        ranks=np.stack(list(ranks.values()), axis=2),
         engines=np.array(list(lists)),
     )
+
+
+def _take(scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The scores (Q, k) at ranks (Q, depth); NaN where the rank is 0."""
+    taken = np.take_along_axis(scores, np.maximum(ranks.astype(np.int64) - 1, 0), axis=1)
+    return np.where(ranks > 0, taken, np.float32(np.nan))
+
+
+def _cosines(queries: np.ndarray, documents: Embeddings, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Cosines (pairs,) of the queries at `places` with the documents in `rows`."""
+    cosines = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), PAIRS_AT_ONCE):
+        some = slice(start, start + PAIRS_AT_ONCE)
+        cosines[some] = np.einsum("ij,ij->i", queries[places[some]], documents.rows(rows[some]))
+    return cosines
 
 
 def _ranks(documents: np.ndarray, own: np.ndarray) -> np.ndarray:
