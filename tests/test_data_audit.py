@@ -168,7 +168,7 @@ def test_the_share_of_texts_that_are_cut_is_counted_in_the_model_s_own_tokens(ti
     # 32 tokens, 3 of them special and 3 the median query's: 26 are left; half of 29 is 14
     assert said == (
         "25% of the documents are longer than the 26 tokens that the median query leaves of 32 (reranker.max_length) "
-        "and are cut; 25% of the queries are; median document 15 tokens, longest 40 (of 4 looked at)"
+        "and are cut; 25% of the queries are; median document 20 tokens, longest 40 (of 4 looked at)"
     )
 
 

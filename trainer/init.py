@@ -82,8 +82,10 @@ def _meaning(key: str) -> str:
 
 
 def _line(key: str, value: Any, comment: str, indent: str = "  ") -> str:
-    plain = (
-        [str(part) for part in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
-    )
-    written = yaml.safe_dump([plain], default_flow_style=None, allow_unicode=True, width=10**6).strip()[1:-1]
+    if isinstance(value, list):
+        value = [str(part) for part in value]
+    elif isinstance(value, Path):
+        value = str(value)
+    written = yaml.safe_dump(value, default_flow_style=None, allow_unicode=True, width=10**6)
+    written = written.removesuffix("...\n").strip()
     return f"{indent}{key}: {written}".ljust(COLUMN - 1) + f" # {comment}"

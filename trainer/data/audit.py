@@ -42,7 +42,7 @@ class Audit:
         tested = set(_positives(qrels["test"]))
         shared = len(known & tested)
         notes.append(
-            f"{shared} of {len(tested)} documents that are positives in test ({shared / len(tested):.0%}) "
+            f"{shared} of {len(tested)} documents that are positives in test ({100 * shared // len(tested)}%) "
             "are positives in train too: test says how new queries fare, not how new documents do"
             if shared
             else "no positive of test is one in train: test says how new queries and new documents fare"
