@@ -72,6 +72,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def ours(folder: Path) -> tuple[float, list[list[str]]]:
     """Seconds, and the ids of each query's negatives, by our search and mining."""
+    import faiss  # noqa: F401  imported beforehand on both sides
+
     from trainer.data import Collection
     from trainer.mine import mine
     from trainer.recipe import Mine
@@ -79,9 +81,9 @@ def ours(folder: Path) -> tuple[float, list[list[str]]]:
     from trainer.retriever.candidates import as_candidates
     from trainer.retriever.dense import search_dense
 
-    started = time.monotonic()
     collection = Collection.open(folder / "data")
     queries = collection.answerable("train")
+    started = time.monotonic()
     documents, asked = Embeddings(sorted(folder.glob("documents-*.npy"))), Embeddings([folder / "queries.npy"])
     ranking = search_dense(asked, documents, DEPTH + 1, "flat")
     vectors = asked.rows(np.arange(len(asked)))
@@ -95,6 +97,7 @@ def ours(folder: Path) -> tuple[float, list[list[str]]]:
 
 def theirs(folder: Path, use_faiss: bool) -> tuple[float, list[list[str]]]:
     """The same by sentence-transformers; its model only hands out the vectors."""
+    import faiss  # noqa: F401
     import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer

@@ -159,13 +159,14 @@ def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, 
 
 def test_reviewed_labels_come_back_as_judgements(command, recipe_file, tmp_path):
     runs = tmp_path / "runs"
-    assert command(recipe_file, "--runs", runs, "--force").returncode == 0
+    words = (recipe_file, "mine.max_share_of_positive=0.5", "--runs", runs, "--force")
+    assert command(*words).returncode == 0
     suspects = (runs / "tiny" / "mine" / "suspected_false_negatives.jsonl").read_text().splitlines()
     assert suspects
     marked = [json.loads(line) | {"relevant": True} for line in suspects[:3]]
     path = tmp_path / "marked.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in marked))
-    result = command(recipe_file, f"data.judgements={path}", "--runs", runs, "--force")
+    result = command(*words, f"data.judgements={path}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 judgements added" in result.stdout
     left = (runs / "tiny" / "mine" / "suspected_false_negatives.jsonl").read_text()
