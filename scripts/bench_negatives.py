@@ -1,7 +1,7 @@
 """What negatives are worth: one recipe trained on random, highest, default and teacher-checked ones, over seeds.
 
     python scripts/bench_negatives.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
-    python scripts/bench_negatives.py RECIPE --seeds 13 14 --teacher FOLDER [section.key=value ...]
+    python scripts/bench_negatives.py RECIPE [section.key=value ...] --teacher FOLDER --seeds 13 14 15
 
 Every run starts from the same weights: a fresh head is fitted once, before the first. Prints dev and test of each
 run as it ends, then the table over seeds. What was done is kept in runs/NAME/negatives.json and not done again.

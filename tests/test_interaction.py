@@ -35,25 +35,42 @@ def test_padding_and_company_do_not_change_a_score(reranker):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_without_damping_the_encoder_reads_as_it_always_did(reranker):
-    batch = inputs(reranker, PAIRS)
-    plain = reranker.model.encoder(**batch).last_hidden_state
-    damping, reranker.model.config.damping = reranker.model.config.damping, 0.0
-    try:
-        _, first = reranker.model.features(**batch)
-    finally:
-        reranker.model.config.damping = damping
-    torch.testing.assert_close(first, plain[:, 0], atol=1e-5, rtol=0)
+@pytest.fixture
+def states(reranker):
+    """`states(pairs, damping)` are the encoder's last states of padded pairs."""
+
+    def states(pairs, damping):
+        before, reranker.model.config.damping = reranker.model.config.damping, damping
+        seen = []
+        hook = reranker.model.encoder.register_forward_hook(lambda *call: seen.append(call[2].last_hidden_state))
+        try:
+            reranker.model(**inputs(reranker, pairs))
+        finally:
+            hook.remove()
+            reranker.model.config.damping = before
+        return seen[0]
+
+    return states
 
 
-def test_with_boundless_damping_the_query_reads_as_if_alone(reranker):
-    damping, reranker.model.config.damping = reranker.model.config.damping, 1e4
-    try:
-        _, first = reranker.model.features(**inputs(reranker, PAIRS[:1]))
-    finally:
-        reranker.model.config.damping = damping
-    alone = reranker.tokenizer(PAIRS[0][0], return_tensors="pt")
-    torch.testing.assert_close(first, reranker.model.encoder(**alone).last_hidden_state[:, 0], atol=1e-5, rtol=0)
+def test_without_damping_only_positions_tell_the_texts_apart(reranker, states):
+    batch = inputs(reranker, PAIRS[:1])
+    query, document = (len(reranker.tokenizer(text)["input_ids"]) for text in PAIRS[0])
+    first = {"bert": 0, "roberta": 1}.get(reranker.model.config.encoder["model_type"])  # padding has position 0
+    places = {} if first is None else {"position_ids": first + torch.tensor([[*range(query), *range(document)]])}
+    plain = reranker.model.encoder(**batch, **places).last_hidden_state
+    torch.testing.assert_close(states(PAIRS[:1], 0.0), plain, atol=1e-5, rtol=0)
+
+
+def test_with_boundless_damping_both_texts_read_as_if_alone(reranker, states):
+    together = states(PAIRS, 1e4)
+    for row, pair in enumerate(PAIRS):
+        start = 0
+        for text in pair:
+            alone = reranker.model.encoder(**reranker.tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            here = together[row, start : start + len(alone)]
+            torch.testing.assert_close(here, alone, atol=1e-5, rtol=0)
+            start += len(alone)
 
 
 def test_features_of_the_embedding_layer_by_hand(tiny):
@@ -64,7 +81,8 @@ def test_features_of_the_embedding_layer_by_hand(tiny):
     reranker.model.start_head(weights)
     features, _ = reranker.model.features(**reranker.pairs.pad([(query, document)], "cpu"))
     ids = reranker.pairs.pad([(query, document)], "cpu")["input_ids"]  # [CLS] q q [SEP] [CLS] d d d [SEP]
-    states = reranker.model.encoder.embeddings(ids)[0]
+    places = torch.tensor([[*range(4), *range(5)]])  # positions begin anew with the document
+    states = reranker.model.encoder.embeddings(ids, position_ids=places)[0]
     unit = torch.nn.functional.normalize(states, dim=1)
     best = (unit[1:3] @ unit[5:8].T).max(dim=1).values
     assert features[0, 0, 0].item() == pytest.approx(((3 * best[0] + best[1]) / 4).item(), abs=1e-5)

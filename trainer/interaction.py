@@ -113,7 +113,8 @@ class InteractionForSequenceClassification(PreTrainedModel):
         query, document = real & ~special & ~behind, real & ~special & behind
 
         bias = self._attention_bias(behind, real)
-        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
+        places = self._places(behind)
+        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True, **places)
         weights = self.token_weights.clamp(min=0)[input_ids]
         compared = [_compare(outputs.hidden_states[layer], query, document, weights) for layer in self.config.layers]
         return torch.stack(compared, dim=1), outputs.last_hidden_state[:, 0]
@@ -131,6 +132,19 @@ class InteractionForSequenceClassification(PreTrainedModel):
         mixed = SHARPNESS * (features * self.mixture).sum(dim=(1, 2))
         logits = self.classifier(first) + mixed[:, None]
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
+
+    def _places(self, behind: Tensor) -> dict[str, Tensor]:
+        """Position ids (batch, length) that begin anew with the document; none where positions are only relative.
+
+        An encoder with learned positions knows a text by them as one that begins at the first (docs/results.md).
+        """
+        embeddings = getattr(self.encoder, "embeddings", None)
+        if getattr(embeddings, "position_embeddings", None) is None:
+            return {}
+        places = torch.arange(behind.shape[1], device=behind.device).expand(behind.shape)
+        asked = (~behind).long().sum(dim=1, keepdim=True)
+        padding = getattr(embeddings, "padding_idx", None)  # RoBERTa counts from behind it
+        return {"position_ids": places - asked * behind + (0 if padding is None else padding + 1)}
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
         """(batch, 1, length, length) added to attention scores: damping across the texts, minus infinity on padding."""

@@ -15,7 +15,7 @@ from trainer.data.records import SPLITS, Qrels, Record, normalised
 from trainer.data.reviews import overrule
 from trainer.data.sources import find_sources
 from trainer.data.splits import require_positives, split_off
-from trainer.data.twins import Twins
+from trainer.data.twins import BUILD_DOCUMENTS, BUILD_WORDS, Twins
 from trainer.recipe import Data
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qre
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader, twins, texts = _reader(section), Twins(), {}
+    reader, twins, texts = _reader(section), Twins(BUILD_DOCUMENTS, BUILD_WORDS), {}
     folder.mkdir(parents=True, exist_ok=True)
 
     def documents() -> Iterator[Record]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
+from array import array
 from collections.abc import Iterable, Mapping
 
 SIMILARITY = 0.8
 BANDS, BAND = 16, 4
-# Near duplicates are looked for in so many documents or words from the start: about a second's work.
-NEAR_DOCUMENTS = 20_000
-NEAR_WORDS = 1_000_000
+# Near duplicates are looked for in so many documents and words from the start: about a second's work in a check, some
+# ten seconds and 200 MB when the collection is built.
+NEAR_DOCUMENTS, NEAR_WORDS = 20_000, 1_000_000
+BUILD_DOCUMENTS, BUILD_WORDS = 100_000, 20_000_000
 FEWEST_WORDS = 8  # of shorter texts, one changed word more or less makes another text
 # Scripts without spaces between words: each character counts as a word.
 _WORDS = re.compile(
@@ -26,15 +29,16 @@ _WORDS = re.compile(
 class Twins:
     """Collects documents as they stream by: 8 bytes of each, and the words of the first ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, documents: int = NEAR_DOCUMENTS, words: int = NEAR_WORDS) -> None:
+        self._limits = documents, words
         self.leader: dict[int, int] = {}  # row of a repeated document to the first row alike
         self.exact = 0
         self.near = 0
         self.looked_at = 0  # documents among which near duplicates were looked for
         self.rows = 0
         self._first: dict[int, int] = {}  # hash of a text to its first row
-        self._shingles: dict[int, frozenset[str]] = {}
-        self._bands: dict[tuple[int, ...], list[int]] = {}
+        self._shingles: dict[int, array[int]] = {}  # four bytes of each
+        self._bands: dict[int, list[int]] = {}
         self._words = 0
 
     def add(self, passage: str) -> None:
@@ -44,30 +48,32 @@ class Twins:
         words = _WORDS.findall(passage.lower())
         digest = hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest()
         first = self._first.setdefault(int.from_bytes(digest, "big"), row)
-        near = self.looked_at == row < NEAR_DOCUMENTS and self._words < NEAR_WORDS
+        documents, most = self._limits
+        near = self.looked_at == row < documents and self._words < most
         self.looked_at += near
         self._words += len(words)
         if first != row:
             self.leader[row] = first
             self.exact += 1
         elif near and len(words) >= FEWEST_WORDS:
-            self._look(row, frozenset(map(" ".join, zip(words, words[1:], words[2:], strict=False))))
+            self._look(row, {" ".join(three) for three in zip(words, words[1:], words[2:], strict=False)})
 
-    def _look(self, row: int, shingles: frozenset[str]) -> None:
+    def _look(self, row: int, shingles: set[str]) -> None:
         """Compare one text with those before it that share a band of its MinHash signature."""
         from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] a compiled module without stubs
 
         sketch = RMinHash(num_perm=BANDS * BAND, seed=1)
         sketch.update(list(shingles))
         signature = sketch.digest()
-        bands = [(band, *signature[band * BAND : (band + 1) * BAND]) for band in range(BANDS)]
+        bands = [hash((band, *signature[band * BAND : (band + 1) * BAND])) for band in range(BANDS)]
         candidates = {other for band in bands for other in self._bands.get(band, ())}
+        hashes = frozenset(zlib.crc32(shingle.encode()) for shingle in shingles)
         for other in sorted(candidates):
-            if jaccard(shingles, self._shingles[other]) >= SIMILARITY:
+            if jaccard(hashes, frozenset(self._shingles[other])) >= SIMILARITY:
                 self.leader[row] = self.leader.get(other, other)
                 self.near += 1
                 return
-        self._shingles[row] = shingles
+        self._shingles[row] = array("I", hashes)
         for band in bands:
             self._bands.setdefault(band, []).append(row)
 
@@ -79,7 +85,7 @@ class Twins:
         return groups
 
 
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
     """Size of the intersection over that of the union."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)
