@@ -44,7 +44,7 @@ ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3
 HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-PROBE_LISTS = 300  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
+PROBE_LISTS = 150  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
