@@ -39,6 +39,7 @@ class InteractionConfig(PreTrainedConfig):
         encoder: dict[str, Any] | None = None,
         layers: tuple[int, ...] = (),
         damping: float = 4.0,
+        own_positions: bool = False,
         separator_id: int = 0,
         special_ids: tuple[int, ...] = (),
         **kwargs: Any,
@@ -46,6 +47,7 @@ class InteractionConfig(PreTrainedConfig):
         self.encoder = encoder or {}
         self.layers = list(layers)
         self.damping = damping
+        self.own_positions = own_positions
         self.separator_id = separator_id
         self.special_ids = list(special_ids)
         for name in ("vocab_size", "hidden_size", "max_position_embeddings", "pad_token_id"):
@@ -133,17 +135,19 @@ class InteractionForSequenceClassification(PreTrainedModel):
         logits = self.classifier(first) + mixed[:, None]
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
 
-    def _places(self, behind: Tensor) -> dict[str, Tensor]:
-        """Position ids (batch, length) that begin anew with the document; none where positions are only relative.
-
-        An encoder with learned positions knows a text by them as one that begins at the first (docs/results.md).
-        """
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether the encoder adds a vector for each place, so that a text's places matter."""
         embeddings = getattr(self.encoder, "embeddings", None)
-        if getattr(embeddings, "position_embeddings", None) is None:
+        return getattr(embeddings, "position_embeddings", None) is not None
+
+    def _places(self, behind: Tensor) -> dict[str, Tensor]:
+        """Position ids (batch, length) that begin anew with the document, where the configuration says so."""
+        if not (self.config.own_positions and self.has_learned_positions):
             return {}
         places = torch.arange(behind.shape[1], device=behind.device).expand(behind.shape)
         asked = (~behind).long().sum(dim=1, keepdim=True)
-        padding = getattr(embeddings, "padding_idx", None)  # RoBERTa counts from behind it
+        padding = getattr(self.encoder.embeddings, "padding_idx", None)  # RoBERTa counts from behind it
         return {"position_ids": places - asked * behind + (0 if padding is None else padding + 1)}
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
