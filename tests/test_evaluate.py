@@ -9,7 +9,7 @@ import pytest
 
 from trainer import metrics as numbers
 from trainer.data import build_collection
-from trainer.evaluate import ceiling, evaluate, mean_score, order
+from trainer.evaluate import ceiling, choose_weight, evaluate, fuse, mean_score, order
 from trainer.recipe import Data
 from trainer.report import Results, show
 from trainer.retriever import NOTHING, Candidates
@@ -50,7 +50,9 @@ def found(documents, queries=None):
     documents = np.array(documents, dtype=np.int32)
     scores = np.tile(np.arange(documents.shape[1], 0, -1, dtype=np.float32), (len(documents), 1))
     queries = np.arange(len(documents), dtype=np.int32) if queries is None else np.array(queries, dtype=np.int32)
-    return Candidates(queries, documents, scores, scores, np.ones(len(documents), dtype=np.float32))
+    ranks = np.zeros((*documents.shape, 0), dtype=np.int16)
+    positive = np.ones(len(documents), dtype=np.float32)
+    return Candidates(queries, documents, scores, scores, positive, ranks, engines=np.array([]))
 
 
 @pytest.fixture
@@ -206,3 +208,48 @@ def test_the_terminal_says_in_words_whether_the_tuned_model_helps(collection, ca
     printed = capsys.readouterr().out
     assert verdict in printed
     assert "ceiling" in printed
+
+
+# Fusion
+
+
+def test_fusion_standardises_both_scores_over_what_was_found():
+    candidates = found([[3, 1, 0, NOTHING]])  # the first stage's scores are 4 3 2
+    scores = np.array([[10.0, 30.0, 20.0, -np.inf]])
+    unit = 1.5**0.5  # 1 / standard deviation of -1, 0, 1
+    expected = [-unit + 0.5 * unit, unit, 0.0 - 0.5 * unit]
+    fused = fuse(candidates, scores, 0.5)
+    np.testing.assert_allclose(fused[0, :3], expected, atol=1e-6)
+    assert np.isneginf(fused[0, 3])
+    assert order(candidates, fused) == [[1, 3, 0]]
+
+
+def test_fusion_does_not_mind_equal_scores_or_a_lonely_document():
+    candidates = found([[3, 1, 0, 4], [7, NOTHING, NOTHING, NOTHING]])
+    scores = np.array([[2.0, 2.0, 2.0, 2.0], [5.0, -np.inf, -np.inf, -np.inf]])
+    assert order(candidates, fuse(candidates, scores, 0.3)) == [[3, 1, 0, 4], [7]]
+
+
+def test_the_weight_is_the_one_with_the_best_score_and_the_smallest_of_equals(by_hand):
+    candidates = found(FOUND)
+    perfect = np.array([[0.0, 1.0, 2.0, -1.0], [3.0, 2.0, 1.0, -np.inf]])
+    assert choose_weight(by_hand, "test", candidates, "nDCG@10", perfect) == (0.0, pytest.approx(NDCG["ceiling"]))
+    # Reversed, the reranker puts 4 before 0 before 1 before 3; only the first stage's word mends that.
+    worst = np.array([[-2.0, -1.0, -1.5, 0.0], [1.0, 2.0, 3.0, -np.inf]])
+    weight, score = choose_weight(by_hand, "test", candidates, "nDCG@10", worst)
+    alone = mean_score(by_hand, "test", candidates, "nDCG@10", worst)
+    assert weight > 0
+    assert score > alone
+
+
+def test_the_weight_stands_in_the_results_and_the_fusion_in_the_table(by_hand, tmp_path, capsys):
+    candidates = found(FOUND)
+    scores = {"tuned": np.array(SCORES)}
+    scores["fused"] = fuse(candidates, scores["tuned"], 0.3)
+    results = evaluate(by_hand, "test", candidates, scores, ["nDCG@10"], 1, tmp_path, weight=0.3)
+    assert json.loads((tmp_path / "results.json").read_text())["first_stage_weight"] == 0.3
+    assert list(results.systems) == ["first_stage", "tuned", "fused", "ceiling"]
+    show(results)
+    shown = capsys.readouterr().out
+    assert "tuned + first" in shown
+    assert "weight 0.3, by dev" in shown

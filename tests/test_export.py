@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -450,3 +450,10 @@ def test_a_model_that_is_better_on_dev_leaves_unforced(unexported, capsys):
     said = capsys.readouterr().out
     assert "safetensors: largest score difference" in said
     assert "onnx: largest score difference" in said
+
+
+def test_the_card_tells_how_to_use_the_first_stages_score_where_that_helps(any_reranker, tiny):
+    recipe = make_recipe(tiny["bert"], "auto")
+    assert "standardised" not in card(any_reranker, recipe, make_results())
+    text = card(any_reranker, recipe, replace(make_results(), first_stage_weight=0.3))
+    assert "added, the first stage's 0.3 times" in text

@@ -2,7 +2,7 @@
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
 system stands beside the first stage, with bootstrap intervals and a paired test, and beside the ceiling: the perfect
-order of what was retrieved.
+order of what was retrieved. Beside the tuned model alone stands its fusion with the first stage, weighted on dev.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from trainer.data import Collection
 from trainer.metrics import Ranking, bootstrap, paired_p, per_query
 from trainer.report import Results
 from trainer.retriever import NOTHING, Candidates
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the first stage beside the reranker
 
 
 def order(candidates: Candidates, scores: np.ndarray | None = None) -> list[list[int]]:
@@ -43,6 +45,35 @@ def mean_score(
     return _mean(per_query([metric], collection.named_qrels(split), ranking)[metric])
 
 
+def fuse(candidates: Candidates, scores: np.ndarray, weight: float) -> np.ndarray:
+    """A reranker's scores (queries, depth) with the first stage's beside them, `weight` times.
+
+    Both are standardised over the query's candidates, since neither has a scale of its own.
+    """
+    found = candidates.documents != NOTHING
+    both = _standardised(scores, found) + weight * _standardised(candidates.scores, found)
+    return np.where(found, both, -np.inf).astype(np.float32)
+
+
+def _standardised(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Each query's scores (queries, depth) with mean 0 and variance 1 over the documents that were found."""
+    known = np.ma.masked_array(scores, ~found, dtype=np.float64)
+    spread = np.maximum(known.std(axis=1, keepdims=True), 1e-9)
+    return np.ma.filled((known - known.mean(axis=1, keepdims=True)) / spread, 0.0)
+
+
+def choose_weight(
+    collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray
+) -> tuple[float, float]:
+    """The first stage's weight with the best score on a split, the smallest of equals; and that score."""
+    by_weight = {
+        weight: mean_score(collection, split, candidates, metric, fuse(candidates, scores, weight))
+        for weight in WEIGHTS
+    }
+    best = max(WEIGHTS, key=lambda weight: (by_weight[weight], -weight))
+    return best, by_weight[best]
+
+
 def evaluate(
     collection: Collection,
     split: str,
@@ -51,10 +82,12 @@ def evaluate(
     metrics: Sequence[str],
     seed: int,
     folder: Path | None = None,
+    weight: float = 0.0,
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
 
-    `candidates` are those that were reranked; `scores[system]` has their shape, (queries, depth).
+    `candidates` are those that were reranked; `scores[system]` has their shape, (queries, depth). `weight` is the first
+    stage's beside the tuned model's in the system `fused`, and only noted here.
     """
     orders = {"first_stage": order(candidates)}
     orders |= {system: order(candidates, values) for system, values in scores.items()}
@@ -67,6 +100,7 @@ def evaluate(
         split=split,
         queries=len(qrels),
         depth=candidates.documents.shape[1],
+        first_stage_weight=weight,
         systems={
             system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
             for system, by_metric in values.items()

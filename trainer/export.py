@@ -155,6 +155,16 @@ def _public_name(reference: str) -> str:
     return Path(reference).name if hidden else reference
 
 
+def _fusion(results: Results) -> str:
+    """How to put the first stage's score beside the model's, where that was better on dev."""
+    if not results.first_stage_weight:
+        return ""
+    return f"""
+`tuned + first` puts the first stage's score beside the model's: both are standardised over the candidates of a query
+(mean 0, variance 1) and added, the first stage's {results.first_stage_weight:g} times. The weight was chosen on dev.
+"""
+
+
 def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     """The model card: what it is, what was measured, how to use it, the recipe."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -184,8 +194,9 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     trust = ", trust_remote_code=True" if reranker.is_interaction else ""
     shown = recipe.model_dump(mode="json", exclude_none=True)
     shown["data"] = _public_data(recipe.data)
-    for section in ("retriever", "reranker"):
-        shown[section]["model"] = _public_name(shown[section]["model"])
+    for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model")):
+        if key in shown[section]:
+            shown[section][key] = _public_name(shown[section][key])
     if recipe.retriever.run is not None:
         shown["retriever"]["run"] = recipe.retriever.run.name
     shown.pop("push", None)
@@ -207,7 +218,7 @@ sign-flip permutation test. Positives that the first stage missed count as misse
 what it found.
 
 {chr(10).join(table)}
-
+{_fusion(results)}
 ## Use
 
 ```python

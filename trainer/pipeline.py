@@ -29,13 +29,14 @@ from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
 
     from trainer.retriever import Candidates, Embeddings
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 2, "retrieve": 2, "mine": 2, "train": 1, "evaluate": 1, "export": 1}
+VERSIONS = {"data": 2, "retrieve": 2, "mine": 2, "train": 1, "evaluate": 2, "export": 2}
 SHARED = ("retrieve", "mine", "train", "evaluate")  # all processes work; in the others they wait for the main one
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to
 PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
@@ -295,25 +296,32 @@ class Pipeline:
         return {"said": said, **notes}
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
-        from trainer.evaluate import evaluate
+        from trainer.evaluate import choose_weight, evaluate, fuse
+
+        base = self.recipe.reranker.model
+        systems = {"tuned": str(self._best())}
+        if models.kind_of(models.locate(base)) != "encoder":
+            systems = {"base": base, **systems}
+        dev, test = (self.candidates(split).top(self.recipe.rerank_depth) for split in ("dev", "test"))
+        scores = {system: self._rerank(reference, test, "test") for system, reference in systems.items()}
+        tuned = self._rerank(systems["tuned"], dev, "dev")
+        weight, fused_dev = choose_weight(self.collection, "dev", dev, self.metric, tuned)
+        if weight:
+            scores["fused"] = fuse(test, scores["tuned"], weight)
+        if self.accelerator.is_main_process:
+            metrics = self.recipe.evaluate.metrics
+            evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder, weight)
+        said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
+        return {"said": said, "fused_dev": fused_dev, "first_stage_weight": weight}
+
+    def _rerank(self, reference: str, candidates: Candidates, note: str) -> np.ndarray:
+        """Scores (queries, depth) of candidates by a model as it is."""
         from trainer.reranker import Reranker, TokenizedCollection, rerank
 
         section = self.recipe.reranker
-        systems = {"tuned": str(self._best())}
-        if models.kind_of(models.locate(section.model)) != "encoder":
-            systems = {"base": section.model, **systems}
-        test = self.candidates("test").top(self.recipe.rerank_depth)
-        scores = {}
-        for system, reference in systems.items():
-            reranker = Reranker.load(
-                reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code
-            )
-            tokenized = TokenizedCollection(self.collection, reranker.pairs)
-            scores[system] = rerank(reranker, tokenized, test, self.accelerator, note="test")
-        if self.accelerator.is_main_process:
-            metrics = self.recipe.evaluate.metrics
-            evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder)
-        return {"said": f"{', '.join(systems)} measured on test; runs and results.json in {folder}"}
+        reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
+        tokenized = TokenizedCollection(self.collection, reranker.pairs)
+        return rerank(reranker, tokenized, candidates, self.accelerator, note)
 
     def _export(self, folder: Path) -> dict[str, Any]:
         from trainer.export import export
@@ -405,14 +413,20 @@ class Pipeline:
         return notes
 
     def _refuse_to_harm(self, force: bool) -> None:
-        """A model that is no better on dev than what was there before does not leave unless it is forced to."""
+        """A model that is no better on dev than what was there before does not leave unless it is forced to.
+
+        Where no reranker was there before, its fusion with the first stage counts too: both are ways to use it.
+        """
         first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes(self._last_training)
         had_reranker = models.kind_of(models.locate(self.recipe.reranker.model)) != "encoder"
         before = max(first_stage, trained["untrained_dev"]) if had_reranker else first_stage
-        if trained["best_dev"] > before:
+        best = trained["best_dev"]
+        if not had_reranker:
+            best = max(best, self._notes("evaluate")["fused_dev"])
+        if best > before:
             return
         name = "the base model" if had_reranker and trained["untrained_dev"] >= first_stage else "the first stage"
-        fault = f"dev {self.metric} {trained['best_dev']:.4f} is no better than {name}'s {before:.4f}"
+        fault = f"dev {self.metric} {best:.4f} is no better than {name}'s {before:.4f}"
         if not force:
             raise ExportError(
                 f"export: {fault}, so the model stays here; look at mine/report.md, try more or better judgements or "

@@ -10,7 +10,13 @@ from trainer import console
 from trainer.metrics import Interval
 from trainer.runs import read_json, write_json
 
-LABELS = {"first_stage": "first stage", "base": "base model", "tuned": "tuned model", "ceiling": "ceiling"}
+LABELS = {
+    "first_stage": "first stage",
+    "base": "base model",
+    "tuned": "tuned model",
+    "fused": "tuned + first",
+    "ceiling": "ceiling",
+}
 SIGNIFICANT = 0.05
 
 
@@ -23,6 +29,7 @@ class Results:
     depth: int
     systems: dict[str, dict[str, Interval]]
     comparisons: list[dict[str, Any]]
+    first_stage_weight: float = 0.0  # in the system `fused`; 0: there is none
 
     def save(self, folder: Path) -> None:
         """Write results.json; other programs read it, so its shape stays."""
@@ -74,11 +81,17 @@ def show(results: Results) -> None:
     """Print the table, and say in words whether the tuned model helps."""
     title = f"{results.split}: {results.queries} queries, the best {results.depth} candidates of each reranked"
     console.table(title, results.columns(), results.rows())
-    row = next(row for row in results.comparisons if row["system"] == "tuned" and row["metric"] == results.metrics[0])
-    difference, p = row["difference"], row["p"]
+    for row in results.comparisons:
+        if row["metric"] == results.metrics[0] and row["system"] in ("tuned", "fused"):
+            _say(row["difference"], row["p"], results.first_stage_weight if row["system"] == "fused" else 0.0)
+
+
+def _say(difference: float, p: float, weight: float) -> None:
+    """One sentence about the tuned model, alone or with the first stage's score beside its own."""
+    what = "the tuned model" if not weight else f"with the first stage's score beside it (weight {weight:g}, by dev) it"
     if difference > 0 and p < SIGNIFICANT:
-        console.stage("evaluate", f"[green]the tuned model is better than the first stage by {difference:.3f}[/]")
+        console.stage("evaluate", f"[green]{what} is better than the first stage by {difference:.3f}[/]")
     elif difference > 0:
-        console.warn("evaluate", f"the tuned model is ahead by {difference:.3f}, which may be chance (p = {p:.2f})")
+        console.warn("evaluate", f"{what} is ahead by {difference:.3f}, which may be chance (p = {p:.2f})")
     else:
-        console.stage("evaluate", f"[red]the tuned model is no better than the first stage ({difference:+.3f})[/]")
+        console.stage("evaluate", f"[red]{what} is no better than the first stage ({difference:+.3f})[/]")
