@@ -39,7 +39,6 @@ class InteractionConfig(PreTrainedConfig):
         encoder: dict[str, Any] | None = None,
         layers: tuple[int, ...] = (),
         damping: float = 4.0,
-        own_positions: bool = False,
         separator_id: int = 0,
         special_ids: tuple[int, ...] = (),
         **kwargs: Any,
@@ -47,7 +46,6 @@ class InteractionConfig(PreTrainedConfig):
         self.encoder = encoder or {}
         self.layers = list(layers)
         self.damping = damping
-        self.own_positions = own_positions
         self.separator_id = separator_id
         self.special_ids = list(special_ids)
         for name in ("vocab_size", "hidden_size", "max_position_embeddings", "pad_token_id"):
@@ -115,8 +113,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         query, document = real & ~special & ~behind, real & ~special & behind
 
         bias = self._attention_bias(behind, real)
-        places = self._places(behind)
-        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True, **places)
+        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
         weights = self.token_weights.clamp(min=0)[input_ids]
         compared = [_compare(outputs.hidden_states[layer], query, document, weights) for layer in self.config.layers]
         return torch.stack(compared, dim=1), outputs.last_hidden_state[:, 0]
@@ -134,21 +131,6 @@ class InteractionForSequenceClassification(PreTrainedModel):
         mixed = SHARPNESS * (features * self.mixture).sum(dim=(1, 2))
         logits = self.classifier(first) + mixed[:, None]
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
-
-    @property
-    def has_learned_positions(self) -> bool:
-        """Whether the encoder adds a vector for each place, so that a text's places matter."""
-        embeddings = getattr(self.encoder, "embeddings", None)
-        return getattr(embeddings, "position_embeddings", None) is not None
-
-    def _places(self, behind: Tensor) -> dict[str, Tensor]:
-        """Position ids (batch, length) that begin anew with the document, where the configuration says so."""
-        if not (self.config.own_positions and self.has_learned_positions):
-            return {}
-        places = torch.arange(behind.shape[1], device=behind.device).expand(behind.shape)
-        asked = (~behind).long().sum(dim=1, keepdim=True)
-        padding = getattr(self.encoder.embeddings, "padding_idx", None)  # RoBERTa counts from behind it
-        return {"position_ids": places - asked * behind + (0 if padding is None else padding + 1)}
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
         """(batch, 1, length, length) added to attention scores: damping across the texts, minus infinity on padding."""

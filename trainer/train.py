@@ -92,8 +92,7 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
 
     Rare tokens of the corpus weigh more. The mixture of features minimises the listwise loss over whole lists of
     candidates as they will be reranked; over mined groups, a biased sample of them, it comes out worse than not
-    fitted at all. Whether the document's positions run on behind the query's or begin anew is tried both ways: either
-    is clearly better on some collection (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
+    fitted at all (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
     """
     if not reranker.is_interaction:
         return
@@ -101,25 +100,15 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
     lists = lists[:: -(-len(lists) // PROBE_LISTS)]
     pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
-    fits = []
-    for own_positions in (False, True) if model.has_learned_positions else (False,):
-        model.config.own_positions = own_positions
-        features = reranker.features(pairs, note="probe")
-        weights, loss = probe(features.reshape(len(pairs), -1), lists)
-        mixture = weights.reshape(features.shape[1:])
-        fits.append((loss, own_positions, mixture, float((features * mixture).sum(axis=(1, 2)).mean())))
-    loss, model.config.own_positions, mixture, mean = min(fits, key=lambda fit: fit[0])
+    features = reranker.features(pairs, note="probe")
+    mixture = probe(features.reshape(len(pairs), -1), lists).reshape(features.shape[1:])
     model.mix(torch.tensor(mixture))
-    model.shift(-mean)  # pointwise losses and sigmoids want scores around zero
-    places = "begin anew" if model.config.own_positions else "run on"
-    console.stage("train", f"fresh head fitted to {len(lists)} lists: loss {loss:.4f}; document positions {places}")
+    # Pointwise losses and sigmoids want scores around zero.
+    model.shift(-float((features * mixture).sum(axis=(1, 2)).mean()))
 
 
-def probe(features: np.ndarray, lists: Sequence[Group]) -> tuple[np.ndarray, float]:
-    """Weights (features,) of the linear model of (documents of all lists, features) with the least listwise loss.
-
-    The loss comes with them, ridge included.
-    """
+def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
+    """Weights (features,) of the linear model of (documents of all lists, features) with the least listwise loss."""
     spread = features.std(axis=0) + 1e-6
     lengths = [len(group.documents) for group in lists]
     split = torch.from_numpy(features / spread).double().split(lengths)
@@ -136,7 +125,7 @@ def probe(features: np.ndarray, lists: Sequence[Group]) -> tuple[np.ndarray, flo
         return total.item(), gradient.numpy()
 
     found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
-    return (found.x / spread).astype(np.float32), float(found.fun)
+    return (found.x / spread).astype(np.float32)
 
 
 def train(
