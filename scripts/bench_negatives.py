@@ -58,16 +58,17 @@ class Bench:
             section.model, head=section.head, max_length=section.max_length, layers=section.layers
         )
         self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
-        lists = candidate_lists(self.pipeline.collection, self.candidates["train"].top(PROBE_DEPTH))
+        deep = min(PROBE_DEPTH, recipe.rerank_depth)
+        lists = candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
         start_head(self.reranker, self.tokenized, lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
         self.start_dev = self.measure("dev")
 
-    def measure(self, split: str) -> float:
-        """The two-stage score of the model as it stands."""
+    def measure(self, split: str) -> tuple[float, np.ndarray]:
+        """The two-stage score of the model as it stands, and its scores."""
         candidates = self.candidates[split].top(self.recipe.rerank_depth)
         scores = rerank(self.reranker, self.tokenized, candidates, self.pipeline.accelerator, note=split)
-        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric, scores)
+        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric, scores), scores
 
     def run(self, section: Mine, seed: int) -> dict[str, float]:
         """Mine, train from the start and measure; the best checkpoint on dev counts."""
@@ -81,7 +82,7 @@ class Bench:
         self.reranker.model.load_state_dict(self.start)
         dev = iter([self.start_dev])  # the start is known already
 
-        def measure() -> float:
+        def measure() -> tuple[float, np.ndarray]:
             return next(dev, None) or self.measure("dev")
 
         folder = self.pipeline.folder / "negatives"
@@ -92,7 +93,7 @@ class Bench:
         accelerator.free_memory()
         best = Reranker.load(folder / "best", max_length=recipe.reranker.max_length)
         self.reranker.model.load_state_dict(best.model.state_dict())
-        return {"dev": progress.best_score, "last dev": progress.curve[-1][1], "test": self.measure("test")}
+        return {"dev": progress.best_score, "last dev": progress.curve[-1][1], "test": self.measure("test")[0]}
 
 
 def main() -> None:
@@ -110,7 +111,7 @@ def main() -> None:
     metric, collection = bench.pipeline.metric, bench.pipeline.collection
     for split in ("dev", "test"):
         first = mean_score(collection, split, bench.candidates[split].top(recipe.rerank_depth), metric)
-        console.print(f"{split}: first stage {first:.4f}, start {bench.measure(split):.4f}")
+        console.print(f"{split}: first stage {first:.4f}, start {bench.measure(split)[0]:.4f}")
     ways = strategies(recipe.mine, arguments.teacher)
     for seed in arguments.seeds:
         for name, section in ways.items():

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 2, "retrieve": 2, "mine": 2, "train": 1, "evaluate": 2, "export": 2}
+VERSIONS = {"data": 2, "retrieve": 2, "mine": 2, "train": 2, "evaluate": 2, "export": 2}
 SHARED = ("retrieve", "mine", "train", "evaluate")  # all processes work; in the others they wait for the main one
-PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to
+PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
 PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
 
 
@@ -282,12 +282,13 @@ class Pipeline:
         dev = self.candidates("dev").top(self.recipe.rerank_depth)
         first_stage = self._notes("retrieve")["first_stage_dev"]
 
-        def measure() -> float:
+        def measure() -> tuple[float, np.ndarray]:
             scores = rerank(reranker, tokenized, dev, self.accelerator, note="dev")
-            return mean_score(self.collection, "dev", dev, self.metric, scores)
+            return mean_score(self.collection, "dev", dev, self.metric, scores), scores
 
         console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
-        lists = candidate_lists(self.collection, self.candidates("train").top(PROBE_DEPTH)) if fresh_head else []
+        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
+        lists = candidate_lists(self.collection, self.candidates("train").top(deep)) if fresh_head else []
         progress = train(self.recipe, groups, lists, reranker, tokenized, measure, self.accelerator, folder)
         untrained = progress.curve[0][1]
         said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
@@ -296,6 +297,8 @@ class Pipeline:
         return {"said": said, **notes}
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
+        import numpy as np
+
         from trainer.evaluate import choose_weight, evaluate, fuse
 
         base = self.recipe.reranker.model
@@ -303,9 +306,9 @@ class Pipeline:
         if models.kind_of(models.locate(base)) != "encoder":
             systems = {"base": base, **systems}
         dev, test = (self.candidates(split).top(self.recipe.rerank_depth) for split in ("dev", "test"))
-        scores = {system: self._rerank(reference, test, "test") for system, reference in systems.items()}
-        tuned = self._rerank(systems["tuned"], dev, "dev")
-        weight, fused_dev = choose_weight(self.collection, "dev", dev, self.metric, tuned)
+        scores = {system: self._rerank(reference, test) for system, reference in systems.items()}
+        tuned_dev = np.load(self.stages[self._last_training].folder / "best_dev.npy")
+        weight, fused_dev = choose_weight(self.collection, "dev", dev, self.metric, tuned_dev)
         if weight:
             scores["fused"] = fuse(test, scores["tuned"], weight)
         if self.accelerator.is_main_process:
@@ -314,14 +317,14 @@ class Pipeline:
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
         return {"said": said, "fused_dev": fused_dev, "first_stage_weight": weight}
 
-    def _rerank(self, reference: str, candidates: Candidates, note: str) -> np.ndarray:
-        """Scores (queries, depth) of candidates by a model as it is."""
+    def _rerank(self, reference: str, test: Candidates) -> np.ndarray:
+        """Scores (queries, depth) of the test candidates by a model as it is."""
         from trainer.reranker import Reranker, TokenizedCollection, rerank
 
         section = self.recipe.reranker
         reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
-        return rerank(reranker, tokenized, candidates, self.accelerator, note)
+        return rerank(reranker, tokenized, test, self.accelerator, note="test")
 
     def _export(self, folder: Path) -> dict[str, Any]:
         from trainer.export import export

@@ -33,7 +33,7 @@ from trainer.reranker import Reranker, ScoringModel, TokenizedCollection, rarity
 from trainer.runs import read_json, write_json
 from trainer.track import Log
 
-Measure = Callable[[], float]
+Measure = Callable[[], tuple[float, np.ndarray]]  # a score, larger is better, and what it was measured on
 
 # Peak rates. What ranks well before the first step, a ready reranker or a fitted interaction head, goes gently: users
 # of other tools report collapse at 6e-5, and here 5e-5 lost on dev what 2e-5 kept (docs/results.md). Under a fresh
@@ -44,7 +44,7 @@ ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 2e-5), (600, 7e-6), (math.inf, 3
 HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-PROBE_LISTS = 150  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
+PROBE_LISTS = 300  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
@@ -141,11 +141,13 @@ def train(
     """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
 
     `lists` are whole lists of candidates that a fresh head is fitted to first; empty where the head is trained already.
-    `measure()` gives the two-stage dev score of the model as it stands (larger is better); every process calls it.
+    `measure()` gives the two-stage dev score of the model as it stands and the scores of all candidates, which are kept
+    beside the best state as `best_dev.npy`; every process calls it.
     Raises RunError where the loss is no longer finite.
     """
     section = recipe.train
     _set_dropout(reranker.model, section.dropout)
+    _freeze(reranker, section.frozen_layers)
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = _optimizer(section, reranker, fresh_head=bool(lists))
@@ -160,7 +162,7 @@ def train(
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
     if checkpoint is None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
-        _keep_if_best(progress, measure(), reranker, accelerator, folder, log)
+        _keep_if_best(progress, *measure(), reranker, accelerator, folder, log)
     with console.progress("train", total=len(plan), completed=progress.step) as advance:
         for positions in plan[progress.step :]:
             started = time.monotonic()
@@ -180,7 +182,7 @@ def train(
                 log.write(progress.step, loss=loss, pairs_per_second=round(speed, 2), padding=engine.padding, **rate)
             advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {peaks[0] * factor:.1e}")
             if progress.step in evaluate_at:
-                _keep_if_best(progress, measure(), reranker, accelerator, folder, log)
+                _keep_if_best(progress, *measure(), reranker, accelerator, folder, log)
             if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
                 _checkpoint(progress, accelerator, folder)
     if log:
@@ -194,7 +196,7 @@ def _optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.op
     The interaction head's linear term over the first state counts as encoder: hundreds of weights that all move at the
     fast rate outvote the comparison of tokens within a few steps.
     """
-    named = dict(reranker.model.named_parameters())
+    named = {name: weight for name, weight in reranker.model.named_parameters() if weight.requires_grad}
     fast = [name for name in named if name in ("mixture", "token_weights")]
     if not reranker.is_interaction:
         encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
@@ -211,6 +213,19 @@ def _optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.op
             {"params": [named[name] for name in fast], "lr": section.head_learning_rate or usual, "weight_decay": 0.0},
         ]
     )
+
+
+def _freeze(reranker: Reranker, layers: int) -> None:
+    """Let the embeddings and the lowest layers be: no gradient goes through them, which is most of a step's time."""
+    if not layers:
+        return
+    encoder = reranker.model.encoder if reranker.is_interaction else reranker.model.base_model
+    depth = encoder.config.num_hidden_layers
+    stack = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
+    if layers > depth:
+        raise RunError(f"train.frozen_layers: {layers}, but the model has {depth} layers; lower it")
+    for module in (encoder.get_input_embeddings(), encoder.embeddings, *stack[:layers]):
+        module.requires_grad_(False)
 
 
 def _set_dropout(model: nn.Module, share: float) -> None:
@@ -316,15 +331,22 @@ class _Engine:
 
 
 def _keep_if_best(
-    progress: Progress, score: float, reranker: Reranker, accelerator: Accelerator, folder: Path, log: Log | None
+    progress: Progress,
+    score: float,
+    scores: np.ndarray,
+    reranker: Reranker,
+    accelerator: Accelerator,
+    folder: Path,
+    log: Log | None,
 ) -> None:
-    """Note a dev score and keep the model where it is the best so far."""
+    """Note a dev score and keep the model, and what it scored, where it is the best so far."""
     progress.curve.append((progress.step, score))
     best = score > progress.best_score
     if best:
         progress.best_score, progress.best_step = score, progress.step
     if accelerator.is_main_process:
         if best:
+            np.save(folder / "best_dev.npy", scores)
             reranker.save(folder / "best")
         assert log is not None
         log.write(progress.step, dev_score=score)

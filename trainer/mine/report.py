@@ -52,7 +52,7 @@ class Report:
         judged, candidates = mined.judged, mined.judged.candidates
         reasons = judged.reasons
         positives = reasons == POSITIVE
-        limits = section.max_share_of_positive, section.margin
+        limited = section.max_share_of_positive is not None or section.margin is not None
         passed = {name: int(np.sum(reasons == reason)) for reason, name in names(section).items()}
         passed["usable, but not needed"] = int(np.sum((reasons == USABLE) & ~mined.chosen))
         groups = {"positives": positives, "negatives": mined.chosen}
@@ -61,7 +61,7 @@ class Report:
             queries_without_positive=len(collection.qrels["train"]) - len(candidates.queries),
             queries_with_fewer_negatives=int(np.sum(mined.got < mined.asked)),
             queries_without_negative=int(np.sum(mined.got == 0)),
-            queries_without_threshold=int(np.isnan(candidates.positive_similarity).sum()) if any(limits) else 0,
+            queries_without_threshold=int(np.isnan(candidates.positive_similarity).sum()) if limited else 0,
             candidates=int(np.sum(candidates.documents >= 0)),
             negatives=int(mined.got.sum()),
             judged_negatives=mined.judged_negatives,
