@@ -123,3 +123,19 @@ def test_weights_and_biases_offline_leaves_files(command, recipe_file, tmp_path)
     result = command(recipe_file, "track.mode=offline", "--force", "--runs", tmp_path / "runs")
     assert result.returncode == 0, result.stdout + result.stderr
     assert list((tmp_path / "runs" / "tiny" / "train" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_frozen_layers_stay_as_they_are_and_the_others_learn(command, recipe_file, tiny, tmp_path):
+    result = command(recipe_file, "train.frozen_layers=2", "--force", "--runs", tmp_path / "runs")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (checkpoint,) = (tmp_path / "runs" / "tiny" / "train").glob("checkpoint-*")
+    trained, base = weights(checkpoint), load_file(tiny["bert"] / "model.safetensors")
+    same = {name: torch.equal(trained[f"model.encoder.{name}"], base[name]) for name in base if "pooler" not in name}
+    for name, stayed in same.items():
+        assert stayed == name.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1.")), name
+
+
+def test_more_frozen_layers_than_there_are_is_told(command, recipe_file, tmp_path):
+    result = command(recipe_file, "train.frozen_layers=9", "--runs", tmp_path / "runs")
+    assert result.returncode == 2
+    assert "train.frozen_layers: 9, but the model has 3 layers" in result.stderr
