@@ -148,6 +148,8 @@ train:
   checkpoint_steps: 3
 evaluate:
   metrics: [nDCG@10, RR@10]
+export:
+  formats: []
 """
     )
     return path

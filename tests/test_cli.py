@@ -269,7 +269,7 @@ def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(recipe_file,
     words = [script("reranker"), "retrieve", recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere"]
     ended = subprocess.run(words, env=os.environ | {"ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert "bm25: 7 candidates" in ended.stdout
+    assert "bm25 (bm25 in english): 7 candidates for each" in ended.stdout
     left = {path.name for path in (tmp_path / "elsewhere/tiny").iterdir()}
     assert {"data", "retrieve"} <= left
     assert not {"mine", "train", "evaluate", "export"} & left

@@ -10,7 +10,7 @@ import pytest
 from trainer.data import Summary, check_collection, describe_lengths
 from trainer.data.audit import detectable
 from trainer.data.lengths import SAMPLE, Sample
-from trainer.data.twins import NEAR_DOCUMENTS, Twins, jaccard
+from trainer.data.twins import NEAR_DOCUMENTS, NEAR_WORDS, Twins, jaccard
 from trainer.recipe import Data
 
 TEXT = "the kernel kills the process when the memory of the node runs out and nobody looked at the graph before"
@@ -59,7 +59,7 @@ def test_near_means_four_fifths_of_the_word_triples():
         longer = [*words, *[f"new{number}" for number in range(added)]]
         one, other = (frozenset(" ".join(w[i : i + 3]) for i in range(len(w) - 2)) for w in (words, longer))
         assert jaccard(one, other) == 18 / (18 + added)
-        twins = Twins()
+        twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
         twins.add(TEXT)
         twins.add(" ".join(longer))
         assert twins.near == near
@@ -73,7 +73,7 @@ def test_every_near_pair_that_a_full_comparison_finds_is_found():
         words = texts[number].split()
         words[rng.randrange(60)] = "changed"
         texts.append(" ".join(words))
-    twins = Twins()
+    twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
     for text in texts:
         twins.add(text)
     assert twins.near == 60
@@ -82,7 +82,7 @@ def test_every_near_pair_that_a_full_comparison_finds_is_found():
 
 def test_scripts_without_spaces_are_compared_by_their_characters():
     text = "機械学習の手法を用いて検索結果を並べ替える"
-    twins = Twins()
+    twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
     twins.add(text)
     twins.add(f"{text}と")
     twins.add("天気予報によると明日は雨が降るでしょうと言われた")
@@ -90,7 +90,7 @@ def test_scripts_without_spaces_are_compared_by_their_characters():
 
 
 def test_the_search_for_near_duplicates_ends_somewhere_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.data.twins.NEAR_DOCUMENTS", 2)
+    monkeypatch.setattr("trainer.data.audit.NEAR_DOCUMENTS", 2)
     summary = checked(tmp_path, [TEXT, "b", f"{TEXT} today", TEXT], SMALL, QRELS)
     assert any(note.startswith("near duplicates were looked for in the first 2 documents (") for note in summary.notes)
     assert warning(summary, "repeat").startswith("1 documents repeat")  # exact ones are found everywhere

@@ -123,7 +123,7 @@ class Answer(BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append(f"{self.command} {self.path}")
         if not self.path.startswith("/lfs/"):  # an upload goes to a signed address and must not carry the token
-            self.server.tokens.add(self.headers.get("Authorization"))
+            self.server.tokens.add(self.headers.get("Authorization") or f"none at {self.path}")
         elif self.headers.get("Authorization"):
             self.server.tokens.add("token sent to the storage")
         status, content = self.server.answer(self.path.partition("?")[0], body)
@@ -346,25 +346,28 @@ def test_an_export_of_another_recipe_does_not_leave(exported):
 # Dev scores: first stage, base before training, trained. The worst to beat is the first stage where the base is an
 # encoder, since its untrained head is nobody's model, and the better of both where the base is a reranker.
 @pytest.mark.parametrize(
-    ("base", "first_stage", "untrained", "trained", "blamed"),
+    ("base", "first_stage", "untrained", "trained", "fused", "blamed"),
     [
-        ("bert", 0.6, 0.2, 0.7, None),
-        ("bert", 0.6, 0.8, 0.7, None),
-        ("bert", 0.6, 0.2, 0.6, "the first stage"),
-        ("bert", 0.6, 0.2, 0.5, "the first stage"),
-        ("reranker", 0.6, 0.2, 0.7, None),
-        ("reranker", 0.6, 0.8, 0.7, "the base model"),
-        ("reranker", 0.6, 0.8, 0.8, "the base model"),
-        ("reranker", 0.6, 0.2, 0.5, "the first stage"),
+        ("bert", 0.6, 0.2, 0.7, 0.7, None),
+        ("bert", 0.6, 0.8, 0.7, 0.7, None),
+        ("bert", 0.6, 0.2, 0.6, 0.6, "the first stage"),
+        ("bert", 0.6, 0.2, 0.5, 0.5, "the first stage"),
+        ("bert", 0.6, 0.2, 0.5, 0.7, None),  # beside the first stage's score it helps
+        ("reranker", 0.6, 0.8, 0.7, 0.9, "the base model"),  # the base could be fused as well
+        ("reranker", 0.6, 0.2, 0.7, 0.7, None),
+        ("reranker", 0.6, 0.8, 0.7, 0.7, "the base model"),
+        ("reranker", 0.6, 0.8, 0.8, 0.8, "the base model"),
+        ("reranker", 0.6, 0.2, 0.5, 0.5, "the first stage"),
     ],
 )
 def test_only_a_model_that_is_better_on_dev_leaves_unforced(
-    exported, tiny, tmp_path, capsys, base, first_stage, untrained, trained, blamed
+    exported, tiny, tmp_path, capsys, base, first_stage, untrained, trained, fused, blamed
 ):
     recipe = load_recipe(exported[0], [f"reranker.model={tiny[base]}", "push.repository=me/tiny"])
     pipeline = Pipeline(recipe, tmp_path)
     pipeline.stages["retrieve"].finish(first_stage_dev=first_stage)
     pipeline.stages["train"].finish(best_dev=trained, untrained_dev=untrained)
+    pipeline.stages["evaluate"].finish(fused_dev=fused)
     pipeline.stages["export"].finish()
     if blamed:
         before = untrained if blamed == "the base model" else first_stage

@@ -202,7 +202,8 @@ class Pipeline:
         if section.kind in ("bm25", "hybrid"):
             details.append(f"bm25 in {language_of(section, self.collection)}")
         engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
-        said = f"{engines}: candidates for {total} queries; dev {self.metric} {score:.4f}"
+        found_for = f"{section.depth} candidates for each of {total} queries"
+        said = f"{engines}: {found_for}; dev {self.metric} {score:.4f}"
         return {"said": said, "first_stage_dev": score}
 
     def _embed(self) -> tuple[tuple[Embeddings, Embeddings] | None, str]:

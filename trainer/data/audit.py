@@ -18,7 +18,7 @@ class Audit:
     """Watches the records of a check as they stream by, and judges the collection when all were seen."""
 
     def __init__(self) -> None:
-        self.twins = Twins()
+        self.twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
         self.documents = Sample()
         self.queries = Sample()
 

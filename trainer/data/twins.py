@@ -27,9 +27,12 @@ _WORDS = re.compile(
 
 
 class Twins:
-    """Collects documents as they stream by: 8 bytes of each, and the words of the first ones."""
+    """Collects documents as they stream by: 8 bytes of each, and what tells near duplicates apart for the first ones.
 
-    def __init__(self, documents: int = NEAR_DOCUMENTS, words: int = NEAR_WORDS) -> None:
+    Those are the first `documents`, or as many as hold `words` words.
+    """
+
+    def __init__(self, documents: int, words: int) -> None:
         self._limits = documents, words
         self.leader: dict[int, int] = {}  # row of a repeated document to the first row alike
         self.exact = 0
