@@ -297,7 +297,7 @@ class Train(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """In all layers while training; over one or two epochs it mostly costs time (on a CPU 1.4 times as much)."""
     frozen_layers: int = Field(default=0, ge=0)
-    """Lowest layers (and embeddings) that stay as they are; two thirds of them save nearly half of the time."""
+    """Lowest layers (and embeddings) that stay as they are; with two thirds of them a step is 5/9 of the work."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     tokens_per_pass: int = Field(default=16384, ge=512)

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 
 SIMILARITY = 0.8
 BANDS, BAND = 16, 4
-# Near duplicates are looked for in so many documents and words from the start: about a second's work in a check, some
-# ten seconds and 200 MB when the collection is built.
+# Near duplicates are looked for in so many documents and words from the start: a check has to answer in
+# a second, the building of a collection need not.
 NEAR_DOCUMENTS, NEAR_WORDS = 20_000, 1_000_000
 BUILD_DOCUMENTS, BUILD_WORDS = 100_000, 20_000_000
 FEWEST_WORDS = 8  # of shorter texts, one changed word more or less makes another text

@@ -18,6 +18,10 @@ _UNSPACED_RUN = re.compile(
 )
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 _WORD_OR_RUN = re.compile(f"{_UNSPACED_RUN.pattern}|[^\\W{_UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
+WITH_STOP_WORDS = (
+    *("english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian"),
+    *("swedish", "norwegian", "turkish", "danish"),
+)
 SAMPLE = 500  # texts from which the language is told
 LIKELY = 0.1  # share of words that have to be a language's stop words; running text has 0.3 to 0.5
 
@@ -70,20 +74,7 @@ def detect_language(texts: Sequence[str]) -> str:
         return "japanese" if kana > unspaced / 20 else "chinese"  # both are cut into pairs of characters
     words = [word for text in sample for word in _WORD.findall(text)]
     shares = {}
-    for language in (
-        "english",
-        "german",
-        "dutch",
-        "french",
-        "spanish",
-        "portuguese",
-        "italian",
-        "russian",
-        "swedish",
-        "norwegian",
-        "turkish",
-        "danish",
-    ):
+    for language in WITH_STOP_WORDS:
         listed = set(_infer_stopwords(language))
         shares[language] = sum(word in listed for word in words) / max(1, len(words))
     best = max(shares, key=lambda language: shares[language])

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.data import SPLITS, Collection
 from trainer.recipe import Retriever
-from trainer.retriever.bm25 import detect_language, search_bm25
+from trainer.retriever.bm25 import SAMPLE, detect_language, search_bm25
 from trainer.retriever.candidates import Candidates, Ranking, as_candidates
 from trainer.retriever.dense import search_dense
 from trainer.retriever.embeddings import SHARD, BiEncoder, Embeddings, Shards
@@ -42,7 +42,7 @@ def shards(bi_encoder: BiEncoder, collection: Collection, cache: Path) -> tuple[
 
 def language_of(section: Retriever, collection: Collection) -> str:
     """The language that BM25 takes, where the recipe says auto told from the first documents."""
-    return section.language if section.language != "auto" else detect_language(collection.documents[:SHARD]["passage"])
+    return section.language if section.language != "auto" else detect_language(collection.documents[:SAMPLE]["passage"])
 
 
 def retrieve(
