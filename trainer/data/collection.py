@@ -32,10 +32,10 @@ class Summary:
     judged: dict[str, int]
     notes: list[str]
     warnings: list[str]
-    sample: Sample
+    sample: SampledTexts
 
 
-class Sample(NamedTuple):
+class SampledTexts(NamedTuple):
     """Some documents and queries, for what a tokenizer has to say about them."""
 
     documents: list[str]
@@ -55,7 +55,7 @@ def check_collection(section: Data) -> Summary:
         judged={split: len(queries) for split, queries in qrels.items()},
         notes=notes + audit.notes(reader, qrels),
         warnings=audit.warnings(reader, qrels, texts),
-        sample=Sample(audit.documents.texts, audit.queries.texts),
+        sample=SampledTexts(audit.documents.texts, audit.queries.texts),
     )
 
 
