@@ -108,6 +108,21 @@ def _bi_encoder(recipe: Recipe) -> str | None:
     return recipe.retriever.model if recipe.retriever.kind in ("dense", "hybrid") else None
 
 
+def mixed_precision(precision: str, cuda: bool) -> str:
+    """What Accelerate is told; raises RecipeError where the device cannot do what the recipe wants."""
+    import torch
+
+    if precision == "auto":
+        best = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+        # What the launcher was told, but never on a CPU, where half precision is many times slower.
+        return os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no"
+    if precision == "fp16" and not cuda:
+        raise RecipeError("train.precision: fp16 needs a CUDA GPU, and there is none here; take auto")
+    if precision == "bf16" and not cuda:
+        console.warn("train", "train.precision: bf16 takes about eight times as long as fp32 on a CPU; auto is faster")
+    return "no" if precision == "fp32" else precision
+
+
 def _kind(stage: str) -> str:
     """The stage without its round: `mine` for mine-2."""
     return stage.partition("-")[0]
@@ -294,6 +309,7 @@ class Pipeline:
         untrained = progress.curve[0][1]
         said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
         said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
+        said += f"; {progress.ending}" if progress.ending else ""
         notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
         return {"said": said, **notes}
 
@@ -396,17 +412,17 @@ class Pipeline:
         import torch
         import transformers
         from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
         cuda = torch.cuda.is_available()
-        best = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
         return Accelerator(
             cpu=not cuda and not torch.backends.mps.is_available(),
-            # What the launcher was told, but never on a CPU, where half precision is many times slower.
-            mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no",
+            mixed_precision=mixed_precision(self.recipe.train.precision, cuda),
             kwargs_handlers=[
+                # Buffers are constants here; to exchange them, all would wait for one that does a step again.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
             ],
         )

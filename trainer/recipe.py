@@ -301,9 +301,18 @@ class Train(Section):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     tokens_per_pass: int = Field(default=16384, ge=512)
-    """Tokens in one forward and backward pass on a device; a step is as many passes as it needs."""
+    """Tokens in one forward and backward pass on a device; a step is as many passes as it needs. A larger group is read
+    twice, piece by piece, with the same gradients (GradCache); where memory runs out, the number is halved."""
+    gradient_checkpointing: bool = False
+    """Layers are computed again on the way back instead of kept: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile of the model: the first steps take minutes, those after them less time; for long runs on a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of training and scoring on a GPU; auto: what the launcher was told, else bf16 where the GPU has it, else fp32."""
     evaluations_per_epoch: int = Field(default=2, ge=1)
     """How often dev is reranked; the best of these (and the start) is kept."""
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations in a row without a new best after which training ends; null: it goes on to the last step."""
     checkpoint_steps: int = Field(default=25, ge=1)
     """Steps between checkpoints that a killed run goes on from."""
 

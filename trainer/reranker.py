@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import gather_object
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from trainer.errors import ModelError
 from trainer.interaction import InteractionConfig, InteractionForSequenceClassification
 from trainer.models import kind_of, locate
 from trainer.retriever import NOTHING, Candidates
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's names
 
 AutoConfig.register("interaction", InteractionConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(InteractionConfig, InteractionForSequenceClassification, exist_ok=True)
@@ -171,9 +174,12 @@ class Reranker:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on GPUs that have it; float32 elsewhere (bf16 on a plain CPU is eight times slower)."""
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=able)
+    """The precision that Accelerate was told; where it was not started, bf16 on GPUs that have it, else float32."""
+    if is_initialized():
+        precision = AcceleratorState().mixed_precision
+    else:
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    return torch.autocast(device.type, dtype=HALVES.get(precision), enabled=precision in HALVES)
 
 
 def _device() -> str:

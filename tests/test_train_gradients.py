@@ -1,0 +1,198 @@
+"""Gradients do not depend on how much fits into memory: large groups, memory that runs out, layers computed again."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from trainer.batches import TOKENS_PER_BUCKET
+from trainer.data import build_collection
+from trainer.errors import RunError
+from trainer.groups import Group
+from trainer.recipe import Data, Train
+from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
+from trainer.train.gradients import Engine
+from trainer.train.model import prepare_model
+
+
+@pytest.fixture
+def long_pairs(monkeypatch):
+    """Buckets of 512 tokens whatever the pass, so that both ways draw the same random numbers."""
+    monkeypatch.setitem(TOKENS_PER_BUCKET, "cpu", 512)
+
+
+@pytest.fixture
+def collection(tmp_path, words):
+    """12 queries and 130 documents, each document cut at 64 tokens but for a few short ones."""
+    folder = tmp_path / "long"
+    (folder / "qrels").mkdir(parents=True)
+    text = " ".join(words)
+    rows = [f'{{"_id": "{row}", "text": "{text if row % 5 else text[: 60 + row]}"}}' for row in range(130)]
+    (folder / "corpus.jsonl").write_text("\n".join(rows))
+    (folder / "queries.jsonl").write_text(
+        "\n".join(f'{{"_id": "q{row}", "text": "{words[row]} {words[-row]}"}}' for row in range(12))
+    )
+    for split, queries in {"train": range(8), "dev": (8, 9), "test": (10, 11)}.items():
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{query}\t{query}\t1" for query in queries)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return build_collection(Data(path=folder), tmp_path / "data")
+
+
+def group(query, size):
+    return Group(query, positives=[query], grades=[1], negatives=[(query + row) % 130 for row in range(1, size)])
+
+
+class Gradients:
+    """`gradients(groups, tokens_per_pass, ...)`: loss and gradients of one step from the same weights and numbers."""
+
+    def __init__(self, folder, collection):
+        self.folder, self.collection = folder, collection
+        self.engine: Engine
+
+    def __call__(self, groups, tokens_per_pass, wrap=lambda model: model, **settings):
+        section = Train(tokens_per_pass=tokens_per_pass, **settings)
+        torch.manual_seed(5)
+        reranker = Reranker.load(self.folder, max_length=64)
+        prepare_model(section, reranker)
+        accelerator = Accelerator(cpu=True)
+        model = accelerator.prepare(wrap(ScoringModel(reranker.model)))
+        tokenized = TokenizedCollection(self.collection, reranker.pairs)
+        self.engine = Engine(section, groups, reranker, tokenized, accelerator, model)
+        torch.manual_seed(7)
+        loss, pairs = self.engine.gradients(range(len(groups)))
+        assert pairs == sum(len(group.documents) for group in groups)
+        assert reranker.model.training
+        named = {name: weight.grad for name, weight in reranker.model.named_parameters()}
+        return loss, named, torch.get_rng_state()
+
+
+@pytest.fixture
+def gradients(tiny, collection):
+    return Gradients(tiny["bert"], collection)
+
+
+def assert_same(one, other, rtol=1e-6):
+    assert one[0] == pytest.approx(other[0], rel=rtol)
+    size = max(gradient.abs().max() for gradient in one[1].values() if gradient is not None)
+    assert size > 0.001
+    for name, gradient in one[1].items():
+        if gradient is None:
+            assert other[1][name] is None, name
+        else:
+            torch.testing.assert_close(gradient, other[1][name], rtol=rtol, atol=float(rtol * size), msg=name)
+    assert torch.equal(one[2], other[2]), "the random numbers of the next step"
+
+
+@pytest.mark.usefixtures("long_pairs")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_group_over_the_budget_gives_the_gradients_of_one_that_fits(gradients, dropout):
+    groups = [group(0, 40)]
+    at_once = gradients(groups, 100_000, dropout=dropout)
+    tokens = gradients.engine.real_tokens, gradients.engine.padded_tokens
+    assert tokens[0] > 4 * 512
+    assert_same(at_once, gradients(groups, 512, dropout=dropout))
+    # Read twice, but counted once.
+    assert tokens == (gradients.engine.real_tokens, gradients.engine.padded_tokens)
+    assert gradients.engine.padding > 0
+
+
+def test_large_and_small_groups_of_a_step_give_the_gradients_of_one_pass(gradients):
+    groups = [group(2, 3), group(0, 40), group(1, 9), group(3, 2)]
+    assert_same(gradients(groups, 100_000), gradients(groups, 512), rtol=1e-5)  # sums in another order
+
+
+class Kept:
+    """What autograd keeps for the way back, in bytes: now, and at most."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    def pack(self, tensor):
+        self.now += tensor.nbytes
+        self.most = max(self.most, self.now)
+        return _Held(self, tensor)
+
+
+class _Held:
+    def __init__(self, kept, tensor):
+        self.kept, self.tensor = kept, tensor
+
+    def __del__(self):
+        self.kept.now -= self.tensor.nbytes
+
+
+def test_a_group_of_128_needs_the_memory_of_one_of_8(gradients):
+    most = []
+    for size in (8, 128):
+        kept = Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
+            gradients([group(1, size)], 512)
+        assert kept.now == 0
+        most.append(kept.most)
+    assert most[1] <= 1.3 * most[0]
+
+
+class Small(torch.nn.Module):
+    """A model on a device that holds the graph of `room` tokens."""
+
+    def __init__(self, model, room):
+        super().__init__()
+        self.model, self.room = model, room
+
+    def forward(self, batches):
+        scores = self.model(batches)
+        if torch.is_grad_enabled() and sum(batch["input_ids"].numel() for batch in batches) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return scores
+
+
+def test_a_step_that_ran_out_of_memory_is_done_again_as_if_the_budget_had_been_half(gradients, capsys):
+    groups = [group(0, 15), group(1, 8), group(2, 8)]  # the second pass of 1024 tokens runs out, the first does not
+    by_size = gradients(groups, 1024, dropout=0.1)
+    room = gradients.engine.sizes[id(groups[0])] + 64
+    capsys.readouterr()
+    again = gradients(groups, 1024, wrap=lambda model: Small(model, room), dropout=0.1)
+    told = capsys.readouterr().out
+    assert told.count("out of memory with 1024 tokens in a pass; the step is done again with 512") == 1
+    assert "Set train.tokens_per_pass=512" in told
+    assert gradients.engine.budget == 512
+    half = gradients(groups, 512, dropout=0.1)
+    assert_same(half, again, rtol=0)
+    assert by_size[0] != again[0]
+
+
+def test_memory_that_never_suffices_ends_with_what_to_lower(gradients):
+    with pytest.raises(RunError) as caught:
+        gradients([group(0, 15)], 600, wrap=lambda model: Small(model, 100))
+    assert str(caught.value) == (
+        "train: out of memory with only 600 tokens in a pass; lower reranker.max_length or "
+        "mine.negatives_per_positive, or set train.gradient_checkpointing=true"
+    )
+
+
+@pytest.mark.parametrize("base", ["bert", "roberta", "modernbert", "reranker"])
+def test_layers_that_are_computed_again_give_the_same_gradients(tiny, collection, base):
+    gradients = Gradients(tiny[base], collection)
+    found, most = [], []
+    for checkpointing in (False, True):
+        kept = Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
+            found.append(gradients([group(0, 8)], 512, dropout=0.1, gradient_checkpointing=checkpointing))
+        most.append(kept.most)
+    assert_same(*found)
+    assert most[1] < most[0]
+
+
+def test_a_compiled_model_is_saved_under_plain_names(tiny, tmp_path):
+    names = []
+    for compiled in (False, True):
+        reranker = Reranker.load(tiny["bert"], max_length=64)
+        prepare_model(Train(compile=compiled), reranker)
+        assert (reranker.model._compiled_call_impl is not None) == compiled
+        accelerator = Accelerator(cpu=True)
+        accelerator.prepare(ScoringModel(reranker.model))
+        folders = [tmp_path / f"{name}-{compiled}" for name in ("state", "best")]
+        accelerator.save_state(str(folders[0]))
+        reranker.save(folders[1])
+        names.append([sorted(load_file(folder / "model.safetensors")) for folder in folders])
+    assert names[0] == names[1]

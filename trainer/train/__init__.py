@@ -1,0 +1,16 @@
+"""Training: groups in, the best checkpoint on dev out.
+
+Imports inside run down, like the package's own:
+
+    loop                                steps, dev scores, the best state, and when it ends
+    gradients                           a step's groups to gradients, in the memory that there is
+    model  head                         the model and its optimizer; a fresh head, fitted first
+    schedule  checkpoints               which groups in which step, at which rate; what a killed run goes on from
+"""
+
+from trainer.train.head import probe, start_head
+from trainer.train.loop import train
+from trainer.train.model import default_rate
+from trainer.train.schedule import evaluation_steps, rate_factor, steps
+
+__all__ = ["default_rate", "evaluation_steps", "probe", "rate_factor", "start_head", "steps", "train"]

@@ -1,0 +1,160 @@
+"""The training loop: plain Accelerate, steps of `queries_per_step` groups over all devices.
+
+Dev is measured as a user will use the model, by reranking what the first stage really returned, and the best state is
+kept, the untrained one included. Training ends after the last step, or where `patience` evaluations brought nothing
+better. A killed run goes on from its last checkpoint with the same batches and random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from trainer import console
+from trainer.errors import RunError
+from trainer.groups import Group
+from trainer.recipe import Recipe
+from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
+from trainer.runs import write_json
+from trainer.track import Log
+from trainer.train.checkpoints import Progress, last_checkpoint, resume, save_checkpoint
+from trainer.train.gradients import Engine
+from trainer.train.head import start_head
+from trainer.train.model import make_optimizer, prepare_model
+from trainer.train.schedule import evaluation_steps, rate_factor, steps
+
+Measure = Callable[[], tuple[float, np.ndarray]]  # a score, larger is better, and what it was measured on
+
+
+def train(
+    recipe: Recipe,
+    groups: Sequence[Group],
+    lists: Sequence[Group],
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    measure: Measure,
+    accelerator: Accelerator,
+    folder: Path,
+) -> Progress:
+    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
+
+    `lists` are whole lists of candidates that a fresh head is fitted to first; empty where the head is trained already.
+    `measure()` gives the two-stage dev score of the model as it stands and the scores of all candidates, which are kept
+    beside the best state as `best_dev.npy`; every process calls it.
+    Raises RunError where the loss is no longer finite or memory does not suffice.
+    """
+    section = recipe.train
+    prepare_model(section, reranker)
+    plan = steps(len(groups), section, recipe.seed)
+    evaluate_at = evaluation_steps(len(plan), section)
+    optimizer = make_optimizer(section, reranker, fresh_head=bool(lists))
+    checkpoint = last_checkpoint(folder)
+    if lists and checkpoint is None:
+        start_head(reranker, tokenized, lists)
+    stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer)
+
+    progress = resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan))
+    log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
+    if checkpoint is None:
+        torch.manual_seed(recipe.seed + accelerator.process_index)
+        _keep_if_best(progress, *measure(), reranker, accelerator, folder, log)
+    with console.progress("train", total=len(plan), completed=progress.step) as advance:
+        for positions in plan[progress.step :]:
+            if progress.stalled(section.patience):
+                break
+            numbers = stepper.step(progress.step, positions, folder)
+            progress.step += 1
+            if log:
+                log.write(progress.step, **numbers, epoch=progress.step * section.epochs / len(plan))
+            loss, speed, rate = (numbers[name] for name in ("loss", "pairs_per_second", "learning_rate"))
+            advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {rate:.1e}")
+            if progress.step in evaluate_at:
+                _keep_if_best(progress, *measure(), reranker, accelerator, folder, log)
+            if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
+                save_checkpoint(progress, accelerator, folder)
+    if log:
+        log.close()
+    return progress
+
+
+class _Stepper:
+    """Carries out one optimizer step after the other."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        groups: Sequence[Group],
+        planned: int,
+        reranker: Reranker,
+        tokenized: TokenizedCollection,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self.section = recipe.train
+        self.groups = groups
+        self.planned = planned
+        self.accelerator = accelerator
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = accelerator.prepare(ScoringModel(reranker.model), optimizer)
+        self.engine = Engine(recipe.train, groups, reranker, tokenized, accelerator, self.model)
+
+    def step(self, number: int, positions: Sequence[int], folder: Path) -> dict[str, float]:
+        """Learn from the groups of step `number` (from 0); returns what is to be logged of it."""
+        started = time.monotonic()
+        factor = rate_factor(number, self.planned, self.section.warmup_share)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        loss, pairs = self.engine.gradients(positions)
+        if not math.isfinite(loss):
+            _stop_not_finite(folder, number, [self.groups[position] for position in positions], loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "loss": loss,
+            "pairs_per_second": round(pairs / (time.monotonic() - started), 2),
+            "padding": self.engine.padding,
+            "learning_rate": self.peaks[0] * factor,
+        }
+
+
+def _keep_if_best(
+    progress: Progress,
+    score: float,
+    scores: np.ndarray,
+    reranker: Reranker,
+    accelerator: Accelerator,
+    folder: Path,
+    log: Log | None,
+) -> None:
+    """Note a dev score and keep the model, and what it scored, where it is the best so far."""
+    progress.curve.append((progress.step, score))
+    best = score > progress.best_score
+    if best:
+        progress.best_score, progress.best_step = score, progress.step
+    if accelerator.is_main_process:
+        if best:
+            np.save(folder / "best_dev.npy", scores)
+            reranker.save(folder / "best")
+        assert log is not None
+        log.write(progress.step, dev_score=score)
+        console.stage("train", f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")
+    accelerator.wait_for_everyone()
+
+
+def _stop_not_finite(folder: Path, step: int, groups: Sequence[Group], loss: float) -> NoReturn:
+    """Keep the step's groups for inspection and say what to do."""
+    path = folder / "not_finite.json"
+    write_json(path, [asdict(group) for group in groups])
+    raise RunError(
+        f"train: the loss of step {step + 1} is {loss}; its groups are in {path}. "
+        "Lower train.learning_rate, or set train.precision=fp32."
+    )

@@ -1,0 +1,104 @@
+"""The model as it is trained: what is dropped, frozen, recomputed and compiled, and the optimizer with its rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.errors import RunError, one_line
+from trainer.recipe import Train
+from trainer.reranker import Reranker
+
+# Peak rates of the encoder under a fresh classifier, by millions of parameters. From 68M on they are those of the sweep
+# published with the Ettin rerankers (2026); below, it found 1.2e-4 (32M) and 2.4e-4 (17M), with 12 and more times as
+# many queries in a step.
+ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 1.5e-5), (600, 7e-6), (math.inf, 3e-6))
+# What ranks well before the first step, a ready reranker or a fitted interaction head, goes so much slower: users of
+# other tools report collapse at 6e-5, and here 5e-5 lost on dev what 2e-5 kept (docs/results.md).
+GENTLER = 2.5
+HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
+
+
+def prepare_model(section: Train, reranker: Reranker) -> None:
+    """Put the recipe's settings into the model; raises RunError where it cannot have them."""
+    for module in reranker.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = section.dropout
+    if section.frozen_layers:
+        _freeze(reranker, section.frozen_layers)
+    if section.gradient_checkpointing:
+        _checkpoint_layers(reranker)
+    if section.compile:
+        _compile(reranker)
+
+
+def default_rate(parameters: int, fresh_classifier: bool) -> float:
+    """Peak learning rate of the encoder for a model of so many parameters."""
+    by_size = next(rate for millions, rate in ENCODER_RATES if parameters <= millions * 1e6)
+    return by_size if fresh_classifier else by_size / GENTLER
+
+
+def make_optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.optim.AdamW:
+    """AdamW: matrices of the encoder decay, vectors do not; a fresh head's own weights have a faster rate and no decay.
+
+    The interaction head's linear term over the first state counts as encoder: hundreds of weights that all move at the
+    fast rate outvote the comparison of tokens within a few steps.
+    """
+    named = {name: weight for name, weight in reranker.model.named_parameters() if weight.requires_grad}
+    fast = [name for name in named if name in ("mixture", "token_weights")]
+    if not reranker.is_interaction:
+        encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
+        fast = [name for name in named if name not in encoder]
+    size = sum(weight.numel() for weight in named.values())
+    rate = section.learning_rate or default_rate(size, fresh_head and not reranker.is_interaction)
+    usual = HEAD_RATES["interaction" if reranker.is_interaction else "classifier"] if fresh_head else rate
+    slow = [(name, weight) for name, weight in named.items() if name not in fast]
+    matrices, vectors = ([weight for _, weight in slow if (weight.ndim > 1) == matrix] for matrix in (True, False))
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "lr": rate, "weight_decay": section.weight_decay},
+            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+            {"params": [named[name] for name in fast], "lr": section.head_learning_rate or usual, "weight_decay": 0.0},
+        ]
+    )
+
+
+def _encoder(reranker: Reranker) -> Any:
+    return reranker.model.encoder if reranker.is_interaction else reranker.model.base_model
+
+
+def _freeze(reranker: Reranker, layers: int) -> None:
+    """Let the embeddings and the lowest layers be: no gradient goes through them, which is most of a step's time."""
+    encoder = _encoder(reranker)
+    depth = encoder.config.num_hidden_layers
+    stack = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
+    if layers > depth:
+        raise RunError(f"train.frozen_layers: {layers}, but the model has {depth} layers; lower it")
+    for module in (encoder.get_input_embeddings(), encoder.embeddings, *stack[:layers]):
+        module.requires_grad_(False)
+
+
+def _checkpoint_layers(reranker: Reranker) -> None:
+    """Keep only what goes into each layer, and compute the layer again on the way back."""
+    try:
+        _encoder(reranker).activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise RunError(f"train.gradient_checkpointing: {one_line(error)} Set it to false.") from None
+
+
+def _compile(reranker: Reranker) -> None:
+    """Compile in place, so that weights keep their names; any length of text goes through one compiled graph.
+
+    A trial of one addition first: whether there is a compiler would otherwise only show in the middle of dev.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=reranker.model.device))
+    except RuntimeError as error:
+        raise RunError(
+            f"train.compile: torch.compile does not work here ({one_line(error)[:200]}); "
+            "install a C++ compiler (and triton for a GPU), or set it to false"
+        ) from None
+    reranker.model.compile(dynamic=True)
