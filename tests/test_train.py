@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from trainer.recipe import Train
-from trainer.train import default_rate, evaluation_steps, rate_factor, steps
+from trainer.data import build_collection
+from trainer.errors import RecipeError, RunError
+from trainer.groups import Group
+from trainer.pipeline import mixed_precision
+from trainer.recipe import Train, load_recipe
+from trainer.reranker import Reranker, TokenizedCollection, autocast
+from trainer.train import default_rate, evaluation_steps, rate_factor, steps, train
 
 
 def test_every_group_is_seen_once_in_each_epoch():
@@ -38,9 +45,21 @@ def test_rate_rises_then_falls_to_nearly_zero():
     assert all(earlier >= later for earlier, later in zip(factors[4:], factors[5:], strict=False))
 
 
-def test_what_ranks_already_gets_a_gentler_rate_than_a_fresh_classifier():
-    assert default_rate(22_000_000, fresh_classifier=False) < default_rate(22_000_000, fresh_classifier=True)
-    assert default_rate(500_000_000, fresh_classifier=True) < default_rate(100_000_000, fresh_classifier=True)
+@pytest.mark.parametrize(
+    ("millions", "fresh", "ranks_already"),
+    [
+        (17, 5e-5, 2e-5),
+        (33, 5e-5, 2e-5),
+        (68, 3e-5, 1.2e-5),
+        (110, 1.5e-5, 6e-6),
+        (150, 1.5e-5, 6e-6),
+        (400, 7e-6, 2.8e-6),
+        (1000, 3e-6, 1.2e-6),
+    ],
+)
+def test_rates_fall_with_size_and_what_ranks_already_goes_more_gently(millions, fresh, ranks_already):
+    assert default_rate(millions * 10**6, fresh_classifier=True) == pytest.approx(fresh)
+    assert default_rate(millions * 10**6, fresh_classifier=False) == pytest.approx(ranks_already)
 
 
 def losses(runs: Path) -> list[float]:
@@ -52,10 +71,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("loss", ["listwise", "pointwise"])
-def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss):
+@pytest.mark.parametrize(("loss", "negatives"), [("listwise", 2), ("pointwise", 30)])  # under and over the budget
+def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss, negatives):
     settings = [
         f"train.loss={loss}",
+        f"mine.negatives_per_positive={negatives}",
+        "mine.max_share_of_positive=null",
         "train.queries_per_step=5",
         "train.tokens_per_pass=512",
     ]  # 24 groups: a short last step
@@ -72,7 +93,8 @@ def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, lo
 
 def test_passes_under_the_token_budget_change_nothing(command, recipe_file, tmp_path):
     for budget in ("512", "65536"):
-        result = command(recipe_file, f"train.tokens_per_pass={budget}", "--force", "--runs", tmp_path / budget)
+        words = (f"train.tokens_per_pass={budget}", "mine.negatives_per_positive=30", "mine.max_share_of_positive=null")
+        result = command(recipe_file, *words, "--force", "--runs", tmp_path / budget)
         assert result.returncode == 0, result.stdout + result.stderr
     np.testing.assert_allclose(losses(tmp_path / "512"), losses(tmp_path / "65536"), atol=1e-5)
 
@@ -117,6 +139,72 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_step(command, recipe_file
     assert "Traceback" not in result.stderr
     assert "the loss of step" in result.stderr
     assert (tmp_path / "runs" / "tiny" / "train" / "not_finite.json").is_file()
+
+
+@pytest.fixture
+def train_here(recipe_file, beir, tmp_path):
+    """`train_here(dev_scores, override, ...)` trains in this process on dev scores that are given beforehand."""
+    collection = build_collection(load_recipe(recipe_file).data, tmp_path / "data")
+    groups = [Group(query, [query], [1], [(query + row) % 40 for row in range(1, 36)]) for query in range(8)]
+
+    def train_here(dev_scores, *overrides):
+        recipe = load_recipe(recipe_file, ["train.queries_per_step=2", "train.evaluations_per_epoch=4", *overrides])
+        reranker = Reranker.load(recipe.reranker.model, max_length=32)
+        tokenized = TokenizedCollection(collection, reranker.pairs)
+        left = iter(dev_scores)
+        (tmp_path / "train").mkdir(exist_ok=True)
+        measure = lambda: (next(left), np.zeros(1))  # noqa: E731
+        accelerator = Accelerator(cpu=True)
+        progress = train(recipe, groups, [], reranker, tokenized, measure, accelerator, tmp_path / "train")
+        return progress, list(left)
+
+    return train_here
+
+
+def test_training_ends_where_patience_does_and_a_run_killed_then_ends_the_same(train_here, tmp_path):
+    dev_scores = [0.1, 0.2, 0.4, 0.3, 0.4, 0.9]  # at steps 0, 1, 2 ...
+    progress, left = train_here(dev_scores, "train.patience=2")
+    assert left == [0.9]
+    assert (progress.step, progress.best_step, progress.best_score) == (4, 2, 0.4)
+    assert progress.ending == "stopped at step 4 of 8: no better since step 2"
+    resumed, left = train_here([], "train.patience=2")
+    assert resumed == progress
+    steps_done = [json.loads(line)["step"] for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps_done) == 4
+
+
+def test_without_patience_all_steps_are_done(train_here):
+    progress, left = train_here([0.9, *[0.1] * 8])
+    assert (progress.step, progress.best_step, progress.ending, left) == (8, 0, "", [])
+
+
+def test_a_loss_that_is_not_finite_in_a_large_group_stops_and_keeps_the_step(train_here, tmp_path):
+    with pytest.raises(RunError, match=r"train: the loss of step \d is nan; .* set train.precision=fp32"):
+        train_here([0.1] * 9, "train.learning_rate=1e30", "train.tokens_per_pass=512")
+    kept = json.loads((tmp_path / "train" / "not_finite.json").read_text())
+    assert [len(group["negatives"]) for group in kept] == [35, 35]
+
+
+def test_the_precision_that_is_asked_for_is_that_of_the_device_or_told(capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert mixed_precision("auto", cuda=False) == "no"
+    assert mixed_precision("auto", cuda=True) == "bf16"
+    assert mixed_precision("fp32", cuda=True) == "no"
+    assert mixed_precision("fp16", cuda=True) == "fp16"
+    with pytest.raises(RecipeError, match="train.precision: fp16 needs a CUDA GPU, and there is none here; take auto"):
+        mixed_precision("fp16", cuda=False)
+    assert not capsys.readouterr().out
+    assert mixed_precision("bf16", cuda=False) == "bf16"
+    assert "bf16 takes about eight times as long as fp32 on a CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_scores_are_computed_in_the_precision_of_training(precision, dtype):
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision=precision)
+    with autocast(torch.device("cpu")):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    AcceleratorState._reset_state()
 
 
 def test_weights_and_biases_offline_leaves_files(command, recipe_file, tmp_path):
