@@ -71,12 +71,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize(("loss", "negatives"), [("listwise", 2), ("pointwise", 30)])  # under and over the budget
-def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss, negatives):
+LARGE = ("mine.negatives_per_positive=30", "mine.random_share=0.8")  # groups of 40 documents and 1,000 tokens and more
+
+
+@pytest.mark.parametrize(("loss", "mining"), [("listwise", ()), ("pointwise", LARGE)])
+def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss, mining):
     settings = [
         f"train.loss={loss}",
-        f"mine.negatives_per_positive={negatives}",
-        "mine.max_share_of_positive=null",
+        *mining,
         "train.queries_per_step=5",
         "train.tokens_per_pass=512",
     ]  # 24 groups: a short last step
@@ -93,7 +95,7 @@ def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, lo
 
 def test_passes_under_the_token_budget_change_nothing(command, recipe_file, tmp_path):
     for budget in ("512", "65536"):
-        words = (f"train.tokens_per_pass={budget}", "mine.negatives_per_positive=30", "mine.max_share_of_positive=null")
+        words = (f"train.tokens_per_pass={budget}", *LARGE)
         result = command(recipe_file, *words, "--force", "--runs", tmp_path / budget)
         assert result.returncode == 0, result.stdout + result.stderr
     np.testing.assert_allclose(losses(tmp_path / "512"), losses(tmp_path / "65536"), atol=1e-5)
