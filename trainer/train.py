@@ -155,7 +155,7 @@ def train(
     checkpoint = _last_checkpoint(folder)
     if lists and checkpoint is None:
         start_head(reranker, tokenized, lists)
-    model, optimizer = accelerator.prepare(ScoringModel(reranker.model), optimizer)
+    model, optimizer = accelerator.prepare(ScoringModel(reranker), optimizer)
     engine = _Engine(section, groups, reranker, tokenized, accelerator, model)
 
     progress = _resume(checkpoint, accelerator) if checkpoint else Progress()
@@ -311,7 +311,7 @@ class _Engine:
         device = self.accelerator.device
         sizes = [self.pairs.size(pair) for pair in pairs]
         cut = buckets(sizes, TOKENS_PER_BUCKET.get(device.type, 4096))
-        batches = [self.pairs.pad([pairs[position] for position in positions], device) for positions in cut]
+        batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.padded_tokens += sum(batch["input_ids"].numel() for batch in batches)
         flat = torch.empty(len(pairs), device=device)
