@@ -1,6 +1,7 @@
 """Pairs without padding give the logits and gradients of padded ones, for every architecture that can."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,14 @@ from trainer import packing
 from trainer.errors import ModelError
 from trainer.reranker import Reranker, ScoringModel
 
-SIZE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_labels": 1}
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 70}
+SIZE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_labels": 1,
+}
+STILL: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 70}
 MODELS = {
     "bert": lambda: BertForSequenceClassification(BertConfig(**SIZE, **STILL, intermediate_size=48)),
     "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZE, **STILL, intermediate_size=48)),

@@ -49,7 +49,7 @@ class Packing:
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the architecture can: its layers hand unknown keywords on to the attention, and the first token counts."""
+    """Whether the architecture can: layers hand keywords on to the attention, and the head reads the first token."""
     config = _encoder(model).config
     return config.model_type in ARCHITECTURES and getattr(config, "classifier_pooling", "cls") == "cls"
 
@@ -136,16 +136,27 @@ def _attention(
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert not options["dropout"], "attention of varying length has no dropout; such batches are padded"
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
     # transformers counts a token itself into the window, torch does not.
     reach = sliding_window - 1 if sliding_window else -1
-    return _attend(*flat, packing, packing.bounds, packing.longest, options["scaling"], reach)[None], None
+    asking = (packing.bounds, packing.longest)
+    return _attend(_rows(query), _rows(key), _rows(value), packing, asking, options["scaling"], reach)[None], None
+
+
+def _rows(states: Tensor) -> Tensor:
+    """(1, heads, tokens, width) to (tokens, heads, width)."""
+    return states[0].transpose(0, 1)
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, asking: Tensor, most: int, scale: float, reach: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    asking: tuple[Tensor, int],
+    scale: float,
+    reach: int = -1,
 ) -> Tensor:
-    """Attention (asking tokens, heads, width) within pairs; `asking` bounds the queries, `most` of them in a pair."""
+    """Attention within pairs, all (tokens, heads, width); `asking` are the queries' bounds and most in one pair."""
     width = value.shape[-1]
     if packing.behind is not None:
         side = torch.where(packing.behind, 1.0, -1.0) * math.sqrt(packing.damping / (2 * scale))
@@ -155,11 +166,11 @@ def _attend(
             for states, more in ((query, side), (key, side), (value, torch.zeros_like(side)))
         )  # eight coordinates where one would do: kernels want multiples of eight
     if query.is_cuda:
-        half = (states.to(value.dtype) for states in (query, key, value))  # rotated queries and keys may be wider
-        bounds = (asking, packing.bounds, most, packing.longest)
-        found: Any = varlen_attn(*half, *bounds, scale=scale, window_size=(reach, reach))
+        query, key = query.to(value.dtype), key.to(value.dtype)  # rotated ones may be wider
+        bounds: Any = (asking[0], packing.bounds, asking[1], packing.longest)
+        found: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(reach, reach))
     else:
-        found = _one_by_one(query, key, value, asking.tolist(), packing.bounds.tolist(), scale, reach)
+        found = _one_by_one(query, key, value, asking[0].tolist(), packing.bounds.tolist(), scale, reach)
     return found[..., :width]
 
 
@@ -206,9 +217,8 @@ def _narrow_bert(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=attention.scaling
         ).transpose(1, 2)
     else:
-        asking = torch.arange(len(packing.bounds), dtype=torch.int32, device=query.device)
-        flat = (query[:, :, 0], key[0].transpose(0, 1), value[0].transpose(0, 1))
-        mixed = _attend(*flat, packing, asking, 1, attention.scaling, -1)[:, None]
+        asking = (torch.arange(len(packing.bounds), dtype=torch.int32, device=query.device), 1)
+        mixed = _attend(query[:, :, 0], _rows(key), _rows(value), packing, asking, attention.scaling)[:, None]
     return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(2), first))
 
 
