@@ -25,9 +25,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_sides import LONGEST, SHAPES, ask, be_quiet, model_flops, padding, peak_mib, peak_tflops, save_base, say
+from bench_sides import (
+    LONGEST,
+    SHAPES,
+    ask,
+    be_quiet,
+    model_flops,
+    padding,
+    peak_mib,
+    peak_tflops,
+    print_table,
+    save_base,
+    say,
+)
 
 from trainer.data import Collection, build_collection
+from trainer.errors import TrainerError
 from trainer.recipe import Data
 from trainer.runs import read_json, write_json
 
@@ -176,25 +189,6 @@ def device_peak(device: str) -> float | None:
     return peak_tflops(torch.cuda.get_device_name()) if device == "cuda" else None
 
 
-def print_table(
-    seconds: dict[str, float],
-    mib: dict[str, float],
-    wasted: dict[str, float],
-    pairs: int,
-    tokens: int,
-    at_peak: float | None,
-) -> None:
-    """A row a side; `at_peak` is how many seconds the work would take at the chip's peak."""
-    names = ["", "seconds", "pairs/s", "tokens/s", "padding", "peak MiB", "ours / theirs, time", "memory"]
-    names += ["share of the chip's peak"] if at_peak else []
-    print(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
-    for side, took in seconds.items():
-        cells = [side, f"{took:.2f}", f"{pairs / took:.1f}", f"{tokens / took:,.0f}", f"{wasted[side]:.1%}"]
-        cells += [f"{mib[side]:.0f}", f"{seconds['ours'] / took:.2f}", f"{mib['ours'] / mib[side]:.2f}"]
-        cells += [f"{at_peak / took:.1%}"] if at_peak else []
-        print(f"| {' | '.join(cells)} |")
-
-
 def run_side(side: str, folder: Path) -> None:
     """One pass in this process, for its memory."""
     task = read_json(folder / "task.json")
@@ -224,7 +218,10 @@ def main() -> None:
     for path in arguments.collections:
         with tempfile.TemporaryDirectory() as folder:
             save_base(arguments.shape, Path(folder) / "base")
-            largest = max(largest, compare(path, Path(folder), arguments))
+            try:
+                largest = max(largest, compare(path, Path(folder), arguments))
+            except TrainerError as error:
+                parser.error(str(error))
     if largest > SAME:
         raise SystemExit(f"bench_score: float32 scores differ by {largest:.1e}, more than {SAME:.0e}")
 

@@ -27,9 +27,12 @@ PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989
 
 
 def be_quiet() -> None:
-    """No bars and no notes on fresh heads: only the tables are for reading."""
+    """No stages, no bars, no notes on fresh heads: only the tables are for reading."""
     from transformers.utils import logging
 
+    from trainer import console
+
+    console.quiet()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
@@ -122,6 +125,25 @@ def peak_mib() -> float:
     # Linux carries ru_maxrss over from the process that started this one, which may have held more.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 2**10
+
+
+def print_table(
+    seconds: dict[str, float],
+    mib: dict[str, float],
+    wasted: dict[str, float],
+    pairs: int,
+    tokens: float,
+    at_peak: float | None = None,
+) -> None:
+    """A row a side, ours first; `at_peak` is how many seconds the work would take at the chip's peak."""
+    names = ["", "seconds", "pairs/s", "tokens/s", "padding", "peak MiB", "ours / theirs, time", "memory"]
+    names += ["share of the chip's peak"] if at_peak else []
+    print(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
+    for side, took in seconds.items():
+        cells = [side, f"{took:.2f}", f"{pairs / took:.1f}", f"{tokens / took:,.0f}", f"{wasted[side]:.1%}"]
+        cells += [f"{mib[side]:.0f}", f"{seconds['ours'] / took:.2f}", f"{mib['ours'] / mib[side]:.2f}"]
+        cells += [f"{at_peak / took:.1%}"] if at_peak else []
+        print(f"| {' | '.join(cells)} |")
 
 
 def say(**found: Any) -> None:
