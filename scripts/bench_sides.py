@@ -6,12 +6,13 @@ for such rerankers, is not compared: it is not among the packages this project i
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ def be_quiet() -> None:
     logging.set_verbosity_error()
 
 
+def parse(parser: argparse.ArgumentParser, sides: Iterable[str]) -> argparse.Namespace:
+    """The command line, with what every bench of two sides takes."""
+    parser.add_argument("--shape", choices=SHAPES, default="minilm", help="the last two with random weights")
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    be_quiet()
+    return parser.parse_args()
+
+
 def save_base(shape: str, folder: Path) -> None:
     """A plain sequence classifier with one label and no dropout: MiniLM under a fresh head, or random weights."""
     import torch
@@ -49,7 +59,7 @@ def save_base(shape: str, folder: Path) -> None:
     if shape == "minilm":
         model, tokenizer = base.model, base.tokenizer
     else:
-        # Its own tokenizer is nowhere on this machine: MiniLM's, without the segments that these models do not have.
+        # Their own tokenizers are in no package: MiniLM's, without the segments that these models do not have.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=base.tokenizer.backend_tokenizer,
             model_input_names=["input_ids", "attention_mask"],
@@ -62,7 +72,7 @@ def save_base(shape: str, folder: Path) -> None:
     Reranker(model, tokenizer, LONGEST).save(folder)
 
 
-def _config(shape: str, pad: int) -> Any:
+def _config(shape: str, pad: Any) -> Any:
     """The published sizes, vocabulary included, with one label."""
     from transformers import ModernBertConfig, XLMRobertaConfig
 

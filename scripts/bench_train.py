@@ -5,16 +5,15 @@
     python scripts/bench_train.py PATH/TO/beir --memory      # ours alone, groups of 8 and of 128 documents
 
 Both train one plain checkpoint on the same groups, mined once by ours: a train query, one positive, negatives drawn
-from the whole collection. The groups of every step are the same, the loss is (`listwise` is their ListNetLoss, given
-labels whose softmax is the positive alone; `pointwise` their BinaryCrossEntropyLoss), and so are rate, schedule,
-clipping and AdamW without decay, which each side would put on other weights; nothing is dropped out. That the losses
-stay together shows that the speed is of one computation; ends with exit code 1 where float32 losses are more than
-1e-4 apart.
+from the whole collection. Every step has the same groups, loss, rate, clipping and AdamW: `listwise` is their
+ListNetLoss, given labels whose softmax is the positive alone, and `pointwise` their BinaryCrossEntropyLoss. No weight
+decays, because each side would choose other weights for it, and nothing is dropped out. That the losses stay together
+shows that the speeds are of one computation; ends with exit code 1 where float32 losses are more than 1e-4 apart.
 
 A step is from texts to new weights. Ours tokenises all texts before its first step, so those seconds are shared out
 over the steps; theirs tokenises within each. Theirs runs with fused AdamW, and with as many pairs in a pass as was
 fastest on a few steps: `mini_batch_size` of the list loss, batch and gradient accumulation of the other. It has no
-batches by length (its trainer makes its own sampler, whatever `train_sampling_strategy` says). On a GPU both compute
+batches by length (its trainer makes its own sampler, whatever `train_sampling_strategy` says). On one GPU both compute
 in bf16 under autocast, theirs with tf32, pinned memory and workers. Sides take turns, each in a process of its own,
 so that its peak memory is its own.
 """
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bench_sides import SHAPES, ask, be_quiet, padding, peak_mib, print_table, save_base, say
+from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say
 
 from trainer.errors import TrainerError
 from trainer.groups import Group, read_groups, write_groups
@@ -135,9 +134,10 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Losses and seconds of their steps, `task["pass"]` pairs in a pass."""
     import torch
     from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
-    from torch.utils.data import BatchSampler, SequentialSampler
+    from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
 
     from trainer.train import rate_factor
@@ -145,7 +145,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     lists = task["loss"] == "listwise"
     in_step = task["queries_per_step"] * (1 + task["negatives"])
-    passes = 1 if lists else in_step // task["pass"]
+    accumulated = 1 if lists else in_step // task["pass"]
     losses, ends = [], []
 
     class Clock(TrainerCallback):
@@ -170,9 +170,9 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         args=CrossEncoderTrainingArguments(
             output_dir=str(folder / "theirs"),
             per_device_train_batch_size=task["queries_per_step"] if lists else task["pass"],
-            gradient_accumulation_steps=passes,
+            gradient_accumulation_steps=accumulated,
             max_steps=task["steps"],
-            batch_sampler=lambda dataset, batch_size, **_: BatchSampler(SequentialSampler(dataset), batch_size, False),
+            batch_sampler=lambda rows, batch_size, **_: DefaultBatchSampler(SequentialSampler(rows), batch_size, False),
             bf16=cuda and torch.cuda.is_bf16_supported(),
             tf32=cuda or None,
             dataloader_num_workers=2 if cuda else 0,
@@ -192,7 +192,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     ).train()
     # A step's passes each return their share of its loss.
     return {
-        "losses": torch.stack(losses).view(-1, passes).sum(dim=1).tolist(),
+        "losses": torch.stack(losses).view(-1, accumulated).sum(dim=1).tolist(),
         "seconds": np.diff(ends, prepend=np.nan).tolist(),
     }
 
@@ -305,12 +305,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--loss", choices=("listwise", "pointwise"), default="listwise")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shape", choices=SHAPES, default="minilm", help="the last two with random weights")
     parser.add_argument("--memory", action="store_true", help="our peak for groups of 8 and of 128 documents, no more")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    be_quiet()
+    arguments = parse(parser, SIDES)
     if arguments.side:
         run_side(arguments.side, arguments.folder)
         return
@@ -325,7 +321,7 @@ def main() -> None:
             largest = grow(task, folder) if arguments.memory else compare(task, folder, arguments.rounds)
         except TrainerError as error:
             parser.error(str(error))
-    if largest is not None and largest > SAME and not on_gpu():
+    if largest is not None and not largest <= SAME and not on_gpu():  # nan is not the same either
         raise SystemExit(f"bench_train: float32 losses are {largest:.1e} apart, more than {SAME:.0e}")
 
 
