@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trials import Scores, Trials
 
 from trainer.console import console, table
-from trainer.evaluate import mean_score
-from trainer.mine import candidate_lists, mine
-from trainer.pipeline import PROBE_DEPTH, Pipeline
+from trainer.mine import candidate_lists
+from trainer.pipeline import PROBE_DEPTH
 from trainer.recipe import Mine, Recipe, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection, rerank
-from trainer.runs import read_json, write_json
-from trainer.teacher import Teacher
-from trainer.train import start_head, train
-
-RUNS = Path("runs")
+from trainer.reranker import TokenizedCollection
+from trainer.train import start_head
 
 
 def strategies(section: Mine, teacher: str | None) -> dict[str, Mine]:
@@ -44,56 +40,28 @@ def strategies(section: Mine, teacher: str | None) -> dict[str, Mine]:
     return found
 
 
-class Bench:
-    """One recipe's collection and candidates, and the weights that every run starts from."""
+class Bench(Trials):
+    """Trials whose runs all start from the same weights."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.pipeline = Pipeline(recipe, RUNS / recipe.name)
-        for stage in ("data", "retrieve"):
-            self.pipeline.carry_out(stage, force=False)
-        self.candidates = {split: self.pipeline.candidates(split) for split in ("train", "dev", "test")}
-        section = recipe.reranker
-        self.reranker = Reranker.load(
-            section.model, head=section.head, max_length=section.max_length, layers=section.layers
-        )
+        super().__init__(recipe, "negatives")
+        self.reranker = self.load_base()
         self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
         deep = min(PROBE_DEPTH, recipe.rerank_depth)
         lists = candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
         start_head(self.reranker, self.tokenized, lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
-        self.start_dev = self.measure("dev")
+        self.start_dev = self.measure("dev", self.reranker, self.tokenized)
 
-    def measure(self, split: str) -> tuple[float, np.ndarray]:
-        """The two-stage score of the model as it stands, and its scores."""
-        candidates = self.candidates[split].top(self.recipe.rerank_depth)
-        scores = rerank(self.reranker, self.tokenized, candidates, self.pipeline.accelerator, note=split)
-        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric, scores), scores
-
-    def run(self, section: Mine, seed: int) -> dict[str, float]:
-        """Mine, train from the start and measure; the best checkpoint on dev counts."""
-        collection, accelerator = self.pipeline.collection, self.pipeline.accelerator
-        recipe = self.recipe.model_copy(update={"seed": seed, "mine": section})
-        teacher = None
-        if section.teacher:
-            length = recipe.reranker.max_length
-            teacher = Teacher(section.teacher, collection, RUNS / ".teachers", accelerator, max_length=length)
-        mined = mine(section, collection, self.candidates["train"], seed, teacher)
+    def run(self, section: Mine, seed: int) -> Scores:
+        """Mine, train from the start and measure."""
         self.reranker.model.load_state_dict(self.start)
         dev = iter([self.start_dev])  # the start is known already
 
         def measure() -> tuple[float, np.ndarray]:
-            return next(dev, None) or self.measure("dev")
+            return next(dev, None) or self.measure("dev", self.reranker, self.tokenized)
 
-        folder = self.pipeline.folder / "negatives"
-        for older in sorted(folder.rglob("*"), reverse=True):
-            older.unlink() if older.is_file() else older.rmdir()
-        folder.mkdir(exist_ok=True)
-        progress = train(recipe, mined.groups, [], self.reranker, self.tokenized, measure, accelerator, folder)
-        accelerator.free_memory()
-        best = Reranker.load(folder / "best", max_length=recipe.reranker.max_length)
-        self.reranker.model.load_state_dict(best.model.state_dict())
-        return {"dev": progress.best_score, "last dev": progress.curve[-1][1], "test": self.measure("test")[0]}
+        return self.train(seed, self.mine(section, seed).groups, [], self.reranker, self.tokenized, measure)
 
 
 def main() -> None:
@@ -104,28 +72,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14])
     parser.add_argument("--teacher", help="a cross-encoder; without it the last row is left out")
     arguments = parser.parse_intermixed_args()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    path = RUNS / recipe.name / "negatives.json"
-    done = read_json(path) if path.is_file() else {}
-    bench = Bench(recipe)
-    metric, collection = bench.pipeline.metric, bench.pipeline.collection
+    bench = Bench(load_recipe(arguments.recipe, arguments.overrides))
     for split in ("dev", "test"):
-        first = mean_score(collection, split, bench.candidates[split].top(recipe.rerank_depth), metric)
-        console.print(f"{split}: first stage {first:.4f}, start {bench.measure(split)[0]:.4f}")
-    ways = strategies(recipe.mine, arguments.teacher)
+        start = bench.measure(split, bench.reranker, bench.tokenized)[0]
+        console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
+    runs: dict[str, list[Scores]] = {}
     for seed in arguments.seeds:
-        for name, section in ways.items():
-            key = f"{name}; seed {seed}"
-            if key not in done:
-                done[key] = bench.run(section, seed)
-                write_json(path, done)
-            console.print(f"{key}: {done[key]}")
+        for name, section in strategies(bench.recipe.mine, arguments.teacher).items():
+            done = bench.once(f"{name}; seed {seed}", lambda section=section, seed=seed: bench.run(section, seed))
+            runs.setdefault(name, []).append(done)
     rows = []
-    for name in ways:
-        runs = [done[f"{name}; seed {seed}"] for seed in arguments.seeds]
-        cells = [[run[kind] for run in runs] for kind in ("dev", "last dev", "test")]
+    for name, found in runs.items():
+        cells = [[run[kind] for run in found] for kind in ("dev", "last dev", "test")]
         rows.append([name, *(f"{np.mean(cell):.4f} ({min(cell):.4f} to {max(cell):.4f})" for cell in cells)])
-    table(f"{metric} over {len(arguments.seeds)} seeds", ["negatives", "best dev", "last dev", "test"], rows)
+    title = f"{bench.pipeline.metric} over {len(arguments.seeds)} seeds"
+    table(title, ["negatives", "best dev", "last dev", "test"], rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from trainer.batches import PairEncoder, buckets
+from trainer.batches import PairEncoder, ahead, buckets
 
 TEMPLATES = ["bert", "roberta", "modernbert"]
 
@@ -22,7 +22,7 @@ def texts(rng, words, lengths):
 def assert_equals_the_tokenizer(tokenizer, queries, documents, max_length):
     pairs = PairEncoder(tokenizer, max_length)
     tokens = list(zip(pairs.tokenize(queries), pairs.tokenize(documents), strict=True))
-    ours = pairs.pad(tokens, "cpu")
+    ours = pairs.pad(tokens)
     theirs = tokenizer(queries, documents, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     assert set(ours) == set(theirs)
     for name in theirs:
@@ -67,7 +67,7 @@ def test_two_texts_each_longer_than_the_pair_equal_the_tokenizers_own(tokenizer,
 def test_only_models_with_segments_get_them(tiny, words):
     for name in TEMPLATES:
         pairs = PairEncoder(AutoTokenizer.from_pretrained(tiny[name]), 16)
-        batch = pairs.pad([tuple(pairs.tokenize(["disk full", "queue"]))], "cpu")
+        batch = pairs.pad([tuple(pairs.tokenize(["disk full", "queue"]))])
         assert ("token_type_ids" in batch) == (name == "bert")
 
 
@@ -106,3 +106,30 @@ def test_little_of_a_bucket_is_padding():
     as_they_come = [list(range(start, min(start + 64, 2000))) for start in range(0, 2000, 64)]
     assert padding(as_they_come) > 0.4
     assert padding(buckets(sizes, 4096)) < 0.04
+
+
+def test_ahead_gives_the_items_in_order_and_makes_one_more_than_was_asked_for():
+    made = []
+
+    def slowly():
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    taken = []
+    for number in ahead(slowly()):
+        taken.append(number)
+        assert len(made) <= number + 2
+    assert taken == made == [0, 1, 2, 3, 4]
+    assert list(ahead([])) == []
+
+
+def test_a_fault_in_another_thread_is_raised_where_the_item_is_due():
+    def breaks():
+        yield 1
+        raise ValueError("no more")
+
+    items = ahead(breaks())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(items)

@@ -19,7 +19,7 @@ def reranker(request, tiny):
 
 def inputs(reranker, pairs):
     tokens = reranker.pairs.tokenize([text for pair in pairs for text in pair])
-    return reranker.pairs.pad(list(zip(tokens[::2], tokens[1::2], strict=True)), "cpu")
+    return reranker.pairs.pad(list(zip(tokens[::2], tokens[1::2], strict=True)))
 
 
 def test_each_text_stands_in_its_own_frame(reranker):
@@ -62,8 +62,8 @@ def test_features_of_the_embedding_layer_by_hand(tiny):
     weights = torch.ones(len(reranker.model.token_weights))
     weights[int(query[0])] = 3.0
     reranker.model.start_head(weights)
-    features, _ = reranker.model.features(**reranker.pairs.pad([(query, document)], "cpu"))
-    ids = reranker.pairs.pad([(query, document)], "cpu")["input_ids"]  # [CLS] q q [SEP] [CLS] d d d [SEP]
+    features, _ = reranker.model.features(**reranker.pairs.pad([(query, document)]))
+    ids = reranker.pairs.pad([(query, document)])["input_ids"]  # [CLS] q q [SEP] [CLS] d d d [SEP]
     states = reranker.model.encoder.embeddings(ids)[0]
     unit = torch.nn.functional.normalize(states, dim=1)
     best = (unit[1:3] @ unit[5:8].T).max(dim=1).values

@@ -55,7 +55,7 @@ class Gradients:
         reranker = Reranker.load(self.folder, max_length=64)
         prepare_model(section, reranker)
         accelerator = Accelerator(cpu=True)
-        model = accelerator.prepare(wrap(ScoringModel(reranker.model)))
+        model = accelerator.prepare(wrap(ScoringModel(reranker)))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         self.engine = Engine(section, groups, reranker, tokenized, accelerator, model)
         torch.manual_seed(7)
@@ -191,7 +191,7 @@ def test_a_compiled_model_is_saved_under_plain_names(tiny, tmp_path):
         prepare_model(Train(compile=compiled), reranker)
         assert (reranker.model._compiled_call_impl is not None) == compiled
         accelerator = Accelerator(cpu=True)
-        accelerator.prepare(ScoringModel(reranker.model))
+        accelerator.prepare(ScoringModel(reranker))
         folders = [tmp_path / f"{name}-{compiled}" for name in ("state", "best")]
         accelerator.save_state(str(folders[0]))
         reranker.save(folders[1])

@@ -7,13 +7,16 @@ BERT, RoBERTa and ModernBERT templates). Buckets hold pairs of nearly one length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Tokens = np.ndarray  # (length,) int32, without special tokens
 
 TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}  # padded tokens in one forward; caches on a CPU, occupancy on a GPU
@@ -70,38 +73,30 @@ class PairEncoder:
                 short, long = room // 2, room - room // 2
         return (short, long) if len(query) <= len(document) else (long, short)
 
-    def pad(self, pairs: Sequence[tuple[Tokens, Tokens]], device: torch.device | str) -> dict[str, torch.Tensor]:
+    def pad(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> dict[str, torch.Tensor]:
         """One padded batch: input_ids, attention_mask and (where the model has them) token_type_ids, all int64."""
         kept = [self.lengths(query, document) for query, document in pairs]
-        width = max(query + document for query, document in kept) + self.num_special
-        ids = np.full((len(pairs), width), self.pad_id, dtype=np.int64)
-        segments = np.zeros_like(ids)
-        mask = np.zeros_like(ids)
-        for row, ((query, document), (query_length, document_length)) in enumerate(zip(pairs, kept, strict=True)):
-            parts = [
-                self.before.ids,
-                query[:query_length],
-                self.between.ids,
-                document[:document_length],
-                self.behind.ids,
-            ]
-            joined = np.concatenate(parts)
-            ids[row, : len(joined)] = joined
-            mask[row, : len(joined)] = 1
-            if self.has_segments:
-                segments[row, : len(joined)] = np.concatenate(
-                    [
-                        self.before.segments,
-                        np.full(query_length, self.query_segment),
-                        self.between.segments,
-                        np.full(document_length, self.document_segment),
-                        self.behind.segments,
-                    ]
-                )
-        arrays = {"input_ids": ids, "attention_mask": mask} | (
-            {"token_type_ids": segments} if self.has_segments else {}
-        )
-        return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        pieces = []
+        for (query, document), (query_length, document_length) in zip(pairs, kept, strict=True):
+            texts = (query[:query_length], document[:document_length])
+            pieces += [self.before.ids, texts[0], self.between.ids, texts[1], self.behind.ids]
+        lengths = np.array(kept).sum(axis=1) + self.num_special
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate(pieces)
+        arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if self.has_segments:
+            arrays["token_type_ids"] = np.zeros_like(ids)
+            arrays["token_type_ids"][mask] = self._segments(np.array(kept))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _segments(self, kept: np.ndarray) -> np.ndarray:
+        """Segment ids of all pairs in a row, for (pairs, 2) lengths of query and document."""
+        runs = [*self.before.segments, self.query_segment, *self.between.segments, self.document_segment]
+        runs += self.behind.segments
+        counts = np.ones((len(kept), len(runs)), dtype=np.int64)
+        counts[:, [len(self.before.ids), len(self.before.ids) + 1 + len(self.between.ids)]] = kept
+        return np.repeat(np.tile(runs, len(kept)), counts.ravel())
 
     def size(self, pair: tuple[Tokens, Tokens]) -> int:
         """Tokens of the joined pair, special tokens included."""
@@ -121,3 +116,13 @@ def buckets(sizes: Sequence[int], tokens: int) -> list[list[int]]:
         else:
             cut.append([position])
     return cut
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items in their order, the next one made by another thread while the caller is busy with the last."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as other:
+        coming = other.submit(list[T], islice(iterator, 1))
+        while made := coming.result():
+            coming = other.submit(list[T], islice(iterator, 1))
+            yield made[0]

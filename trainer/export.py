@@ -106,7 +106,7 @@ class _Graph(nn.Module):
 def _write_onnx(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]], path: Path) -> None:
     """One file with dynamic batch and length, output `logits` (batch, 1)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    example = reranker.pairs.pad(pairs[:2], "cpu")
+    example = reranker.pairs.pad(pairs[:2])
     device = reranker.model.device
     graph = _Graph(reranker.model.to("cpu").eval(), list(example))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -132,7 +132,7 @@ def score_onnx(path: Path, reranker: Reranker, pairs: Sequence[tuple[Tokens, Tok
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     scores = []
     for start, end in [(0, 1), *((start, start + 8) for start in range(1, len(pairs), 8))]:
-        inputs = reranker.pairs.pad(pairs[start:end], "cpu")
+        inputs = reranker.pairs.pad(pairs[start:end])
         scores.append(session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})[0])
     return np.concatenate(scores).squeeze(1)
 

@@ -104,19 +104,30 @@ class InteractionForSequenceClassification(PreTrainedModel):
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the head mixes: features (batch, layers, 3) and first states (batch, hidden) of (batch, length) ids."""
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        real = real.bool()
+        query, document, behind = self.texts(input_ids, real.bool())
+        bias = self._attention_bias(behind, real.bool())
+        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
+        states = [outputs.hidden_states[layer] for layer in self.config.layers]
+        return self.compare(states, input_ids, query, document), outputs.last_hidden_state[:, 0]
+
+    def texts(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which tokens are the query's, the document's, and behind the first separator: (batch, length) bool each."""
         separators = (input_ids == self.config.separator_id).long()
-        behind = (separators.cumsum(dim=1) - separators) > 0  # on the document's side of the first separator
+        behind = (separators.cumsum(dim=1) - separators) > 0
         special = torch.zeros_like(real)
         for identity in self.config.special_ids:
             special = special | (input_ids == identity)
-        query, document = real & ~special & ~behind, real & ~special & behind
+        return real & ~special & ~behind, real & ~special & behind, behind
 
-        bias = self._attention_bias(behind, real)
-        outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
+    def compare(self, states: list[Tensor], input_ids: Tensor, query: Tensor, document: Tensor) -> Tensor:
+        """Features (batch, layers, 3) of the compared layers' states (batch, length, hidden)."""
         weights = self.token_weights.clamp(min=0)[input_ids]
-        compared = [_compare(outputs.hidden_states[layer], query, document, weights) for layer in self.config.layers]
-        return torch.stack(compared, dim=1), outputs.last_hidden_state[:, 0]
+        return torch.stack([_compare(one, query, document, weights) for one in states], dim=1)
+
+    def combine(self, features: Tensor, first: Tensor) -> Tensor:
+        """Logits (batch, 1) of features (batch, layers, 3) and first states (batch, hidden)."""
+        mixed = SHARPNESS * (features * self.mixture).sum(dim=(1, 2))
+        return self.classifier(first) + mixed[:, None]
 
     def forward(
         self,
@@ -127,9 +138,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor]:
         """Logits (batch, 1) for (batch, length) ids; the separator, not `token_type_ids`, tells the texts apart."""
-        features, first = self.features(input_ids, attention_mask)
-        mixed = SHARPNESS * (features * self.mixture).sum(dim=(1, 2))
-        logits = self.classifier(first) + mixed[:, None]
+        logits = self.combine(*self.features(input_ids, attention_mask))
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainer.batches import TOKENS_PER_BUCKET, PairEncoder, Tokens, buckets
-from trainer.console import progress
+from trainer import packing
+from trainer.batches import TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
+from trainer.console import progress, warn
 from trainer.data import Collection
 from trainer.errors import ModelError
 from trainer.interaction import InteractionConfig, InteractionForSequenceClassification
@@ -42,6 +43,9 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's name
 
 AutoConfig.register("interaction", InteractionConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(InteractionConfig, InteractionForSequenceClassification, exist_ok=True)
+
+Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
+CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Reranker:
         self.model: Any = model  # a PreTrainedModel; its wrapped .to() defeats type checkers
         self.tokenizer = tokenizer
         self.pairs = PairEncoder(tokenizer, max_length)
+        packing.prepare(model)
+        self.packed = packing.can_pack(model) and _has_flash_attention(model.device)
+        self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
 
     @classmethod
     def load(
@@ -100,9 +107,8 @@ class Reranker:
         saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
-        reranker = cls(model, tokenizer, max_length or saved)
-        reranker.model.to(_device()).eval()
-        return reranker
+        model: Any = model
+        return cls(model.to(_device()).eval(), tokenizer, max_length or saved)
 
     @property
     def max_length(self) -> int:
@@ -125,35 +131,66 @@ class Reranker:
         best: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
 
-    @torch.inference_mode()
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
-        return self._over_buckets(pairs, lambda inputs: self.model(**inputs).logits.squeeze(1), note)
+        return self.score_chunks([pairs], len(pairs), note)
 
-    @torch.inference_mode()
+    def score_chunks(
+        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: str | None = None
+    ) -> np.ndarray:
+        """The same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
+        return self._over_chunks(chunks, total, packing.logits, note)
+
     def features(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """What the interaction head mixes: (pairs, layers, 3) float32."""
-        return self._over_buckets(pairs, lambda inputs: self.model.features(**inputs)[0], note)
+        return self._over_chunks([pairs], len(pairs), packing.features, note)
 
-    def _over_buckets(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Callable[[dict[str, Tensor]], Tensor], note: str | None
+    @torch.inference_mode()
+    def _over_chunks(
+        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: str | None
     ) -> np.ndarray:
-        """`compute` of every pair, in the order of `pairs`."""
-        if not pairs:
+        """`compute` of every pair, in the order of the pairs.
+
+        Results stay on the device until the end, so that a GPU computes while the next batch is put together.
+        """
+        if not total:
             return np.empty(0, dtype=np.float32)
-        device = self.model.device
         training = self.model.training
         self.model.eval()
-        cut = buckets([self.pairs.size(pair) for pair in pairs], TOKENS_PER_BUCKET.get(device.type, 4096))
-        parts = []
-        with progress(note or "score", total=len(pairs) if note else 0) as advance:
-            for positions in cut:
-                inputs = self.pairs.pad([pairs[position] for position in positions], device)
-                with autocast(device):
-                    parts.append(compute(inputs).float().cpu().numpy())
-                advance(len(positions))
+        with progress(note or "score", total=total if note else 0) as advance, autocast(self.model.device):
+            parts = [self._over_buckets(pairs, compute, advance) for pairs in ahead(chunks)]
         self.model.train(training)
-        return np.concatenate(parts)[np.argsort(np.concatenate(cut), kind="stable")]
+        return torch.cat(parts).cpu().numpy()
+
+    def _over_buckets(
+        self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Compute, advance: Callable[..., None]
+    ) -> Tensor:
+        """`compute` of one chunk's pairs, in smaller buckets from where the memory did not suffice."""
+        sizes = [self.pairs.size(pair) for pair in pairs]
+        waiting = buckets(sizes, self.tokens_per_bucket)
+        parts, order = [], []
+        while waiting:
+            batch = self.pairs.pad([pairs[at] for at in waiting[0]])
+            try:
+                parts.append(compute(self.model, batch, self.packed))
+            except torch.OutOfMemoryError:
+                self._shrink_buckets([sizes[at] for at in waiting[0]])
+                left = sum(waiting, [])
+                cut = buckets([sizes[at] for at in left], self.tokens_per_bucket)
+                waiting = [[left[at] for at in places] for places in cut]
+                continue
+            advance(len(waiting[0]))
+            order += waiting.pop(0)
+        return torch.cat(parts)[torch.tensor(order).argsort().to(self.model.device)]
+
+    def _shrink_buckets(self, sizes: Sequence[int]) -> None:
+        """After the memory did not suffice for a bucket of such pairs; raises ModelError where it was a single one."""
+        if len(sizes) == 1:
+            raise ModelError(
+                f"reranker.max_length: memory does not suffice for one pair of {sizes[0]} tokens; lower it"
+            )
+        self.tokens_per_bucket = len(sizes) * max(sizes) // 2
+        warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path) -> None:
         """Weights, configuration and tokenizer, whole or not at all."""
@@ -173,13 +210,24 @@ class Reranker:
         partial.replace(folder)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """The precision that Accelerate was told; where it was not started, bf16 on GPUs that have it, else float32."""
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """What models compute in: as Accelerate was told; where it was not started, bf16 on GPUs that have it; None: fp32."""
     if is_initialized():
-        precision = AcceleratorState().mixed_precision
-    else:
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
-    return torch.autocast(device.type, dtype=HALVES.get(precision), enabled=precision in HALVES)
+        return HALVES.get(AcceleratorState().mixed_precision)
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Half precision where it is used on the device."""
+    half = half_precision(device)
+    return torch.autocast(device.type, dtype=half, enabled=half is not None)
+
+
+def _has_flash_attention(device: torch.device) -> bool:
+    """Whether torch's kernel for sequences of varying length runs: NVIDIA from Ampere on, in half precision."""
+    if device.type != "cuda" or half_precision(device) is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _device() -> str:
@@ -283,7 +331,8 @@ def score_rows(
 ) -> np.ndarray:
     """Logits (pairs,) float32 of (query row, document row) pairs, shared out over all processes."""
     ours = rows[accelerator.process_index :: accelerator.num_processes]
-    part = reranker.score_tokens(tokenized.pairs(ours), note)
+    chunks = (tokenized.pairs(ours[start : start + CHUNK]) for start in range(0, len(ours), CHUNK))
+    part = reranker.score_chunks(chunks, len(ours), note)
     parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
     scores = np.empty(len(rows), dtype=np.float32)
     for index, numbers in enumerate(parts):
@@ -315,12 +364,14 @@ def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
 
 
 class ScoringModel(nn.Module):
-    """The model over several padded batches in one call, so that data parallelism sees one forward per pass."""
+    """The model over several batches in one call, so that data parallelism sees one forward per pass."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, reranker: Reranker) -> None:
         super().__init__()
-        self.model = model
+        self.model = reranker.model
+        drops = any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
+        self.packed = reranker.packed and not drops  # the attention without padding has no dropout
 
-    def forward(self, batches: list[dict[str, Tensor]]) -> Tensor:
+    def forward(self, batches: list[packing.Batch]) -> Tensor:
         """Logits (pairs of all batches,) float32."""
-        return torch.cat([self.model(**batch).logits.float().squeeze(1) for batch in batches])
+        return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches])

@@ -26,8 +26,6 @@ from trainer.reranker import Reranker, TokenizedCollection
 SMALLEST_BUDGET = 512  # tokens: a pair or two; what does not fit then is not a matter of passes
 NO_ROOM = "lower reranker.max_length or mine.negatives_per_positive, or set train.gradient_checkpointing=true"
 
-Batch = dict[str, Tensor]
-
 
 class Engine:
     """Turns a step's groups into gradients, and says how much of the work was padding."""
@@ -179,12 +177,12 @@ class Engine:
                 f"{self.accelerator.process_index} exchanged gradients, which cannot be done again; {advice}"
             ) from None
 
-    def _batches(self, groups: Sequence[Group]) -> tuple[list[Batch], Tensor]:
+    def _batches(self, groups: Sequence[Group]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """All pairs of the groups in length-sorted, padded buckets, and the place (pairs,) of each among them."""
         pairs = self._pairs_of(groups)
         sizes = [self.pairs.size(pair) for pair in pairs]
         cut = buckets(sizes, min(self.budget, TOKENS_PER_BUCKET.get(self.device.type, 4096)))
-        batches = [self.pairs.pad([pairs[position] for position in positions], self.device) for positions in cut]
+        batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.padded_tokens += sum(batch["input_ids"].numel() for batch in batches)
         return batches, torch.tensor(sum(cut, []), device=self.device)

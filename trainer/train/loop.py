@@ -103,7 +103,7 @@ class _Stepper:
         self.planned = planned
         self.accelerator = accelerator
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.model, self.optimizer = accelerator.prepare(ScoringModel(reranker.model), optimizer)
+        self.model, self.optimizer = accelerator.prepare(ScoringModel(reranker), optimizer)
         self.engine = Engine(recipe.train, groups, reranker, tokenized, accelerator, self.model)
 
     def step(self, number: int, positions: Sequence[int], folder: Path) -> dict[str, float]:

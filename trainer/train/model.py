@@ -90,9 +90,9 @@ def _checkpoint_layers(reranker: Reranker) -> None:
 
 
 def _compile(reranker: Reranker) -> None:
-    """Compile in place, so that weights keep their names; any length of text goes through one compiled graph.
+    """Compile in place, so that weights keep their names, for padded batches of any size.
 
-    A trial of one addition first: whether there is a compiler would otherwise only show in the middle of dev.
+    Something small is compiled first: whether there is a compiler would otherwise only show in the middle of dev.
     """
     try:
         torch.compile(torch.neg)(torch.ones(2, device=reranker.model.device))
@@ -101,4 +101,5 @@ def _compile(reranker: Reranker) -> None:
             f"train.compile: torch.compile does not work here ({one_line(error)[:200]}); "
             "install a C++ compiler (and triton for a GPU), or set it to false"
         ) from None
+    reranker.packed = False  # packed batches bring their own bounds, which the graph would be compiled for
     reranker.model.compile(dynamic=True)

@@ -1,0 +1,225 @@
+"""Scoring of pairs, ours against sentence-transformers' `CrossEncoder.predict`: speed, padding, memory, same scores.
+
+    python scripts/bench_score.py PATH/TO/beir [PATH ...]
+    python scripts/bench_score.py PATH/TO/beir --pairs 400 --max-length 256 --rounds 3 --shape modernbert-base
+
+Both load one plain checkpoint and score the same pairs, test queries with what is judged for them and documents drawn
+from the whole collection, from texts to raw logits: tokenising counts, loading does not. They take turns in one
+process, so both have the same threads. Theirs runs in the batch size that was fastest on some of the pairs; it sorts
+texts by their characters itself, so sorting them beforehand changes nothing. On one GPU both compute in bf16 with the
+attention of torch, ours under autocast, theirs in weights of bf16. Memory is the peak of another pass, each side in a
+process of its own.
+
+Share of the peak: FLOPs of the model on real tokens (`model_flops` in bench_sides.py) over seconds, divided by what
+the chip can do at most in bf16, by its name or by --peak-tflops. Ends with exit code 1 if float32 scores differ by
+more than 1e-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_sides import (
+    LONGEST,
+    ask,
+    model_flops,
+    padding,
+    parse,
+    peak_mib,
+    peak_tflops,
+    print_table,
+    save_base,
+    say,
+)
+
+from trainer.data import Collection, build_collection
+from trainer.errors import TrainerError
+from trainer.recipe import Data
+from trainer.runs import read_json, write_json
+
+DOCUMENTS_PER_QUERY = 10
+BATCH_SIZES = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256)}
+PROBE_PAIRS = {"cpu": 128, "cuda": 4096}  # on which the batch size is chosen
+SAME = 1e-5
+
+Pairs = list[tuple[int, int]]  # query rows and document rows
+
+
+def draw_pairs(collection: Collection, count: int, seed: int = 13) -> Pairs:
+    """Test queries with up to half judged documents, the rest drawn from all, so lengths spread as in the corpus."""
+    rng = np.random.default_rng(seed)
+    asked = rng.permutation(collection.answerable("test"))[: -(-count // DOCUMENTS_PER_QUERY)].tolist()
+    each = -(-count // len(asked))
+    pairs = []
+    for query in asked:
+        judged = list(collection.qrels["test"][query])[: each // 2]
+        drawn = rng.integers(len(collection.documents), size=each - len(judged)).tolist()
+        pairs += [(query, document) for document in (*judged, *drawn)]
+    return pairs[:count]
+
+
+class Ours:
+    """This project's reranker."""
+
+    def __init__(self, folder: Path, task: dict[str, Any]) -> None:
+        from trainer.reranker import Reranker
+
+        self.collection = Collection.open(folder / "data")
+        self.reranker = Reranker.load(folder / "base", max_length=task["max_length"])
+        self.device = self.reranker.model.device
+
+    def score(self, rows: Pairs) -> np.ndarray:
+        """Logits from the collection's texts, nothing known from before."""
+        from trainer.reranker import TokenizedCollection
+
+        return self.reranker.score_tokens(TokenizedCollection(self.collection, self.reranker.pairs).pairs(rows))
+
+    def sizes(self, rows: Pairs) -> list[int]:
+        """Tokens of the joined pairs."""
+        from trainer.reranker import TokenizedCollection
+
+        pairs = TokenizedCollection(self.collection, self.reranker.pairs).pairs(rows)
+        return [self.reranker.pairs.size(pair) for pair in pairs]
+
+    def batches(self, sizes: Sequence[int]) -> list[list[int]]:
+        """What is computed together."""
+        from trainer.batches import TOKENS_PER_BUCKET, buckets
+
+        return buckets(sizes, TOKENS_PER_BUCKET.get(self.device.type, 4096))
+
+
+class Theirs:
+    """sentence-transformers' CrossEncoder, which is given the texts as lists."""
+
+    def __init__(self, folder: Path, task: dict[str, Any]) -> None:
+        import torch
+        from sentence_transformers import CrossEncoder
+
+        collection = Collection.open(folder / "data")
+        self.queries, self.documents = collection.queries["text"][:], collection.documents["passage"][:]
+        half = torch.cuda.is_available()
+        self.model = CrossEncoder(
+            str(folder / "base"),
+            max_length=task["max_length"],
+            model_kwargs={"dtype": torch.bfloat16 if half else torch.float32, "attn_implementation": "sdpa"},
+        )
+        self.batch_size = task.get("batch_size") or self._fastest("cuda" if half else "cpu", task["pairs"])
+
+    def _fastest(self, device: str, rows: Pairs) -> int:
+        """The batch size that takes the least time on some of the pairs, after a pass that warms up."""
+        some = rows[:: -(-len(rows) // PROBE_PAIRS[device])]
+        seconds = {}
+        self.batch_size = BATCH_SIZES[device][0]
+        self.score(some)
+        for self.batch_size in BATCH_SIZES[device]:
+            seconds[self.batch_size] = timed(lambda: self.score(some))[0]
+        return min(seconds, key=lambda size: seconds[size])
+
+    def score(self, rows: Pairs) -> np.ndarray:
+        """Logits from texts."""
+        from torch import nn
+
+        return self.model.predict(
+            self.texts(rows), batch_size=self.batch_size, activation_fn=nn.Identity(), show_progress_bar=False
+        )
+
+    def texts(self, rows: Pairs) -> list[tuple[str, str]]:
+        """Pairs of texts."""
+        return [(self.queries[query], self.documents[document]) for query, document in rows]
+
+    def batches(self, rows: Pairs) -> list[list[int]]:
+        """What is computed together: slices of the pairs, the one with most characters first."""
+        characters = [-len(query) - len(document) for query, document in self.texts(rows)]
+        order = np.argsort(characters).tolist()
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+
+SIDES: dict[str, Callable[[Path, dict[str, Any]], Ours | Theirs]] = {"ours": Ours, "sentence-transformers": Theirs}
+
+
+def timed(score: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    """Seconds and scores; these are on the CPU, so a GPU has finished."""
+    started = time.perf_counter()
+    scores = score()
+    return time.perf_counter() - started, scores
+
+
+def compare(path: Path, folder: Path, arguments: argparse.Namespace) -> float:
+    """One collection's table; returns by how much float32 scores differ at most, 0 in bf16."""
+    collection = build_collection(Data(path=path), folder / "data")
+    rows = draw_pairs(collection, arguments.pairs)
+    task = {"max_length": arguments.max_length, "pairs": rows}
+    ours, theirs = Ours(folder, task), Theirs(folder, task)
+    write_json(folder / "task.json", task | {"batch_size": theirs.batch_size})
+    sides = {"ours": ours, "sentence-transformers": theirs}
+    seconds, scores = {side: [] for side in sides}, {}
+    ours.score(rows)  # warm, as theirs is after its probe
+    for number in range(arguments.rounds):
+        for side in sorted(sides, reverse=number % 2 == 1):
+            took, scores[side] = timed(lambda side=side: sides[side].score(rows))
+            seconds[side].append(took)
+    sizes = ours.sizes(rows)
+    wasted = {
+        "ours": padding(sizes, ours.batches(sizes)),
+        "sentence-transformers": padding(sizes, theirs.batches(rows)),
+    }
+    peak = arguments.peak_tflops or device_peak(ours.device.type)
+    at_peak = model_flops(ours.reranker.model, sizes) / 1e12 / peak if peak else None
+    mib = {side: ask(__file__, side, folder)["mib"] for side in sides}
+    medians = {side: float(np.median(times)) for side, times in seconds.items()}
+    title = f"{path.name}, {arguments.shape}: {len(rows)} pairs of {np.mean(sizes):.0f} tokens"
+    print(f"\n{title}, median of {arguments.rounds} interleaved rounds, their batch size {theirs.batch_size}\n")
+    print_table(medians, mib, wasted, len(rows), sum(sizes), at_peak)
+    difference = float(np.abs(scores["ours"] - scores["sentence-transformers"]).max())
+    print(f"\nlargest difference of two scores {difference:.1e}; standard deviation {scores['ours'].std():.1e}")
+    return 0.0 if ours.device.type == "cuda" else difference
+
+
+def device_peak(device: str) -> float | None:
+    """TFLOP/s of the GPU in use, None on a CPU."""
+    import torch
+
+    return peak_tflops(torch.cuda.get_device_name()) if device == "cuda" else None
+
+
+def run_side(side: str, folder: Path) -> None:
+    """One pass in this process, for its memory."""
+    task = read_json(folder / "task.json")
+    SIDES[side](folder, task).score(task["pairs"])
+    say(mib=peak_mib())
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("collections", type=Path, nargs="*", metavar="PATH", help="folders in BEIR layout")
+    parser.add_argument("--pairs", type=int, default=400)
+    parser.add_argument("--max-length", type=int, default=256, help=f"tokens of a pair, {LONGEST} at most")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak-tflops", type=float, help="of the device, where its name does not tell")
+    arguments = parse(parser, SIDES)
+    if arguments.side:
+        run_side(arguments.side, arguments.folder)
+        return
+    if not arguments.collections:
+        parser.error("name at least one collection in BEIR layout")
+    differences = []
+    for path in arguments.collections:
+        with tempfile.TemporaryDirectory() as folder:
+            save_base(arguments.shape, Path(folder) / "base")
+            try:
+                differences.append(compare(path, Path(folder), arguments))
+            except TrainerError as error:
+                parser.error(str(error))
+    if not all(difference <= SAME for difference in differences):  # nan is not the same either
+        raise SystemExit(f"bench_score: float32 scores differ by more than {SAME:.0e}")
+
+
+if __name__ == "__main__":
+    main()

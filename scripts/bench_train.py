@@ -1,0 +1,336 @@
+"""Training, ours against sentence-transformers' `CrossEncoderTrainer`: speed, padding, memory and the same losses.
+
+    python scripts/bench_train.py PATH/TO/beir
+    python scripts/bench_train.py PATH/TO/beir --steps 20 --queries-per-step 8 --negatives 7 --loss pointwise
+    python scripts/bench_train.py PATH/TO/beir --memory      # ours alone, groups of 8 and of 128 documents
+
+Both train one plain checkpoint on the same groups, mined once by ours: a train query, one positive, negatives drawn
+from the whole collection. Every step has the same groups, loss, rate, clipping and AdamW: `listwise` is their
+ListNetLoss, given labels whose softmax is the positive alone, and `pointwise` their BinaryCrossEntropyLoss. No weight
+decays, because each side would choose other weights for it, and nothing is dropped out. That the losses stay together
+shows that the speeds are of one computation; ends with exit code 1 where float32 losses are more than 1e-4 apart.
+
+A step is from texts to new weights. Ours tokenises all texts before its first step, so those seconds are shared out
+over the steps; theirs tokenises within each. Theirs runs with fused AdamW, and with as many pairs in a pass as was
+fastest on a few steps: `mini_batch_size` of the list loss, batch and gradient accumulation of the other. It has no
+batches by length (its trainer makes its own sampler, whatever `train_sampling_strategy` says). On one GPU both compute
+in bf16 under autocast, theirs with tf32, pinned memory and workers. Sides take turns, each in a process of its own,
+so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say
+
+from trainer.errors import TrainerError
+from trainer.groups import Group, read_groups, write_groups
+from trainer.pipeline import Pipeline
+from trainer.recipe import Data, Mine, Recipe, Reranker, Retriever, Train
+from trainer.runs import read_json, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RATE = 2e-5
+WARM_STEPS = 2  # the first ones, left out of the median
+PROBE_STEPS = 4  # on which their pairs in a pass are chosen
+PASSES = (8, 16, 32, 64, 128, 256)  # pairs in a pass of theirs
+MEMORY_STEPS, MEMORY_DOCUMENTS = 3, (8, 128)
+SHOWN = 6  # steps whose losses are printed
+SAME = 1e-4
+
+
+def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
+    """The recipe that both sides carry out."""
+    return Recipe(
+        name="bench",
+        data=Data(path=Path(task["path"])),
+        retriever=Retriever(kind="bm25"),
+        mine=Mine(negatives_per_positive=task["negatives"], random_share=1.0),
+        reranker=Reranker(model=str(folder / "base"), max_length=task["max_length"]),
+        train=Train(
+            loss=task["loss"],
+            queries_per_step=task["queries_per_step"],
+            learning_rate=RATE,
+            head_learning_rate=RATE,
+            weight_decay=0.0,
+            evaluations_per_epoch=1,
+            checkpoint_steps=task["steps"],
+        ),
+    )
+
+
+def pipeline_of(task: dict[str, Any], folder: Path) -> Pipeline:
+    """The collection that `prepare` left, and the accelerator that a run of ours has."""
+    return Pipeline(recipe_of(task, folder), folder / "run")
+
+
+def prepare(task: dict[str, Any], folder: Path) -> None:
+    """Collection and groups of one size, one of each query, as many as the steps need."""
+    pipeline = pipeline_of(task, folder)
+    for stage in ("data", "retrieve", "mine"):
+        pipeline.carry_out(stage, force=False)
+    groups = {}
+    for group in read_groups(pipeline.stages["mine"].folder):
+        if len(group.negatives) >= task["negatives"]:
+            cut = Group(group.query, group.positives[:1], group.grades[:1], group.negatives[: task["negatives"]])
+            groups.setdefault(group.query, cut)
+    needed = task["steps"] * task["queries_per_step"]
+    if len(groups) < needed:
+        raise TrainerError(
+            f"{task['path']}: {len(groups)} train queries with {task['negatives']} negatives, but {task['steps']} "
+            f"steps of {task['queries_per_step']} queries need {needed}; lower --steps or --queries-per-step"
+        )
+    write_groups(list(groups.values())[:needed], folder)
+    write_json(folder / "task.json", task)
+
+
+def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Losses and seconds of our steps, and the tokens of every pair in the order of the steps."""
+    from trainer import reranker as rerankers
+    from trainer.train import train
+
+    pipeline, groups = pipeline_of(task, folder), read_groups(folder)
+    reranker = rerankers.Reranker.load(folder / "base", max_length=task["max_length"])
+    tokenized = rerankers.TokenizedCollection(pipeline.collection, reranker.pairs)
+    started = time.perf_counter()
+    pairs = tokenized.pairs([(group.query, row) for group in in_order(groups, task, folder) for row in group.documents])
+    tokenising = time.perf_counter() - started
+
+    run = folder / "ours"
+    shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
+    run.mkdir()
+    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: (0.0, np.zeros(0)), pipeline.accelerator, run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    in_step = len(pairs) / len(steps)
+    return {
+        "losses": [step["loss"] for step in steps],
+        "seconds": [in_step / step["pairs_per_second"] + tokenising / len(steps) for step in steps],
+        "padding": steps[-1]["padding"],
+        "sizes": [reranker.pairs.size(pair) for pair in pairs],
+    }
+
+
+def in_order(groups: Sequence[Group], task: dict[str, Any], folder: Path) -> list[Group]:
+    """The groups as our training takes them, step by step."""
+    from trainer.train import steps
+
+    recipe = recipe_of(task, folder)
+    return [groups[position] for step in steps(len(groups), recipe.train, recipe.seed) for position in step]
+
+
+def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Losses and seconds of their steps, `task["pass"]` pairs in a pass."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+
+    from trainer.train import rate_factor
+
+    cuda = torch.cuda.is_available()
+    lists = task["loss"] == "listwise"
+    in_step = task["queries_per_step"] * (1 + task["negatives"])
+    accumulated = 1 if lists else in_step // task["pass"]
+    losses, ends = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if cuda:
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    class Trainer(CrossEncoderTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            losses.append(loss)
+            return loss
+
+    model = CrossEncoder(
+        str(folder / "base"), max_length=task["max_length"], model_kwargs={"attn_implementation": "sdpa"}
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    warmup = recipe_of(task, folder).train.warmup_share
+    Trainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(
+            output_dir=str(folder / "theirs"),
+            per_device_train_batch_size=task["queries_per_step"] if lists else task["pass"],
+            gradient_accumulation_steps=accumulated,
+            max_steps=task["steps"],
+            batch_sampler=lambda rows, batch_size, **_: DefaultBatchSampler(SequentialSampler(rows), batch_size, False),
+            bf16=cuda and torch.cuda.is_bf16_supported(),
+            tf32=cuda or None,
+            dataloader_num_workers=2 if cuda else 0,
+            dataloader_pin_memory=cuda,
+            report_to="none",
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=_rows(task, folder),
+        loss=ListNetLoss(model, mini_batch_size=task["pass"]) if lists else BinaryCrossEntropyLoss(model),
+        optimizers=(
+            optimizer,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, task["steps"], warmup)),
+        ),
+        callbacks=[Clock()],
+    ).train()
+    # A step's passes each return their share of its loss.
+    return {
+        "losses": torch.stack(losses).view(-1, accumulated).sum(dim=1).tolist(),
+        "seconds": np.diff(ends, prepend=np.nan).tolist(),
+    }
+
+
+def _rows(task: dict[str, Any], folder: Path) -> Dataset:
+    """The groups in the order of our steps as their losses want them: whole groups, or pair by pair."""
+    from datasets import Dataset
+
+    collection = pipeline_of(task, folder).collection
+    queries, documents = collection.queries["text"][:], collection.documents["passage"][:]
+    groups = in_order(read_groups(folder), task, folder)
+    labels = [1.0] + [0.0] * task["negatives"]
+    if task["loss"] == "pointwise":
+        rows = [
+            {"query": queries[group.query], "document": documents[row], "label": label}
+            for group in groups
+            for row, label in zip(group.documents, labels, strict=True)
+        ]
+    else:  # ListNetLoss takes the softmax of the labels: of their logarithm, they come out as they are
+        logarithms = [0.0] + [-np.inf] * task["negatives"]
+        rows = [
+            {
+                "query": queries[group.query],
+                "documents": [documents[row] for row in group.documents],
+                "label": logarithms,
+            }
+            for group in groups
+        ]
+    return Dataset.from_list(rows)
+
+
+def fastest_pass(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The pairs in a pass with which a few of their steps take the least time."""
+    in_step = task["queries_per_step"] * (1 + task["negatives"])
+    seconds = {}
+    for pairs in sorted({*(size for size in PASSES if in_step % size == 0), in_step}):
+        probe = task | {"pass": pairs, "steps": min(PROBE_STEPS, task["steps"])}
+        seconds[pairs] = min(theirs(probe, folder)["seconds"][1:])
+    return {"pass": min(seconds, key=lambda pairs: seconds[pairs])}
+
+
+SIDES = {"ours": ours, "sentence-transformers": theirs, "probe": fastest_pass}
+
+
+def compare(task: dict[str, Any], folder: Path, rounds: int) -> float:
+    """Both sides in turn, several times; prints speed and losses and returns how far apart these are at most."""
+    prepare(task, folder)
+    task["pass"] = ask(__file__, "probe", folder)["pass"]
+    write_json(folder / "task.json", task)
+    found = {"ours": [], "sentence-transformers": []}
+    for number in range(rounds):
+        for side in sorted(found, reverse=number % 2 == 1):
+            found[side].append(ask(__file__, side, folder))
+    seconds = {
+        side: float(np.median([np.median(run["seconds"][WARM_STEPS:]) for run in runs])) for side, runs in found.items()
+    }
+    mib = {side: float(np.median([run["mib"] for run in runs])) for side, runs in found.items()}
+    sizes = found["ours"][0]["sizes"]
+    batches = passes(len(sizes), task)
+    wasted = {"ours": found["ours"][0]["padding"], "sentence-transformers": padding(sizes, batches)}
+    in_step = task["queries_per_step"] * (1 + task["negatives"])
+    title = f"{Path(task['path']).name}, {task['loss']}: steps of {task['queries_per_step']} queries, {in_step} pairs"
+    print(f"\n{title} of {np.mean(sizes):.0f} tokens, median of {task['steps'] - WARM_STEPS} steps")
+    print(f"and of {rounds} interleaved rounds, {task['pass']} pairs in their passes\n")
+    print_table(seconds, mib, wasted, in_step, sum(sizes) / task["steps"])
+    return compare_losses(*(runs[0]["losses"] for runs in found.values()))
+
+
+def passes(pairs: int, task: dict[str, Any]) -> list[list[int]]:
+    """Positions of the pairs that theirs computes together: slices of each step, in its order."""
+    in_step = task["queries_per_step"] * (1 + task["negatives"])
+    return [
+        list(range(pair, min(pair + task["pass"], start + in_step)))
+        for start in range(0, pairs, in_step)
+        for pair in range(start, start + in_step, task["pass"])
+    ]
+
+
+def compare_losses(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Losses of both at some steps, and the largest difference at any."""
+    print("\n| step | loss, ours | sentence-transformers |\n| ---: | ---: | ---: |")
+    for step in np.unique(np.linspace(0, len(ours) - 1, SHOWN).round().astype(int)).tolist():
+        print(f"| {step + 1} | {ours[step]:.6f} | {theirs[step]:.6f} |")
+    largest = float(np.abs(np.subtract(ours, theirs)).max())
+    print(f"\nlargest difference of the losses of {len(ours)} steps: {largest:.1e}")
+    return largest
+
+
+def grow(task: dict[str, Any], folder: Path) -> None:
+    """Our peak memory for small and for large groups."""
+    print("| documents in a group | peak MiB |\n| ---: | ---: |")
+    for documents in MEMORY_DOCUMENTS:
+        prepare(task | {"negatives": documents - 1, "steps": MEMORY_STEPS}, folder)
+        print(f"| {documents} | {ask(__file__, 'ours', folder)['mib']:.0f} |", flush=True)
+
+
+def run_side(side: str, folder: Path) -> None:
+    """One side in this process."""
+    found = SIDES[side](read_json(folder / "task.json"), folder)
+    say(**found, mib=peak_mib())
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a folder in BEIR layout")
+    parser.add_argument("--steps", type=int, default=20, help=f"the first {WARM_STEPS} are left out of the median")
+    parser.add_argument("--queries-per-step", type=int, default=8)
+    parser.add_argument("--negatives", type=int, default=7)
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--loss", choices=("listwise", "pointwise"), default="listwise")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="our peak for groups of 8 and of 128 documents, no more")
+    arguments = parse(parser, SIDES)
+    if arguments.side:
+        run_side(arguments.side, arguments.folder)
+        return
+    if arguments.path is None or arguments.steps <= WARM_STEPS:
+        parser.error(f"name a collection in BEIR layout, and more than {WARM_STEPS} steps")
+    names = ("steps", "queries_per_step", "negatives", "max_length", "loss")
+    task = {"path": str(arguments.path.resolve())} | {name: getattr(arguments, name) for name in names}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_base(arguments.shape, folder / "base")
+        try:
+            largest = grow(task, folder) if arguments.memory else compare(task, folder, arguments.rounds)
+        except TrainerError as error:
+            parser.error(str(error))
+    if largest is not None and not largest <= SAME and not on_gpu():  # nan is not the same either
+        raise SystemExit(f"bench_train: float32 losses are {largest:.1e} apart, more than {SAME:.0e}")
+
+
+def on_gpu() -> bool:
+    """Whether both computed in bf16."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What more train queries are worth: one recipe trained on so many of them, under each head, beside the first stage.
+
+    python scripts/learning_curve.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
+    python scripts/learning_curve.py RECIPE [section.key=value ...] --queries 50 100 200 400 --seeds 13 14
+    python scripts/learning_curve.py RECIPE --heads classifier           # the only one for a base that has it already
+
+A seed orders the train queries that have groups, and so many of the first are taken, so the smaller draws are parts
+of the larger. A run knows no other train query: a fresh head is fitted to the candidates of its own alone. Negatives
+are mined as the recipe says and are a query's own, however many others there are. What was done is kept in
+runs/NAME/learning_curve.json and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from accelerate.utils import set_seed
+from trials import Scores, Trials
+
+from trainer.console import table
+from trainer.errors import TrainerError
+from trainer.groups import Group
+from trainer.mine import candidate_lists
+from trainer.models import kind_of, locate
+from trainer.pipeline import PROBE_DEPTH
+from trainer.recipe import Recipe, load_recipe
+from trainer.reranker import TokenizedCollection
+
+
+def nested(groups: Sequence[Group], seed: int) -> list[int]:
+    """The queries of the groups in the order in which a seed takes them."""
+    queries = sorted({group.query for group in groups})
+    return np.random.default_rng(seed).permutation(queries).tolist()
+
+
+class Curve(Trials):
+    """Trials of one head on parts of the train queries."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, "learning_curve")
+        deep = min(PROBE_DEPTH, recipe.rerank_depth)
+        fresh_head = kind_of(locate(recipe.reranker.model)) == "encoder"
+        train = self.candidates["train"].top(deep)
+        self.lists = candidate_lists(self.pipeline.collection, train) if fresh_head else []
+
+    def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
+        """What every count of queries came to, seed by seed."""
+        mined = {seed: self.mine(self.recipe.mine, seed).groups for seed in seeds}
+        known = min(len(nested(groups, seed)) for seed, groups in mined.items())
+        if max(counts) > known:
+            raise TrainerError(f"--queries {max(counts)}: only {known} train queries have groups; ask for fewer")
+        head = self.recipe.reranker.head
+        return {
+            count: [
+                self.once(f"{head}; {count} queries; seed {seed}", partial(self.run, mined[seed], count, seed))
+                for seed in seeds
+            ]
+            for count in counts
+        }
+
+    def run(self, groups: Sequence[Group], count: int, seed: int) -> Scores:
+        """Train from the base on the groups of so many queries."""
+        chosen = set(nested(groups, seed)[:count])
+        set_seed(seed)  # a fresh classifier is drawn
+        reranker = self.load_base()
+        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
+        groups, lists = ([group for group in every if group.query in chosen] for every in (groups, self.lists))
+        return self.train(seed, groups, lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized))
+
+
+def draw(recipe: Recipe, heads: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> None:
+    """Run what is missing, print the table."""
+    rows = []
+    for head in heads:
+        section = recipe.reranker.model_copy(update={"head": head})
+        curve = Curve(recipe.model_copy(update={"reranker": section}))
+        if not rows:
+            first = (f"{curve.first_stage(split):.4f}" for split in ("dev", "test"))
+            rows.append(["first stage", "", next(first), "", next(first)])
+        for count, runs in curve.runs(counts, seeds).items():
+            means = (np.mean([run[kind] for run in runs]) for kind in ("start dev", "dev", "last dev", "test"))
+            rows.append([f"{head}, {count} queries", *(f"{mean:.4f}" for mean in means)])
+    title = f"{recipe.evaluate.metrics[0]}, mean over {len(seeds)} seeds"
+    table(title, ["", "untrained dev", "best dev", "last dev", "test"], rows)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--queries", type=int, nargs="+", default=[50, 100, 200, 400])
+    parser.add_argument(
+        "--heads", nargs="+", choices=("interaction", "classifier"), default=["interaction", "classifier"]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[13])
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        draw(recipe, arguments.heads, arguments.queries, arguments.seeds)
+    except TrainerError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What bench_negatives.py and learning_curve.py share: runs of one recipe that differ in one thing, none done twice.
+
+Data and candidates are the recipe's own, as the pipeline makes them. What a run came to is kept by name in
+runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: under another recipe it counts as not
+done, and stays in the file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.console import console
+from trainer.evaluate import mean_score
+from trainer.groups import Group
+from trainer.mine import Mined, mine
+from trainer.pipeline import Pipeline
+from trainer.recipe import Mine, Recipe
+from trainer.reranker import Reranker, TokenizedCollection, rerank
+from trainer.runs import read_json, write_json
+from trainer.teacher import Teacher
+from trainer.train import train
+
+RUNS = Path("runs")
+
+Scores = dict[str, float]
+Measure = Callable[[], tuple[float, np.ndarray]]
+
+
+class Trials:
+    """One recipe's collection and candidates, and what its runs came to."""
+
+    def __init__(self, recipe: Recipe, what: str) -> None:
+        self.recipe = recipe
+        self.pipeline = Pipeline(recipe, RUNS / recipe.name)
+        for stage in ("data", "retrieve"):
+            self.pipeline.carry_out(stage, force=False)
+        self.candidates = {split: self.pipeline.candidates(split) for split in ("train", "dev", "test")}
+        self.folder = self.pipeline.folder / what
+        self.path = self.pipeline.folder / f"{what}.json"
+        self.done: dict[str, Scores] = read_json(self.path) if self.path.is_file() else {}
+
+    def once(self, name: str, run: Callable[[], Scores]) -> Scores:
+        """What the run of this name came to, now or some time before."""
+        key = f"{name}; recipe {self.pipeline.stages['train'].fingerprint[:8]}"
+        if key not in self.done:
+            self.done[key] = run()
+            write_json(self.path, self.done)
+        console.print(f"{name}: {self.done[key]}")
+        return self.done[key]
+
+    def load_base(self) -> Reranker:
+        """The recipe's base as it is before any training."""
+        section = self.recipe.reranker
+        return Reranker.load(
+            section.model,
+            head=section.head,
+            max_length=section.max_length,
+            layers=section.layers,
+            trust_remote_code=section.trust_remote_code,
+        )
+
+    def first_stage(self, split: str) -> float:
+        """The metric of the candidates as they were retrieved."""
+        candidates = self.candidates[split].top(self.recipe.rerank_depth)
+        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric)
+
+    def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
+        """The two-stage score of the model as it stands, and its scores."""
+        candidates = self.candidates[split].top(self.recipe.rerank_depth)
+        scores = rerank(reranker, tokenized, candidates, self.pipeline.accelerator, note=split)
+        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric, scores), scores
+
+    def mine(self, section: Mine, seed: int) -> Mined:
+        """Groups for all train queries."""
+        collection, teacher = self.pipeline.collection, None
+        if section.teacher:
+            length = self.recipe.reranker.max_length
+            teacher = Teacher(
+                section.teacher, collection, RUNS / ".teachers", self.pipeline.accelerator, max_length=length
+            )
+        return mine(section, collection, self.candidates["train"], seed, teacher)
+
+    def train(
+        self,
+        seed: int,
+        groups: Sequence[Group],
+        lists: Sequence[Group],
+        reranker: Reranker,
+        tokenized: TokenizedCollection,
+        measure: Measure,
+    ) -> Scores:
+        """Train and measure; the best checkpoint on dev counts, and is what `reranker` holds afterwards."""
+        recipe, accelerator = self.recipe.model_copy(update={"seed": seed}), self.pipeline.accelerator
+        shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
+        self.folder.mkdir()
+        progress = train(recipe, groups, lists, reranker, tokenized, measure, accelerator, self.folder)
+        accelerator.free_memory()
+        section = recipe.reranker
+        best = Reranker.load(
+            self.folder / "best", max_length=section.max_length, trust_remote_code=section.trust_remote_code
+        )
+        reranker.model.load_state_dict(best.model.state_dict())
+        return {
+            "start dev": progress.curve[0][1],
+            "dev": progress.best_score,
+            "last dev": progress.curve[-1][1],
+            "test": self.measure("test", reranker, tokenized)[0],
+        }

@@ -1,0 +1,153 @@
+"""Pairs without padding give the logits and gradients of padded ones, for every architecture that can."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+
+from trainer import packing
+from trainer.errors import ModelError
+from trainer.reranker import Reranker, ScoringModel
+
+SIZE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_labels": 1,
+}
+STILL: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 70}
+MODELS = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZE, **STILL, intermediate_size=48)),
+    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZE, **STILL, intermediate_size=48)),
+    "xlm-roberta": lambda: XLMRobertaForSequenceClassification(XLMRobertaConfig(**SIZE, **STILL, intermediate_size=48)),
+    "modernbert": lambda: ModernBertForSequenceClassification(
+        ModernBertConfig(**SIZE, intermediate_size=48, local_attention=8, pad_token_id=0, classifier_pooling="cls")
+    ),
+}
+LENGTHS = [23, 5, 40, 1, 17]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def plain(request):
+    """A model as transformers makes it, in float64, where a difference is a fault and not a rounding."""
+    torch.manual_seed(1)
+    model = MODELS[request.param]().double().eval()
+    for weight in model.parameters():  # fresh weights are so small that attention hardly matters
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(4, 50, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    return {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask}
+
+
+def gradients(model, batch, packed):
+    model.zero_grad()
+    scores = packing.logits(model, batch, packed)
+    (scores * torch.arange(1.0, len(scores) + 1)).sum().backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_both_layouts_score_as_transformers_does(plain, batch):
+    expected = plain(**batch).logits.float().squeeze(1)
+    ours = copy.deepcopy(plain)
+    packing.prepare(ours)
+    assert packing.can_pack(ours)
+    assert expected.std() > 1e-3
+    for packed in (False, True):
+        torch.testing.assert_close(packing.logits(ours, batch, packed), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_both_layouts_learn_as_transformers_does(plain, batch):
+    expected = gradients(copy.deepcopy(plain), batch, packed=False)
+    ours = copy.deepcopy(plain)
+    packing.prepare(ours)
+    for packed in (False, True):
+        found = gradients(ours, batch, packed)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-6, msg=name)
+
+
+def test_what_is_saved_is_the_ordinary_checkpoint(plain, batch, tmp_path):
+    ours = copy.deepcopy(plain)
+    packing.prepare(ours)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    ours.save_pretrained(tmp_path)
+    assert "packed" not in (tmp_path / "config.json").read_text()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(**batch).logits, plain(**batch).logits)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
+def test_the_interaction_head_reads_packed_pairs_alike(kind, tiny, words):
+    reranker = Reranker.load(tiny[kind], max_length=48)
+    rng = np.random.default_rng(5)
+    texts = [" ".join(rng.choice(words, size=size)) for size in (3, 30, 1, 12, 4, 4)]
+    tokens = reranker.pairs.tokenize(texts)
+    batch = reranker.pairs.pad(list(zip(tokens[::2], tokens[1::2], strict=True)))
+    model = reranker.model.double()
+    for weight in model.encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    torch.nn.init.normal_(model.classifier.weight)
+    padded, packed = (gradients(model, batch, layout) for layout in (False, True))
+    torch.testing.assert_close(packing.features(model, batch, True), packing.features(model, batch, False))
+    assert padded.keys() == packed.keys()
+    for name, gradient in padded.items():
+        torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_scoring_and_training_take_the_layout_that_the_reranker_says(tiny, monkeypatch):
+    reranker = Reranker.load(tiny["reranker"], max_length=48)
+    assert not reranker.packed, "on a CPU pairs are padded"
+    documents = ["consumer lag grows", "disk", "inodes run out although the disk shows free space"]
+    padded = reranker.score("queue lag", documents)
+    seen = []
+    attend = packing._one_by_one
+    monkeypatch.setattr(packing, "_one_by_one", lambda *inputs: seen.append(1) or attend(*inputs))
+    reranker.packed = True
+    np.testing.assert_allclose(reranker.score("queue lag", documents), padded, atol=1e-5)
+    assert len(seen) == reranker.model.config.num_hidden_layers
+    asked, *read = reranker.pairs.tokenize(["queue lag", *documents])
+    batches = [reranker.pairs.pad([(asked, one)]) for one in read]
+    np.testing.assert_allclose(ScoringModel(reranker)(batches).detach().numpy(), padded, atol=1e-5)
+    assert len(seen) == 4 * reranker.model.config.num_hidden_layers
+
+
+def test_without_memory_batches_shrink_and_scores_stay(tiny, capsys):
+    reranker = Reranker.load(tiny["reranker"], max_length=48)
+    documents = ["queue lag " * size for size in range(1, 12)]
+    expected = reranker.score("disk", documents)
+    embed = reranker.model.bert.embeddings.forward
+
+    def small_memory(input_ids, **named):
+        if input_ids.numel() > 128:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed(input_ids, **named)
+
+    reranker.model.bert.embeddings.forward = small_memory
+    np.testing.assert_allclose(reranker.score("disk", documents), expected, atol=1e-6)
+    assert 64 < reranker.tokens_per_bucket <= 128
+    said = f"out of memory: going on with {reranker.tokens_per_bucket} tokens in a batch"
+    assert said in " ".join(capsys.readouterr().out.split())
+    reranker.pairs.max_length, small = 48, "queue lag " * 100
+    reranker.model.bert.embeddings.forward = lambda **_: small_memory(torch.empty(999))
+    with pytest.raises(ModelError, match="reranker.max_length: memory does not suffice for one pair of 48 tokens"):
+        reranker.score("disk", [small])

@@ -1,0 +1,237 @@
+"""Pairs without padding: all tokens of a batch in one row, with attention inside each pair only.
+
+The model stays an ordinary `transformers` checkpoint. It reads one flat sequence whose positions start anew with every
+pair, and its attention, put in place through transformers' attention interface, is torch's own for sequences of
+varying length (CUDA, half precision). Elsewhere every pair is attended to by itself, which is slow and gives the tests
+something to compare with. The layouts are one computation: they give the same logits.
+
+A classifier reads the first token's state alone, so the last layer computes nothing else, in either layout: a seventh
+of the work of six layers. Damping between the texts of a pair (interaction.py) needs no bias there: one more
+coordinate of queries and keys, +c on one text and -c on the other, puts 2 c^2 between the sides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from trainer.interaction import InteractionForSequenceClassification
+
+Batch = dict[str, Tensor]  # input_ids, attention_mask and perhaps token_type_ids: (pairs, length) int64, on the CPU
+
+ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "modernbert")  # whose layers were looked at
+NAME = "packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the pairs of a flat batch lie; travels through the model's forward as the keyword `packing`."""
+
+    bounds: Tensor  # (pairs + 1,) int32: the first token of each pair, and the end
+    longest: int  # at least the length of the longest pair
+    behind: Tensor | None = None  # (tokens,) bool: on the document's side, where attention is damped across
+    damping: float = 0.0
+
+    @property
+    def firsts(self) -> Tensor:
+        """(pairs,) places of the first tokens."""
+        return self.bounds[:-1].long()
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the architecture can: layers hand keywords on to the attention, and the head reads the first token."""
+    config = _encoder(model).config
+    return config.model_type in ARCHITECTURES and getattr(config, "classifier_pooling", "cls") == "cls"
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Teach a model both layouts; weights, names and what it computes stay as they are."""
+    if can_pack(model):
+        _encoder(model).config._attn_implementation = NAME
+        if not isinstance(model, InteractionForSequenceClassification):
+            last = _layers(model)[-1]
+            narrow = _narrow_bert if hasattr(last, "feed_forward_chunk") else _narrow_any(last.forward)
+            last.forward = partial(narrow, last)
+
+
+def logits(model: PreTrainedModel, batch: Batch, packed: bool) -> Tensor:
+    """Logits (pairs,) float32 of a padded batch on the CPU; `packed` computes nothing on the padding."""
+    if not packed:
+        return model(**_moved(batch, model)).logits.float().squeeze(1)
+    if isinstance(model, InteractionForSequenceClassification):
+        return model.combine(*_packed_features(model, batch)).float().squeeze(1)
+    return model(**_flat(model, batch, None)).logits.float().squeeze(1)
+
+
+def features(model: InteractionForSequenceClassification, batch: Batch, packed: bool) -> Tensor:
+    """What the interaction head mixes: (pairs, layers, 3) float32 of a padded batch on the CPU."""
+    found, _ = _packed_features(model, batch) if packed else model.features(**_moved(batch, model))
+    return found.float()
+
+
+def _packed_features(model: InteractionForSequenceClassification, batch: Batch) -> tuple[Tensor, Tensor]:
+    """`model.features` with attention over the real tokens alone; the comparison is made on padded states."""
+    real = batch["attention_mask"].bool()
+    query, document, behind = model.texts(batch["input_ids"], real)
+    inputs = _flat(model, batch, behind[real])
+    outputs = model.encoder(**inputs, output_hidden_states=True)
+    ids, real, query, document = (one.to(model.device) for one in (batch["input_ids"], real, query, document))
+    padded = []
+    for layer in model.config.layers:
+        flat = outputs.hidden_states[layer][0]
+        padded.append(flat.new_zeros((*ids.shape, flat.shape[-1])).masked_scatter(real[..., None], flat))
+    return model.compare(padded, ids, query, document), outputs.last_hidden_state[0, inputs["packing"].firsts]
+
+
+def _moved(batch: Batch, model: PreTrainedModel) -> Batch:
+    return {name: ids.to(model.device, non_blocking=True) for name, ids in batch.items()}
+
+
+def _flat(model: PreTrainedModel, batch: Batch, behind: Tensor | None) -> dict[str, Any]:
+    """Keywords of the model's forward for the batch's real tokens in one row; found on the CPU, where nothing waits."""
+    real = batch["attention_mask"].bool()
+    encoder = _encoder(model)
+    before = getattr(encoder.embeddings, "padding_idx", -1)  # RoBERTa and its kin count from behind the padding's id
+    inputs = {name: ids[real][None] for name, ids in batch.items() if name != "attention_mask"}
+    inputs["position_ids"] = (real.cumsum(dim=1) + before)[real][None]
+    bounds = functional.pad(real.sum(dim=1).cumsum(dim=0), (1, 0)).int().to(model.device, non_blocking=True)
+    packing = Packing(bounds, real.shape[1])
+    if behind is not None:
+        packing = replace(packing, behind=behind.to(model.device, non_blocking=True), damping=model.config.damping)
+    # ModernBERT would build masks over all tokens of the batch unless it is told that there are none.
+    masks = dict.fromkeys(getattr(encoder.config, "layer_types", None) or ())
+    return _moved(inputs, model) | {"attention_mask": masks or None, "packing": packing}
+
+
+def _encoder(model: Any) -> Any:
+    return model.encoder if isinstance(model, InteractionForSequenceClassification) else model.base_model
+
+
+def _layers(model: PreTrainedModel) -> nn.ModuleList:
+    encoder = _encoder(model)
+    return encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls an attention function; query, key and value are (1, heads, tokens, width) if packed."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    assert not options["dropout"], "attention of varying length has no dropout; such batches are padded"
+    # transformers counts a token itself into the window, torch does not.
+    reach = sliding_window - 1 if sliding_window else -1
+    asking = (packing.bounds, packing.longest)
+    return _attend(_rows(query), _rows(key), _rows(value), packing, asking, options["scaling"], reach)[None], None
+
+
+def _rows(states: Tensor) -> Tensor:
+    """(1, heads, tokens, width) to (tokens, heads, width)."""
+    return states[0].transpose(0, 1)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    asking: tuple[Tensor, int],
+    scale: float,
+    reach: int = -1,
+) -> Tensor:
+    """Attention within pairs, all (tokens, heads, width); `asking` are the queries' bounds and most in one pair."""
+    width = value.shape[-1]
+    if packing.behind is not None:
+        side = torch.where(packing.behind, 1.0, -1.0) * math.sqrt(packing.damping / (2 * scale))
+        side = functional.pad(side[:, None, None], (0, 7)).to(query.dtype).expand(-1, query.shape[1], -1)
+        query, key, value = (
+            torch.cat([states, more], dim=-1)
+            for states, more in ((query, side), (key, side), (value, torch.zeros_like(side)))
+        )  # eight coordinates where one would do: kernels want multiples of eight
+    if query.is_cuda:
+        query, key = query.to(value.dtype), key.to(value.dtype)  # rotated ones may be wider
+        bounds: Any = (asking[0], packing.bounds, asking[1], packing.longest)
+        found: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(reach, reach))
+    else:
+        found = _one_by_one(query, key, value, asking[0].tolist(), packing.bounds.tolist(), scale, reach)
+    return found[..., :width]
+
+
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, asking: list[int], bounds: list[int], scale: float, reach: int
+) -> Tensor:
+    """What `varlen_attn` computes, pair after pair."""
+    found = []
+    for pair in range(len(bounds) - 1):
+        own, others = slice(*asking[pair : pair + 2]), slice(*bounds[pair : pair + 2])
+        mask = None
+        if reach >= 0:
+            places = torch.arange(others.stop - others.start, device=query.device)
+            mask = (places[:, None] - places[None, :]).abs() <= reach
+        heads = (query[own].transpose(0, 1), key[others].transpose(0, 1), value[others].transpose(0, 1))
+        mixed = functional.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale)
+        found.append(mixed.transpose(0, 1))
+    return torch.cat(found)
+
+
+def _narrow_bert(
+    layer: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *_: Any,
+    packing: Packing | None = None,
+    **__: Any,
+) -> Tensor:
+    """The last layer of BERT and its kin for the first token of every pair: states (pairs, 1, hidden)."""
+    attention = layer.attention.self
+    first = hidden_states[:, :1] if packing is None else hidden_states[0, packing.firsts, None]
+    query, key, value = (
+        project(states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        for project, states in (
+            (attention.query, first),
+            (attention.key, hidden_states),
+            (attention.value, hidden_states),
+        )
+    )
+    if packing is None:
+        mask = None if attention_mask is None else attention_mask[:, :, :1]
+        dropout = attention.dropout.p if layer.training else 0.0
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=attention.scaling
+        ).transpose(1, 2)
+    else:
+        asking = (torch.arange(len(packing.bounds), dtype=torch.int32, device=query.device), 1)
+        mixed = _attend(query[:, :, 0], _rows(key), _rows(value), packing, asking, attention.scaling)[:, None]
+    return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(2), first))
+
+
+def _narrow_any(forward: Any) -> Any:
+    """A last layer of any kind that hands on the first token of every packed pair: states (pairs, 1, hidden)."""
+
+    def narrow(layer: Any, hidden_states: Tensor, *inputs: Any, packing: Packing | None = None, **named: Any) -> Tensor:
+        del layer
+        states = forward(hidden_states, *inputs, packing=packing, **named)
+        return states if packing is None else states[0, packing.firsts, None]
+
+    return narrow
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
