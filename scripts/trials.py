@@ -92,18 +92,20 @@ class Trials:
         reranker: Reranker,
         tokenized: TokenizedCollection,
         measure: Measure,
+        best: bool = True,
     ) -> Scores:
-        """Train and measure; the best checkpoint on dev counts, and is what `reranker` holds afterwards."""
+        """Train and measure test with the best checkpoint on dev, or the last; `reranker` holds it afterwards."""
         recipe, accelerator = self.recipe.model_copy(update={"seed": seed}), self.pipeline.accelerator
         shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
         self.folder.mkdir()
         progress = train(recipe, groups, lists, reranker, tokenized, measure, accelerator, self.folder)
         accelerator.free_memory()
-        section = recipe.reranker
-        best = Reranker.load(
-            self.folder / "best", max_length=section.max_length, trust_remote_code=section.trust_remote_code
-        )
-        reranker.model.load_state_dict(best.model.state_dict())
+        if best and progress.best_step < progress.step:
+            section = recipe.reranker
+            kept = Reranker.load(
+                self.folder / "best", max_length=section.max_length, trust_remote_code=section.trust_remote_code
+            )
+            reranker.model.load_state_dict(kept.model.state_dict())
         return {
             "start dev": progress.curve[0][1],
             "dev": progress.best_score,

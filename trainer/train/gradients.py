@@ -46,15 +46,16 @@ class Engine:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = model
+        self.packed = accelerator.unwrap_model(model, keep_torch_compile=False).packed
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
         self.sizes = {id(group): sum(map(self.pairs.size, self._pairs_of([group]))) for group in groups}
-        self.real_tokens = self.padded_tokens = 0
+        self.real_tokens = self.read_tokens = 0
 
     @property
     def padding(self) -> float:
         """Share of the tokens computed so far, on this process, that were padding."""
-        return round(1 - self.real_tokens / max(1, self.padded_tokens), 4)
+        return round(1 - self.real_tokens / max(1, self.read_tokens), 4)
 
     def gradients(self, positions: Sequence[int]) -> tuple[float, int]:
         """Add the gradients of one step; returns its loss (mean over its groups) and its pairs, over all processes.
@@ -184,7 +185,7 @@ class Engine:
         cut = buckets(sizes, min(self.budget, TOKENS_PER_BUCKET.get(self.device.type, 4096)))
         batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
-        self.padded_tokens += sum(batch["input_ids"].numel() for batch in batches)
+        self.read_tokens += sum(sizes) if self.packed else sum(batch["input_ids"].numel() for batch in batches)
         return batches, torch.tensor(sum(cut, []), device=self.device)
 
     def _losses(self, groups: Sequence[Group], scores: Tensor, places: Tensor) -> Tensor:
