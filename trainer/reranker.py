@@ -211,7 +211,7 @@ class Reranker:
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
-    """What models compute in: as Accelerate was told; where it was not started, bf16 on GPUs that have it; None: fp32."""
+    """What models compute in: as Accelerate was told, or without it bf16 on GPUs that have it; None: fp32."""
     if is_initialized():
         return HALVES.get(AcceleratorState().mixed_precision)
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
