@@ -30,7 +30,7 @@ from trainer.retriever import NOTHING, Candidates
 
 Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query row, document row) pairs
 
-SENTENCE = range(20, 151)  # characters of a sentence that could be a query; three Japanese words or 25 English ones
+SENTENCE = range(16, 151)  # characters of a sentence that could be a query: three English words to twenty-five
 TITLE = range(3, 151)  # a title may be a single word
 LETTERS = 0.9  # share of letters, digits and blanks in a sentence; lines of code and tables have fewer
 READ = 1000  # documents read at once

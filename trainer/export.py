@@ -1,7 +1,8 @@
 """The serving folder: what transformers, sentence-transformers and ONNX servers load, checked before it is kept.
 
 Standard classifiers, distilled ones among them, leave in the standard `ForSequenceClassification` layout; the
-interaction head leaves with its own modeling file. Each format is scored against the trained model on real pairs; one that differs is not kept.
+interaction head leaves with its own modeling file. Each format is scored against the trained model on real pairs; one
+that differs is not kept.
 """
 
 from __future__ import annotations
@@ -165,14 +166,13 @@ def _fusion(results: Results) -> str:
 """
 
 
-def _teacher(recipe: Recipe) -> str:
+def _lineage(recipe: Recipe) -> str:
     """Which of the models in the table this one is, where it learned from the other."""
     if recipe.distil is None:
         return ""
-    student = _public_name(recipe.distil.model) if recipe.distil.model else "the tuned model's encoder"
-    return f"""
-This is the distilled model: {student} under a standard classifier, taught on queries without labels by the tuned model,
-which is not in this folder.
+    return """
+This is the distilled model: a standard classifier, taught on queries without labels by the tuned model, which is not
+in this folder.
 """
 
 
@@ -181,12 +181,13 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     metric = results.metrics[0]
+    base = (recipe.distil and recipe.distil.model) or recipe.reranker.model
     measured = results.systems["distilled" if recipe.distil else "tuned"][metric]
     data = ModelCardData(
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
         tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
-        base_model=None if models.is_local(recipe.reranker.model) else recipe.reranker.model,
+        base_model=None if models.is_local(base) else base,
         model_name=recipe.name,
         eval_results=[
             EvalResult(
@@ -218,7 +219,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
 # {recipe.name}
 
 A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.title} with
-domain-reranker from {_public_name(recipe.reranker.model)}. It reads query and document together, up to
+domain-reranker from {_public_name(base)}. It reads query and document together, up to
 {reranker.max_length} tokens, and returns one logit; only the order of the logits means anything.
 
 ## Measured
@@ -229,7 +230,7 @@ sign-flip permutation test. Positives that the first stage missed count as misse
 what it found.
 
 {chr(10).join(table)}
-{_teacher(recipe)}{_fusion(results)}
+{_lineage(recipe)}{_fusion(results)}
 ## Use
 
 ```python
