@@ -15,6 +15,7 @@ Under several processes all of them embed, train and score; the rest is the main
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from importlib.util import find_spec
@@ -30,8 +31,6 @@ from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     import numpy as np
     from accelerate import Accelerator
 
@@ -361,7 +360,6 @@ class Pipeline:
         from trainer.reranker import TokenizedCollection
         from trainer.train import train
 
-        set_seed(self.recipe.seed)
         collection, candidates = self._unlabelled(folder)
         groups = distil.groups(candidates, self._teacher_scores(collection, candidates))
         if not groups:
@@ -370,6 +368,7 @@ class Pipeline:
         pseudo = sum(group.query >= len(self.collection.queries) for group in groups)
         learned = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
         console.stage("distil", learned)
+        set_seed(self.recipe.seed)  # behind the teacher, who draws numbers too where it has to be loaded
         student = distil.load_student(self.recipe, self._best())
         tokenized = TokenizedCollection(collection, student.pairs)
         lists = groups if distil.has_fresh_classifier(self.recipe) else []
