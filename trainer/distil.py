@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -208,12 +208,10 @@ def _under_classifier(tuned: Reranker, base: Path) -> Reranker:
     settings = dict(tuned.model.config.encoder)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
         base, config=config, dtype=torch.float32, use_safetensors=True
     )
     state = tuned.model.encoder.state_dict()
     unknown = model.base_model.load_state_dict(state, strict=False).unexpected_keys
     assert not unknown, unknown
-    student = Reranker(model, tuned.tokenizer, tuned.max_length)
-    student.model.to(tuned.model.device).eval()
-    return student
+    return Reranker(model.to(tuned.model.device).eval(), tuned.tokenizer, tuned.max_length)
