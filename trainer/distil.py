@@ -128,7 +128,10 @@ def draw(candidates: Candidates, wanted: int, seed: int) -> Candidates:
 
 
 def with_own(candidates: Candidates, own: Sequence[int]) -> Candidates:
-    """The candidates with each query's own document, in the last place where the first stage did not put it higher."""
+    """The candidates with each query's own document, in the last place where the first stage did not put it higher.
+
+    There it has the score of the place, which is more than the first stage gave it.
+    """
     names = ("documents", "scores", "similarities", "ranks")
     documents, scores, similarities, ranks = (getattr(candidates, name).copy() for name in names)
     found = (documents != NOTHING).sum(axis=1)
