@@ -96,7 +96,7 @@ def test_every_format_gives_the_same_collection(records, judgements):
     assert (summary.documents, summary.queries, summary.judged) == (3, 3, {"train": 1, "dev": 1, "test": 1})
     collection = build_collection(section, Path("arrow"))
     assert collection.documents.to_list() == [
-        {"id": identity, "passage": f"{title} {text}".strip()} for identity, title, text in DOCUMENTS
+        {"id": identity, "title": title, "passage": f"{title} {text}".strip()} for identity, title, text in DOCUMENTS
     ]
     assert collection.queries.to_list() == [{"id": identity, "text": text} for identity, text in QUERIES]
     assert collection.qrels == {"train": {0: {0: 2, 1: 0}}, "dev": {1: {1: 1}}, "test": {2: {2: 1}}}
@@ -185,7 +185,9 @@ def test_columns_are_those_that_the_recipe_names():
         qrels_grade="stars",
     )
     collection = build_collection(section, Path("arrow"))
-    assert collection.documents.to_list() == [{"id": "d1", "passage": "n t more"}, {"id": "d2", "passage": "u"}]
+    first, second = collection.documents.to_list()
+    assert first == {"id": "d1", "title": "n", "passage": "n t more"}
+    assert second == {"id": "d2", "title": "", "passage": "u"}
     assert collection.queries["text"][:] == ["a", "b", "c"]
     assert collection.named_qrels("train") == {"1": {"d1": 5}}
 

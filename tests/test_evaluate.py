@@ -210,6 +210,16 @@ def test_the_terminal_says_in_words_whether_the_tuned_model_helps(collection, ca
     assert "ceiling" in printed
 
 
+def test_a_distilled_model_stands_in_the_table_and_is_told_apart_from_the_tuned_one(by_hand, capsys):
+    scores = {"tuned": np.array(SCORES), "distilled": found(FOUND).scores}
+    results = evaluate(by_hand, "test", found(FOUND), scores, ["nDCG@10"], seed=1)
+    assert [row[0] for row in results.rows()] == ["first stage", "tuned model", "distilled model", "ceiling"]
+    show(results)
+    printed = capsys.readouterr().out
+    assert "the tuned model is ahead by" in printed
+    assert "the distilled model is no better than the first stage (+0.000)" in printed
+
+
 # Fusion
 
 

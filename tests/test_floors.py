@@ -15,7 +15,7 @@ FLOORS = [
     {"groups", "retriever", "batches", "report"},
     {"reranker"},
     {"teacher"},
-    {"mine", "review", "train", "evaluate", "export", "push"},  # the stages never import each other
+    {"mine", "review", "train", "distil", "evaluate", "export", "push"},  # the stages never import each other
     {"pipeline"},
     {"cli"},
     {"__main__"},

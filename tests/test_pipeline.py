@@ -131,8 +131,11 @@ def test_another_bi_encoder_in_the_same_place_embeds_anew(command, recipe_file, 
     assert "1 of 1 shards of documents embedded" in second.stdout
 
 
-def test_two_processes_embed_and_ask_the_teacher_like_one(command, recipe_file, bi_encoder, tiny, tmp_path):
-    words = (f"retriever.model={bi_encoder}", "retriever.kind=hybrid", f"mine.teacher={tiny['reranker']}")
+def test_two_processes_embed_ask_the_teacher_and_distil_like_one(command, recipe_file, bi_encoder, tiny, tmp_path):
+    words = (
+        *(f"retriever.model={bi_encoder}", "retriever.kind=hybrid", f"mine.teacher={tiny['reranker']}"),
+        "distil={queries: 40, depth: 4, queries_per_step: 9}",
+    )
     for processes in (1, 2):
         result = command(
             recipe_file, *words, "train.loss=kl", "--force", "--runs", tmp_path / str(processes), processes=processes
@@ -143,6 +146,10 @@ def test_two_processes_embed_and_ask_the_teacher_like_one(command, recipe_file, 
     scores = [[score for group in groups for score in group.teacher or []] for groups in (one, two)]
     assert len(scores[0]) == sum(len(group.documents) for group in one)
     np.testing.assert_allclose(*scores, atol=1e-5)
+    numbers = [(tmp_path / runs / "tiny" / "distil" / "metrics.jsonl").read_text().splitlines() for runs in "12"]
+    losses = [[row["loss"] for row in map(json.loads, lines) if "loss" in row] for lines in numbers]
+    assert len(losses[0]) == 5
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, tmp_path):

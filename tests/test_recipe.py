@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from trainer import Recipe, load_recipe
 from trainer.errors import RecipeError
-from trainer.recipe import Push, schema_table, sections
+from trainer.recipe import OPTIONAL, Push, schema_table, sections
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 LEAST = "name: least\ndata:\n  path: somewhere\n"  # three lines, so what a test adds begins on line 4
@@ -156,7 +156,7 @@ def test_a_key_given_twice_is_a_fault_that_names_both_lines(text, told):
         ("train:\n  epoch: 3\n", "r.yaml:5: train.epoch: no such key; did you mean epochs?"),
         ("reranker:\n  max_lenght: 9\n", "r.yaml:5: reranker.max_lenght: no such key; did you mean max_length?"),
         ("export:\n  zzz: 3\n", "r.yaml:5: export.zzz: no such key; known here: formats"),
-        ("epochs: 3\n", "r.yaml:4: epochs: no such key; did you mean train.epochs?"),
+        ("epochs: 3\n", "r.yaml:4: epochs: no such key; did you mean train.epochs or distil.epochs?"),
         ("mine:\n  layers: [0]\n", "r.yaml:5: mine.layers: no such key; did you mean reranker.layers?"),
     ],
 )
@@ -241,6 +241,10 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         ("retriever:\n  kind: dense\nmine:\n  bm25_share: 0.5\n", "r.yaml:7: mine.bm25_share: ", "kind is dense"),
         ("mine:\n  deeper_share: 0.6\n  random_share: 0.5\n", "r.yaml:6: mine.random_share: ", "more than all"),
         ("train:\n  loss: kl\n", "r.yaml:5: train.loss: ", "name one as mine.teacher"),
+        ("reranker:\n  head: classifier\ndistil: {}\n", "r.yaml:6: distil: ", "with reranker.head: classifier"),
+        ("distil:\n  depth: 1\n", "r.yaml:5: distil.depth: ", "greater than or equal to 2, got 1"),
+        ("distil:\n  teacher: base\n", "r.yaml:5: distil.teacher: ", "'tuned' or 'fused', got 'base'"),
+        ("distil:\n  loss: listwise\n", "r.yaml:5: distil.loss: ", "'mse', 'margin_mse' or 'kl', got 'listwise'"),
     ],
     ids=[
         "run missing",
@@ -253,6 +257,10 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         "quota of an engine that is not asked",
         "more shares than negatives",
         "distillation without a teacher",
+        "distillation of what is standard",
+        "lists of one",
+        "no teacher",
+        "labels in distillation",
     ],
 )
 def test_a_contradiction_is_told_where_it_stands_and_with_both_sides(added, place, said):
@@ -445,7 +453,7 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
     least = read(LEAST)
     for name, section in sections().items():
         for key, default, _ in schema_table(section):
-            if default != "required" and name != "push" and (name, key) != ("data", "path"):  # the least has one
+            if default != "required" and name not in OPTIONAL and (name, key) != ("data", "path"):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
     assert defaults == {"repository": "required", "private": "true", "message": "Add fine-tuned reranker"}

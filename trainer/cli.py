@@ -132,6 +132,7 @@ def _step(name: str, explanation: str) -> None:
 _step("retrieve", "Find candidates for every judged query.")
 _step("mine", "... and mine hard negatives from them.")
 _step("train", "... and train the cross-encoder.")
+_step("distil", "... and distil it into a standard checkpoint, where the recipe has the section.")
 _step("evaluate", "... and measure it on test.")
 _step("export", "... and write the serving folder (and push it, where the recipe says so).")
 

@@ -1,7 +1,8 @@
 """The serving folder: what transformers, sentence-transformers and ONNX servers load, checked before it is kept.
 
-Standard classifiers leave in the standard `ForSequenceClassification` layout; the interaction head leaves with its own
-modeling file. Each format is scored against the trained model on real pairs; one that differs is not kept.
+Standard classifiers, distilled ones among them, leave in the standard `ForSequenceClassification` layout; the
+interaction head leaves with its own modeling file. Each format is scored against the trained model on real pairs; one
+that differs is not kept.
 """
 
 from __future__ import annotations
@@ -165,17 +166,28 @@ def _fusion(results: Results) -> str:
 """
 
 
+def _lineage(recipe: Recipe) -> str:
+    """Which of the models in the table this one is, where it learned from the other."""
+    if recipe.distil is None:
+        return ""
+    return """
+This is the distilled model: a standard classifier, taught on queries without labels by the tuned model, which is not
+in this folder.
+"""
+
+
 def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     """The model card: what it is, what was measured, how to use it, the recipe."""
     from huggingface_hub import EvalResult, ModelCardData
 
     metric = results.metrics[0]
-    tuned = results.systems["tuned"][metric]
+    base = (recipe.distil and recipe.distil.model) or recipe.reranker.model
+    measured = results.systems["distilled" if recipe.distil else "tuned"][metric]
     data = ModelCardData(
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
         tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
-        base_model=None if models.is_local(recipe.reranker.model) else recipe.reranker.model,
+        base_model=None if models.is_local(base) else base,
         model_name=recipe.name,
         eval_results=[
             EvalResult(
@@ -185,7 +197,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
                 dataset_split=results.split,
                 metric_type=metric.lower().replace("@", "_at_"),
                 metric_name=metric,
-                metric_value=round(tuned.mean, 4),
+                metric_value=round(measured.mean, 4),
             )
         ],
     )
@@ -194,8 +206,8 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
     trust = ", trust_remote_code=True" if reranker.is_interaction else ""
     shown = recipe.model_dump(mode="json", exclude_none=True)
     shown["data"] = _public_data(recipe.data)
-    for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model")):
-        if key in shown[section]:
+    for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
+        if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
     if recipe.retriever.run is not None:
         shown["retriever"]["run"] = recipe.retriever.run.name
@@ -207,7 +219,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results) -> str:
 # {recipe.name}
 
 A cross-encoder that reorders what a first stage retrieved, fine-tuned on {recipe.data.title} with
-domain-reranker from {_public_name(recipe.reranker.model)}. It reads query and document together, up to
+domain-reranker from {_public_name(base)}. It reads query and document together, up to
 {reranker.max_length} tokens, and returns one logit; only the order of the logits means anything.
 
 ## Measured
@@ -218,7 +230,7 @@ sign-flip permutation test. Positives that the first stage missed count as misse
 what it found.
 
 {chr(10).join(table)}
-{_fusion(results)}
+{_lineage(recipe)}{_fusion(results)}
 ## Use
 
 ```python

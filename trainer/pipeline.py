@@ -1,8 +1,9 @@
 """READ THIS FIRST: the one path from a recipe to a measured, exported reranker.
 
-    check -> data -> retrieve -> mine -> train -> evaluate -> export -> push
+    check -> data -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
 
 With `mine.rounds: 2` mine and train come twice: mine-2 asks the model of the first round, train-2 starts from the base.
+Distil only comes where the recipe has the section, push likewise.
 
 Every stage leaves a folder under runs/NAME/ and stands as long as its fingerprint does: a chain of hashes over recipe
 sections, data, weights and the stages before it, all known before the first model loads. A stage that stands is
@@ -14,6 +15,7 @@ Under several processes all of them embed, train and score; the rest is the main
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from importlib.util import find_spec
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
     import numpy as np
     from accelerate import Accelerator
 
+    from trainer.reranker import Reranker, TokenizedCollection
     from trainer.retriever import Candidates, Embeddings
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 2, "retrieve": 2, "mine": 2, "train": 2, "evaluate": 2, "export": 2}
-SHARED = ("retrieve", "mine", "train", "evaluate")  # all processes work; in the others they wait for the main one
+VERSIONS = {"data": 3, "retrieve": 2, "mine": 2, "train": 2, "distil": 1, "evaluate": 2, "export": 2}
+# In these all processes work; in the others they wait for the main one.
+SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
 PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
 
@@ -48,6 +52,8 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     Raises TrainerError for whatever the user can mend. With `force`, a model that is no better than what was there
     before is exported and pushed all the same.
     """
+    if until == "distil" and recipe.distil is None:
+        raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     check(recipe)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
@@ -81,13 +87,36 @@ def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
     if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
-    for reference in dict.fromkeys(filter(None, (_bi_encoder(recipe), recipe.mine.teacher, recipe.reranker.model))):
+    kinds: dict[str, models.Kind] = {}
+    student = recipe.distil and recipe.distil.model
+    references = (_bi_encoder(recipe), recipe.mine.teacher, recipe.reranker.model, student)
+    for reference in dict.fromkeys(filter(None, references)):
         try:
             if models.is_local(reference):
-                models.locate(reference)
+                kinds[reference] = models.kind_of(models.locate(reference))
         except TrainerError as error:
             errors.append(error)
+    if faults := _faults_of_distil(recipe, kinds):
+        errors.append(RecipeError(faults))
     return errors
+
+
+def _faults_of_distil(recipe: Recipe, kinds: Mapping[str, models.Kind]) -> list[str]:
+    """What speaks against distilling, as far as the kinds of the models are known (on the Hub: not yet)."""
+    if recipe.distil is None:
+        return []
+    base, student, faults = recipe.reranker.model, recipe.distil.model, []
+    if kinds.get(base) == "reranker":
+        faults.append(
+            f"distil: {base} is a reranker with a standard classifier, so the tuned model is a standard checkpoint "
+            "already; remove the section"
+        )
+    if student is not None and kinds.get(student) == "interaction":
+        faults.append(
+            f"distil.model: {student} has the interaction head, which no server loads without its modeling file; "
+            "name an encoder or a standard reranker"
+        )
+    return faults
 
 
 def _show(summary: Summary, recipe: Recipe) -> None:
@@ -134,12 +163,19 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
+        if recipe.distil is not None:
+            references = filter(None, (recipe.reranker.model, recipe.distil.model))
+            kinds: dict[str, models.Kind] = {
+                reference: models.kind_of(models.locate(reference)) for reference in references
+            }
+            if faults := _faults_of_distil(recipe, kinds):
+                raise RecipeError(faults)
         self.stages = self._plan()
 
     def _plan(self) -> dict[str, Stage]:
         """Every stage with its fingerprint; each holds the one before it."""
         recipe = self.recipe
-        bi_encoder = _bi_encoder(recipe)
+        bi_encoder, student = _bi_encoder(recipe), recipe.distil and recipe.distil.model
         depends: dict[str, list[Any]] = {
             "data": [fingerprint_data(recipe.data)],
             "retrieve": [
@@ -160,10 +196,14 @@ class Pipeline:
                 recipe.rerank_depth,
                 recipe.evaluate.metrics[0],
             ],
+            "distil": [
+                recipe.distil.model_dump(mode="json", exclude={"model"}) if recipe.distil else None,
+                models.fingerprint(models.locate(student)) if student else None,
+            ],
             "evaluate": [recipe.evaluate.model_dump(mode="json")],
             "export": [recipe.export.model_dump(mode="json"), recipe.name],
         }
-        names = list(depends)
+        names = [name for name in depends if name != "distil" or recipe.distil is not None]
         if recipe.mine.rounds == 2:
             after = names.index("train") + 1
             names[after:after] = ["mine-2", "train-2"]
@@ -207,7 +247,7 @@ class Pipeline:
         from trainer.retriever import language_of, retrieve_splits
 
         section = self.recipe.retriever
-        embeddings, new = self._embed()
+        embeddings, new = self._embed(self.collection)
         if not self.accelerator.is_main_process:
             return {"said": ""}
         found = retrieve_splits(section, self.collection, embeddings, folder)
@@ -221,8 +261,13 @@ class Pipeline:
         said = f"{engines}: {found_for}; dev {self.metric} {score:.4f}"
         return {"said": said, "first_stage_dev": score}
 
-    def _embed(self) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
-        """The vectors of judged queries and documents, each process encoding its share of what is missing."""
+    def _embed(
+        self, collection: Collection, queries: Sequence[int] | None = None
+    ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
+        """The vectors of query rows (None: the judged) and documents, each process encoding its share of the missing.
+
+        None where the first stage has no bi-encoder; and what is new, in words.
+        """
         from trainer.retriever import BiEncoder, shards
 
         reference, section = _bi_encoder(self.recipe), self.recipe.retriever
@@ -231,20 +276,21 @@ class Pipeline:
         bi_encoder = BiEncoder(
             models.locate(reference), section.max_length, section.query_prompt, section.document_prompt
         )
-        parts = shards(bi_encoder, self.collection, self.folder.parent / ".embeddings")
+        parts = shards(bi_encoder, collection, self.folder.parent / ".embeddings", queries)
         self.accelerator.wait_for_everyone()  # all have seen what is missing before anybody adds to it
         for part in parts:
             part.encode(self.accelerator)
         self.accelerator.wait_for_everyone()
-        queries, documents = (part.open() for part in parts)
-        return (queries, documents), f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
+        opened = (parts[0].open(), parts[1].open())
+        return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
 
     def _mine(self, folder: Path) -> dict[str, Any]:
         from trainer import mine
         from trainer.groups import write_groups
 
         second = folder.name == "mine-2"
-        teacher = self._teacher(str(self._best("train")) if second else self.recipe.mine.teacher)
+        reference = str(self._best("train")) if second else self.recipe.mine.teacher
+        teacher = self._teacher(reference, self.collection) if reference else None
         candidates = self.candidates("train")
         mined = mine.mine(self.recipe.mine, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
         report = mine.Report.of(mined, self.collection, self.recipe.mine)
@@ -259,15 +305,13 @@ class Pipeline:
             return {"said": said}
         return {"said": ""}
 
-    def _teacher(self, reference: str | None) -> Teacher | None:
+    def _teacher(self, reference: str, collection: Collection) -> Teacher:
         from trainer.teacher import Teacher
 
-        if reference is None:
-            return None
         section = self.recipe.reranker
         return Teacher(
             reference,
-            self.collection,
+            collection,
             self.folder.parent / ".teachers",
             self.accelerator,
             max_length=section.max_length,
@@ -277,10 +321,9 @@ class Pipeline:
     def _train(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
 
-        from trainer.evaluate import mean_score
         from trainer.groups import read_groups
         from trainer.mine import candidate_lists
-        from trainer.reranker import Reranker, TokenizedCollection, rerank
+        from trainer.reranker import Reranker, TokenizedCollection
         from trainer.train import train
 
         section = self.recipe.reranker
@@ -295,16 +338,11 @@ class Pipeline:
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
         fresh_head = models.kind_of(models.locate(section.model)) == "encoder"
-        dev = self.candidates("dev").top(self.recipe.rerank_depth)
         first_stage = self._notes("retrieve")["first_stage_dev"]
-
-        def measure() -> tuple[float, np.ndarray]:
-            scores = rerank(reranker, tokenized, dev, self.accelerator, note="dev")
-            return mean_score(self.collection, "dev", dev, self.metric, scores), scores
-
         console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
         deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
         lists = candidate_lists(self.collection, self.candidates("train").top(deep)) if fresh_head else []
+        measure = self._measure(reranker, tokenized)
         progress = train(self.recipe, groups, lists, reranker, tokenized, measure, self.accelerator, folder)
         untrained = progress.curve[0][1]
         said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
@@ -313,21 +351,113 @@ class Pipeline:
         notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
         return {"said": said, **notes}
 
-    def _evaluate(self, folder: Path) -> dict[str, Any]:
+    def _measure(self, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], tuple[float, np.ndarray]]:
+        """A function that gives the two-stage dev score of the model as it stands, and the scores of all candidates."""
+        from trainer.evaluate import mean_score
+        from trainer.reranker import rerank
+
+        dev = self.candidates("dev").top(self.recipe.rerank_depth)
+
+        def measure() -> tuple[float, np.ndarray]:
+            scores = rerank(reranker, tokenized, dev, self.accelerator, note="dev")
+            return mean_score(self.collection, "dev", dev, self.metric, scores), scores
+
+        return measure
+
+    def _distil(self, folder: Path) -> dict[str, Any]:
+        from accelerate.utils import set_seed
+
+        from trainer import distil
+        from trainer.reranker import TokenizedCollection
+        from trainer.train import train
+
+        collection, candidates = self._unlabelled(folder)
+        groups = distil.groups(candidates, self._teacher_scores(collection, candidates))
+        if not groups:
+            raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+        pairs = sum(len(group.documents) for group in groups)
+        pseudo = sum(group.query >= len(self.collection.queries) for group in groups)
+        learned = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
+        console.stage("distil", learned)
+        set_seed(self.recipe.seed)  # behind the teacher, who draws numbers too where it has to be loaded
+        student = distil.load_student(self.recipe, self._best())
+        tokenized = TokenizedCollection(collection, student.pairs)
+        lists = groups if distil.has_fresh_classifier(self.recipe) else []
+        settings, measure = distil.student_recipe(self.recipe), self._measure(student, tokenized)
+        progress = train(settings, groups, lists, student, tokenized, measure, self.accelerator, folder)
+        tuned, first_stage = self._notes(self._last_training)["best_dev"], self._notes("retrieve")["first_stage_dev"]
+        said = f"{learned}; best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
+        said += f" (tuned {tuned:.4f}, first stage {first_stage:.4f})"
+        return {"said": said, "best_dev": progress.best_score, "best_step": progress.best_step}
+
+    def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
+        """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
+        from trainer import distil
+        from trainer.retriever import Candidates, retrieve_unjudged
+
+        section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
+        assert section is not None
+        train = distil.draw(self.candidates("train").top(section.depth), section.queries, seed)
+        missing = section.queries - len(train.queries)
+        if retriever.run is not None and missing:
+            message = f"a run finds nothing for new queries, so only {len(train.queries)} queries of train teach"
+            console.warn("distil", message)
+            return self.collection, train
+        drawn = distil.pseudo_queries(self.collection, missing, seed)
+        if len(drawn) < missing:
+            console.warn(
+                "distil", f"the corpus holds {len(drawn)} pseudo-queries, {missing - len(drawn)} fewer than asked"
+            )
+        if not drawn:
+            return self.collection, train
+        collection, rows = distil.add_queries(self.collection, drawn)
+        path = folder / "pseudo_queries.npz"
+        if not path.is_file():
+            embeddings, _ = self._embed(collection, rows)
+            if self.accelerator.is_main_process:
+                distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
+                retrieve_unjudged(retriever, collection, rows, embeddings).save(path)
+        self.accelerator.wait_for_everyone()
+        found = distil.with_own(Candidates.load(path).top(section.depth), [query.document for query in drawn])
+        return collection, train.joined(found)
+
+    def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:
+        """What the student shall come close to: (queries, depth), -inf where there is no candidate."""
+        from trainer import distil
+        from trainer.evaluate import fuse
+
+        assert self.recipe.distil is not None
+        logits = distil.ask(self._teacher(str(self._best()), collection), candidates)
+        if self.recipe.distil.teacher == "tuned":
+            return logits
+        weight, _ = self._choose_weight()
+        console.stage("distil", f"the teacher's scores with the first stage's beside them, {weight:g} times")
+        return distil.on_scale(fuse(candidates, logits, weight), logits)
+
+    def _choose_weight(self) -> tuple[float, float]:
+        """The first stage's weight beside the tuned model that is best on dev, and the score there."""
         import numpy as np
 
-        from trainer.evaluate import choose_weight, evaluate, fuse
+        from trainer.evaluate import choose_weight
+
+        dev = self.candidates("dev").top(self.recipe.rerank_depth)
+        tuned = np.load(self.stages[self._last_training].folder / "best_dev.npy")
+        return choose_weight(self.collection, "dev", dev, self.metric, tuned)
+
+    def _evaluate(self, folder: Path) -> dict[str, Any]:
+        from trainer.evaluate import evaluate, fuse
 
         base = self.recipe.reranker.model
         systems = {"tuned": str(self._best())}
         if models.kind_of(models.locate(base)) != "encoder":
             systems = {"base": base, **systems}
-        dev, test = (self.candidates(split).top(self.recipe.rerank_depth) for split in ("dev", "test"))
+        test = self.candidates("test").top(self.recipe.rerank_depth)
         scores = {system: self._rerank(reference, test) for system, reference in systems.items()}
-        tuned_dev = np.load(self.stages[self._last_training].folder / "best_dev.npy")
-        weight, fused_dev = choose_weight(self.collection, "dev", dev, self.metric, tuned_dev)
+        weight, fused_dev = self._choose_weight()
         if weight:
             scores["fused"] = fuse(test, scores["tuned"], weight)
+        if "distil" in self.stages:
+            scores["distilled"] = self._rerank(str(self._best("distil")), test)
         if self.accelerator.is_main_process:
             metrics = self.recipe.evaluate.metrics
             evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder, weight)
@@ -348,7 +478,7 @@ class Pipeline:
         from trainer.report import Results
         from trainer.reranker import Reranker, TokenizedCollection
 
-        reranker = Reranker.load(self._best(), trust_remote_code=self.recipe.reranker.trust_remote_code)
+        reranker = Reranker.load(self._best(self._exported), trust_remote_code=self.recipe.reranker.trust_remote_code)
         dev = self.candidates("dev")
         rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
         some = rows[:: max(1, len(rows) // PARITY_PAIRS)]
@@ -394,6 +524,11 @@ class Pipeline:
     def _last_training(self) -> str:
         return "train-2" if "train-2" in self.stages else "train"
 
+    @property
+    def _exported(self) -> str:
+        """The stage whose best checkpoint leaves."""
+        return "distil" if "distil" in self.stages else self._last_training
+
     @cached_property
     def collection(self) -> Collection:
         """The checked collection, mapped from the data stage's folder."""
@@ -435,13 +570,14 @@ class Pipeline:
     def _refuse_to_harm(self, force: bool) -> None:
         """A model that is no better on dev than what was there before does not leave unless it is forced to.
 
-        Where no reranker was there before, its fusion with the first stage counts too: both are ways to use it.
+        Where no reranker was there before, its fusion with the first stage counts too: both are ways to use it. Not
+        so for a distilled model, which leaves alone.
         """
         first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes(self._last_training)
         had_reranker = models.kind_of(models.locate(self.recipe.reranker.model)) != "encoder"
         before = max(first_stage, trained["untrained_dev"]) if had_reranker else first_stage
-        best = trained["best_dev"]
-        if not had_reranker:
+        best = self._notes(self._exported)["best_dev"]
+        if not had_reranker and self._exported != "distil":
             best = max(best, self._notes("evaluate")["fused_dev"])
         if best > before:
             return

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trainer.errors import RecipeError, did_you_mean
 
+OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
 
@@ -317,6 +318,27 @@ class Train(Section):
     """Steps between checkpoints that a killed run goes on from."""
 
 
+class Distil(Section):
+    """A standard checkpoint taught by the tuned model on queries that nobody judged, only where this section stands."""
+
+    model: str | None = None
+    """The student, an encoder or a reranker (Hub id, folder, package:NAME/SUB); null: the tuned model's encoder."""
+    queries: int = Field(default=2000, ge=1)
+    """Queries without labels: those of train first, the rest titles and sentences drawn from the corpus."""
+    depth: int = Field(default=20, ge=2, le=200)
+    """Candidates of each query that the teacher scores and the student learns to order."""
+    teacher: Literal["tuned", "fused"] = "tuned"
+    """tuned: the trained model; fused: with the first stage's score beside it, weighted on dev."""
+    loss: Literal["mse", "margin_mse", "kl"] = "margin_mse"
+    """What comes close to the teacher: mse: scores; margin_mse: differences of scores; kl: shares of each list."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over all queries."""
+    queries_per_step: int = Field(default=16, ge=1)
+    """Queries in one optimizer step, over all devices together."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate of the student's encoder; null: by size under a fresh classifier, gentle for a reranker."""
+
+
 class Evaluate(Section):
     """The two-stage measurement: retrieve, rerank, measure."""
 
@@ -381,6 +403,7 @@ class Recipe(Section):
     mine: Mine = Mine()
     reranker: Reranker = Reranker()
     train: Train = Train()
+    distil: Distil | None = None
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     push: Push | None = None
@@ -403,6 +426,16 @@ class Recipe(Section):
         if mine and mine.teacher is None and train.loss in ("mse", "margin_mse", "kl"):
             raise _contradiction("loss", f"{train.loss} learns from a teacher's scores; name one as mine.teacher")
         return train
+
+    @field_validator("distil")
+    @classmethod
+    def _distil_what_is_not_standard_already(cls, distil: Distil | None, info: ValidationInfo) -> Distil | None:
+        reranker = info.data.get("reranker")
+        if distil and reranker and reranker.head == "classifier":
+            raise ValueError(
+                "with reranker.head: classifier the tuned model is a standard checkpoint already; remove one of them"
+            )
+        return distil
 
     @field_validator("evaluate")
     @classmethod
@@ -534,7 +567,7 @@ class Source:
                 values[key] = self._mapping(value_node, here)
             else:
                 values[key] = self._value(value_node, line, here)
-            if values[key] is None and not place and key in sections() and key != "push":
+            if values[key] is None and not place and key in sections() and key not in OPTIONAL:
                 values[key] = {}  # a section whose keys are all commented out
         return values
 

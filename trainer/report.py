@@ -14,6 +14,7 @@ LABELS = {
     "first_stage": "first stage",
     "base": "base model",
     "tuned": "tuned model",
+    "distilled": "distilled model",
     "fused": "tuned + first",
     "ceiling": "ceiling",
 }
@@ -78,17 +79,21 @@ def _p(p: float) -> str:
 
 
 def show(results: Results) -> None:
-    """Print the table, and say in words whether the tuned model helps."""
+    """Print the table, and say in words whether what was trained helps."""
     title = f"{results.split}: {results.queries} queries, the best {results.depth} candidates of each reranked"
     console.table(title, results.columns(), results.rows())
+    names = {
+        "tuned": "the tuned model",
+        "fused": f"with the first stage's score beside it (weight {results.first_stage_weight:g}, by dev) it",
+        "distilled": "the distilled model",
+    }
     for row in results.comparisons:
-        if row["metric"] == results.metrics[0] and row["system"] in ("tuned", "fused"):
-            _say(row["difference"], row["p"], results.first_stage_weight if row["system"] == "fused" else 0.0)
+        if row["metric"] == results.metrics[0] and row["system"] in names:
+            _say(names[row["system"]], row["difference"], row["p"])
 
 
-def _say(difference: float, p: float, weight: float) -> None:
-    """One sentence about the tuned model, alone or with the first stage's score beside its own."""
-    what = "the tuned model" if not weight else f"with the first stage's score beside it (weight {weight:g}, by dev) it"
+def _say(what: str, difference: float, p: float) -> None:
+    """One sentence about a system beside the first stage."""
     if difference > 0 and p < SIGNIFICANT:
         console.stage("evaluate", f"[green]{what} is better than the first stage by {difference:.3f}[/]")
     elif difference > 0:

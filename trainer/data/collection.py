@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -89,8 +89,9 @@ def build_collection(section: Data, folder: Path) -> Collection:
 
     _write(
         folder / "documents.arrow",
-        ({"id": document.id, "passage": document.passage} for document in documents()),
+        ({"id": document.id, "title": document.title, "passage": document.passage} for document in documents()),
         id=str,
+        title=str,
         passage=str,
     )
     leaders = ({"row": row, "first": first} for row, first in twins.leader.items())
@@ -131,9 +132,9 @@ def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type)
 class Collection:
     """A checked collection, memory-mapped.
 
-    `documents` has the columns id and passage, `queries` id and text; `qrels[split]` is {query row: {document row:
-    grade}}, with the queries in the order in which the qrels file names them first. `twins` maps a document that
-    (nearly) repeats another one to the first with that text.
+    `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
+    {query row: {document row: grade}}, with the queries in the order in which the qrels file names them first. `twins`
+    maps a document that (nearly) repeats another one to the first with that text.
     """
 
     documents: Dataset
@@ -154,6 +155,14 @@ class Collection:
         for split, query, document, grade in zip(*columns, strict=True):
             qrels[split].setdefault(query, {})[document] = grade
         return cls(documents, queries, qrels, dict(zip(twins["row"][:], twins["first"][:], strict=True)))
+
+    def with_queries(self, texts: Mapping[str, str]) -> Collection:
+        """The same with more queries (texts by id), in the rows behind the others; nothing is judged for them."""
+        from datasets import Dataset, concatenate_datasets
+
+        columns = {"id": list(texts), "text": list(texts.values())}
+        more = Dataset.from_dict(columns, features=self.queries.features)
+        return replace(self, queries=concatenate_datasets([self.queries, more]))
 
     @cached_property
     def first_alike(self) -> np.ndarray:

@@ -12,7 +12,7 @@ Imports inside run down, like the package's own:
 
 from trainer.retriever.candidates import NOTHING, Candidates, Ranking
 from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
-from trainer.retriever.retrieve import language_of, retrieve_splits, shards
+from trainer.retriever.retrieve import language_of, retrieve_splits, retrieve_unjudged, shards
 
 __all__ = [
     "NOTHING",
@@ -23,5 +23,6 @@ __all__ = [
     "Shards",
     "language_of",
     "retrieve_splits",
+    "retrieve_unjudged",
     "shards",
 ]

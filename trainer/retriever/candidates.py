@@ -69,10 +69,21 @@ class Candidates:
         documents = self.documents[place, :depth]
         return documents[documents != NOTHING].tolist()
 
+    def of(self, places: Sequence[int] | np.ndarray) -> Candidates:
+        """The queries at some places, in their order."""
+        chosen = {field.name: getattr(self, field.name)[places] for field in fields(self) if field.name != "engines"}
+        return replace(self, **chosen)
+
     def top(self, depth: int) -> Candidates:
         """The same queries with at most `depth` candidates each."""
         cut = {name: getattr(self, name)[:, :depth] for name in ("documents", "scores", "similarities", "ranks")}
         return replace(self, **cut)
+
+    def joined(self, other: Candidates) -> Candidates:
+        """These queries and then those of `other`, which the same engines found as deep."""
+        assert self.engines.tolist() == other.engines.tolist()
+        names = [field.name for field in fields(self) if field.name != "engines"]
+        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names})
 
 
 def as_candidates(
@@ -91,7 +102,7 @@ def as_candidates(
     positives = [
         (place, row) for place, query in enumerate(queries) for row, grade in qrels[query].items() if grade > 0
     ]
-    places, rows = (np.array(column, dtype=np.int64) for column in zip(*positives, strict=True))
+    places, rows = np.array(positives, dtype=np.int64).reshape(-1, 2).T  # there may be none
     best = np.full(len(queries), np.nan, dtype=np.float32)
     if embeddings is None:
         similarities = np.where(ranking.documents == NOTHING, np.nan, ranking.scores).astype(np.float32)

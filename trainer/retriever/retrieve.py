@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,11 @@ def judged_queries(collection: Collection) -> list[int]:
     return [query for split in SPLITS for query in collection.answerable(split)]
 
 
-def shards(bi_encoder: BiEncoder, collection: Collection, cache: Path) -> tuple[Shards, Shards]:
-    """The embeddings that the first stage needs, of the judged queries and of all documents, made or not."""
-    queries = judged_queries(collection)
+def shards(
+    bi_encoder: BiEncoder, collection: Collection, cache: Path, queries: Sequence[int] | None = None
+) -> tuple[Shards, Shards]:
+    """The embeddings that the first stage needs, of query rows (None: the judged) and of all documents, made or not."""
+    queries = judged_queries(collection) if queries is None else queries
 
     def query_texts(start: int, end: int) -> list[str]:
         return collection.queries.select(queries[start:end])["text"][:]
@@ -75,9 +77,7 @@ def retrieve_splits(
     Dev and test have `section.depth` of them, train as many more as mining may want.
     """
     lists = retrieve(section, collection, judged_queries(collection), embeddings)
-    ranking = (
-        fuse(list(lists.values()), max(section.depth, MINING_DEPTH)) if len(lists) > 1 else next(iter(lists.values()))
-    )
+    ranking = _one_ranking(section, lists)
     candidates, start = {}, 0
     for split in SPLITS:
         queries = collection.answerable(split)
@@ -88,3 +88,20 @@ def retrieve_splits(
         candidates[split] = as_candidates(ranking.part(part, depth), own, queries, collection.qrels[split], vectors)
         candidates[split].save(folder / f"{split}.npz")
     return candidates
+
+
+def retrieve_unjudged(
+    section: Retriever, collection: Collection, queries: Sequence[int], embeddings: tuple[Embeddings, Embeddings] | None
+) -> Candidates:
+    """Candidates of query rows for which nothing is judged, as deep as those of train queries."""
+    assert section.run is None, "a run holds no other queries than its own"
+    lists = retrieve(section, collection, queries, embeddings)
+    vectors = (embeddings[0].rows(np.arange(len(queries))), embeddings[1]) if embeddings else None
+    return as_candidates(_one_ranking(section, lists), lists, queries, {query: {} for query in queries}, vectors)
+
+
+def _one_ranking(section: Retriever, lists: Mapping[str, Ranking]) -> Ranking:
+    """The engines' rankings fused, or the only one as it is."""
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    return fuse(list(lists.values()), max(section.depth, MINING_DEPTH))
