@@ -13,10 +13,11 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
 from trainer import distil
+from trainer.check import check
 from trainer.data import build_collection
 from trainer.errors import ExportError, RecipeError
 from trainer.losses import LOSSES
-from trainer.pipeline import Pipeline, check, run
+from trainer.pipeline import Pipeline, run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates, retrieve_unjudged

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from trainer import pipeline
+from trainer import check
 from trainer.batches import Tokens
 from trainer.errors import ExportError
 from trainer.evaluate import Results
@@ -336,7 +336,7 @@ def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tm
 
 
 def test_onnx_without_its_packages_is_noticed_before_anything_runs(tiny, beir, monkeypatch):
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    monkeypatch.setattr(check, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     recipe = Recipe(
         name="mine",
         data=Data(path=beir),
@@ -344,7 +344,7 @@ def test_onnx_without_its_packages_is_noticed_before_anything_runs(tiny, beir, m
         reranker=RerankerSection(model=str(tiny["reranker"])),
     )
     with pytest.raises(ExportError, match=r"export\.formats.*pip install 'domain-reranker\[onnx\]'"):
-        pipeline.check(recipe)
+        check.check(recipe)
 
 
 # The card.

@@ -12,10 +12,10 @@ FLOORS = [
     {"recipe", "models"},
     {"data"},
     {"runs", "track", "init"},
-    {"groups", "retriever", "batches", "report"},
+    {"groups", "retriever", "batches", "packing", "report"},
     {"reranker"},
     {"teacher"},
-    {"mine", "review", "train", "distil", "evaluate", "export", "push"},  # the stages never import each other
+    {"check", "mine", "review", "train", "distil", "evaluate", "export", "push"},  # the stages never import each other
     {"pipeline"},
     {"cli"},
     {"__main__"},

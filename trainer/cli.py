@@ -92,9 +92,9 @@ def check(
     if recipe is None:
         raise TrainerError("check: name a recipe, or ask for --schema")
     loaded = load_recipe(recipe, overrides or ())
-    from trainer import pipeline
+    from trainer.check import check as judge
 
-    pipeline.check(loaded)
+    judge(loaded)
     console.stage("check", f"[green]{escape(str(recipe))} can run[/]")
 
 

@@ -15,18 +15,16 @@ Under several processes all of them embed, train and score; the rest is the main
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from trainer import console, models
-from trainer.data import Collection, Summary, build_collection, check_collection, describe_lengths, fingerprint_data
-from trainer.errors import ExportError, RecipeError, RunError, TrainerError
+from trainer.check import check, faults_of_distil
+from trainer.data import Collection, build_collection, fingerprint_data
+from trainer.errors import ExportError, RecipeError, RunError
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
@@ -64,79 +62,6 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
         pipeline.push(force=force)
 
 
-def check(recipe: Recipe) -> Summary:
-    """Judge recipe, model references and data without loading a model, and print what is good to know.
-
-    Raises TrainerError with every fault.
-    """
-    errors = _faults_beside_the_data(recipe)
-    try:
-        summary = check_collection(recipe.data)
-    except TrainerError as error:
-        errors.append(error)
-    else:
-        if not errors:
-            _show(summary, recipe)
-            return summary
-    raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
-
-
-def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
-    errors: list[TrainerError] = []
-    if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
-        errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
-    if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
-        errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
-    kinds: dict[str, models.Kind] = {}
-    student = recipe.distil and recipe.distil.model
-    references = (_bi_encoder(recipe), recipe.mine.teacher, recipe.reranker.model, student)
-    for reference in dict.fromkeys(filter(None, references)):
-        try:
-            if models.is_local(reference):
-                kinds[reference] = models.kind_of(models.locate(reference))
-        except TrainerError as error:
-            errors.append(error)
-    if faults := _faults_of_distil(recipe, kinds):
-        errors.append(RecipeError(faults))
-    return errors
-
-
-def _faults_of_distil(recipe: Recipe, kinds: Mapping[str, models.Kind]) -> list[str]:
-    """What speaks against distilling, as far as the kinds of the models are known (on the Hub: not yet)."""
-    if recipe.distil is None:
-        return []
-    base, student, faults = recipe.reranker.model, recipe.distil.model, []
-    if kinds.get(base) == "reranker":
-        faults.append(
-            f"distil: {base} is a reranker with a standard classifier, so the tuned model is a standard checkpoint "
-            "already; remove the section"
-        )
-    if student is not None and kinds.get(student) == "interaction":
-        faults.append(
-            f"distil.model: {student} has the interaction head, which no server loads without its modeling file; "
-            "name an encoder or a standard reranker"
-        )
-    return faults
-
-
-def _show(summary: Summary, recipe: Recipe) -> None:
-    """What the collection holds, what was done to it, and what to look at before believing a number."""
-    judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
-    console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
-    for note in summary.notes:
-        console.stage("check", escape(note))
-    if models.is_local(recipe.reranker.model):
-        tokenizer = models.locate(recipe.reranker.model) / "tokenizer.json"
-        if tokenizer.is_file():
-            console.stage("check", describe_lengths(*summary.sample, tokenizer, recipe.reranker.max_length))
-    for warning in summary.warnings:
-        console.warn("check", escape(warning))
-
-
-def _bi_encoder(recipe: Recipe) -> str | None:
-    return recipe.retriever.model if recipe.retriever.kind in ("dense", "hybrid") else None
-
-
 def mixed_precision(precision: str, cuda: bool) -> str:
     """What Accelerate is told; raises RecipeError where the device cannot do what the recipe wants."""
     import torch
@@ -168,14 +93,14 @@ class Pipeline:
             kinds: dict[str, models.Kind] = {
                 reference: models.kind_of(models.locate(reference)) for reference in references
             }
-            if faults := _faults_of_distil(recipe, kinds):
+            if faults := faults_of_distil(recipe, kinds):
                 raise RecipeError(faults)
         self.stages = self._plan()
 
     def _plan(self) -> dict[str, Stage]:
         """Every stage with its fingerprint; each holds the one before it."""
         recipe = self.recipe
-        bi_encoder, student = _bi_encoder(recipe), recipe.distil and recipe.distil.model
+        bi_encoder, student = recipe.bi_encoder, recipe.distil and recipe.distil.model
         depends: dict[str, list[Any]] = {
             "data": [fingerprint_data(recipe.data)],
             "retrieve": [
@@ -270,7 +195,7 @@ class Pipeline:
         """
         from trainer.retriever import BiEncoder, shards
 
-        reference, section = _bi_encoder(self.recipe), self.recipe.retriever
+        reference, section = self.recipe.bi_encoder, self.recipe.retriever
         if reference is None:
             return None, ""
         bi_encoder = BiEncoder(

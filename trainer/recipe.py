@@ -448,6 +448,11 @@ class Recipe(Section):
         return evaluate
 
     @property
+    def bi_encoder(self) -> str | None:
+        """The model that embeds, where the first stage has one."""
+        return self.retriever.model if self.retriever.kind in ("dense", "hybrid") else None
+
+    @property
     def rerank_depth(self) -> int:
         """Candidates of a query that are reranked on dev and test."""
         return self.evaluate.depth or self.retriever.depth
