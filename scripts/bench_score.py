@@ -89,9 +89,9 @@ class Ours:
 
     def batches(self, sizes: Sequence[int]) -> list[list[int]]:
         """What is computed together."""
-        from trainer.batches import TOKENS_PER_BUCKET, buckets
+        from trainer.batches import buckets
 
-        return buckets(sizes, TOKENS_PER_BUCKET.get(self.device.type, 4096))
+        return buckets(sizes, self.reranker.tokens_per_bucket)
 
 
 class Theirs:

@@ -84,11 +84,11 @@ def assert_same(one, other, within=1e-6):
 def test_a_group_over_the_budget_gives_the_gradients_of_one_that_fits(gradients, dropout):
     groups = [group(0, 40)]
     at_once = gradients(groups, 100_000, dropout=dropout)
-    tokens = gradients.engine.real_tokens, gradients.engine.padded_tokens
+    tokens = gradients.engine.real_tokens, gradients.engine.read_tokens
     assert tokens[0] > 4 * 512
     assert_same(at_once, gradients(groups, 512, dropout=dropout))
     # Read twice, but counted once.
-    assert tokens == (gradients.engine.real_tokens, gradients.engine.padded_tokens)
+    assert tokens == (gradients.engine.real_tokens, gradients.engine.read_tokens)
     assert gradients.engine.padding > 0
 
 

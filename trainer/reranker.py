@@ -369,8 +369,7 @@ class ScoringModel(nn.Module):
     def __init__(self, reranker: Reranker) -> None:
         super().__init__()
         self.model = reranker.model
-        drops = any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
-        self.packed = reranker.packed and not drops  # the attention without padding has no dropout
+        self.packed = reranker.packed
 
     def forward(self, batches: list[packing.Batch]) -> Tensor:
         """Logits (pairs of all batches,) float32."""

@@ -46,7 +46,7 @@ class Engine:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = model
-        self.packed = accelerator.unwrap_model(model, keep_torch_compile=False).packed
+        self.packed = reranker.packed
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
         self.sizes = {id(group): sum(map(self.pairs.size, self._pairs_of([group]))) for group in groups}

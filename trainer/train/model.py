@@ -27,6 +27,8 @@ def prepare_model(section: Train, reranker: Reranker) -> None:
     for module in reranker.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = section.dropout
+    if section.dropout:
+        reranker.packed = False  # the attention without padding has no dropout
     if section.frozen_layers:
         _freeze(reranker, section.frozen_layers)
     if section.gradient_checkpointing:
