@@ -36,6 +36,7 @@ from bench_sides import (
     print_table,
     save_base,
     say,
+    texts,
 )
 
 from trainer.data import Collection, build_collection
@@ -95,14 +96,16 @@ class Ours:
 
 
 class Theirs:
-    """sentence-transformers' CrossEncoder, which is given the texts as lists."""
+    """sentence-transformers' CrossEncoder, which is given the texts in memory."""
 
     def __init__(self, folder: Path, task: dict[str, Any]) -> None:
         import torch
         from sentence_transformers import CrossEncoder
 
         collection = Collection.open(folder / "data")
-        self.queries, self.documents = collection.queries["text"][:], collection.documents["passage"][:]
+        queries, documents = map(set, zip(*task["pairs"], strict=True))
+        self.queries = texts(collection.queries, "text", queries)
+        self.documents = texts(collection.documents, "passage", documents)
         half = torch.cuda.is_available()
         self.model = CrossEncoder(
             str(folder / "base"),

