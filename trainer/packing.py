@@ -60,8 +60,8 @@ def prepare(model: PreTrainedModel) -> None:
         _encoder(model).config._attn_implementation = NAME
         if not isinstance(model, InteractionForSequenceClassification):
             last = _layers(model)[-1]
-            narrow = _narrow_bert if hasattr(last, "feed_forward_chunk") else _narrow_any(last.forward)
-            last.forward = partial(narrow, last)
+            is_bert = hasattr(last, "feed_forward_chunk")
+            last.forward = partial(_narrow_bert, last) if is_bert else partial(_narrow_any, last.forward)
 
 
 def logits(model: PreTrainedModel, batch: Batch, packed: bool) -> Tensor:
@@ -222,15 +222,12 @@ def _narrow_bert(
     return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(2), first))
 
 
-def _narrow_any(forward: Any) -> Any:
+def _narrow_any(
+    forward: Any, hidden_states: Tensor, *inputs: Any, packing: Packing | None = None, **named: Any
+) -> Tensor:
     """A last layer of any kind that hands on the first token of every packed pair: states (pairs, 1, hidden)."""
-
-    def narrow(layer: Any, hidden_states: Tensor, *inputs: Any, packing: Packing | None = None, **named: Any) -> Tensor:
-        del layer
-        states = forward(hidden_states, *inputs, packing=packing, **named)
-        return states if packing is None else states[0, packing.firsts, None]
-
-    return narrow
+    states = forward(hidden_states, *inputs, packing=packing, **named)
+    return states if packing is None else states[0, packing.firsts, None]
 
 
 AttentionInterface.register(NAME, _attention)
