@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench_sides import process_mib, say
 
 DIMENSIONS = 384
 TOPICS = 2000
@@ -205,8 +205,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         seconds, negatives = SIDES[arguments.side](arguments.folder)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print("\n" + json.dumps({"seconds": seconds, "mib": peak, "negatives": negatives}))
+        say(seconds=seconds, mib=process_mib(), negatives=negatives)
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.grow:

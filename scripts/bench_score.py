@@ -92,6 +92,8 @@ class Ours:
         """What is computed together."""
         from trainer.batches import buckets
 
+        if self.reranker.packed:
+            return [[position] for position in range(len(sizes))]  # no pair is padded to another's length
         return buckets(sizes, self.reranker.tokens_per_bucket)
 
 

@@ -1,4 +1,4 @@
-"""What bench_score.py and bench_train.py share: base models, padding, work in FLOPs, a process for each side.
+"""What the benches of two sides share: base models, padding, work in FLOPs, a process for each side.
 
 Both put this project beside sentence-transformers on one checkpoint that either loads. FlagEmbedding, the other tool
 for such rerankers, is not compared: it is not among the packages this project installs.
@@ -132,11 +132,14 @@ def peak_tflops(device: str) -> float | None:
 
 
 def peak_mib() -> float:
-    """Most memory that this process held: the GPU's where there is one, else its own."""
+    """Most memory that was held: the GPU's where there is one, else this process's."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_mib()
+
+
+def process_mib() -> float:
+    """Most memory that this process held."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     # Linux carries ru_maxrss over from the process that started this one, which may have held more.
