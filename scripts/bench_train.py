@@ -64,6 +64,7 @@ def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
             learning_rate=RATE,
             head_learning_rate=RATE,
             weight_decay=0.0,
+            tokens_per_pass=task.get("tokens_per_pass", Train().tokens_per_pass),
             evaluations_per_epoch=1,
             checkpoint_steps=task["steps"],
         ),
@@ -283,10 +284,11 @@ def compare_losses(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def grow(task: dict[str, Any], folder: Path) -> None:
-    """Our peak memory for small and for large groups."""
-    print("| documents in a group | peak MiB |\n| ---: | ---: |")
+    """Our peak memory for small and for large groups, in passes that a small one fills."""
+    budget = max(512, min(MEMORY_DOCUMENTS) * task["max_length"])
+    print(f"{budget} tokens in a pass\n\n| documents in a group | peak MiB |\n| ---: | ---: |")
     for documents in MEMORY_DOCUMENTS:
-        prepare(task | {"negatives": documents - 1, "steps": MEMORY_STEPS}, folder)
+        prepare(task | {"negatives": documents - 1, "steps": MEMORY_STEPS, "tokens_per_pass": budget}, folder)
         print(f"| {documents} | {ask(__file__, 'ours', folder)['mib']:.0f} |", flush=True)
 
 
