@@ -303,23 +303,19 @@ class TokenizedCollection:
 
     def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
         """Token pairs for (query row, document row) pairs."""
-        self._add(self._queries, {query for query, _ in rows}, "queries")
-        self._add(self._documents, {document for _, document in rows}, "documents")
+        self._add(self._queries, {query for query, _ in rows}, self._collection.query_texts)
+        self._add(self._documents, {document for _, document in rows}, self._collection.passages)
         return [(self._queries[query], self._documents[document]) for query, document in rows]
 
     def documents(self, limit: int) -> list[Tokens]:
         """Tokens of the first `limit` documents."""
         rows = range(min(limit, len(self._collection.documents)))
-        self._add(self._documents, set(rows), "documents")
+        self._add(self._documents, set(rows), self._collection.passages)
         return [self._documents[row] for row in rows]
 
-    def _add(self, known: dict[int, Tokens], rows: set[int], name: str) -> None:
-        new = sorted(rows - known.keys())
-        dataset, column = (
-            (self._collection.queries, "text") if name == "queries" else (self._collection.documents, "passage")
-        )
-        if new:
-            known |= dict(zip(new, self._pairs.tokenize(dataset.select(new)[column][:]), strict=True))
+    def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
+        if new := sorted(rows - known.keys()):
+            known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
 
 
 def score_rows(

@@ -7,7 +7,7 @@ scored twice, in this run or another, and a stopped run loses a chunk at most.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,19 +65,9 @@ class Teacher:
 
     def _keys(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
         """A name for each pair, made of its two texts."""
-        queries = self._texts("queries", {query for query, _ in rows})
-        documents = self._texts("documents", {document for _, document in rows})
+        queries = _named(self._collection.query_texts, {query for query, _ in rows})
+        documents = _named(self._collection.passages, {document for _, document in rows})
         return [queries[query] + documents[document] for query, document in rows]
-
-    def _texts(self, name: str, rows: set[int]) -> dict[int, bytes]:
-        dataset, column = (
-            (self._collection.queries, "text") if name == "queries" else (self._collection.documents, "passage")
-        )
-        order = sorted(rows)
-        texts = dataset.select(order)[column][:]
-        return {
-            row: hashlib.blake2b(text.encode(), digest_size=8).digest() for row, text in zip(order, texts, strict=True)
-        }
 
     def _keep(self, keys: list[bytes], rows: list[tuple[int, int]], scores: np.ndarray) -> None:
         self._known |= zip(keys, scores.tolist(), strict=True)
@@ -95,3 +85,10 @@ class Teacher:
                 documents=np.array([self._collection.document_ids[document] for _, document in rows]),
             )
         partial.replace(path)
+
+
+def _named(texts: Callable[[Sequence[int]], list[str]], rows: set[int]) -> dict[int, bytes]:
+    """A name of eight bytes for the text in each row."""
+    order = sorted(rows)
+    names = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts(order))
+    return dict(zip(order, names, strict=True))

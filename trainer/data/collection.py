@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,14 @@ class Collection:
         columns = {"id": list(texts), "text": list(texts.values())}
         more = Dataset.from_dict(columns, features=self.queries.features)
         return replace(self, queries=concatenate_datasets([self.queries, more]))
+
+    def query_texts(self, rows: Sequence[int]) -> list[str]:
+        """The texts of query rows."""
+        return self.queries.select(rows)["text"][:]
+
+    def passages(self, rows: Sequence[int]) -> list[str]:
+        """What is read of document rows: title and text."""
+        return self.documents.select(rows)["passage"][:]
 
     @cached_property
     def first_alike(self) -> np.ndarray:

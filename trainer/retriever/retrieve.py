@@ -31,7 +31,7 @@ def shards(
     queries = judged_queries(collection) if queries is None else queries
 
     def query_texts(start: int, end: int) -> list[str]:
-        return collection.queries.select(queries[start:end])["text"][:]
+        return collection.query_texts(queries[start:end])
 
     def passages(start: int, end: int) -> list[str]:
         return collection.documents[start:end]["passage"]
@@ -64,7 +64,7 @@ def retrieve(
     if section.kind != "dense":
         passages = (text for start in range(0, len(collection.documents), SHARD)
                     for text in collection.documents[start : start + SHARD]["passage"])  # fmt: skip
-        texts = collection.queries.select(queries)["text"][:]
+        texts = collection.query_texts(queries)
         lists["bm25"] = search_bm25(texts, passages, deep, language_of(section, collection))
     return lists
 
