@@ -90,11 +90,9 @@ class Ours:
 
     def batches(self, sizes: Sequence[int]) -> list[list[int]]:
         """What is computed together."""
-        from trainer.batches import buckets
-
         if self.reranker.packed:
             return [[position] for position in range(len(sizes))]  # no pair is padded to another's length
-        return buckets(sizes, self.reranker.tokens_per_bucket)
+        return self.reranker.buckets(sizes)
 
 
 class Theirs:

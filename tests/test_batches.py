@@ -1,5 +1,7 @@
 """Pairs put together from pieces equal the tokenizer's own, and buckets waste little."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -76,12 +78,13 @@ def test_no_texts_give_no_tokens(tiny):
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 500, 4096])
-@pytest.mark.parametrize("seed", range(5))
-def test_buckets_hold_the_budget_lose_nothing_and_go_from_long_to_short(tokens, seed):
+@pytest.mark.parametrize("start", [0, 64, 1 << 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_buckets_hold_the_budget_lose_nothing_and_go_from_long_to_short(tokens, start, seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(4, 129, size=rng.integers(1, 300)).tolist()
 
-    cut = buckets(sizes, tokens)
+    cut = buckets(sizes, tokens, start)
 
     in_order = [position for bucket in cut for position in bucket]
     assert sorted(in_order) == list(range(len(sizes)))
@@ -90,10 +93,26 @@ def test_buckets_hold_the_budget_lose_nothing_and_go_from_long_to_short(tokens, 
         assert len(bucket) == 1 or len(bucket) * max(sizes[position] for position in bucket) <= tokens
 
 
-def test_buckets_are_as_full_as_the_budget_allows():
-    # 10 + 10 fill 20; 6, 5, 5 pad to 3 x 6 = 18 and a fourth would not fit; the pair of 25 stands alone.
-    assert buckets([5, 10, 6, 25, 10, 5, 3], 20) == [[3], [1, 4], [2, 0, 5], [6]]
-    assert buckets([], 20) == []
+def test_buckets_are_as_full_as_the_budget_allows_where_each_costs_much():
+    # 25 stands alone; 10 and 10 fill 20; of 6, 5, 5 and 3 only three fit together.
+    assert len(buckets([5, 10, 6, 25, 10, 5, 3], 20, 1 << 40)) == 4
+    assert buckets([], 20, 64) == []
+
+
+@pytest.mark.parametrize("start", [0, 7, 100])
+def test_no_other_cut_computes_less(start):
+    sizes, tokens = [30, 29, 21, 20, 12, 11, 11, 4, 3, 3], 66
+
+    def cost(cut):
+        return sum(start + len(bucket) * max(sizes[position] for position in bucket) for bucket in cut)
+
+    every = []
+    for borders in itertools.product([False, True], repeat=len(sizes) - 1):
+        edges = [0, *(place + 1 for place, border in enumerate(borders) if border), len(sizes)]
+        cut = [list(range(*pair)) for pair in itertools.pairwise(edges)]
+        if all(len(bucket) * sizes[bucket[0]] <= tokens for bucket in cut):
+            every.append(cost(cut))
+    assert cost(buckets(sizes, tokens, start)) == min(every)
 
 
 def test_little_of_a_bucket_is_padding():
@@ -105,7 +124,7 @@ def test_little_of_a_bucket_is_padding():
 
     as_they_come = [list(range(start, min(start + 64, 2000))) for start in range(0, 2000, 64)]
     assert padding(as_they_come) > 0.4
-    assert padding(buckets(sizes, 4096)) < 0.04
+    assert padding(buckets(sizes, 4096, 64)) < 0.02
 
 
 def test_ahead_gives_the_items_in_order_and_makes_one_more_than_was_asked_for():

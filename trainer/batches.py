@@ -19,7 +19,10 @@ from transformers import PreTrainedTokenizerBase
 T = TypeVar("T")
 Tokens = np.ndarray  # (length,) int32, without special tokens
 
-TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}  # padded tokens in one forward; caches on a CPU, occupancy on a GPU
+# Padded tokens in one forward: caches on a CPU, occupancy on a GPU. And tokens that could be computed in the time that
+# a further bucket takes by itself: on a CPU some milliseconds of small products, on a GPU the start of all kernels.
+TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}
+TOKENS_OF_A_START = {"cpu": 64, "cuda": 4096}
 
 
 class Piece(NamedTuple):
@@ -103,19 +106,29 @@ class PairEncoder:
         return min(len(pair[0]) + len(pair[1]) + self.num_special, self.max_length)
 
 
-def buckets(sizes: Sequence[int], tokens: int) -> list[list[int]]:
-    """Positions, longest first, cut so that no bucket's rows x longest row exceed `tokens` (one row always fits).
+def buckets(sizes: Sequence[int], tokens: int, start: int) -> list[list[int]]:
+    """Positions, longest first, cut so that the least is computed: padded tokens, and `start` more for every bucket.
 
-    Longest first: if memory does not suffice, the first bucket says so.
+    No bucket's rows x longest row exceed `tokens`, but that one row always fits. Longest first: if memory does not
+    suffice, the first bucket says so. Found by dynamic programming over the sorted sizes.
     """
+    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    lengths = np.array([sizes[place] for place in order], dtype=np.int64)
+    least = np.zeros(len(order) + 1, dtype=np.int64)  # that the first so many rows cost
+    begins = np.zeros(len(order) + 1, dtype=np.int64)  # where the last bucket of the first so many rows begins
+    low = 0
+    for end in range(1, len(order) + 1):
+        while low < end - 1 and lengths[low] * (end - low) > tokens:
+            low += 1
+        costs = least[low:end] + lengths[low:end] * np.arange(end - low, 0, -1)
+        begins[end] = low + int(costs.argmin())
+        least[end] = costs.min() + start
     cut: list[list[int]] = []
-    for position in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        longest = sizes[cut[-1][0]] if cut else 0
-        if cut and longest * (len(cut[-1]) + 1) <= tokens:
-            cut[-1].append(position)
-        else:
-            cut.append([position])
-    return cut
+    end = len(order)
+    while end:
+        cut.append(order[begins[end] : end])
+        end = int(begins[end])
+    return cut[::-1]
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from trainer import packing
-from trainer.batches import TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
+from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
 from trainer.console import progress, warn
 from trainer.data import Collection
 from trainer.errors import ModelError
@@ -45,6 +45,7 @@ AutoConfig.register("interaction", InteractionConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(InteractionConfig, InteractionForSequenceClassification, exist_ok=True)
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
+ALL_AT_ONCE = 1 << 40  # tokens: where nothing is padded, nothing is gained by another bucket
 CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
 
 
@@ -120,6 +121,11 @@ class Reranker:
         """Whether the interaction head scores (else the standard classifier)."""
         return isinstance(self.model, InteractionForSequenceClassification)
 
+    def buckets(self, sizes: Sequence[int], most: int | None = None) -> list[list[int]]:
+        """Positions of pairs of these sizes, cut for the device and the layout, to at most so many tokens each."""
+        start = ALL_AT_ONCE if self.packed else TOKENS_OF_A_START.get(self.model.device.type, 4096)
+        return buckets(sizes, min(self.tokens_per_bucket, most or self.tokens_per_bucket), start)
+
     def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
         """Relevance logits (documents,) float32."""
         asked = self.pairs.tokenize([query])[0]
@@ -167,7 +173,7 @@ class Reranker:
     ) -> Tensor:
         """`compute` of one chunk's pairs, in smaller buckets from where the memory did not suffice."""
         sizes = [self.pairs.size(pair) for pair in pairs]
-        waiting = buckets(sizes, self.tokens_per_bucket)
+        waiting = self.buckets(sizes)
         parts, order = [], []
         while waiting:
             batch = self.pairs.pad([pairs[at] for at in waiting[0]])
@@ -176,8 +182,7 @@ class Reranker:
             except torch.OutOfMemoryError:
                 self._shrink_buckets([sizes[at] for at in waiting[0]])
                 left = sum(waiting, [])
-                cut = buckets([sizes[at] for at in left], self.tokens_per_bucket)
-                waiting = [[left[at] for at in places] for places in cut]
+                waiting = [[left[at] for at in places] for places in self.buckets([sizes[at] for at in left])]
                 continue
             advance(len(waiting[0]))
             order += waiting.pop(0)

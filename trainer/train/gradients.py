@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from trainer import console
-from trainer.batches import TOKENS_PER_BUCKET, Tokens, buckets
+from trainer.batches import Tokens
 from trainer.errors import RunError
 from trainer.groups import Group
 from trainer.losses import LOSSES, Loss
@@ -46,7 +46,7 @@ class Engine:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.model = model
-        self.packed = reranker.packed
+        self.reranker = reranker
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
         self.sizes = {id(group): sum(map(self.pairs.size, self._pairs_of([group]))) for group in groups}
@@ -182,10 +182,10 @@ class Engine:
         """All pairs of the groups in length-sorted, padded buckets, and the place (pairs,) of each among them."""
         pairs = self._pairs_of(groups)
         sizes = [self.pairs.size(pair) for pair in pairs]
-        cut = buckets(sizes, min(self.budget, TOKENS_PER_BUCKET.get(self.device.type, 4096)))
+        cut = self.reranker.buckets(sizes, self.budget)
         batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
-        self.read_tokens += sum(sizes) if self.packed else sum(batch["input_ids"].numel() for batch in batches)
+        self.read_tokens += sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
         return batches, torch.tensor(sum(cut, []), device=self.device)
 
     def _losses(self, groups: Sequence[Group], scores: Tensor, places: Tensor) -> Tensor:
