@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "losses", "metrics", "console", "interaction"},
     {"recipe", "models"},
     {"data"},
-    {"runs", "track", "init"},
+    {"runs", "track", "init", "processes"},
     {"groups", "retriever", "batches", "packing", "report"},
     {"reranker"},
     {"teacher"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from trainer.data import build_collection
 from trainer.errors import RecipeError, RunError
 from trainer.groups import Group
-from trainer.pipeline import mixed_precision
+from trainer.pipeline import check_launch, mixed_precision
 from trainer.recipe import Train, load_recipe
 from trainer.reranker import Reranker, TokenizedCollection, autocast
 from trainer.train import default_rate, evaluation_steps, rate_factor, steps, train
@@ -67,6 +69,10 @@ def losses(runs: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
+def results(runs: Path) -> dict:
+    return json.loads((runs / "tiny" / "evaluate" / "results.json").read_text())
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -74,23 +80,25 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 LARGE = ("mine.negatives_per_positive=30", "mine.random_share=0.8")  # groups of 40 documents and 1,000 tokens and more
 
 
-@pytest.mark.parametrize(("loss", "mining"), [("listwise", ()), ("pointwise", LARGE)])
-def test_two_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss, mining):
+@pytest.mark.parametrize(("loss", "mining", "several"), [("listwise", (), (2, 4)), ("pointwise", LARGE, (2,))])
+def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss, mining, several):
     settings = [
         f"train.loss={loss}",
         *mining,
+        "train.epochs=4",
+        "train.evaluations_per_epoch=1",
         "train.queries_per_step=5",
         "train.tokens_per_pass=512",
     ]  # 24 groups: a short last step
-    for processes in (1, 2):
+    for processes in (1, *several):
         result = command(recipe_file, *settings, "--force", "--runs", tmp_path / str(processes), processes=processes)
         assert result.returncode == 0, result.stdout + result.stderr
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
-    assert len(one) == 10
-    np.testing.assert_allclose(one, two, atol=1e-5)
+    one, tuned = losses(tmp_path / "1"), results(tmp_path / "1")["systems"]["tuned"]
+    assert len(one) == 20
     assert one[-1] < one[0]
-    scored = [json.loads((tmp_path / runs / "tiny" / "evaluate" / "results.json").read_text()) for runs in ("1", "2")]
-    assert scored[0]["systems"]["tuned"] == scored[1]["systems"]["tuned"]
+    for processes in map(str, several):
+        np.testing.assert_allclose(losses(tmp_path / processes), one, atol=1e-5)
+        assert results(tmp_path / processes)["systems"]["tuned"] == tuned
 
 
 def test_passes_under_the_token_budget_change_nothing(command, recipe_file, tmp_path):
@@ -133,6 +141,55 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
     for part in ("train/best", "train/checkpoint-0000120"):
         ours, theirs = weights(undisturbed / "tiny" / part), weights(killed / "tiny" / part)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+
+
+def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_fewer_processes(
+    command, recipe_file, tmp_path
+):
+    words = [
+        "train.dropout=0.2",
+        "train.epochs=6",
+        "train.evaluations_per_epoch=1",
+        "train.checkpoint_steps=4",
+        "--force",
+    ]
+    undisturbed, killed, fewer = (tmp_path / name for name in ("undisturbed", "killed", "fewer"))
+    done = command(recipe_file, *words, "--runs", undisturbed, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
+    started = subprocess.Popen(
+        [*launch, str(recipe_file), *words, "--runs", str(killed)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        assert started.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    workers = {worker.environ().get("RANK"): worker for worker in psutil.Process(started.pid).children()}
+    workers["0"].kill()  # the one that speaks for all as long as it is there
+    _, told = started.communicate(timeout=60)
+    assert started.returncode not in (0, None)
+    assert told.count("another process of this run was lost") == 1
+    assert "the same command goes on from the last checkpoint" in told
+    assert "/trainer/" not in told, "no traceback of ours"
+    shutil.copytree(killed, fewer)
+
+    resumed = command(recipe_file, *words, "--runs", killed, processes=2)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "resumed at step" in resumed.stdout
+    assert losses(undisturbed) == losses(killed)
+    ours, theirs = (weights(runs / "tiny" / "train" / "checkpoint-0000036") for runs in (undisturbed, killed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    alone = command(recipe_file, *words, "--runs", fewer)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "2 processes before, 1 now: same steps, but not the same bits" in alone.stdout
+    assert len(losses(fewer)) == 36
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_step(command, recipe_file, tmp_path):
@@ -198,6 +255,20 @@ def test_the_precision_that_is_asked_for_is_that_of_the_device_or_told(capsys, m
     assert not capsys.readouterr().out
     assert mixed_precision("bf16", cuda=False) == "bf16"
     assert "bf16 takes about eight times as long as fp32 on a CPU" in capsys.readouterr().out
+
+
+def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
+    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    with pytest.raises(RunError) as caught:
+        check_launch(told, cuda=False)
+    assert [fault.split(":")[1].strip() for fault in caught.value.faults] == [
+        "distributed_type",
+        "fsdp_version",
+        "fsdp_cpu_ram_efficient_loading",
+    ]
+    assert "fsdp_version: 1, but only 2 can be trained with; set it to 2" in str(caught.value)
+    check_launch({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, cuda=True)
+    check_launch({}, cuda=False)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])

@@ -40,16 +40,23 @@ def reranker_command() -> None:
 
 def _guarded(app: Callable[[], None]) -> None:
     """Run a command; what the user can mend is printed without a traceback."""
-    from trainer import console
+    from trainer import console, processes
 
     if os.environ.get("RANK", "0") != "0":
         console.quiet()
+    if processes.several():
+        processes.watch()
     try:
         app()
     except TrainerError as error:
+        console.console.quiet = not processes.speaks()
         for fault in error.faults:
             console.error(fault)
         sys.exit(2)
+    except RuntimeError as error:
+        if not processes.is_loss(error):
+            raise
+        processes.leave()
     except SystemExit as end:  # typer's answer to Ctrl-C
         if end.code == 130:
             console.error("stopped; the same command goes on from the last checkpoint")

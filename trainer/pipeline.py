@@ -15,7 +15,7 @@ Under several processes all of them embed, train and score; the rest is the main
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,26 @@ def mixed_precision(precision: str, cuda: bool) -> str:
     if precision == "bf16" and not cuda:
         console.warn("train", "train.precision: bf16 takes about eight times as long as fp32 on a CPU; auto is faster")
     return "no" if precision == "fp32" else precision
+
+
+def check_launch(told: Mapping[str, str], cuda: bool) -> None:
+    """Judge what the launcher was told (its environment); raises RunError with all that no run here can do."""
+    if told.get("ACCELERATE_USE_FSDP", "false") != "true":
+        return
+    faults = []
+    if not cuda:
+        faults.append("launch: distributed_type: FSDP needs CUDA GPUs, and there is none here; start without it")
+    if told.get("FSDP_VERSION", "1") != "2":
+        faults.append(
+            f"launch: fsdp_version: {told.get('FSDP_VERSION', '1')}, but only 2 can be trained with; set it to 2"
+        )
+    if told.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false") == "true":
+        faults.append(
+            "launch: fsdp_cpu_ram_efficient_loading: true would leave all processes but the first with empty models "
+            "wherever one is not trained but used; set it to false"
+        )
+    if faults:
+        raise RunError(faults)
 
 
 def _kind(stage: str) -> str:
@@ -477,6 +497,7 @@ class Pipeline:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
         cuda = torch.cuda.is_available()
+        check_launch(os.environ, cuda)
         return Accelerator(
             cpu=not cuda and not torch.backends.mps.is_available(),
             mixed_precision=mixed_precision(self.recipe.train.precision, cuda),

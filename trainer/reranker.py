@@ -197,8 +197,8 @@ class Reranker:
         self.tokens_per_bucket = len(sizes) * max(sizes) // 2
         warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
 
-    def save(self, folder: Path) -> None:
-        """Weights, configuration and tokenizer, whole or not at all."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Weights (the model's own unless they are given), configuration and tokenizer, whole or not at all."""
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         self.tokenizer.model_max_length = self.max_length
         for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
@@ -206,7 +206,7 @@ class Reranker:
         backend: Any = self.tokenizer.backend_tokenizer
         backend.no_truncation()  # whoever tokenized with a length left it there
         backend.no_padding()
-        self.model.save_pretrained(partial)
+        self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
         partial.chmod(0o755)
         for path in partial.iterdir():
@@ -374,4 +374,5 @@ class ScoringModel(nn.Module):
 
     def forward(self, batches: list[packing.Batch]) -> Tensor:
         """Logits (pairs of all batches,) float32."""
-        return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches])
+        with autocast(self.model.device):  # Accelerate adds that itself, but not to a sharded model
+            return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches])

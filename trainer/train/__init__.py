@@ -6,6 +6,7 @@ Imports inside run down, like the package's own:
     gradients                           a step's groups to gradients, in the memory that there is
     model  head                         the model and its optimizer; a fresh head, fitted first
     schedule  checkpoints               which groups in which step, at which rate; what a killed run goes on from
+    devices                             one, several with a model each, or several with a share of it
 """
 
 from trainer.train.head import probe, start_head

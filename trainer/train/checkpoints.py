@@ -10,7 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from trainer import console
+from trainer.errors import RunError
 from trainer.runs import read_json, write_json
+from trainer.train.devices import is_sharded
 
 
 @dataclass
@@ -45,7 +47,8 @@ def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) 
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_json(partial / "progress.json", asdict(progress) | {"processes": accelerator.num_processes})
+        made_by = {"processes": accelerator.num_processes, "sharded": is_sharded(accelerator)}
+        write_json(partial / "progress.json", asdict(progress) | made_by)
         partial.replace(folder / f"checkpoint-{progress.step:07d}")
         for older in sorted(folder.glob("checkpoint-*"))[:-1]:
             shutil.rmtree(older)
@@ -59,9 +62,15 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
     """Take weights, optimizer and random numbers from a checkpoint; the rest is in its progress.json."""
-    accelerator.load_state(str(checkpoint))
     notes = read_json(checkpoint / "progress.json")
-    processes = notes.pop("processes")
+    processes, sharded = notes.pop("processes"), notes.pop("sharded", False)
+    if sharded != is_sharded(accelerator):
+        before, now = ("with FSDP", "without") if sharded else ("without FSDP", "with")
+        raise RunError(
+            f"train: {checkpoint} was made {before}, this is {now}, and neither reads the other's; "
+            f"go on as it was started, or delete {checkpoint.parent} to train anew"
+        )
+    accelerator.load_state(str(checkpoint))
     notes["curve"] = [(step, score) for step, score in notes["curve"]]
     progress = Progress(**notes)
     console.stage("train", f"resumed at step {progress.step} from {checkpoint.name}")

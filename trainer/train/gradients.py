@@ -22,6 +22,7 @@ from trainer.groups import Group
 from trainer.losses import LOSSES, Loss
 from trainer.recipe import Train
 from trainer.reranker import Reranker, TokenizedCollection
+from trainer.train.devices import exchange, is_sharded, no_exchange
 
 SMALLEST_BUDGET = 512  # tokens: a pair or two; what does not fit then is not a matter of passes
 NO_ROOM = "lower reranker.max_length or mine.negatives_per_positive, or set train.gradient_checkpointing=true"
@@ -45,6 +46,7 @@ class Engine:
         self.tokenized = tokenized
         self.accelerator = accelerator
         self.device = accelerator.device
+        self.sharded = is_sharded(accelerator)
         self.model = model
         self.reranker = reranker
         self.loss: Loss = LOSSES[section.loss]
@@ -81,10 +83,15 @@ class Engine:
             for number, taken in enumerate(passes, start=1):
                 fits = sum(map(self._size, taken)) <= self.budget
                 backward = self._backward_at_once if fits else self._backward_by_buckets
-                loss = backward(taken, weight / len(positions), number == len(passes))
+                exchanges = number == len(passes) and not self.sharded
+                loss = backward(taken, weight / len(positions), exchanges)
                 pairs = sum(len(group.documents) for group in taken)
                 total += torch.tensor([loss, weight * pairs], dtype=torch.float64)
+            if self.sharded:
+                exchange(self.accelerator, self.model, self.pairs.pad(self._pairs_of(self.groups[:1])[:1]))
         except torch.OutOfMemoryError:
+            if self.sharded:
+                raise self._not_again() from None
             return None
         return total
 
@@ -162,7 +169,7 @@ class Engine:
     def _exchange(self, last: bool) -> Iterator[None]:
         """Processes exchange gradients in the last backward of a step only; what ran out before can be done again."""
         if not last:
-            with self.accelerator.no_sync(self.model):
+            with no_exchange(self.accelerator, self.model):
                 yield
             return
         try:
@@ -170,13 +177,18 @@ class Engine:
         except torch.OutOfMemoryError:
             if self.accelerator.distributed_type == DistributedType.NO:
                 raise
-            half = self.budget // 2
-            advice = f"set train.tokens_per_pass={half}" if half >= SMALLEST_BUDGET else NO_ROOM
-            console.console.quiet = False  # the other processes, the main one perhaps, do not know of it
-            raise RunError(
-                f"train: out of memory with {self.budget} tokens in a pass while process "
-                f"{self.accelerator.process_index} exchanged gradients, which cannot be done again; {advice}"
-            ) from None
+            raise self._not_again() from None
+
+    def _not_again(self) -> RunError:
+        """What to raise where memory ran out while others wait for what this process holds."""
+        half = self.budget // 2
+        advice = f"set train.tokens_per_pass={half}" if half >= SMALLEST_BUDGET else NO_ROOM
+        console.console.quiet = False  # the other processes, the main one perhaps, do not know of it
+        exchanged = "weights or gradients" if self.sharded else "gradients"
+        return RunError(
+            f"train: out of memory with {self.budget} tokens in a pass while process "
+            f"{self.accelerator.process_index} exchanged {exchanged}, which cannot be done again; {advice}"
+        )
 
     def _batches(self, groups: Sequence[Group]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """All pairs of the groups in length-sorted, padded buckets, and the place (pairs,) of each among them."""

@@ -17,14 +17,16 @@ from typing import NoReturn
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from trainer import console
 from trainer.errors import RunError
 from trainer.groups import Group
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
+from trainer.reranker import Reranker, TokenizedCollection
 from trainer.runs import write_json
 from trainer.track import Log
+from trainer.train import devices
 from trainer.train.checkpoints import Progress, last_checkpoint, resume, save_checkpoint
 from trainer.train.gradients import Engine
 from trainer.train.head import start_head
@@ -59,13 +61,14 @@ def train(
     checkpoint = last_checkpoint(folder)
     if lists and checkpoint is None:
         start_head(reranker, tokenized, lists)
+    untrained = None if checkpoint else measure()  # before the model is shared out over devices, perhaps
     stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer)
 
     progress = resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan))
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
-    if checkpoint is None:
+    if untrained is not None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
-        _keep_if_best(progress, *measure(), reranker, accelerator, folder, log)
+        _keep_if_best(progress, *untrained, reranker, stepper.model, accelerator, folder, log)
     with console.progress("train", total=len(plan), completed=progress.step) as advance:
         for positions in plan[progress.step :]:
             if progress.stalled(section.patience):
@@ -77,7 +80,9 @@ def train(
             loss, speed, rate = (numbers[name] for name in ("loss", "pairs_per_second", "learning_rate"))
             advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {rate:.1e}")
             if progress.step in evaluate_at:
-                _keep_if_best(progress, *measure(), reranker, accelerator, folder, log)
+                with devices.whole(accelerator, stepper.model):
+                    measured = measure()
+                _keep_if_best(progress, *measured, reranker, stepper.model, accelerator, folder, log)
             if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
                 save_checkpoint(progress, accelerator, folder)
     if log:
@@ -103,7 +108,7 @@ class _Stepper:
         self.planned = planned
         self.accelerator = accelerator
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.model, self.optimizer = accelerator.prepare(ScoringModel(reranker), optimizer)
+        self.model, self.optimizer = devices.prepare(accelerator, reranker, optimizer)
         self.engine = Engine(recipe.train, groups, reranker, tokenized, accelerator, self.model)
 
     def step(self, number: int, positions: Sequence[int], folder: Path) -> dict[str, float]:
@@ -131,6 +136,7 @@ def _keep_if_best(
     score: float,
     scores: np.ndarray,
     reranker: Reranker,
+    model: nn.Module,
     accelerator: Accelerator,
     folder: Path,
     log: Log | None,
@@ -140,10 +146,11 @@ def _keep_if_best(
     best = score > progress.best_score
     if best:
         progress.best_score, progress.best_step = score, progress.step
+        weights = devices.whole_weights(accelerator, model)
     if accelerator.is_main_process:
         if best:
             np.save(folder / "best_dev.npy", scores)
-            reranker.save(folder / "best")
+            reranker.save(folder / "best", weights)
         assert log is not None
         log.write(progress.step, dev_score=score)
         console.stage("train", f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")

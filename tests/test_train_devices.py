@@ -1,0 +1,98 @@
+"""A model that is shared out over devices learns what a whole one does, and leaves the same checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from trainer.errors import RunError
+from trainer.recipe import Train
+from trainer.reranker import Reranker
+from trainer.runs import write_json
+from trainer.train import devices
+from trainer.train.checkpoints import resume
+from trainer.train.model import make_optimizer
+
+# Accelerate shares models out over GPUs only; torch does over CPU processes too, so here the state that Accelerate
+# would have come to on GPUs is set by hand. Everything behind it is as it would be there, but for NCCL.
+SHARDED = """
+import os
+import sys
+from pathlib import Path
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import PartialState
+from trainer.pipeline import Pipeline
+from trainer.recipe import load_recipe
+recipe = load_recipe(sys.argv[1], sys.argv[3:])
+pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+state = pipeline.accelerator.state
+state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+state.fsdp_plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", state_dict_type="FULL_STATE_DICT"
+)
+for name in ("data", "retrieve", "mine", "train"):
+    pipeline.carry_out(name, force=True)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch would share the model out over the GPUs")
+def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, recipe_file, tmp_path):
+    # Groups of one pass and of many, so that the processes make different numbers of them.
+    words = ["mine.negatives_per_positive=30", "mine.random_share=0.8", "train.tokens_per_pass=1024"]
+    words += ["train.evaluations_per_epoch=1", "train.checkpoint_steps=5"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+    def train_sharded(*more):
+        return subprocess.run(
+            [*launch, str(script), str(recipe_file), str(tmp_path / "sharded"), *words, *more],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    whole = command(recipe_file, *words, "--force", "--runs", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    sharded = train_sharded()
+    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
+    rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "sharded")]
+    losses, scores = ([[row[name] for row in run if name in row] for run in rows] for name in ("loss", "dev_score"))
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-9)
+    ours, theirs = (tmp_path / runs / "tiny" / "train" / "best" for runs in ("whole", "sharded"))
+    pair = ("why does liveness probe", "liveness probe restarts the container")
+    found = [Reranker.load(folder).score(pair[0], [pair[1]])[0] for folder in (ours, theirs)]
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_checkpoint_of_a_shared_out_model_is_refused_by_a_whole_one(tmp_path):
+    checkpoint = tmp_path / "train" / "checkpoint-0000005"
+    write_json(checkpoint / "progress.json", {"step": 5, "processes": 2, "sharded": True})
+    with pytest.raises(RunError, match=r"was made with FSDP, this is without, .* or delete .*/train to train anew"):
+        resume(checkpoint, Accelerator(cpu=True))
+
+
+def test_a_checkpoint_of_the_second_round_holds_the_second_model(tiny, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    for number in (1, 2):
+        reranker = Reranker.load(tiny["reranker"])
+        torch.nn.init.constant_(reranker.model.classifier.bias, number)
+        devices.prepare(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
+    accelerator.save_state(str(tmp_path))
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert load_file(tmp_path / "model.safetensors")["model.classifier.bias"] == 2
