@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "losses", "metrics", "console", "interaction"},
     {"recipe", "models"},
     {"data"},
-    {"runs", "track", "init", "processes"},
+    {"runs", "track", "init", "processes", "launch"},
     {"groups", "retriever", "batches", "packing", "report"},
     {"reranker"},
     {"teacher"},

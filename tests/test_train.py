@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from trainer.data import build_collection
 from trainer.errors import RecipeError, RunError
 from trainer.groups import Group
-from trainer.pipeline import check_launch, mixed_precision
+from trainer.launch import check_launch, mixed_precision
 from trainer.recipe import Train, load_recipe
 from trainer.reranker import Reranker, TokenizedCollection, autocast
 from trainer.train import default_rate, evaluation_steps, rate_factor, steps, train

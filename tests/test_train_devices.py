@@ -92,7 +92,7 @@ def test_a_checkpoint_of_the_second_round_holds_the_second_model(tiny, tmp_path)
     for number in (1, 2):
         reranker = Reranker.load(tiny["reranker"])
         torch.nn.init.constant_(reranker.model.classifier.bias, number)
-        devices.prepare(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
+        devices.spread(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
     accelerator.save_state(str(tmp_path))
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors")["model.classifier.bias"] == 2

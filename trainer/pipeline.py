@@ -14,9 +14,7 @@ Under several processes all of them embed, train and score; the rest is the main
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,41 +58,6 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
         pipeline.carry_out(name, force)
     if recipe.push is not None and until == "export":
         pipeline.push(force=force)
-
-
-def mixed_precision(precision: str, cuda: bool) -> str:
-    """What Accelerate is told; raises RecipeError where the device cannot do what the recipe wants."""
-    import torch
-
-    if precision == "auto":
-        best = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
-        # What the launcher was told, but never on a CPU, where half precision is many times slower.
-        return os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no"
-    if precision == "fp16" and not cuda:
-        raise RecipeError("train.precision: fp16 needs a CUDA GPU, and there is none here; take auto")
-    if precision == "bf16" and not cuda:
-        console.warn("train", "train.precision: bf16 takes about eight times as long as fp32 on a CPU; auto is faster")
-    return "no" if precision == "fp32" else precision
-
-
-def check_launch(told: Mapping[str, str], cuda: bool) -> None:
-    """Judge what the launcher was told (its environment); raises RunError with all that no run here can do."""
-    if told.get("ACCELERATE_USE_FSDP", "false") != "true":
-        return
-    faults = []
-    if not cuda:
-        faults.append("launch: distributed_type: FSDP needs CUDA GPUs, and there is none here; start without it")
-    if told.get("FSDP_VERSION", "1") != "2":
-        faults.append(
-            f"launch: fsdp_version: {told.get('FSDP_VERSION', '1')}, but only 2 can be trained with; set it to 2"
-        )
-    if told.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false") == "true":
-        faults.append(
-            "launch: fsdp_cpu_ram_efficient_loading: true would leave all processes but the first with empty models "
-            "wherever one is not trained but used; set it to false"
-        )
-    if faults:
-        raise RunError(faults)
 
 
 def _kind(stage: str) -> str:
@@ -488,25 +451,9 @@ class Pipeline:
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes; made when the first stage has work to do, so that a finished run starts no torch."""
-        import datasets
-        import torch
-        import transformers
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from trainer.launch import start_accelerator
 
-        transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        cuda = torch.cuda.is_available()
-        check_launch(os.environ, cuda)
-        return Accelerator(
-            cpu=not cuda and not torch.backends.mps.is_available(),
-            mixed_precision=mixed_precision(self.recipe.train.precision, cuda),
-            kwargs_handlers=[
-                # Buffers are constants here; to exchange them, all would wait for one that does a step again.
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
-            ],
-        )
+        return start_accelerator(self.recipe.train.precision)
 
     def _notes(self, name: str) -> dict[str, Any]:
         notes = self.stages[name].done

@@ -61,7 +61,7 @@ def speaks() -> bool:
     """Whether this process is the first of its run to tell of its end; before torch is there, the main one tells."""
     if not several() or "torch" not in sys.modules:
         return not console.console.quiet
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

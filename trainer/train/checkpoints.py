@@ -67,14 +67,14 @@ def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
     if sharded != is_sharded(accelerator):
         before, now = ("with FSDP", "without") if sharded else ("without FSDP", "with")
         raise RunError(
-            f"train: {checkpoint} was made {before}, this is {now}, and neither reads the other's; "
+            f"{checkpoint.parent.name}: {checkpoint} was made {before}, this is {now}, and neither reads the other's; "
             f"go on as it was started, or delete {checkpoint.parent} to train anew"
         )
     accelerator.load_state(str(checkpoint))
     notes["curve"] = [(step, score) for step, score in notes["curve"]]
     progress = Progress(**notes)
-    console.stage("train", f"resumed at step {progress.step} from {checkpoint.name}")
+    console.stage(checkpoint.parent.name, f"resumed at step {progress.step} from {checkpoint.name}")
     if processes != accelerator.num_processes:
         message = f"{processes} processes before, {accelerator.num_processes} now: same steps, but not the same bits"
-        console.warn("train", message)
+        console.warn(checkpoint.parent.name, message)
     return progress

@@ -26,7 +26,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def prepare(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+def spread(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
     """Model and optimizer for the devices; `reranker.model` stays the same object, sharded or not."""
     accelerator.free_memory()  # an earlier round's model would be saved with ours, and loaded in its place
     scoring: Any = ScoringModel(reranker)
@@ -34,7 +34,8 @@ def prepare(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim
         return accelerator.prepare(scoring, optimizer)
     scoring._no_split_modules = reranker.model._no_split_modules  # the layers that are gathered one by one
     # Weights are exchanged as they are, and autocast decides what is computed in half precision, as under DDP.
-    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    plugin: Any = accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
     model, prepared = accelerator.prepare(scoring, optimizer)
     model.set_reshard_after_forward(False)
     return model, prepared
@@ -73,4 +74,5 @@ def whole_weights(accelerator: Accelerator, model: Any) -> dict[str, Tensor] | N
     """All weights of a sharded `reranker.model`, on the main process, by its names; None where it has them itself."""
     if not is_sharded(accelerator):
         return None
-    return {name.removeprefix("model."): weight for name, weight in accelerator.get_state_dict(model).items()}
+    weights: Any = accelerator.get_state_dict(model)
+    return {name.removeprefix("model."): weight for name, weight in weights.items()}

@@ -26,8 +26,8 @@ from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection
 from trainer.runs import write_json
 from trainer.track import Log
-from trainer.train import devices
 from trainer.train.checkpoints import Progress, last_checkpoint, resume, save_checkpoint
+from trainer.train.devices import spread, whole, whole_weights
 from trainer.train.gradients import Engine
 from trainer.train.head import start_head
 from trainer.train.model import make_optimizer, prepare_model
@@ -69,7 +69,7 @@ def train(
     if untrained is not None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
         _keep_if_best(progress, *untrained, reranker, stepper.model, accelerator, folder, log)
-    with console.progress("train", total=len(plan), completed=progress.step) as advance:
+    with console.progress(folder.name, total=len(plan), completed=progress.step) as advance:
         for positions in plan[progress.step :]:
             if progress.stalled(section.patience):
                 break
@@ -80,7 +80,7 @@ def train(
             loss, speed, rate = (numbers[name] for name in ("loss", "pairs_per_second", "learning_rate"))
             advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {rate:.1e}")
             if progress.step in evaluate_at:
-                with devices.whole(accelerator, stepper.model):
+                with whole(accelerator, stepper.model):
                     measured = measure()
                 _keep_if_best(progress, *measured, reranker, stepper.model, accelerator, folder, log)
             if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
@@ -108,7 +108,7 @@ class _Stepper:
         self.planned = planned
         self.accelerator = accelerator
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.model, self.optimizer = devices.prepare(accelerator, reranker, optimizer)
+        self.model, self.optimizer = spread(accelerator, reranker, optimizer)
         self.engine = Engine(recipe.train, groups, reranker, tokenized, accelerator, self.model)
 
     def step(self, number: int, positions: Sequence[int], folder: Path) -> dict[str, float]:
@@ -144,16 +144,16 @@ def _keep_if_best(
     """Note a dev score and keep the model, and what it scored, where it is the best so far."""
     progress.curve.append((progress.step, score))
     best = score > progress.best_score
+    weights = whole_weights(accelerator, model) if best else None
     if best:
         progress.best_score, progress.best_step = score, progress.step
-        weights = devices.whole_weights(accelerator, model)
     if accelerator.is_main_process:
         if best:
             np.save(folder / "best_dev.npy", scores)
             reranker.save(folder / "best", weights)
         assert log is not None
         log.write(progress.step, dev_score=score)
-        console.stage("train", f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")
+        console.stage(folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")
     accelerator.wait_for_everyone()
 
 
@@ -162,6 +162,6 @@ def _stop_not_finite(folder: Path, step: int, groups: Sequence[Group], loss: flo
     path = folder / "not_finite.json"
     write_json(path, [asdict(group) for group in groups])
     raise RunError(
-        f"train: the loss of step {step + 1} is {loss}; its groups are in {path}. "
-        "Lower train.learning_rate, or set train.precision=fp32."
+        f"{folder.name}: the loss of step {step + 1} is {loss}; its groups are in {path}. "
+        f"Lower {folder.name.partition('-')[0]}.learning_rate, or set train.precision=fp32."
     )

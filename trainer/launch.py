@@ -1,0 +1,72 @@
+"""Devices and processes: what the launcher was told, and what the recipe asks of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from trainer import console
+from trainer.errors import RecipeError, RunError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def start_accelerator(precision: str) -> Accelerator:
+    """Accelerate for the devices here; raises RecipeError or RunError where they cannot do what is asked of them."""
+    import datasets
+    import torch
+    import transformers
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    cuda = torch.cuda.is_available()
+    check_launch(os.environ, cuda)
+    return Accelerator(
+        cpu=not cuda and not torch.backends.mps.is_available(),
+        mixed_precision=mixed_precision(precision, cuda),
+        kwargs_handlers=[
+            # Buffers are constants here; to exchange them, all would wait for one that does a step again.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
+        ],
+    )
+
+
+def mixed_precision(precision: str, cuda: bool) -> str:
+    """What Accelerate is told; raises RecipeError where the device cannot do what the recipe wants."""
+    import torch
+
+    if precision == "auto":
+        best = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+        # What the launcher was told, but never on a CPU, where half precision is many times slower.
+        return os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no"
+    if precision == "fp16" and not cuda:
+        raise RecipeError("train.precision: fp16 needs a CUDA GPU, and there is none here; take auto")
+    if precision == "bf16" and not cuda:
+        console.warn("train", "train.precision: bf16 takes about eight times as long as fp32 on a CPU; auto is faster")
+    return "no" if precision == "fp32" else precision
+
+
+def check_launch(told: Mapping[str, str], cuda: bool) -> None:
+    """Judge what the launcher was told (its environment); raises RunError with all that no run here can do."""
+    if told.get("ACCELERATE_USE_FSDP", "false") != "true":
+        return
+    faults = []
+    if not cuda:
+        faults.append("launch: distributed_type: FSDP needs CUDA GPUs, and there is none here; start without it")
+    if told.get("FSDP_VERSION", "1") != "2":
+        faults.append(
+            f"launch: fsdp_version: {told.get('FSDP_VERSION', '1')}, but only 2 can be trained with; set it to 2"
+        )
+    if told.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false") == "true":
+        faults.append(
+            "launch: fsdp_cpu_ram_efficient_loading: true would leave all processes but the first with empty models "
+            "wherever one is not trained but used; set it to false"
+        )
+    if faults:
+        raise RunError(faults)
