@@ -1,0 +1,23 @@
+"""The cross-encoder: load, score, rank, save.
+
+Imports inside run down, like the package's own:
+
+    rows                                a collection's rows, tokenised once and scored by all processes
+    model                               the model with its tokenizer
+    heads  precision                    a fresh interaction head; devices and half precision
+"""
+
+from trainer.reranker.model import Ranked, Reranker, ScoringModel
+from trainer.reranker.precision import autocast
+from trainer.reranker.rows import TokenizedCollection, rarity, rerank, score_rows
+
+__all__ = [
+    "Ranked",
+    "Reranker",
+    "ScoringModel",
+    "TokenizedCollection",
+    "autocast",
+    "rarity",
+    "rerank",
+    "score_rows",
+]

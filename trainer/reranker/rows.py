@@ -1,0 +1,85 @@
+"""A collection's rows as the cross-encoder reads and scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from trainer.batches import PairEncoder, Tokens
+from trainer.data import Collection
+from trainer.reranker.model import Reranker
+from trainer.retriever import NOTHING, Candidates
+
+CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
+
+
+class TokenizedCollection:
+    """Tokens of the queries and documents that are needed, each made once."""
+
+    def __init__(self, collection: Collection, pairs: PairEncoder) -> None:
+        self._collection = collection
+        self._pairs = pairs
+        self._queries: dict[int, Tokens] = {}
+        self._documents: dict[int, Tokens] = {}
+
+    def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
+        """Token pairs for (query row, document row) pairs."""
+        self._add(self._queries, {query for query, _ in rows}, self._collection.query_texts)
+        self._add(self._documents, {document for _, document in rows}, self._collection.passages)
+        return [(self._queries[query], self._documents[document]) for query, document in rows]
+
+    def documents(self, limit: int) -> list[Tokens]:
+        """Tokens of the first `limit` documents."""
+        rows = range(min(limit, len(self._collection.documents)))
+        self._add(self._documents, set(rows), self._collection.passages)
+        return [self._documents[row] for row in rows]
+
+    def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
+        if new := sorted(rows - known.keys()):
+            known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
+
+
+def score_rows(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    rows: Sequence[tuple[int, int]],
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Logits (pairs,) float32 of (query row, document row) pairs, shared out over all processes."""
+    ours = rows[accelerator.process_index :: accelerator.num_processes]
+    chunks = (tokenized.pairs(ours[start : start + CHUNK]) for start in range(0, len(ours), CHUNK))
+    part = reranker.score_chunks(chunks, len(ours), note)
+    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    scores = np.empty(len(rows), dtype=np.float32)
+    for index, numbers in enumerate(parts):
+        scores[index :: accelerator.num_processes] = numbers
+    return scores
+
+
+def rerank(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    candidates: Candidates,
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Scores (queries, depth) float32 of all candidates, -inf where there is none."""
+    places = np.argwhere(candidates.documents != NOTHING)
+    rows = [(int(candidates.queries[query]), int(candidates.documents[query, rank])) for query, rank in places]
+    scores = np.full(candidates.documents.shape, -np.inf, dtype=np.float32)
+    scores[tuple(places.T)] = score_rows(reranker, tokenized, rows, accelerator, note)
+    return scores
+
+
+def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
+    """Inverse document frequency (vocabulary,): log((documents + 1) / (frequency + 1/2)), at least 0.05."""
+    frequency = np.zeros(vocabulary)
+    for tokens in tokenized:
+        frequency[np.unique(tokens)] += 1
+    return torch.tensor(np.maximum(np.log((len(tokenized) + 1) / (frequency + 0.5)), 0.05), dtype=torch.float32)
