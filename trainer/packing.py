@@ -202,24 +202,36 @@ def _narrow_bert(
     """The last layer of BERT and its kin for the first token of every pair: states (pairs, 1, hidden)."""
     attention = layer.attention.self
     first = hidden_states[:, :1] if packing is None else hidden_states[0, packing.firsts, None]
-    query, key, value = (
-        project(states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-        for project, states in (
-            (attention.query, first),
-            (attention.key, hidden_states),
-            (attention.value, hidden_states),
-        )
-    )
+    query = attention.query(first).unflatten(-1, (attention.num_attention_heads, -1))[:, 0]
     if packing is None:
-        mask = None if attention_mask is None else attention_mask[:, :, :1]
-        dropout = attention.dropout.p if layer.training else 0.0
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, scale=attention.scaling
-        ).transpose(1, 2)
+        mixed = _attend_once(attention, query, hidden_states, attention_mask)
     else:
+        key, value = (
+            project(hidden_states)[0].unflatten(-1, (attention.num_attention_heads, -1))
+            for project in (attention.key, attention.value)
+        )
         asking = (torch.arange(len(packing.bounds), dtype=torch.int32, device=query.device), 1)
-        mixed = _attend(query[:, :, 0], _rows(key), _rows(value), packing, asking, attention.scaling)[:, None]
-    return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(2), first))
+        mixed = _attend(query, key, value, packing, asking, attention.scaling)
+    return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(1)[:, None], first))
+
+
+def _attend_once(attention: Any, query: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention (pairs, heads, width) of one token a pair to padded states (pairs, length, hidden).
+
+    No key or value is computed: q (W h + b) = (q W) h + q b, and the same for the mean of the values, so that each head
+    reads the states themselves; a projection of every token becomes one of every pair.
+    """
+    heads = (attention.num_attention_heads, -1)
+    keys, values = (project.weight.unflatten(0, heads) for project in (attention.key, attention.value))
+    key_bias, value_bias = (project.bias.unflatten(0, heads) for project in (attention.key, attention.value))
+    scores = torch.einsum("phw,hwc->phc", query, keys) @ states.transpose(1, 2)
+    scores = (scores + (query * key_bias).sum(dim=-1, keepdim=True)) * attention.scaling
+    if mask is not None:
+        seen = mask[:, :, 0].expand_as(scores)
+        scores = scores.masked_fill(~seen, -math.inf) if seen.dtype == torch.bool else scores + seen
+    shares = functional.dropout(scores.softmax(dim=-1), attention.dropout.p, attention.training)
+    mixed = torch.einsum("phc,hwc->phw", shares @ states, values)
+    return mixed + shares.sum(dim=-1, keepdim=True) * value_bias
 
 
 def _narrow_any(
