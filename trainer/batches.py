@@ -22,7 +22,7 @@ Tokens = np.ndarray  # (length,) int32, without special tokens
 # Padded tokens in one forward: caches on a CPU, occupancy on a GPU. And tokens that could be computed in the time that
 # a further bucket takes by itself: on a CPU some milliseconds of small products, on a GPU the start of all kernels.
 TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}
-TOKENS_OF_A_START = {"cpu": 64, "cuda": 4096}
+TOKENS_OF_A_START = {"cpu": 32, "cuda": 4096}
 
 
 class Piece(NamedTuple):
