@@ -151,3 +151,15 @@ def test_without_memory_batches_shrink_and_scores_stay(tiny, capsys):
     reranker.model.bert.embeddings.forward = lambda **_: small_memory(torch.empty(999))
     with pytest.raises(ModelError, match="reranker.max_length: memory does not suffice for one pair of 48 tokens"):
         reranker.score("disk", [small])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "reranker"])
+def test_on_a_gpu_packed_pairs_score_as_padded_ones(kind, tiny, words):
+    reranker = Reranker.load(tiny[kind], max_length=48)
+    rng = np.random.default_rng(5)
+    documents = [" ".join(rng.choice(words, size=size)) for size in rng.integers(1, 40, size=50)]
+    assert reranker.packed
+    packed = reranker.score("queue lag", documents)
+    reranker.packed = False
+    np.testing.assert_allclose(packed, reranker.score("queue lag", documents), atol=0.05)  # bf16 on both sides

@@ -80,7 +80,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 LARGE = ("mine.negatives_per_positive=30", "mine.random_share=0.8")  # groups of 40 documents and 1,000 tokens and more
 
 
-@pytest.mark.parametrize(("loss", "mining", "several"), [("listwise", (), (2, 4)), ("pointwise", LARGE, (2,))])
+@pytest.mark.parametrize(
+    ("loss", "mining", "several"),
+    [
+        ("listwise", (), (2,)),
+        pytest.param("listwise", (), (4,), marks=pytest.mark.slow),
+        pytest.param("pointwise", LARGE, (2,), marks=pytest.mark.slow),
+    ],
+)
 def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path, loss, mining, several):
     settings = [
         f"train.loss={loss}",
@@ -99,14 +106,6 @@ def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path
     for processes in map(str, several):
         np.testing.assert_allclose(losses(tmp_path / processes), one, atol=1e-5)
         assert results(tmp_path / processes)["systems"]["tuned"] == tuned
-
-
-def test_passes_under_the_token_budget_change_nothing(command, recipe_file, tmp_path):
-    for budget in ("512", "65536"):
-        words = (f"train.tokens_per_pass={budget}", *LARGE)
-        result = command(recipe_file, *words, "--force", "--runs", tmp_path / budget)
-        assert result.returncode == 0, result.stdout + result.stderr
-    np.testing.assert_allclose(losses(tmp_path / "512"), losses(tmp_path / "65536"), atol=1e-5)
 
 
 def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path):
@@ -143,6 +142,7 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_fewer_processes(
     command, recipe_file, tmp_path
 ):
