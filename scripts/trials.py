@@ -99,7 +99,6 @@ class Trials:
         shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
         self.folder.mkdir()
         progress = train(recipe, groups, lists, reranker, tokenized, measure, accelerator, self.folder)
-        accelerator.free_memory()
         if best and progress.best_step < progress.step:
             section = recipe.reranker
             kept = Reranker.load(

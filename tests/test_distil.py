@@ -136,7 +136,7 @@ def test_fewer_train_queries_are_drawn_by_seed():
 
 def test_groups_stand_in_the_teachers_order_and_lists_of_one_teach_nothing():
     found = candidates([[4, 5, 6], [7, NOTHING, NOTHING], [1, 2, NOTHING]])
-    scores = distil.ask(lambda rows: np.array([document for _, document in rows], dtype=np.float32), found)
+    scores = found.scored(lambda rows: np.array([document for _, document in rows], dtype=np.float32))
     assert scores.tolist() == [[4, 5, 6], [7, -np.inf, -np.inf], [1, 2, -np.inf]]
     first, last = distil.groups(found, scores)
     assert (first.query, first.documents, first.grades, first.teacher) == (0, [6, 5, 4], [2, 1], [6, 5, 4])

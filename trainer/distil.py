@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -27,8 +27,6 @@ from trainer.models import kind_of, locate
 from trainer.recipe import Recipe
 from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates
-
-Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query row, document row) pairs
 
 SENTENCE = range(16, 151)  # characters of a sentence that could be a query: three English words to twenty-five
 TITLE = range(3, 151)  # a title may be a single word
@@ -141,15 +139,6 @@ def with_own(candidates: Candidates, own: Sequence[int]) -> Candidates:
     scores[lacks, last] = scores[lacks, np.maximum(found[lacks] - 1, 0)]
     similarities[lacks, last], ranks[lacks, last] = np.nan, 0
     return replace(candidates, documents=documents, scores=scores, similarities=similarities, ranks=ranks)
-
-
-def ask(teacher: Score, candidates: Candidates) -> np.ndarray:
-    """The teacher's logits (queries, depth) float32 of all candidates, -inf where there is none."""
-    places = np.argwhere(candidates.documents != NOTHING)
-    rows = [(int(candidates.queries[query]), int(candidates.documents[query, rank])) for query, rank in places]
-    scores = np.full(candidates.documents.shape, -np.inf, dtype=np.float32)
-    scores[tuple(places.T)] = teacher(rows)
-    return scores
 
 
 def on_scale(standardised: np.ndarray, logits: np.ndarray) -> np.ndarray:

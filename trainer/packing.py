@@ -5,8 +5,8 @@ pair, and its attention, put in place through transformers' attention interface,
 varying length (CUDA, half precision). Elsewhere every pair is attended to by itself, which is slow and gives the tests
 something to compare with. The layouts are one computation: they give the same logits.
 
-A classifier reads the first token's state alone, so the last layer computes nothing else, in either layout: a seventh
-of the work of six layers. Damping between the texts of a pair (interaction.py) needs no bias there: one more
+A classifier reads the first token's state alone, so the last layer computes nothing else, in either layout: of six
+layers nearly a sixth of the work. Damping between the texts of a pair (interaction.py) needs no bias there: one more
 coordinate of queries and keys, +c on one text and -c on the other, puts 2 c^2 between the sides.
 """
 
@@ -55,8 +55,8 @@ def can_pack(model: PreTrainedModel) -> bool:
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Teach a model both layouts; weights, names and what it computes stay as they are."""
-    if can_pack(model):
+    """Teach a model both layouts, once; weights, names and what it computes stay as they are."""
+    if can_pack(model) and _encoder(model).config._attn_implementation != NAME:
         _encoder(model).config._attn_implementation = NAME
         if not isinstance(model, InteractionForSequenceClassification):
             last = _layers(model)[-1]

@@ -71,7 +71,7 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        if recipe.distil is not None:
+        if recipe.distil is not None:  # once more: of models on the Hub, check knew no more than the names
             references = filter(None, (recipe.reranker.model, recipe.distil.model))
             kinds: dict[str, models.Kind] = {
                 reference: models.kind_of(models.locate(reference)) for reference in references
@@ -335,7 +335,7 @@ class Pipeline:
         from trainer.evaluate import fuse
 
         assert self.recipe.distil is not None
-        logits = distil.ask(self._teacher(str(self._best()), collection), candidates)
+        logits = candidates.scored(self._teacher(str(self._best()), collection))
         if self.recipe.distil.teacher == "tuned":
             return logits
         weight, _ = self._choose_weight()

@@ -305,9 +305,9 @@ class Train(Section):
     """Tokens in one forward and backward pass on a device; a step is as many passes as it needs. A larger group is read
     twice, piece by piece, with the same gradients (GradCache); where memory runs out, the number is halved."""
     gradient_checkpointing: bool = False
-    """Layers are computed again on the way back instead of kept: less memory, about a third more time."""
+    """Layers are computed again on the way back instead of kept: less memory, one more forward pass."""
     compile: bool = False
-    """torch.compile of the model: the first steps take minutes, those after them less time; for long runs on a GPU."""
+    """torch.compile of the model: the first steps take long, those after them less time; for long runs on a GPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of training and scoring on a GPU; auto: what the launcher was told, else bf16 where the GPU has it, else fp32."""
     evaluations_per_epoch: int = Field(default=2, ge=1)

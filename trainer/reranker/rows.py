@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.batches import PairEncoder, Tokens
 from trainer.data import Collection
 from trainer.reranker.model import Reranker
-from trainer.retriever import NOTHING, Candidates
+from trainer.retriever import Candidates
 
 CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
 
@@ -70,11 +70,7 @@ def rerank(
     note: str | None = None,
 ) -> np.ndarray:
     """Scores (queries, depth) float32 of all candidates, -inf where there is none."""
-    places = np.argwhere(candidates.documents != NOTHING)
-    rows = [(int(candidates.queries[query]), int(candidates.documents[query, rank])) for query, rank in places]
-    scores = np.full(candidates.documents.shape, -np.inf, dtype=np.float32)
-    scores[tuple(places.T)] = score_rows(reranker, tokenized, rows, accelerator, note)
-    return scores
+    return candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
 
 
 def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -78,6 +78,17 @@ class Candidates:
         """The same queries with at most `depth` candidates each."""
         cut = {name: getattr(self, name)[:, :depth] for name in ("documents", "scores", "similarities", "ranks")}
         return replace(self, **cut)
+
+    def scored(self, score: Callable[[list[tuple[int, int]]], np.ndarray]) -> np.ndarray:
+        """Scores (queries, depth) float32 of all candidates, -inf where there is none.
+
+        `score` gives those of a list of (query row, document row) pairs.
+        """
+        places = np.argwhere(self.documents != NOTHING)
+        rows = [(int(self.queries[query]), int(self.documents[query, rank])) for query, rank in places]
+        scores = np.full(self.documents.shape, -np.inf, dtype=np.float32)
+        scores[tuple(places.T)] = score(rows)
+        return scores
 
     def joined(self, other: Candidates) -> Candidates:
         """These queries and then those of `other`, which the same engines found as deep."""

@@ -42,7 +42,6 @@ class Engine:
     ) -> None:
         self.budget = section.tokens_per_pass
         self.groups = groups
-        self.pairs = reranker.pairs
         self.tokenized = tokenized
         self.accelerator = accelerator
         self.device = accelerator.device
@@ -51,7 +50,7 @@ class Engine:
         self.reranker = reranker
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
-        self.sizes = {id(group): sum(map(self.pairs.size, self._pairs_of([group]))) for group in groups}
+        self.sizes = {id(group): sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups}
         self.real_tokens = self.read_tokens = 0
 
     @property
@@ -88,7 +87,7 @@ class Engine:
                 pairs = sum(len(group.documents) for group in taken)
                 total += torch.tensor([loss, weight * pairs], dtype=torch.float64)
             if self.sharded:
-                exchange(self.accelerator, self.model, self.pairs.pad(self._pairs_of(self.groups[:1])[:1]))
+                exchange(self.accelerator, self.model, self.reranker.pairs.pad(self._pairs_of(self.groups[:1])[:1]))
         except torch.OutOfMemoryError:
             if self.sharded:
                 raise self._not_again() from None
@@ -193,9 +192,9 @@ class Engine:
     def _batches(self, groups: Sequence[Group]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """All pairs of the groups in length-sorted, padded buckets, and the place (pairs,) of each among them."""
         pairs = self._pairs_of(groups)
-        sizes = [self.pairs.size(pair) for pair in pairs]
+        sizes = [self.reranker.pairs.size(pair) for pair in pairs]
         cut = self.reranker.buckets(sizes, self.budget)
-        batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
+        batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.read_tokens += sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
         return batches, torch.tensor(sum(cut, []), device=self.device)
