@@ -1,4 +1,4 @@
-"""What negatives are worth: one recipe trained on random, highest, default and teacher-checked ones, over seeds.
+"""What negatives are worth: one recipe trained on random, highest, drawn and checked ones, over seeds.
 
     python scripts/bench_negatives.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
     python scripts/bench_negatives.py RECIPE [section.key=value ...] --teacher FOLDER --seeds 13 14 15
@@ -25,18 +25,21 @@ from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.reranker import TokenizedCollection
 from trainer.train import start_head
 
+SHARE = 0.95  # of the positive's similarity, the most a negative has where that is asked
+
 
 def strategies(section: Mine, teacher: str | None) -> dict[str, Mine]:
     """Ways to mine, all with as many negatives as the recipe asks for."""
     plain: dict[str, Any] = {"max_share_of_positive": None, "margin": None, "deeper_share": 0.0, "bm25_share": None}
+    band = section.model_copy(update=plain | {"random_share": 0.0, "pick": "random"})
     found = {
-        "random documents": section.model_copy(update=plain | {"random_share": 1.0}),
-        "highest ranks": section.model_copy(update=plain | {"random_share": 0.0, "pick": "top"}),
-        "drawn from the hard band": section.model_copy(update=plain | {"random_share": 0.0, "pick": "random"}),
-        "the recipe's": section,
+        "random documents": band.model_copy(update={"random_share": 1.0}),
+        "highest ranks": band.model_copy(update={"pick": "top"}),
+        "drawn from the hard band": band,
+        f"the same, below {SHARE:.0%} of the positive": band.model_copy(update={"max_share_of_positive": SHARE}),
     }
     if teacher:
-        found["the recipe's, teacher's check"] = section.model_copy(update={"teacher": teacher})
+        found["the same, a teacher's check"] = band.model_copy(update={"teacher": teacher})
     return found
 
 
@@ -61,7 +64,9 @@ class Bench(Trials):
         def measure() -> tuple[float, np.ndarray]:
             return next(dev, None) or self.measure("dev", self.reranker, self.tokenized)
 
-        return self.train(seed, self.mine(section, seed).groups, [], self.reranker, self.tokenized, measure, best=False)
+        mined = self.mine(section, seed).groups
+        found = self.train(seed, mined, [], self.reranker, self.tokenized, measure, best=False)
+        return found | {"test": self.measure("test", self.reranker, self.tokenized)[0]}
 
 
 def main() -> None:

@@ -69,7 +69,8 @@ class Curve(Trials):
         reranker = self.load_base()
         tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
         groups, lists = ([group for group in every if group.query in chosen] for every in (groups, self.lists))
-        return self.train(seed, groups, lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized))
+        found = self.train(seed, groups, lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized))
+        return found | {"test": self.measure("test", reranker, tokenized)[0]}
 
 
 def draw(recipe: Recipe, heads: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> None:

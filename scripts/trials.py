@@ -1,4 +1,4 @@
-"""What bench_negatives.py and learning_curve.py share: runs of one recipe that differ in one thing, none done twice.
+"""What the scripts on quality share: runs of one recipe that differ in one thing, none done twice.
 
 Data and candidates are the recipe's own, as the pipeline makes them. What a run came to is kept by name in
 runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: under another recipe it counts as not
@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +42,16 @@ class Trials:
         self.candidates = {split: self.pipeline.candidates(split) for split in ("train", "dev", "test")}
         self.folder = self.pipeline.folder / what
         self.path = self.pipeline.folder / f"{what}.json"
-        self.done: dict[str, Scores] = read_json(self.path) if self.path.is_file() else {}
+        self.done: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
-    def once(self, name: str, run: Callable[[], Scores]) -> Scores:
-        """What the run of this name came to, now or some time before."""
+    def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the run of this name came to, now or some time before; its numbers are printed."""
         key = f"{name}; recipe {self.pipeline.stages['train'].fingerprint[:8]}"
         if key not in self.done:
             self.done[key] = run()
             write_json(self.path, self.done)
-        console.print(f"{name}: {self.done[key]}")
+        numbers = {what: value for what, value in self.done[key].items() if isinstance(value, float)}
+        console.print(f"{name}: {numbers}")
         return self.done[key]
 
     def load_base(self) -> Reranker:
@@ -94,7 +96,7 @@ class Trials:
         measure: Measure,
         best: bool = True,
     ) -> Scores:
-        """Train and measure test with the best checkpoint on dev, or the last; `reranker` holds it afterwards."""
+        """Train; `reranker` then holds the best checkpoint on dev, or the last. What dev had on the way."""
         recipe, accelerator = self.recipe.model_copy(update={"seed": seed}), self.pipeline.accelerator
         shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
         self.folder.mkdir()
@@ -109,5 +111,4 @@ class Trials:
             "start dev": progress.curve[0][1],
             "dev": progress.best_score,
             "last dev": progress.curve[-1][1],
-            "test": self.measure("test", reranker, tokenized)[0],
         }

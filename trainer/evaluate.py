@@ -41,8 +41,15 @@ def mean_score(
     collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray | None = None
 ) -> float:
     """Mean of one metric over a split's queries, of the first stage's order or of `scores`."""
+    return _mean(query_scores(collection, split, candidates, metric, scores))
+
+
+def query_scores(
+    collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray | None = None
+) -> dict[str, float]:
+    """{query id: value} of one metric, of the first stage's order or of `scores` (queries, depth)."""
     ranking = _named(collection, candidates, order(candidates, scores))
-    return _mean(per_query([metric], collection.named_qrels(split), ranking)[metric])
+    return per_query([metric], collection.named_qrels(split), ranking)[metric]
 
 
 def fuse(candidates: Candidates, scores: np.ndarray, weight: float) -> np.ndarray:

@@ -223,7 +223,7 @@ class Mine(Section):
     """Share of the negatives drawn from below the hard band, down to rank 200."""
     random_share: float = Field(default=0.0, ge=0, le=1, validate_default=True)
     """Share of the negatives drawn from the whole corpus."""
-    max_share_of_positive: float | None = Field(default=0.95, gt=0, le=1)
+    max_share_of_positive: float | None = Field(default=None, gt=0, le=1)
     """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
     margin: float | None = Field(default=None, ge=0)
     """Passes over candidates whose similarity is not this much below the best positive's; null: none."""

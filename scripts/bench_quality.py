@@ -1,0 +1,228 @@
+"""Test quality, ours against sentence-transformers' own recipe: one base, one number of pairs, several seeds.
+
+    python scripts/bench_quality.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
+    python scripts/bench_quality.py RECIPE [section.key=value ...] --seeds 13 14 15 --their-rates 2e-5 1e-4
+
+Ours does what the recipe says. Theirs does what its guide to training rerankers does: `mine_hard_negatives` takes the
+highest ranks below the positive's similarity, from the best 100; `BinaryCrossEntropyLoss` weighs a positive as much as
+its negatives together; AdamW warms up over a tenth of the steps. Its learning rate is the one of --their-rates that is
+best on dev with the first seed. Both start from the same encoder, with as many negatives for each positive, pairs of
+the same length, as many pairs in all and in a step, and as many epochs; their miner is handed the vectors that ours
+made. Where one side mined more pairs, what is left over at its end is not used.
+
+Both models reorder the same candidates, by our scorer, whose scores are theirs to 1e-5 (bench_score.py). The table has
+means over seeds; intervals and the paired p are over test queries, each with its mean over the seeds. What was done is
+kept in runs/NAME/quality.json and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from trials import RUNS, Trials
+
+from trainer.console import table
+from trainer.errors import TrainerError
+from trainer.evaluate import query_scores
+from trainer.groups import Group
+from trainer.metrics import bootstrap, paired_p
+from trainer.mine import candidate_lists
+from trainer.models import kind_of, locate
+from trainer.pipeline import PROBE_DEPTH
+from trainer.recipe import Recipe, load_recipe
+from trainer.reranker import Reranker, TokenizedCollection
+from trainer.retriever import BiEncoder, shards
+from trainer.retriever.retrieve import judged_queries
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+THEIR_RANKS = 100
+
+
+class Bench(Trials):
+    """Both sides' runs of one recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, "quality")
+        if kind_of(locate(recipe.reranker.model)) != "encoder" or recipe.bi_encoder is None:
+            raise TrainerError("the recipe needs an encoder as base, and a bi-encoder for their miner")
+        deep = min(PROBE_DEPTH, recipe.rerank_depth)
+        self.lists = candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
+        self.their_rows = mine_theirs(self)
+
+    def equal(self, seed: int) -> tuple[list[Group], Dataset]:
+        """Our groups and their rows, as many pairs in both; ours has fewer by less than a group."""
+        groups = self.mine(self.recipe.mine, seed).groups
+        sizes = np.cumsum([len(group.documents) for group in groups])
+        pairs = min(int(sizes[-1]), len(self.their_rows))
+        return groups[: int(np.searchsorted(sizes, pairs, side="right"))], self.their_rows.select(range(pairs))
+
+    def ours(self, seed: int) -> dict[str, Any]:
+        """What our recipe comes to: the checkpoint that was best on dev."""
+        groups, _ = self.equal(seed)
+        set_seed(seed)
+        reranker = self.load_base()
+        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
+        dev = self.train(
+            seed, groups, self.lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized)
+        )
+        return {"pairs": sum(len(group.documents) for group in groups)} | dev | self.on_test(reranker, tokenized)
+
+    def theirs(self, rate: float, seed: int) -> dict[str, Any]:
+        """What their recipe comes to."""
+        _, rows = self.equal(seed)
+        folder = train_theirs(self, rows, seed, rate)
+        reranker = Reranker.load(folder, max_length=self.recipe.reranker.max_length)
+        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
+        dev = self.measure("dev", reranker, tokenized)[0]
+        return {"pairs": len(rows), "dev": dev} | self.on_test(reranker, tokenized)
+
+    def on_test(self, reranker: Reranker, tokenized: TokenizedCollection) -> dict[str, Any]:
+        """The metric on test, and of each query."""
+        mean, scores = self.measure("test", reranker, tokenized)
+        return {"test": mean, "queries": self.of_queries(scores)}
+
+    def of_queries(self, scores: np.ndarray | None = None) -> list[float]:
+        """The metric of each test query, of the first stage's order or of scores."""
+        candidates = self.candidates["test"].top(self.recipe.rerank_depth)
+        found = query_scores(self.pipeline.collection, "test", candidates, self.pipeline.metric, scores)
+        return [found[query] for query in sorted(found)]
+
+
+def mine_theirs(bench: Bench) -> Dataset:
+    """Their miner's rows (query, document, label), every positive once, shuffled."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import mine_hard_negatives
+
+    collection, retriever = bench.pipeline.collection, bench.recipe.retriever
+    assert bench.recipe.bi_encoder is not None
+    bi_encoder = BiEncoder(
+        locate(bench.recipe.bi_encoder), retriever.max_length, retriever.query_prompt, retriever.document_prompt
+    )
+    vectors = [part.open() for part in shards(bi_encoder, collection, RUNS / ".embeddings")]
+    passages = collection.documents["passage"][:]
+    asked, read = (
+        {text: row for row, text in enumerate(texts)}
+        for texts in (collection.query_texts(judged_queries(collection)), passages)
+    )
+
+    class Vectors(SentenceTransformer):
+        """Hands out the vectors that are there."""
+
+        def encode_query(self, inputs: list[str], **_: Any) -> np.ndarray:
+            return vectors[0].rows(np.array([asked[text] for text in inputs]))
+
+        def encode_document(self, inputs: list[str], **_: Any) -> np.ndarray:
+            return vectors[1].rows(np.array([read[text] for text in inputs]))
+
+        def get_embedding_dimension(self) -> int:
+            return vectors[1].dimensions
+
+    judged = [
+        (query, row)
+        for query in collection.answerable("train")
+        for row, grade in collection.qrels["train"][query].items()
+        if grade > 0
+    ]
+    pairs = {
+        "query": collection.query_texts([query for query, _ in judged]),
+        "positive": [passages[row] for _, row in judged],
+    }
+    return mine_hard_negatives(
+        Dataset.from_dict(pairs),
+        Vectors(modules=[torch.nn.Identity()], device="cpu", similarity_fn_name="dot"),
+        corpus=passages,
+        num_negatives=bench.recipe.mine.negatives_per_positive,
+        absolute_margin=0,
+        range_min=0,
+        range_max=THEIR_RANKS,
+        sampling_strategy="top",
+        output_format="labeled-pair",
+        verbose=False,
+    ).shuffle(bench.recipe.seed)
+
+
+def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
+    """The folder of their model after its epochs."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    recipe, negatives = bench.recipe, bench.recipe.mine.negatives_per_positive
+    folder = bench.folder / "theirs"
+    shutil.rmtree(folder, ignore_errors=True)
+    set_seed(seed)  # the fresh classifier is drawn
+    layers = {"num_hidden_layers": max(recipe.reranker.layers)} if recipe.reranker.layers else {}
+    model = CrossEncoder(
+        str(locate(recipe.reranker.model)), num_labels=1, max_length=recipe.reranker.max_length, config_kwargs=layers
+    )
+    CrossEncoderTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(
+            output_dir=str(folder / "run"),
+            num_train_epochs=recipe.train.epochs,
+            per_device_train_batch_size=recipe.train.queries_per_step * (1 + negatives),
+            learning_rate=rate,
+            warmup_steps=0.1,
+            seed=seed,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        loss=BinaryCrossEntropyLoss(model, pos_weight=torch.tensor(float(negatives))),
+    ).train()
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def compare(bench: Bench, seeds: Sequence[int], rates: Sequence[float]) -> None:
+    """Run what is missing, print the table."""
+
+    def theirs(rate: float, seed: int) -> dict[str, Any]:
+        return bench.once(f"sentence-transformers, rate {rate:g}; seed {seed}", partial(bench.theirs, rate, seed))
+
+    ours = [bench.once(f"ours; seed {seed}", partial(bench.ours, seed)) for seed in seeds]
+    rate = max(rates, key=lambda rate: theirs(rate, seeds[0])["dev"])
+    others = [theirs(rate, seed) for seed in seeds]
+    before = np.array(bench.of_queries())
+    systems = {"first stage": [], "ours": ours, f"sentence-transformers, rate {rate:g}": others}
+    means = {name: np.mean([run["queries"] for run in runs] or [before], axis=0) for name, runs in systems.items()}
+    rows = []
+    for name, runs in systems.items():
+        interval = bootstrap(means[name], bench.recipe.seed)
+        each = " ".join(f"{run['test']:.4f}" for run in runs)
+        p = "" if name == "ours" else f"{paired_p(means['ours'], means[name], bench.recipe.seed):.4f}"
+        rows.append([name, f"{interval.mean:.4f}", f"{interval.low:.3f}-{interval.high:.3f}", each, p])
+    pairs = " and ".join(str(runs[0]["pairs"]) for runs in (ours, others))
+    title = f"test {bench.pipeline.metric}, {pairs} pairs, {len(before)} queries, depth {bench.recipe.rerank_depth}"
+    table(title, ["", "mean", "95 %", "seeds", "p, ours"], rows)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15])
+    parser.add_argument("--their-rates", type=float, nargs="+", default=[2e-5])
+    arguments = parser.parse_intermixed_args()
+    try:
+        compare(Bench(load_recipe(arguments.recipe, arguments.overrides)), arguments.seeds, arguments.their_rates)
+    except TrainerError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
