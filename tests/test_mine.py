@@ -455,6 +455,17 @@ def test_suspected_labels_are_listed_with_their_texts_the_most_suspicious_first(
     }
 
 
+def test_a_negative_that_is_more_like_the_query_than_its_positive_is_suspected(judged, tmp_path):
+    collection = judged({0: {0: 1, 12: 0}})  # of 12 somebody said that it is not relevant
+    candidates = found([10, 11, 12, 13, 14], similarities=[[1.1, 1.3, 1.2, 1.0, 1.4]])  # the positive has 1
+    mined = mine(top(negatives_per_positive=4, last_rank=4), collection, candidates, seed=1)
+    assert mined.groups[0].negatives == [12, 10, 11, 13]
+    assert write_suspects(top(), mined, collection, tmp_path) == 2
+    lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
+    assert [line["document_id"] for line in lines] == ["d11", "d10"]
+    assert {line["why"] for line in lines} == {"a negative, yet above the positive"}
+
+
 def test_with_a_teacher_its_opinion_orders_the_suspects(judged, tmp_path):
     collection = judged({0: {0: 1}})
     teacher = teacher_of({0: 1.0, 10: 2.0, 11: 5.0, 12: 0.0})

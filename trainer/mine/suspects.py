@@ -14,7 +14,7 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.mine.draw import Mined
-from trainer.mine.judge import SUSPICIOUS
+from trainer.mine.judge import SUSPICIOUS, USABLE
 from trainer.mine.report import names
 from trainer.recipe import Mine
 
@@ -22,11 +22,16 @@ FILE = "suspected_false_negatives.jsonl"
 
 
 def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: Path) -> int:
-    """Write what was passed over as a likely positive; returns how many pairs that are."""
-    judged, candidates = mined.judged, mined.judged.candidates
-    called = names(section)
-    places = np.argwhere(np.isin(judged.reasons, SUSPICIOUS) & judged.hard)
-    places = places[np.argsort(-_suspicion(mined)[tuple(places.T)], kind="stable")]
+    """Write the hard band's likely positives; returns how many pairs that are.
+
+    What was passed over as one, and what became a negative although it lies above the query's best positive.
+    """
+    judged, candidates, lead = mined.judged, mined.judged.candidates, _lead(mined)
+    called = names(section) | {USABLE: "a negative, yet above the positive"}
+    suspicious = np.isin(judged.reasons, SUSPICIOUS) | mined.chosen & (lead > 0)
+    places = np.argwhere(suspicious & judged.hard)
+    # What has no lead is a duplicate of a positive, and comes first.
+    places = places[np.argsort(-np.nan_to_num(lead[tuple(places.T)], nan=np.inf), kind="stable")]
     with (folder / FILE).open("w", encoding="utf-8") as file:
         for place, rank in places.tolist():
             query, row = int(candidates.queries[place]), int(candidates.documents[place, rank])
@@ -51,17 +56,15 @@ def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: 
     return len(places)
 
 
-def _suspicion(mined: Mined) -> np.ndarray:
-    """How suspicious each candidate is (queries, depth): its lead over the query's best positive, larger is more.
+def _lead(mined: Mined) -> np.ndarray:
+    """How far each candidate lies above the query's best positive (queries, depth), NaN where that is unknown.
 
-    By the teacher where there is one, which saw both texts; else by similarity. What has no lead is a duplicate of a
-    positive, and comes first.
+    By the teacher where there is one, which saw both texts; else by similarity.
     """
     judged, candidates = mined.judged, mined.judged.candidates
-    lead = candidates.similarities - candidates.positive_similarity[:, None]
     if not np.isnan(judged.teacher).all():
-        lead = judged.teacher - judged.positive_teacher[:, None]
-    return np.where(np.isnan(lead), np.inf, lead)
+        return judged.teacher - judged.positive_teacher[:, None]
+    return candidates.similarities - candidates.positive_similarity[:, None]
 
 
 def _number(value: Any) -> float | None:
