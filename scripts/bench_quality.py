@@ -197,7 +197,7 @@ def compare(bench: Bench, seeds: Sequence[int], rates: Sequence[float]) -> None:
     rate = max(rates, key=lambda rate: theirs(rate, seeds[0])["dev"])
     others = [theirs(rate, seed) for seed in seeds]
     before = np.array(bench.of_queries())
-    systems = {"first stage": [], "ours": ours, f"sentence-transformers, rate {rate:g}": others}
+    systems = {"first stage": [], "ours": ours, f"theirs, {rate:g}": others}
     means = {name: np.mean([run["queries"] for run in runs] or [before], axis=0) for name, runs in systems.items()}
     rows = []
     for name, runs in systems.items():
