@@ -10,17 +10,13 @@ the table over seeds. What was done is kept in runs/NAME/negatives.json and not 
 
 from __future__ import annotations
 
-import argparse
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trials import Scores, Trials
+from trials import Scores, Trials, command_line
 
 from trainer.console import console, table
-from trainer.mine import candidate_lists
-from trainer.pipeline import PROBE_DEPTH
 from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.reranker import TokenizedCollection
 from trainer.train import start_head
@@ -50,9 +46,7 @@ class Bench(Trials):
         super().__init__(recipe, "negatives")
         self.reranker = self.load_base()
         self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
-        deep = min(PROBE_DEPTH, recipe.rerank_depth)
-        lists = candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
-        start_head(self.reranker, self.tokenized, lists)
+        start_head(self.reranker, self.tokenized, self.lists())
         self.start = copy.deepcopy(self.reranker.model.state_dict())
         self.start_dev = self.measure("dev", self.reranker, self.tokenized)
 
@@ -71,15 +65,12 @@ class Bench(Trials):
 
 def main() -> None:
     """Run what is missing, print what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14])
+    parser = command_line(__doc__, seeds=[13, 14])
     parser.add_argument("--teacher", help="a cross-encoder; without it the last row is left out")
     arguments = parser.parse_intermixed_args()
     bench = Bench(load_recipe(arguments.recipe, arguments.overrides))
-    for split in ("dev", "test"):
-        start = bench.measure(split, bench.reranker, bench.tokenized)[0]
+    test, _ = bench.measure("test", bench.reranker, bench.tokenized)
+    for split, start in (("dev", bench.start_dev[0]), ("test", test)):
         console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
     runs: dict[str, list[Scores]] = {}
     for seed in arguments.seeds:

@@ -17,7 +17,6 @@ kept in runs/NAME/quality.json and not done again.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -27,19 +26,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from trials import RUNS, Trials
+from trials import Trials, command_line
 
 from trainer.console import table
 from trainer.errors import TrainerError
 from trainer.evaluate import query_scores
 from trainer.groups import Group
 from trainer.metrics import bootstrap, paired_p
-from trainer.mine import candidate_lists
 from trainer.models import kind_of, locate
-from trainer.pipeline import PROBE_DEPTH
 from trainer.recipe import Recipe, load_recipe
 from trainer.reranker import Reranker, TokenizedCollection
-from trainer.retriever import BiEncoder, shards
 from trainer.retriever.retrieve import judged_queries
 
 if TYPE_CHECKING:
@@ -55,8 +51,6 @@ class Bench(Trials):
         super().__init__(recipe, "quality")
         if kind_of(locate(recipe.reranker.model)) != "encoder" or recipe.bi_encoder is None:
             raise TrainerError("the recipe needs an encoder as base, and a bi-encoder for their miner")
-        deep = min(PROBE_DEPTH, recipe.rerank_depth)
-        self.lists = candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
         self.their_rows = mine_theirs(self)
 
     def equal(self, seed: int) -> tuple[list[Group], Dataset]:
@@ -69,13 +63,9 @@ class Bench(Trials):
     def ours(self, seed: int) -> dict[str, Any]:
         """What our recipe comes to: the checkpoint that was best on dev."""
         groups, _ = self.equal(seed)
-        set_seed(seed)
-        reranker = self.load_base()
-        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        dev = self.train(
-            seed, groups, self.lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized)
-        )
-        return {"pairs": sum(len(group.documents) for group in groups)} | dev | self.on_test(reranker, tokenized)
+        found, scores = self.train_from_base(seed, groups, self.lists())
+        pairs = sum(len(group.documents) for group in groups)
+        return {"pairs": pairs, "queries": self.of_queries(scores)} | found
 
     def theirs(self, rate: float, seed: int) -> dict[str, Any]:
         """What their recipe comes to."""
@@ -83,18 +73,13 @@ class Bench(Trials):
         folder = train_theirs(self, rows, seed, rate)
         reranker = Reranker.load(folder, max_length=self.recipe.reranker.max_length)
         tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        dev = self.measure("dev", reranker, tokenized)[0]
-        return {"pairs": len(rows), "dev": dev} | self.on_test(reranker, tokenized)
-
-    def on_test(self, reranker: Reranker, tokenized: TokenizedCollection) -> dict[str, Any]:
-        """The metric on test, and of each query."""
-        mean, scores = self.measure("test", reranker, tokenized)
-        return {"test": mean, "queries": self.of_queries(scores)}
+        dev, _ = self.measure("dev", reranker, tokenized)
+        test, scores = self.measure("test", reranker, tokenized)
+        return {"pairs": len(rows), "queries": self.of_queries(scores), "dev": dev, "test": test}
 
     def of_queries(self, scores: np.ndarray | None = None) -> list[float]:
         """The metric of each test query, of the first stage's order or of scores."""
-        candidates = self.candidates["test"].top(self.recipe.rerank_depth)
-        found = query_scores(self.pipeline.collection, "test", candidates, self.pipeline.metric, scores)
+        found = query_scores(self.pipeline.collection, "test", self.reranked("test"), self.pipeline.metric, scores)
         return [found[query] for query in sorted(found)]
 
 
@@ -104,12 +89,9 @@ def mine_theirs(bench: Bench) -> Dataset:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    collection, retriever = bench.pipeline.collection, bench.recipe.retriever
-    assert bench.recipe.bi_encoder is not None
-    bi_encoder = BiEncoder(
-        locate(bench.recipe.bi_encoder), retriever.max_length, retriever.query_prompt, retriever.document_prompt
-    )
-    vectors = [part.open() for part in shards(bi_encoder, collection, RUNS / ".embeddings")]
+    collection = bench.pipeline.collection
+    vectors, _ = bench.pipeline.embed(collection)
+    assert vectors is not None
     passages = collection.documents["passage"][:]
     asked, read = (
         {text: row for row, text in enumerate(texts)}
@@ -212,10 +194,7 @@ def compare(bench: Bench, seeds: Sequence[int], rates: Sequence[float]) -> None:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15])
+    parser = command_line(__doc__, seeds=[13, 14, 15])
     parser.add_argument("--their-rates", type=float, nargs="+", default=[2e-5])
     arguments = parser.parse_intermixed_args()
     try:

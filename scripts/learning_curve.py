@@ -12,23 +12,17 @@ runs/NAME/learning_curve.json and not done again.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from accelerate.utils import set_seed
-from trials import Scores, Trials
+from trials import Scores, Trials, command_line
 
 from trainer.console import table
 from trainer.errors import TrainerError
 from trainer.groups import Group
-from trainer.mine import candidate_lists
 from trainer.models import kind_of, locate
-from trainer.pipeline import PROBE_DEPTH
 from trainer.recipe import Recipe, load_recipe
-from trainer.reranker import TokenizedCollection
 
 
 def nested(groups: Sequence[Group], seed: int) -> list[int]:
@@ -42,10 +36,8 @@ class Curve(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "learning_curve")
-        deep = min(PROBE_DEPTH, recipe.rerank_depth)
         fresh_head = kind_of(locate(recipe.reranker.model)) == "encoder"
-        train = self.candidates["train"].top(deep)
-        self.lists = candidate_lists(self.pipeline.collection, train) if fresh_head else []
+        self.fitted_to = self.lists() if fresh_head else []
 
     def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
         """What every count of queries came to, seed by seed."""
@@ -65,12 +57,8 @@ class Curve(Trials):
     def run(self, groups: Sequence[Group], count: int, seed: int) -> Scores:
         """Train from the base on the groups of so many queries."""
         chosen = set(nested(groups, seed)[:count])
-        set_seed(seed)  # a fresh classifier is drawn
-        reranker = self.load_base()
-        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        groups, lists = ([group for group in every if group.query in chosen] for every in (groups, self.lists))
-        found = self.train(seed, groups, lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized))
-        return found | {"test": self.measure("test", reranker, tokenized)[0]}
+        groups, lists = ([group for group in every if group.query in chosen] for every in (groups, self.fitted_to))
+        return self.train_from_base(seed, groups, lists)[0]
 
 
 def draw(recipe: Recipe, heads: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> None:
@@ -91,14 +79,11 @@ def draw(recipe: Recipe, heads: Sequence[str], counts: Sequence[int], seeds: Seq
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*")
+    parser = command_line(__doc__, seeds=[13])
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument(
         "--heads", nargs="+", choices=("interaction", "classifier"), default=["interaction", "classifier"]
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[13])
     arguments = parser.parse_intermixed_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -7,20 +7,23 @@ done, and stays in the file.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import set_seed
 
 from trainer.console import console
 from trainer.evaluate import mean_score
 from trainer.groups import Group
-from trainer.mine import Mined, mine
-from trainer.pipeline import Pipeline
+from trainer.mine import Mined, candidate_lists, mine
+from trainer.pipeline import PROBE_DEPTH, Pipeline
 from trainer.recipe import Mine, Recipe
 from trainer.reranker import Reranker, TokenizedCollection, rerank
+from trainer.retriever import Candidates
 from trainer.runs import read_json, write_json
 from trainer.teacher import Teacher
 from trainer.train import train
@@ -29,6 +32,15 @@ RUNS = Path("runs")
 
 Scores = dict[str, float]
 Measure = Callable[[], tuple[float, np.ndarray]]
+
+
+def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """What every script on quality takes: a recipe, what is laid over it, and seeds."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    return parser
 
 
 class Trials:
@@ -65,14 +77,22 @@ class Trials:
             trust_remote_code=section.trust_remote_code,
         )
 
+    def lists(self) -> list[Group]:
+        """The train queries' candidates that a fresh head is fitted to."""
+        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
+        return candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
+
+    def reranked(self, split: str) -> Candidates:
+        """The candidates of a split that are reranked and measured."""
+        return self.candidates[split].top(self.recipe.rerank_depth)
+
     def first_stage(self, split: str) -> float:
         """The metric of the candidates as they were retrieved."""
-        candidates = self.candidates[split].top(self.recipe.rerank_depth)
-        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric)
+        return mean_score(self.pipeline.collection, split, self.reranked(split), self.pipeline.metric)
 
     def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
         """The two-stage score of the model as it stands, and its scores."""
-        candidates = self.candidates[split].top(self.recipe.rerank_depth)
+        candidates = self.reranked(split)
         scores = rerank(reranker, tokenized, candidates, self.pipeline.accelerator, note=split)
         return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric, scores), scores
 
@@ -112,3 +132,12 @@ class Trials:
             "dev": progress.best_score,
             "last dev": progress.curve[-1][1],
         }
+
+    def train_from_base(self, seed: int, groups: Sequence[Group], lists: Sequence[Group]) -> tuple[Scores, np.ndarray]:
+        """Train the recipe's base; what dev and test had with the best checkpoint, and the scores on test."""
+        set_seed(seed)  # a fresh classifier is drawn
+        reranker = self.load_base()
+        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
+        found = self.train(seed, groups, lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized))
+        test, scores = self.measure("test", reranker, tokenized)
+        return found | {"test": test}, scores

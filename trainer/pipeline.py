@@ -155,7 +155,7 @@ class Pipeline:
         from trainer.retriever import language_of, retrieve_splits
 
         section = self.recipe.retriever
-        embeddings, new = self._embed(self.collection)
+        embeddings, new = self.embed(self.collection)
         if not self.accelerator.is_main_process:
             return {"said": ""}
         found = retrieve_splits(section, self.collection, embeddings, folder)
@@ -169,7 +169,7 @@ class Pipeline:
         said = f"{engines}: {found_for}; dev {self.metric} {score:.4f}"
         return {"said": said, "first_stage_dev": score}
 
-    def _embed(
+    def embed(
         self, collection: Collection, queries: Sequence[int] | None = None
     ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
         """The vectors of query rows (None: the judged) and documents, each process encoding its share of the missing.
@@ -321,7 +321,7 @@ class Pipeline:
         collection, rows = distil.add_queries(self.collection, drawn)
         path = folder / "pseudo_queries.npz"
         if not path.is_file():
-            embeddings, _ = self._embed(collection, rows)
+            embeddings, _ = self.embed(collection, rows)
             if self.accelerator.is_main_process:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
                 retrieve_unjudged(retriever, collection, rows, embeddings).save(path)
