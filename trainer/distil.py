@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from trainer.data import Collection
 from trainer.groups import Group
 from trainer.models import kind_of, locate
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker
+from trainer.reranker import Reranker, with_classifier
 from trainer.retriever import NOTHING, Candidates
 
 SENTENCE = range(16, 151)  # characters of a sentence that could be a query: three English words to twenty-five
@@ -200,9 +199,7 @@ def _under_classifier(tuned: Reranker, base: Path) -> Reranker:
     settings = dict(tuned.model.config.encoder)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     config.num_labels = 1
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        base, config=config, dtype=torch.float32, use_safetensors=True
-    )
+    model: Any = with_classifier(base, trust_remote_code=False, config=config)
     state = tuned.model.encoder.state_dict()
     unknown = model.base_model.load_state_dict(state, strict=False).unexpected_keys
     assert not unknown, unknown

@@ -4,9 +4,10 @@ Imports inside run down, like the package's own:
 
     rows                                a collection's rows, tokenised once and scored by all processes
     model                               the model with its tokenizer
-    heads  precision                    a fresh interaction head; devices and half precision
+    heads  precision                    fresh heads; devices and half precision
 """
 
+from trainer.reranker.heads import with_classifier
 from trainer.reranker.model import Ranked, Reranker, ScoringModel
 from trainer.reranker.precision import autocast
 from trainer.reranker.rows import TokenizedCollection, rarity, rerank, score_rows
@@ -20,4 +21,5 @@ __all__ = [
     "rarity",
     "rerank",
     "score_rows",
+    "with_classifier",
 ]

@@ -1,4 +1,4 @@
-"""A fresh interaction head on an encoder, and the tokenizer that frames both texts for it."""
+"""Fresh heads on an encoder, and the tokenizer that frames both texts for the interaction head."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from trainer.errors import ModelError
 from trainer.interaction import InteractionConfig, InteractionForSequenceClassification
@@ -54,6 +57,22 @@ def with_interaction(
     model.encoder.load_state_dict(state)
     model.start_head(torch.ones(len(model.token_weights)))
     return model
+
+
+def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """The standard model with one label on an encoder's weights, or on those of them that fit `config`.
+
+    transformers would report what is new and what is left over, of which both are meant.
+    """
+    options = {"num_labels": 1} if config is None else {"config": config}
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+        )
+    finally:
+        logging.set_verbosity(said)
 
 
 def framed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:

@@ -29,7 +29,7 @@ from trainer.console import progress, warn
 from trainer.errors import ModelError
 from trainer.interaction import InteractionForSequenceClassification
 from trainer.models import kind_of, locate
-from trainer.reranker.heads import framed, with_interaction
+from trainer.reranker.heads import framed, with_classifier, with_interaction
 from trainer.reranker.precision import autocast, best_device, has_flash_attention
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
@@ -80,14 +80,15 @@ class Reranker:
             if kind == "encoder" and head != "classifier":
                 model = with_interaction(folder, tokenizer, layers, trust_remote_code)
                 tokenizer = framed(tokenizer)
+            elif kind == "encoder":
+                model = with_classifier(folder, trust_remote_code)
             else:
                 if kind == "reranker" and head == "interaction":
                     raise ModelError(
                         f"reranker.head: {reference} has a trained classifier; interaction would discard it"
                     )
-                options = {"num_labels": 1} if kind == "encoder" else {}
                 model = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
                 )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model {reference}: transformers cannot load it: {str(error).splitlines()[0]}") from None
