@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench_sides import process_mib, say
@@ -117,10 +118,10 @@ def theirs(folder: Path, use_faiss: bool) -> tuple[float, list[list[str]]]:
     }
 
     class Vectors(SentenceTransformer):
-        def encode_document(self, *_: object, **__: object) -> np.ndarray:
+        def encode_document(self, *_: Any, **__: Any) -> Any:
             return vectors.pop("documents")
 
-        def encode_query(self, *_: object, **__: object) -> np.ndarray:
+        def encode_query(self, *_: Any, **__: Any) -> Any:
             return vectors.pop("queries")
 
         def get_embedding_dimension(self) -> int:

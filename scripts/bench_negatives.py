@@ -10,14 +10,16 @@ the table over seeds. What was done is kept in runs/NAME/negatives.json and not 
 
 from __future__ import annotations
 
+import argparse
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
-from trials import Scores, Trials, command_line
+from trials import Scores, Trials, command_line, main
 
 from trainer.console import console, table
-from trainer.recipe import Mine, Recipe, load_recipe
+from trainer.recipe import Mine, Recipe
 from trainer.reranker import TokenizedCollection
 from trainer.train import start_head
 
@@ -63,19 +65,16 @@ class Bench(Trials):
         return found | {"test": self.measure("test", self.reranker, self.tokenized)[0]}
 
 
-def main() -> None:
+def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run what is missing, print what is there."""
-    parser = command_line(__doc__, seeds=[13, 14])
-    parser.add_argument("--teacher", help="a cross-encoder; without it the last row is left out")
-    arguments = parser.parse_intermixed_args()
-    bench = Bench(load_recipe(arguments.recipe, arguments.overrides))
+    bench = Bench(recipe)
     test, _ = bench.measure("test", bench.reranker, bench.tokenized)
     for split, start in (("dev", bench.start_dev[0]), ("test", test)):
         console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
     runs: dict[str, list[Scores]] = {}
     for seed in arguments.seeds:
-        for name, section in strategies(bench.recipe.mine, arguments.teacher).items():
-            done = bench.once(f"{name}; seed {seed}", lambda section=section, seed=seed: bench.run(section, seed))
+        for name, section in strategies(recipe.mine, arguments.teacher).items():
+            done = bench.once(f"{name}; seed {seed}", partial(bench.run, section, seed))
             runs.setdefault(name, []).append(done)
     rows = []
     for name, found in runs.items():
@@ -86,4 +85,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = command_line(__doc__, seeds=[13, 14])
+    parser.add_argument("--teacher", help="a cross-encoder; without it the last row is left out")
+    main(parser, compare)

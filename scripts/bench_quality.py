@@ -17,8 +17,8 @@ kept in runs/NAME/quality.json and not done again.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from trials import Trials, command_line
+from trials import Trials, command_line, main
 
 from trainer.console import table
 from trainer.errors import TrainerError
@@ -34,7 +34,7 @@ from trainer.evaluate import query_scores
 from trainer.groups import Group
 from trainer.metrics import bootstrap, paired_p
 from trainer.models import kind_of, locate
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection
 from trainer.retriever.retrieve import judged_queries
 
@@ -101,10 +101,10 @@ def mine_theirs(bench: Bench) -> Dataset:
     class Vectors(SentenceTransformer):
         """Hands out the vectors that are there."""
 
-        def encode_query(self, inputs: list[str], **_: Any) -> np.ndarray:
+        def encode_query(self, inputs: Any, *_: Any, **__: Any) -> Any:
             return vectors[0].rows(np.array([asked[text] for text in inputs]))
 
-        def encode_document(self, inputs: list[str], **_: Any) -> np.ndarray:
+        def encode_document(self, inputs: Any, *_: Any, **__: Any) -> Any:
             return vectors[1].rows(np.array([read[text] for text in inputs]))
 
         def get_embedding_dimension(self) -> int:
@@ -169,39 +169,31 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
     return folder
 
 
-def compare(bench: Bench, seeds: Sequence[int], rates: Sequence[float]) -> None:
+def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run what is missing, print the table."""
+    bench, seeds = Bench(recipe), arguments.seeds
 
     def theirs(rate: float, seed: int) -> dict[str, Any]:
         return bench.once(f"sentence-transformers, rate {rate:g}; seed {seed}", partial(bench.theirs, rate, seed))
 
     ours = [bench.once(f"ours; seed {seed}", partial(bench.ours, seed)) for seed in seeds]
-    rate = max(rates, key=lambda rate: theirs(rate, seeds[0])["dev"])
+    rate = max(arguments.their_rates, key=lambda rate: theirs(rate, seeds[0])["dev"])
     others = [theirs(rate, seed) for seed in seeds]
     before = np.array(bench.of_queries())
     systems = {"first stage": [], "ours": ours, f"theirs, {rate:g}": others}
     means = {name: np.mean([run["queries"] for run in runs] or [before], axis=0) for name, runs in systems.items()}
     rows = []
     for name, runs in systems.items():
-        interval = bootstrap(means[name], bench.recipe.seed)
+        interval = bootstrap(means[name], recipe.seed)
         each = " ".join(f"{run['test']:.4f}" for run in runs)
-        p = "" if name == "ours" else f"{paired_p(means['ours'], means[name], bench.recipe.seed):.4f}"
+        p = "" if name == "ours" else f"{paired_p(means['ours'], means[name], recipe.seed):.4f}"
         rows.append([name, f"{interval.mean:.4f}", f"{interval.low:.3f}-{interval.high:.3f}", each, p])
     pairs = " and ".join(str(runs[0]["pairs"]) for runs in (ours, others))
-    title = f"test {bench.pipeline.metric}, {pairs} pairs, {len(before)} queries, depth {bench.recipe.rerank_depth}"
+    title = f"test {bench.pipeline.metric}, {pairs} pairs, {len(before)} queries, depth {recipe.rerank_depth}"
     table(title, ["", "mean", "95 %", "seeds", "p, ours"], rows)
 
 
-def main() -> None:
-    """Parse the command line and run."""
+if __name__ == "__main__":
     parser = command_line(__doc__, seeds=[13, 14, 15])
     parser.add_argument("--their-rates", type=float, nargs="+", default=[2e-5])
-    arguments = parser.parse_intermixed_args()
-    try:
-        compare(Bench(load_recipe(arguments.recipe, arguments.overrides)), arguments.seeds, arguments.their_rates)
-    except TrainerError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
+    main(parser, compare)

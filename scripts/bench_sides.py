@@ -77,11 +77,12 @@ def _config(shape: str, pad: Any) -> Any:
     """The published sizes, vocabulary included, with one label."""
     from transformers import ModernBertConfig, XLMRobertaConfig
 
+    label: dict[str, Any] = {"num_labels": 1}
     if shape == "modernbert-base":
         special = {f"{name}_token_id": pad for name in ("pad", "bos", "eos", "cls", "sep")}  # none is looked at
-        return ModernBertConfig(num_labels=1, **special)
+        return ModernBertConfig(**label, **special)
     return XLMRobertaConfig(
-        num_labels=1, vocab_size=250002, max_position_embeddings=LONGEST + 2, type_vocab_size=1, pad_token_id=pad
+        **label, vocab_size=250002, max_position_embeddings=LONGEST + 2, type_vocab_size=1, pad_token_id=pad
     )
 
 

@@ -201,7 +201,8 @@ def _one_after_the_other(rows: Dataset, batch_size: int, **_: Any) -> Any:
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from torch.utils.data import SequentialSampler
 
-    return DefaultBatchSampler(SequentialSampler(rows), batch_size, False)
+    order: Any = SequentialSampler(rows)
+    return DefaultBatchSampler(order, batch_size, False)
 
 
 def _rows(task: dict[str, Any], folder: Path) -> Dataset:

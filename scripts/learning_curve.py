@@ -12,17 +12,18 @@ runs/NAME/learning_curve.json and not done again.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from trials import Scores, Trials, command_line
+from trials import Scores, Trials, command_line, main
 
 from trainer.console import table
 from trainer.errors import TrainerError
 from trainer.groups import Group
 from trainer.models import kind_of, locate
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Recipe
 
 
 def nested(groups: Sequence[Group], seed: int) -> list[int]:
@@ -61,36 +62,26 @@ class Curve(Trials):
         return self.train_from_base(seed, groups, lists)[0]
 
 
-def draw(recipe: Recipe, heads: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> None:
+def draw(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run what is missing, print the table."""
     rows = []
-    for head in heads:
+    for head in arguments.heads:
         section = recipe.reranker.model_copy(update={"head": head})
         curve = Curve(recipe.model_copy(update={"reranker": section}))
         if not rows:
             first = (f"{curve.first_stage(split):.4f}" for split in ("dev", "test"))
             rows.append(["first stage", "", next(first), "", next(first)])
-        for count, runs in curve.runs(counts, seeds).items():
+        for count, runs in curve.runs(arguments.queries, arguments.seeds).items():
             means = (np.mean([run[kind] for run in runs]) for kind in ("start dev", "dev", "last dev", "test"))
             rows.append([f"{head}, {count} queries", *(f"{mean:.4f}" for mean in means)])
-    title = f"{recipe.evaluate.metrics[0]}, mean over {len(seeds)} seeds"
+    title = f"{recipe.evaluate.metrics[0]}, mean over {len(arguments.seeds)} seeds"
     table(title, ["", "untrained dev", "best dev", "last dev", "test"], rows)
 
 
-def main() -> None:
-    """Parse the command line and run."""
+if __name__ == "__main__":
     parser = command_line(__doc__, seeds=[13])
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 100, 200, 400])
     parser.add_argument(
         "--heads", nargs="+", choices=("interaction", "classifier"), default=["interaction", "classifier"]
     )
-    arguments = parser.parse_intermixed_args()
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        draw(recipe, arguments.heads, arguments.queries, arguments.seeds)
-    except TrainerError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
+    main(parser, draw)

@@ -17,11 +17,12 @@ import numpy as np
 from accelerate.utils import set_seed
 
 from trainer.console import console
+from trainer.errors import TrainerError
 from trainer.evaluate import mean_score
 from trainer.groups import Group
 from trainer.mine import Mined, candidate_lists, mine
 from trainer.pipeline import PROBE_DEPTH, Pipeline
-from trainer.recipe import Mine, Recipe
+from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.reranker import Reranker, TokenizedCollection, rerank
 from trainer.retriever import Candidates
 from trainer.runs import read_json, write_json
@@ -41,6 +42,15 @@ def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentPars
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     return parser
+
+
+def main(parser: argparse.ArgumentParser, run: Callable[[Recipe, argparse.Namespace], None]) -> None:
+    """Read the command line and run; what the user can mend is said in a line, with exit 2."""
+    arguments = parser.parse_intermixed_args()
+    try:
+        run(load_recipe(arguments.recipe, arguments.overrides), arguments)
+    except TrainerError as error:
+        parser.error(str(error))
 
 
 class Trials:
