@@ -29,8 +29,15 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from trainer.pipeline import Pipeline
 from trainer.recipe import load_recipe
+from trainer.train import loop
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
 pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+save_checkpoint = loop.save_checkpoint
+def save_and_die(progress, *rest):
+    save_checkpoint(progress, *rest)
+    if str(progress.step) == os.environ.get("DIE_AT"):
+        os._exit(9)
+loop.save_checkpoint = save_and_die
 state = pipeline.accelerator.state
 state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 state.fsdp_plugin = FullyShardedDataParallelPlugin(
@@ -41,29 +48,33 @@ for name in ("data", "retrieve", "mine", "train"):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch would share the model out over the GPUs")
-def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, recipe_file, tmp_path):
-    # Groups of one pass and of many, so that the processes make different numbers of them.
-    words = ["mine.negatives_per_positive=30", "mine.random_share=0.8", "train.tokens_per_pass=1024"]
-    words += ["train.evaluations_per_epoch=1", "train.checkpoint_steps=5"]
+needs_cpus = pytest.mark.skipif(torch.cuda.is_available(), reason="torch would share the model out over the GPUs")
+# Groups of one pass and of many, so that the processes make different numbers of them.
+WORDS = ["mine.negatives_per_positive=30", "mine.random_share=0.8", "train.tokens_per_pass=1024"]
+WORDS += ["train.evaluations_per_epoch=1", "train.checkpoint_steps=5"]
+
+
+@pytest.fixture
+def train_sharded(recipe_file, tmp_path):
+    """Train into a folder of runs on two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 
-    def train_sharded(*more):
-        return subprocess.run(
-            [*launch, str(script), str(recipe_file), str(tmp_path / "sharded"), *words, *more],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+    def train(runs, **more):
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | more
+        command = [*launch, str(script), str(recipe_file), str(runs), *WORDS]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
-    whole = command(recipe_file, *words, "--force", "--runs", tmp_path / "whole")
+    return train
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, train_sharded, recipe_file, tmp_path):
+    whole = command(recipe_file, *WORDS, "--force", "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    sharded = train_sharded()
+    sharded = train_sharded(tmp_path / "sharded")
     assert sharded.returncode == 0, sharded.stdout + sharded.stderr
     rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "sharded")]
     losses, scores = ([[row[name] for row in run if name in row] for run in rows] for name in ("loss", "dev_score"))
@@ -75,6 +86,20 @@ def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, reci
     found = [Reranker.load(folder).score(pair[0], [pair[1]])[0] for folder in (ours, theirs)]
     assert found[1] == pytest.approx(found[0], rel=1e-3)  # twelve steps at a high rate have made more of rounding
     assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_a_killed_run_of_a_shared_out_model_goes_on_as_if_nothing_had_been(train_sharded, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert train_sharded(undisturbed).returncode == 0
+    assert train_sharded(killed, DIE_AT="5").returncode != 0
+    again = train_sharded(killed)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resumed at step 5" in again.stdout
+    runs = [read(folder / "tiny" / "train" / "metrics.jsonl") for folder in (undisturbed, killed)]
+    learned = [[{name: row.get(name) for name in ("step", "loss", "dev_score")} for row in run] for run in runs]
+    assert learned[1] == learned[0]
 
 
 def read(path):
