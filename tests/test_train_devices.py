@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -100,6 +101,30 @@ def test_a_killed_run_of_a_shared_out_model_goes_on_as_if_nothing_had_been(train
     runs = [read(folder / "tiny" / "train" / "metrics.jsonl") for folder in (undisturbed, killed)]
     learned = [[{name: row.get(name) for name in ("step", "loss", "dev_score")} for row in run] for run in runs]
     assert learned[1] == learned[0]
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_process_does(command, recipe_file, tmp_path):
+    one = command(recipe_file, "--force", "--runs", tmp_path / "one")
+    assert one.returncode == 0, one.stdout + one.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    machines = []
+    for rank in range(2):
+        launch = [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank", str(rank), "-m", "trainer"]
+        with (tmp_path / f"machine-{rank}.log").open("wb") as log:
+            words = [str(recipe_file), "--force", "--runs", str(tmp_path / "two")]
+            machines.append(subprocess.Popen([*launch, *words], env=environment, stdout=log, stderr=log))
+    assert [machine.wait(timeout=240) for machine in machines] == [0, 0]
+    rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("one", "two")]
+    losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    said = [(tmp_path / f"machine-{rank}.log").read_text() for rank in range(2)]
+    assert "best dev" in said[0]
+    assert "best dev" not in said[1]  # one machine speaks
 
 
 def read(path):
