@@ -37,7 +37,7 @@ def strategies(section: Mine, teacher: str | None) -> dict[str, Mine]:
         f"the same, below {SHARE:.0%} of the positive": band.model_copy(update={"max_share_of_positive": SHARE}),
     }
     if teacher:
-        found["the same, a teacher's check"] = band.model_copy(update={"teacher": teacher})
+        found[f"the same, checked by {teacher}"] = band.model_copy(update={"teacher": teacher})
     return found
 
 
@@ -46,11 +46,11 @@ class Bench(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "negatives")
-        self.reranker = self.load_base()
+        self.reranker = self.pipeline.load_base()
         self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
-        start_head(self.reranker, self.tokenized, self.lists())
+        start_head(self.reranker, self.tokenized, self.pipeline.lists())
         self.start = copy.deepcopy(self.reranker.model.state_dict())
-        self.start_dev = self.measure("dev", self.reranker, self.tokenized)
+        self.start_dev = self.pipeline.measure("dev", self.reranker, self.tokenized)
 
     def run(self, section: Mine, seed: int) -> Scores:
         """Mine, train from the start and measure."""
@@ -58,17 +58,17 @@ class Bench(Trials):
         dev = iter([self.start_dev])  # the start is known already
 
         def measure() -> tuple[float, np.ndarray]:
-            return next(dev, None) or self.measure("dev", self.reranker, self.tokenized)
+            return next(dev, None) or self.pipeline.measure("dev", self.reranker, self.tokenized)
 
         mined = self.mine(section, seed).groups
         found = self.train(seed, mined, [], self.reranker, self.tokenized, measure, best=False)
-        return found | {"test": self.measure("test", self.reranker, self.tokenized)[0]}
+        return found | {"test": self.pipeline.measure("test", self.reranker, self.tokenized)[0]}
 
 
 def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run what is missing, print what is there."""
     bench = Bench(recipe)
-    test, _ = bench.measure("test", bench.reranker, bench.tokenized)
+    test, _ = bench.pipeline.measure("test", bench.reranker, bench.tokenized)
     for split, start in (("dev", bench.start_dev[0]), ("test", test)):
         console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
     runs: dict[str, list[Scores]] = {}

@@ -33,7 +33,7 @@ from trainer.errors import TrainerError
 from trainer.evaluate import query_scores
 from trainer.groups import Group
 from trainer.metrics import bootstrap, paired_p
-from trainer.models import kind_of, locate
+from trainer.models import locate
 from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection
 from trainer.retriever.retrieve import judged_queries
@@ -49,7 +49,7 @@ class Bench(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "quality")
-        if kind_of(locate(recipe.reranker.model)) != "encoder" or recipe.bi_encoder is None:
+        if not self.pipeline.has_fresh_head or recipe.bi_encoder is None:
             raise TrainerError("the recipe needs an encoder as base, and a bi-encoder for their miner")
         self.their_rows = mine_theirs(self)
 
@@ -63,7 +63,7 @@ class Bench(Trials):
     def ours(self, seed: int) -> dict[str, Any]:
         """What our recipe comes to: the checkpoint that was best on dev."""
         groups, _ = self.equal(seed)
-        found, scores = self.train_from_base(seed, groups, self.lists())
+        found, scores = self.train_from_base(seed, groups, self.pipeline.lists())
         pairs = sum(len(group.documents) for group in groups)
         return {"pairs": pairs, "queries": self.of_queries(scores)} | found
 
@@ -73,13 +73,15 @@ class Bench(Trials):
         folder = train_theirs(self, rows, seed, rate)
         reranker = Reranker.load(folder, max_length=self.recipe.reranker.max_length)
         tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        dev, _ = self.measure("dev", reranker, tokenized)
-        test, scores = self.measure("test", reranker, tokenized)
+        dev, _ = self.pipeline.measure("dev", reranker, tokenized)
+        test, scores = self.pipeline.measure("test", reranker, tokenized)
         return {"pairs": len(rows), "queries": self.of_queries(scores), "dev": dev, "test": test}
 
     def of_queries(self, scores: np.ndarray | None = None) -> list[float]:
         """The metric of each test query, of the first stage's order or of scores."""
-        found = query_scores(self.pipeline.collection, "test", self.reranked("test"), self.pipeline.metric, scores)
+        found = query_scores(
+            self.pipeline.collection, "test", self.pipeline.reranked("test"), self.pipeline.metric, scores
+        )
         return [found[query] for query in sorted(found)]
 
 

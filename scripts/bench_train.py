@@ -111,7 +111,8 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
     run.mkdir()
-    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: (0.0, np.zeros(0)), pipeline.accelerator, run)
+    accelerator, unmeasured = pipeline.accelerator, (0.0, np.zeros(0))
+    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: unmeasured, accelerator, run, fresh_head=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     in_step = len(pairs) / len(steps)

@@ -22,7 +22,6 @@ from trials import Scores, Trials, command_line, main
 from trainer.console import table
 from trainer.errors import TrainerError
 from trainer.groups import Group
-from trainer.models import kind_of, locate
 from trainer.recipe import Recipe
 
 
@@ -37,8 +36,7 @@ class Curve(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "learning_curve")
-        fresh_head = kind_of(locate(recipe.reranker.model)) == "encoder"
-        self.fitted_to = self.lists() if fresh_head else []
+        self.fitted_to = self.pipeline.lists()
 
     def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
         """What every count of queries came to, seed by seed."""

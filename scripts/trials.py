@@ -1,8 +1,8 @@
 """What the scripts on quality share: runs of one recipe that differ in one thing, none done twice.
 
-Data and candidates are the recipe's own, as the pipeline makes them. What a run came to is kept by name in
-runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: under another recipe it counts as not
-done, and stays in the file.
+Data, candidates, base and measurement are the recipe's own, as the pipeline makes them. What a run came to is kept by
+name in runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: under another recipe it counts
+as not done, and stays in the file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,16 @@ from trainer.console import console
 from trainer.errors import TrainerError
 from trainer.evaluate import mean_score
 from trainer.groups import Group
-from trainer.mine import Mined, candidate_lists, mine
-from trainer.pipeline import PROBE_DEPTH, Pipeline
+from trainer.mine import Mined, mine
+from trainer.pipeline import Pipeline
 from trainer.recipe import Mine, Recipe, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection, rerank
-from trainer.retriever import Candidates
+from trainer.reranker import Reranker, TokenizedCollection
 from trainer.runs import read_json, write_json
-from trainer.teacher import Teacher
-from trainer.train import train
+from trainer.train import Measure, train
 
 RUNS = Path("runs")
 
 Scores = dict[str, float]
-Measure = Callable[[], tuple[float, np.ndarray]]
 
 
 def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
@@ -61,13 +59,15 @@ class Trials:
         self.pipeline = Pipeline(recipe, RUNS / recipe.name)
         for stage in ("data", "retrieve"):
             self.pipeline.carry_out(stage, force=False)
-        self.candidates = {split: self.pipeline.candidates(split) for split in ("train", "dev", "test")}
         self.folder = self.pipeline.folder / what
         self.path = self.pipeline.folder / f"{what}.json"
         self.done: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
     def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the run of this name came to, now or some time before; its numbers are printed."""
+        """What the run of this name came to, now or some time before; its numbers are printed.
+
+        The name says all in which the run differs from the recipe.
+        """
         key = f"{name}; recipe {self.pipeline.stages['train'].fingerprint[:8]}"
         if key not in self.done:
             self.done[key] = run()
@@ -76,45 +76,16 @@ class Trials:
         console.print(f"{name}: {numbers}")
         return self.done[key]
 
-    def load_base(self) -> Reranker:
-        """The recipe's base as it is before any training."""
-        section = self.recipe.reranker
-        return Reranker.load(
-            section.model,
-            head=section.head,
-            max_length=section.max_length,
-            layers=section.layers,
-            trust_remote_code=section.trust_remote_code,
-        )
-
-    def lists(self) -> list[Group]:
-        """The train queries' candidates that a fresh head is fitted to."""
-        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
-        return candidate_lists(self.pipeline.collection, self.candidates["train"].top(deep))
-
-    def reranked(self, split: str) -> Candidates:
-        """The candidates of a split that are reranked and measured."""
-        return self.candidates[split].top(self.recipe.rerank_depth)
-
     def first_stage(self, split: str) -> float:
         """The metric of the candidates as they were retrieved."""
-        return mean_score(self.pipeline.collection, split, self.reranked(split), self.pipeline.metric)
-
-    def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
-        """The two-stage score of the model as it stands, and its scores."""
-        candidates = self.reranked(split)
-        scores = rerank(reranker, tokenized, candidates, self.pipeline.accelerator, note=split)
-        return mean_score(self.pipeline.collection, split, candidates, self.pipeline.metric, scores), scores
+        pipeline = self.pipeline
+        return mean_score(pipeline.collection, split, pipeline.reranked(split), pipeline.metric)
 
     def mine(self, section: Mine, seed: int) -> Mined:
         """Groups for all train queries."""
-        collection, teacher = self.pipeline.collection, None
-        if section.teacher:
-            length = self.recipe.reranker.max_length
-            teacher = Teacher(
-                section.teacher, collection, RUNS / ".teachers", self.pipeline.accelerator, max_length=length
-            )
-        return mine(section, collection, self.candidates["train"], seed, teacher)
+        collection, candidates = self.pipeline.collection, self.pipeline.candidates("train")
+        teacher = self.pipeline.teacher(section.teacher, collection) if section.teacher else None
+        return mine(section, collection, candidates, seed, teacher)
 
     def train(
         self,
@@ -127,10 +98,20 @@ class Trials:
         best: bool = True,
     ) -> Scores:
         """Train; `reranker` then holds the best checkpoint on dev, or the last. What dev had on the way."""
-        recipe, accelerator = self.recipe.model_copy(update={"seed": seed}), self.pipeline.accelerator
+        recipe, pipeline = self.recipe.model_copy(update={"seed": seed}), self.pipeline
         shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
         self.folder.mkdir()
-        progress = train(recipe, groups, lists, reranker, tokenized, measure, accelerator, self.folder)
+        progress = train(
+            recipe,
+            groups,
+            lists,
+            reranker,
+            tokenized,
+            measure,
+            pipeline.accelerator,
+            self.folder,
+            fresh_head=pipeline.has_fresh_head,
+        )
         if best and progress.best_step < progress.step:
             section = recipe.reranker
             kept = Reranker.load(
@@ -146,8 +127,9 @@ class Trials:
     def train_from_base(self, seed: int, groups: Sequence[Group], lists: Sequence[Group]) -> tuple[Scores, np.ndarray]:
         """Train the recipe's base; what dev and test had with the best checkpoint, and the scores on test."""
         set_seed(seed)  # a fresh classifier is drawn
-        reranker = self.load_base()
+        reranker = self.pipeline.load_base()
         tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        found = self.train(seed, groups, lists, reranker, tokenized, lambda: self.measure("dev", reranker, tokenized))
-        test, scores = self.measure("test", reranker, tokenized)
+        measure = partial(self.pipeline.measure, "dev", reranker, tokenized)
+        found = self.train(seed, groups, lists, reranker, tokenized, measure)
+        test, scores = self.pipeline.measure("test", reranker, tokenized)
         return found | {"test": test}, scores

@@ -214,7 +214,8 @@ def train_here(recipe_file, beir, tmp_path):
         (tmp_path / "train").mkdir(exist_ok=True)
         measure = lambda: (next(left), np.zeros(1))  # noqa: E731
         accelerator = Accelerator(cpu=True)
-        progress = train(recipe, groups, [], reranker, tokenized, measure, accelerator, tmp_path / "train")
+        folder = tmp_path / "train"
+        progress = train(recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False)
         return progress, list(left)
 
     return train_here

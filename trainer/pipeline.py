@@ -14,8 +14,8 @@ Under several processes all of them embed, train and score; the rest is the main
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     import numpy as np
     from accelerate import Accelerator
 
+    from trainer.groups import Group
     from trainer.reranker import Reranker, TokenizedCollection
     from trainer.retriever import Candidates, Embeddings
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 2, "distil": 1, "evaluate": 2, "export": 2}
+VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 3, "distil": 1, "evaluate": 2, "export": 2}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
@@ -198,7 +199,7 @@ class Pipeline:
 
         second = folder.name == "mine-2"
         reference = str(self._best("train")) if second else self.recipe.mine.teacher
-        teacher = self._teacher(reference, self.collection) if reference else None
+        teacher = self.teacher(reference, self.collection) if reference else None
         candidates = self.candidates("train")
         mined = mine.mine(self.recipe.mine, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
         report = mine.Report.of(mined, self.collection, self.recipe.mine)
@@ -213,64 +214,36 @@ class Pipeline:
             return {"said": said}
         return {"said": ""}
 
-    def _teacher(self, reference: str, collection: Collection) -> Teacher:
-        from trainer.teacher import Teacher
-
-        section = self.recipe.reranker
-        return Teacher(
-            reference,
-            collection,
-            self.folder.parent / ".teachers",
-            self.accelerator,
-            max_length=section.max_length,
-            trust_remote_code=section.trust_remote_code,
-        )
-
     def _train(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
 
         from trainer.groups import read_groups
-        from trainer.mine import candidate_lists
-        from trainer.reranker import Reranker, TokenizedCollection
+        from trainer.reranker import TokenizedCollection
         from trainer.train import train
 
-        section = self.recipe.reranker
         set_seed(self.recipe.seed)
-        reranker = Reranker.load(
-            section.model,
-            head=section.head,
-            max_length=section.max_length,
-            layers=section.layers,
-            trust_remote_code=section.trust_remote_code,
-        )
+        reranker = self.load_base()
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
-        fresh_head = models.kind_of(models.locate(section.model)) == "encoder"
         first_stage = self._notes("retrieve")["first_stage_dev"]
         console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
-        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
-        lists = candidate_lists(self.collection, self.candidates("train").top(deep)) if fresh_head else []
-        measure = self._measure(reranker, tokenized)
-        progress = train(self.recipe, groups, lists, reranker, tokenized, measure, self.accelerator, folder)
+        progress = train(
+            self.recipe,
+            groups,
+            self.lists(),
+            reranker,
+            tokenized,
+            partial(self.measure, "dev", reranker, tokenized),
+            self.accelerator,
+            folder,
+            fresh_head=self.has_fresh_head,
+        )
         untrained = progress.curve[0][1]
         said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
         said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
         said += f"; {progress.ending}" if progress.ending else ""
         notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
         return {"said": said, **notes}
-
-    def _measure(self, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], tuple[float, np.ndarray]]:
-        """A function that gives the two-stage dev score of the model as it stands, and the scores of all candidates."""
-        from trainer.evaluate import mean_score
-        from trainer.reranker import rerank
-
-        dev = self.candidates("dev").top(self.recipe.rerank_depth)
-
-        def measure() -> tuple[float, np.ndarray]:
-            scores = rerank(reranker, tokenized, dev, self.accelerator, note="dev")
-            return mean_score(self.collection, "dev", dev, self.metric, scores), scores
-
-        return measure
 
     def _distil(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
@@ -290,9 +263,17 @@ class Pipeline:
         set_seed(self.recipe.seed)  # behind the teacher, who draws numbers too where it has to be loaded
         student = distil.load_student(self.recipe, self._best())
         tokenized = TokenizedCollection(collection, student.pairs)
-        lists = groups if distil.has_fresh_classifier(self.recipe) else []
-        settings, measure = distil.student_recipe(self.recipe), self._measure(student, tokenized)
-        progress = train(settings, groups, lists, student, tokenized, measure, self.accelerator, folder)
+        progress = train(
+            distil.student_recipe(self.recipe),
+            groups,
+            [],
+            student,
+            tokenized,
+            partial(self.measure, "dev", student, tokenized),
+            self.accelerator,
+            folder,
+            fresh_head=distil.has_fresh_classifier(self.recipe),
+        )
         tuned, first_stage = self._notes(self._last_training)["best_dev"], self._notes("retrieve")["first_stage_dev"]
         said = f"{learned}; best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
         said += f" (tuned {tuned:.4f}, first stage {first_stage:.4f})"
@@ -335,7 +316,7 @@ class Pipeline:
         from trainer.evaluate import fuse
 
         assert self.recipe.distil is not None
-        logits = candidates.scored(self._teacher(str(self._best()), collection))
+        logits = candidates.scored(self.teacher(str(self._best()), collection))
         if self.recipe.distil.teacher == "tuned":
             return logits
         weight, _ = self._choose_weight()
@@ -348,18 +329,17 @@ class Pipeline:
 
         from trainer.evaluate import choose_weight
 
-        dev = self.candidates("dev").top(self.recipe.rerank_depth)
+        dev = self.reranked("dev")
         tuned = np.load(self.stages[self._last_training].folder / "best_dev.npy")
         return choose_weight(self.collection, "dev", dev, self.metric, tuned)
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
         from trainer.evaluate import evaluate, fuse
 
-        base = self.recipe.reranker.model
         systems = {"tuned": str(self._best())}
-        if models.kind_of(models.locate(base)) != "encoder":
-            systems = {"base": base, **systems}
-        test = self.candidates("test").top(self.recipe.rerank_depth)
+        if not self.has_fresh_head:
+            systems = {"base": self.recipe.reranker.model, **systems}
+        test = self.reranked("test")
         scores = {system: self._rerank(reference, test) for system, reference in systems.items()}
         weight, fused_dev = self._choose_weight()
         if weight:
@@ -448,6 +428,58 @@ class Pipeline:
 
         return Candidates.load(self.stages["retrieve"].folder / f"{split}.npz")
 
+    def reranked(self, split: str) -> Candidates:
+        """Those of them that are reranked and measured."""
+        return self.candidates(split).top(self.recipe.rerank_depth)
+
+    def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
+        """The two-stage score of the model as it stands, and its scores (queries, depth)."""
+        from trainer.evaluate import mean_score
+        from trainer.reranker import rerank
+
+        candidates = self.reranked(split)
+        scores = rerank(reranker, tokenized, candidates, self.accelerator, note=split)
+        return mean_score(self.collection, split, candidates, self.metric, scores), scores
+
+    @property
+    def has_fresh_head(self) -> bool:
+        """Whether the base brings no head of its own."""
+        return models.kind_of(models.locate(self.recipe.reranker.model)) == "encoder"
+
+    def load_base(self) -> Reranker:
+        """The base as it is before any training, under the head that it will have."""
+        from trainer.reranker import Reranker
+
+        section = self.recipe.reranker
+        return Reranker.load(
+            section.model,
+            head=section.head,
+            max_length=section.max_length,
+            layers=section.layers,
+            trust_remote_code=section.trust_remote_code,
+        )
+
+    def lists(self) -> list[Group]:
+        """The train queries' candidates that a fresh head is fitted to; none where the base brings its own."""
+        from trainer.mine import candidate_lists
+
+        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
+        return candidate_lists(self.collection, self.candidates("train").top(deep)) if self.has_fresh_head else []
+
+    def teacher(self, reference: str, collection: Collection) -> Teacher:
+        """A cross-encoder that is asked for scores of the collection's rows."""
+        from trainer.teacher import Teacher
+
+        section = self.recipe.reranker
+        return Teacher(
+            reference,
+            collection,
+            self.folder.parent / ".teachers",
+            self.accelerator,
+            max_length=section.max_length,
+            trust_remote_code=section.trust_remote_code,
+        )
+
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes; made when the first stage has work to do, so that a finished run starts no torch."""
@@ -467,7 +499,7 @@ class Pipeline:
         so for a distilled model, which leaves alone.
         """
         first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes(self._last_training)
-        had_reranker = models.kind_of(models.locate(self.recipe.reranker.model)) != "encoder"
+        had_reranker = not self.has_fresh_head
         before = max(first_stage, trained["untrained_dev"]) if had_reranker else first_stage
         best = self._notes(self._exported)["best_dev"]
         if not had_reranker and self._exported != "distil":

@@ -10,8 +10,8 @@ Imports inside run down, like the package's own:
 """
 
 from trainer.train.head import probe, start_head
-from trainer.train.loop import train
+from trainer.train.loop import Measure, train
 from trainer.train.model import default_rate
 from trainer.train.schedule import evaluation_steps, rate_factor, steps
 
-__all__ = ["default_rate", "evaluation_steps", "probe", "rate_factor", "start_head", "steps", "train"]
+__all__ = ["Measure", "default_rate", "evaluation_steps", "probe", "rate_factor", "start_head", "steps", "train"]

@@ -29,7 +29,8 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
         return
     model = reranker.model
     model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
-    lists = lists[:: -(-len(lists) // PROBE_LISTS)]
+    chosen = np.linspace(0, len(lists) - 1, min(len(lists), PROBE_LISTS)).round().astype(int)
+    lists = [lists[place] for place in chosen]
     pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
     features = reranker.features(pairs, note="probe")
     mixture = probe(features.reshape(len(pairs), -1), lists).reshape(features.shape[1:])

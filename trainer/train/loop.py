@@ -33,7 +33,7 @@ from trainer.train.head import start_head
 from trainer.train.model import make_optimizer, prepare_model
 from trainer.train.schedule import evaluation_steps, rate_factor, steps
 
-Measure = Callable[[], tuple[float, np.ndarray]]  # a score, larger is better, and what it was measured on
+Measure = Callable[[], tuple[float, np.ndarray]]  # the dev score, larger is better, and the scores of all candidates
 
 
 def train(
@@ -45,10 +45,13 @@ def train(
     measure: Measure,
     accelerator: Accelerator,
     folder: Path,
+    *,
+    fresh_head: bool,
 ) -> Progress:
     """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
 
-    `lists` are whole lists of candidates that a fresh head is fitted to first; empty where the head is trained already.
+    A fresh head has a faster rate than the encoder; `lists` are whole lists of candidates that a fresh interaction head
+    is fitted to first, and empty where there is nothing to fit.
     `measure()` gives the two-stage dev score of the model as it stands and the scores of all candidates, which are kept
     beside the best state as `best_dev.npy`; every process calls it.
     Raises RunError where the loss is no longer finite or memory does not suffice.
@@ -57,7 +60,7 @@ def train(
     prepare_model(section, reranker)
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
-    optimizer = make_optimizer(section, reranker, fresh_head=bool(lists))
+    optimizer = make_optimizer(section, reranker, fresh_head)
     checkpoint = last_checkpoint(folder)
     if lists and checkpoint is None:
         start_head(reranker, tokenized, lists)

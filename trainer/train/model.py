@@ -54,8 +54,8 @@ def make_optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torc
     if not reranker.is_interaction:
         encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
         fast = [name for name in named if name not in encoder]
-    size = sum(weight.numel() for weight in named.values())
-    rate = section.learning_rate or default_rate(size, fresh_head and not reranker.is_interaction)
+    fresh_classifier = fresh_head and not reranker.is_interaction
+    rate = section.learning_rate or default_rate(reranker.model.num_parameters(), fresh_classifier)
     usual = HEAD_RATES["interaction" if reranker.is_interaction else "classifier"] if fresh_head else rate
     slow = [(name, weight) for name, weight in named.items() if name not in fast]
     matrices, vectors = ([weight for _, weight in slow if (weight.ndim > 1) == matrix] for matrix in (True, False))
