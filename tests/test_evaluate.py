@@ -146,7 +146,12 @@ def test_results_have_the_shape_that_other_programs_read_and_come_back_as_they_w
         for interval in metrics.values():
             assert list(interval) == ["mean", "low", "high"]
             assert 0 <= interval["low"] <= interval["mean"] <= interval["high"] <= 1
-    assert len(content["comparisons"]) == 4
+    assert {(row["system"], row["against"]) for row in content["comparisons"]} == {
+        ("base", "first_stage"),
+        ("tuned", "first_stage"),
+        ("tuned", "base"),
+    }
+    assert len(content["comparisons"]) == 6
     for row in content["comparisons"]:
         assert list(row) == ["system", "against", "metric", "difference", "p"]
         means = [content["systems"][row[side]][row["metric"]]["mean"] for side in ("system", "against")]
@@ -216,8 +221,21 @@ def test_a_distilled_model_stands_in_the_table_and_is_told_apart_from_the_tuned_
     assert [row[0] for row in results.rows()] == ["first stage", "tuned model", "distilled model", "ceiling"]
     show(results)
     printed = capsys.readouterr().out
-    assert "the tuned model is ahead by" in printed
+    assert "the tuned model is ahead of the first stage by" in printed
     assert "the distilled model is no better than the first stage (+0.000)" in printed
+
+
+def test_a_tuned_model_that_is_worse_than_its_base_is_not_praised_for_beating_the_first_stage(collection, capsys):
+    rows = collection.answerable("test")[:8]
+    judged = replace(
+        collection, qrels={**collection.qrels, "test": {query: {row: 1} for row, query in enumerate(rows)}}
+    )
+    candidates = found([[30, 31, row] for row in range(8)], rows)
+    scores = {"base": np.tile([0.0, 1.0, 2.0], (8, 1)), "tuned": np.tile([2.0, 0.0, 1.0], (8, 1))}
+    show(evaluate(judged, "test", candidates, scores, ["RR@10"], seed=1))
+    printed = capsys.readouterr().out
+    assert "the tuned model is better than the first stage by 0.167" in printed
+    assert "the tuned model is no better than the base model (-0.500)" in printed
 
 
 # Fusion

@@ -1,20 +1,22 @@
 """The two-stage measurement: what was retrieved, reranked, measured against all judgements.
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
-system stands beside the first stage, with bootstrap intervals and a paired test, and beside the ceiling: the perfect
-order of what was retrieved. Beside the tuned model alone stands its fusion with the first stage, weighted on dev.
+system is compared with the first stage, and with the base where that ranks already, by bootstrap intervals and a paired
+test, and stands beside the ceiling: the perfect order of what was retrieved. Beside the tuned model alone stands its
+fusion with the first stage, weighted on dev.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trainer.data import Collection
 from trainer.metrics import Ranking, bootstrap, paired_p, per_query
-from trainer.report import Results
+from trainer.report import BEFORE, Results
 from trainer.retriever import NOTHING, Candidates
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the first stage beside the reranker
@@ -113,16 +115,11 @@ def evaluate(
             for system, by_metric in values.items()
         },
         comparisons=[
-            {
-                "system": system,
-                "against": "first_stage",
-                "metric": metric,
-                "difference": _mean(values[system][metric]) - _mean(values["first_stage"][metric]),
-                "p": paired_p(
-                    list(values[system][metric].values()), list(values["first_stage"][metric].values()), seed
-                ),
-            }
+            _compared(values, system, before, metric, seed)
+            for before in BEFORE
+            if before in values
             for system in scores
+            if system != before
             for metric in metrics
         ],
     )
@@ -131,6 +128,20 @@ def evaluate(
             _write_trec(folder / f"{system}.trec", _named(collection, candidates, orders[system]), system)
         results.save(folder)
     return results
+
+
+def _compared(
+    values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, before: str, metric: str, seed: int
+) -> dict[str, Any]:
+    """How much better a system is than what was there before, and how likely by chance."""
+    ours, theirs = values[system][metric], values[before][metric]
+    return {
+        "system": system,
+        "against": before,
+        "metric": metric,
+        "difference": _mean(ours) - _mean(theirs),
+        "p": paired_p(list(ours.values()), list(theirs.values()), seed),
+    }
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ LABELS = {
     "fused": "tuned + first",
     "ceiling": "ceiling",
 }
+BEFORE = {"first_stage": "the first stage", "base": "the base model"}  # what the user had, where there is a base
 SIGNIFICANT = 0.05
 
 
@@ -61,17 +62,21 @@ class Results:
 
     def rows(self) -> list[list[str]]:
         """The table's rows; `gain` is the first metric's difference to the first stage, `p` its paired test's."""
-        against = {row["system"]: row for row in self.comparisons if row["metric"] == self.metrics[0]}
+        gains = {row["system"]: row for row in self.compared() if row["against"] == "first_stage"}
         rows = []
         for system, intervals in self.systems.items():
             first, *others = intervals.values()
-            compared = against.get(system)
+            compared = gains.get(system)
             gain = [f"{compared['difference']:+.3f}", _p(compared["p"])] if compared else ["", ""]
             interval = f"{first.low:.3f} to {first.high:.3f}"
             rows.append(
                 [LABELS[system], f"{first.mean:.3f}", interval, *(f"{other.mean:.3f}" for other in others), *gain]
             )
         return rows
+
+    def compared(self) -> list[dict[str, Any]]:
+        """The comparisons by the first metric."""
+        return [row for row in self.comparisons if row["metric"] == self.metrics[0]]
 
 
 def _p(p: float) -> str:
@@ -87,16 +92,16 @@ def show(results: Results) -> None:
         "fused": f"with the first stage's score beside it (weight {results.first_stage_weight:g}, by dev) it",
         "distilled": "the distilled model",
     }
-    for row in results.comparisons:
-        if row["metric"] == results.metrics[0] and row["system"] in names:
-            _say(names[row["system"]], row["difference"], row["p"])
+    for row in results.compared():
+        if row["system"] in names:
+            _say(names[row["system"]], BEFORE[row["against"]], row["difference"], row["p"])
 
 
-def _say(what: str, difference: float, p: float) -> None:
-    """One sentence about a system beside the first stage."""
+def _say(what: str, before: str, difference: float, p: float) -> None:
+    """One sentence about a system beside what was there before."""
     if difference > 0 and p < SIGNIFICANT:
-        console.stage("evaluate", f"[green]{what} is better than the first stage by {difference:.3f}[/]")
+        console.stage("evaluate", f"[green]{what} is better than {before} by {difference:.3f}[/]")
     elif difference > 0:
-        console.warn("evaluate", f"{what} is ahead by {difference:.3f}, which may be chance (p = {p:.2f})")
+        console.warn("evaluate", f"{what} is ahead of {before} by {difference:.3f}, which may be chance (p = {p:.2f})")
     else:
-        console.stage("evaluate", f"[red]{what} is no better than the first stage ({difference:+.3f})[/]")
+        console.stage("evaluate", f"[red]{what} is no better than {before} ({difference:+.3f})[/]")
