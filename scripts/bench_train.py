@@ -102,6 +102,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     from trainer.train import train
 
     pipeline, groups = pipeline_of(task, folder), read_groups(folder)
+    accelerator = pipeline.accelerator  # first: whether pairs are packed depends on the precision that it was told
     reranker = rerankers.Reranker.load(folder / "base", max_length=task["max_length"])
     tokenized = rerankers.TokenizedCollection(pipeline.collection, reranker.pairs)
     started = time.perf_counter()
@@ -111,7 +112,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
     run.mkdir()
-    accelerator, unmeasured = pipeline.accelerator, (0.0, np.zeros(0))
+    unmeasured = (0.0, np.zeros(0))
     train(pipeline.recipe, groups, [], reranker, tokenized, lambda: unmeasured, accelerator, run, fresh_head=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -173,7 +174,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
             gradient_accumulation_steps=accumulated,
             max_steps=task["steps"],
             batch_sampler=_one_after_the_other,
-            bf16=cuda and torch.cuda.is_bf16_supported(),
+            bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
             tf32=cuda or None,
             dataloader_num_workers=2 if cuda else 0,
             dataloader_pin_memory=cuda,

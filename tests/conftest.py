@@ -94,6 +94,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> dict[str
     return {name: root / name for name in made}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compare with what a CPU computes; GPUs are only for those that ask for one (`-m gpu`)."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""

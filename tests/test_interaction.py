@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.data import build_collection
 from trainer.groups import Group
-from trainer.reranker import Reranker
-from trainer.train import probe
+from trainer.recipe import Data
+from trainer.reranker import Reranker, TokenizedCollection
+from trainer.train import head, probe
 
 KINDS = ["bert", "roberta", "modernbert"]
 PAIRS = [("why does queue lag", "consumer lag grows"), ("a", "inodes run out although the disk shows free space")]
@@ -72,6 +74,28 @@ def test_features_of_the_embedding_layer_by_hand(tiny):
     assert features[0, 0, 2].item() == pytest.approx(means.item(), abs=1e-5)
 
 
+def test_half_precision_around_the_head_leaves_its_cosines_exact(reranker):
+    batch = reranker.pairs.pad([tuple(reranker.pairs.tokenize(pair)) for pair in PAIRS])
+    real = batch["attention_mask"].bool()
+    query, document, _ = reranker.model.texts(batch["input_ids"], real)
+    states = [torch.randn(*real.shape, 32, generator=torch.Generator().manual_seed(1))]
+    expected = reranker.model.compare(states, batch["input_ids"], query, document)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reranker.model.compare(states, batch["input_ids"], query, document)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_padding_is_left_out_with_a_number_that_half_precision_has(tiny, half):
+    reranker = Reranker.load(tiny["modernbert"], max_length=48)
+    tokens = reranker.pairs.tokenize(["lag", "disk", "queue lag", "inodes run out although the disk is free " * 4])
+    batch = reranker.pairs.pad([(tokens[0], tokens[1]), (tokens[2], tokens[3])])
+    _, _, behind = reranker.model.texts(batch["input_ids"], batch["attention_mask"].bool())
+    biases = reranker.model._attention_bias(behind, batch["attention_mask"].bool())
+    assert all(bias.to(half).isfinite().all() for bias in biases.values())
+
+
 def test_layers_above_the_deepest_compared_are_cut_off(tiny):
     whole, cut = (Reranker.load(tiny["bert"], max_length=32, layers=layers) for layers in (None, (0, 1)))
     assert whole.model.encoder.config.num_hidden_layers == 3
@@ -99,6 +123,21 @@ def test_probe_finds_the_feature_that_ranks():
         lists.append(Group(start, [start], [2], list(range(start + 1, start + 8))))
     weights = probe(features, lists)
     assert weights[1] > 5 * max(abs(weights[0]), abs(weights[2]))
+
+
+@pytest.mark.parametrize(("known", "fitted"), [(7, 7), (10, 10), (11, 10), (35, 10)])
+def test_a_head_is_fitted_to_as_many_lists_as_there_may_be(tiny, beir, tmp_path, monkeypatch, known, fitted):
+    monkeypatch.setattr(head, "PROBE_LISTS", 10)
+    seen = []
+    monkeypatch.setattr(head, "probe", lambda features, lists: seen.extend(lists) or np.zeros(features.shape[1]))
+    reranker = Reranker.load(tiny["bert"], max_length=32)
+    collection = build_collection(Data(path=beir), tmp_path / "data")
+    lists = [Group(row, [row], [1], [row + 1, row + 2]) for row in range(known)]
+    head.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists)
+    queries = [group.query for group in seen]
+    assert len(queries) == fitted
+    assert (queries[0], queries[-1]) == (0, known - 1)
+    assert max(np.diff(queries)) - min(np.diff(queries)) <= 1  # evenly, whatever the order means
 
 
 def test_a_real_tokenizer_keeps_its_frames_when_it_is_loaded_again(tmp_path):

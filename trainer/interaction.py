@@ -17,6 +17,7 @@ The file stands alone (torch and transformers): an export carries it, and
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -122,7 +123,11 @@ class InteractionForSequenceClassification(PreTrainedModel):
     def compare(self, states: list[Tensor], input_ids: Tensor, query: Tensor, document: Tensor) -> Tensor:
         """Features (batch, layers, 3) of the compared layers' states (batch, length, hidden)."""
         weights = self.token_weights.clamp(min=0)[input_ids]
-        return torch.stack([_compare(one, query, document, weights) for one in states], dim=1)
+        device = input_ids.device.type
+        # Cosines differ by hundredths, and near 1 those of bf16 come in steps of .004.
+        exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with exact:
+            return torch.stack([_compare(one, query, document, weights) for one in states], dim=1)
 
     def combine(self, features: Tensor, first: Tensor) -> Tensor:
         """Logits (batch, 1) of features (batch, layers, 3) and first states (batch, hidden)."""
@@ -145,13 +150,14 @@ class InteractionForSequenceClassification(PreTrainedModel):
         """(batch, 1, length, length) added to attention scores: damping across the texts, minus infinity on padding."""
         dtype = self.dtype
         across = (behind[:, :, None] != behind[:, None, :]).to(dtype)
-        bias = (across * -self.config.damping).masked_fill(~real[:, None, :], torch.finfo(dtype).min)[:, None]
+        least = torch.finfo(torch.float16).min  # float32's would be infinite in half precision
+        bias = (across * -self.config.damping).masked_fill(~real[:, None, :], least)[:, None]
         window = getattr(self.encoder.config, "sliding_window", None)
         if "sliding_attention" not in (getattr(self.encoder.config, "layer_types", None) or []) or not window:
             return bias
         places = torch.arange(bias.shape[-1], device=bias.device)
         far = (places[:, None] - places[None, :]).abs() > window
-        return {"full_attention": bias, "sliding_attention": bias.masked_fill(far, torch.finfo(dtype).min)}
+        return {"full_attention": bias, "sliding_attention": bias.masked_fill(far, least)}
 
 
 def _compare(states: Tensor, query: Tensor, document: Tensor, weights: Tensor) -> Tensor:

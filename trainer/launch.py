@@ -26,6 +26,9 @@ def start_accelerator(precision: str) -> Accelerator:
     datasets.disable_progress_bars()
     cuda = torch.cuda.is_available()
     check_launch(os.environ, cuda)
+    # On Hopper torch would take cuDNN for padded batches with a mask, which plans anew for every shape, and whose
+    # gradients are no numbers where a row's scores are all very low (torch 2.13, PyTorch issue 196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return Accelerator(
         cpu=not cuda and not torch.backends.mps.is_available(),
         mixed_precision=mixed_precision(precision, cuda),
@@ -42,7 +45,7 @@ def mixed_precision(precision: str, cuda: bool) -> str:
     import torch
 
     if precision == "auto":
-        best = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
+        best = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
         # What the launcher was told, but never on a CPU, where half precision is many times slower.
         return os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no"
     if precision == "fp16" and not cuda:

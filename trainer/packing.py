@@ -158,13 +158,15 @@ def _attend(
 ) -> Tensor:
     """Attention within pairs, all (tokens, heads, width); `asking` are the queries' bounds and most in one pair."""
     width = value.shape[-1]
+    if width % 8:  # kernels want multiples of eight
+        query, key, value = (functional.pad(states, (0, -width % 8)) for states in (query, key, value))
     if packing.behind is not None:
         side = torch.where(packing.behind, 1.0, -1.0) * math.sqrt(packing.damping / (2 * scale))
         side = functional.pad(side[:, None, None], (0, 7)).to(query.dtype).expand(-1, query.shape[1], -1)
         query, key, value = (
             torch.cat([states, more], dim=-1)
             for states, more in ((query, side), (key, side), (value, torch.zeros_like(side)))
-        )  # eight coordinates where one would do: kernels want multiples of eight
+        )  # eight coordinates where one would do, for the same reason
     if query.is_cuda:
         query, key = query.to(value.dtype), key.to(value.dtype)  # rotated ones may be wider
         bounds: Any = (asking[0], packing.bounds, asking[1], packing.longest)

@@ -12,7 +12,7 @@ def half_precision(device: torch.device) -> torch.dtype | None:
     """What models compute in: as Accelerate was told, or without it bf16 on GPUs that have it; None: fp32."""
     if is_initialized():
         return HALVES.get(AcceleratorState().mixed_precision)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -23,7 +23,9 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def has_flash_attention(device: torch.device) -> bool:
     """Whether torch's kernel for sequences of varying length runs: NVIDIA from Ampere on, in half precision."""
-    if device.type != "cuda" or half_precision(device) is None:
+    if device.type != "cuda" or torch.version.hip or half_precision(device) is None:
+        return False
+    if not torch.backends.cuda.is_flash_attention_available():  # a build without it
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -85,8 +85,10 @@ def _freeze(reranker: Reranker, layers: int) -> None:
 
 def _checkpoint_layers(reranker: Reranker) -> None:
     """Keep only what goes into each layer, and compute the layer again on the way back."""
+    encoder = _encoder(reranker)
     try:
-        _encoder(reranker).activation_checkpointing_enable({"use_reentrant": False})
+        encoder.activation_checkpointing_enable({"use_reentrant": False})
+        encoder.disable_input_require_grads()  # asked for besides, it would take gradients through frozen layers
     except ValueError as error:
         raise RunError(f"train.gradient_checkpointing: {one_line(error)} Set it to false.") from None
 
