@@ -21,6 +21,8 @@ from trainer.data import build_collection
 from trainer.errors import RecipeError, RunError
 from trainer.groups import Group
 from trainer.launch import check_launch, mixed_precision
+from trainer.losses import LOSSES
+from trainer.pipeline import Pipeline
 from trainer.recipe import Train, load_recipe
 from trainer.reranker import Reranker, TokenizedCollection, autocast
 from trainer.train import default_rate, evaluation_steps, rate_factor, steps, train
@@ -196,15 +198,17 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_step(command, recipe_file
     result = command(recipe_file, "train.learning_rate=1e30", "train.epochs=4", "--runs", tmp_path / "runs")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "the loss of step" in result.stderr
-    assert (tmp_path / "runs" / "tiny" / "train" / "not_finite.json").is_file()
+    assert "is not finite: the loss is nan" in result.stderr
+    kept = json.loads((tmp_path / "runs" / "tiny" / "not_finite-train.json").read_text())
+    assert len(kept) == 4
+    assert all(document["text"] for group in kept for document in group["documents"])
 
 
 @pytest.fixture
 def train_here(recipe_file, beir, tmp_path):
     """`train_here(dev_scores, override, ...)` trains in this process on dev scores that are given beforehand."""
     collection = build_collection(load_recipe(recipe_file).data, tmp_path / "data")
-    groups = [Group(query, [query], [1], [(query + row) % 40 for row in range(1, 36)]) for query in range(8)]
+    groups = [Group(query, [query], [1], [(query + row) % 40 for row in range(1, 29 + query)]) for query in range(8)]
 
     def train_here(dev_scores, *overrides):
         recipe = load_recipe(recipe_file, ["train.queries_per_step=2", "train.evaluations_per_epoch=4", *overrides])
@@ -238,11 +242,36 @@ def test_without_patience_all_steps_are_done(train_here):
     assert (progress.step, progress.best_step, progress.ending, left) == (8, 0, "", [])
 
 
-def test_a_loss_that_is_not_finite_in_a_large_group_stops_and_keeps_the_step(train_here, tmp_path):
-    with pytest.raises(RunError, match=r"train: the loss of step \d is nan; .* set train.precision=fp32"):
-        train_here([0.1] * 9, "train.learning_rate=1e30", "train.tokens_per_pass=512")
-    kept = json.loads((tmp_path / "train" / "not_finite.json").read_text())
-    assert [len(group["negatives"]) for group in kept] == [35, 35]
+@pytest.mark.parametrize("budget", [512, 16384])  # tokens: less than a group has, more than a step has
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(train_here, tmp_path, budget, monkeypatch):
+    listwise = LOSSES["listwise"]
+
+    def rootless(scores, labels, mask, teacher):
+        """A number for every group, but for that of query 5 one without a gradient."""
+        spoilt = mask.sum(dim=1) == 1 + 28 + 5
+        return listwise(scores, labels, mask, teacher) + torch.where(spoilt, scores.sum(dim=1) * 0.0, 1.0).sqrt()
+
+    monkeypatch.setitem(LOSSES, "listwise", rootless)
+    plan = steps(8, Train(queries_per_step=2), seed=13)
+    number = next(number for number, positions in enumerate(plan) if 5 in positions)
+    fault = (
+        rf"train: step {number + 1} is not finite: the loss is \d\.\d+ and the gradients' norm nan; .*learning_rate$"
+    )
+    with pytest.raises(RunError, match=fault):
+        train_here([0.1] * 9, f"train.tokens_per_pass={budget}")
+    kept = json.loads((tmp_path / "not_finite-train.json").read_text())
+    assert [len(group["documents"]) for group in kept] == [29 + position for position in plan[number]]
+
+
+def test_scores_that_are_no_numbers_never_pass_for_the_order_of_the_first_stage(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file)
+    pipeline = Pipeline(recipe, tmp_path / "runs" / "tiny")
+    for stage in ("data", "retrieve"):
+        pipeline.carry_out(stage, force=False)
+    reranker = pipeline.load_base()
+    torch.nn.init.constant_(reranker.model.classifier.bias, torch.nan)
+    with pytest.raises(RunError, match=r"dev: \d+ of \d+ scores of the model are not numbers"):
+        pipeline.measure("dev", reranker, TokenizedCollection(pipeline.collection, reranker.pairs))
 
 
 def test_the_precision_that_is_asked_for_is_that_of_the_device_or_told(capsys, monkeypatch):

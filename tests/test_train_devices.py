@@ -103,6 +103,48 @@ def test_a_killed_run_of_a_shared_out_model_goes_on_as_if_nothing_had_been(train
     assert learned[1] == learned[0]
 
 
+# One process of two has no room for the first pass of a step that the other has room for.
+CRAMPED = """
+import sys
+from pathlib import Path
+import torch
+from trainer.pipeline import Pipeline
+from trainer.recipe import load_recipe
+from trainer.reranker import ScoringModel
+recipe = load_recipe(sys.argv[1], sys.argv[3:])
+pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+forward, calls = ScoringModel.forward, []
+def cramped(self, batches):
+    if pipeline.accelerator.process_index == 1 and self.training and len(batches.parts) > 1:
+        calls.append(batches)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("out of memory")
+    return forward(self, batches)
+ScoringModel.forward = cramped
+for name in ("data", "retrieve", "mine", "train"):
+    pipeline.carry_out(name, force=True)
+assert pipeline.accelerator.process_index == 0 or len(calls) > 3
+"""
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_a_process_does_its_part_of_a_step_again_while_the_other_waits(command, recipe_file, tmp_path):
+    words = ["mine.negatives_per_positive=30", "mine.random_share=0.8", "train.tokens_per_pass=16384"]
+    whole = command(recipe_file, *words, "--force", "--runs", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    script = tmp_path / "cramped.py"
+    script.write_text(CRAMPED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    arguments = [str(recipe_file), str(tmp_path / "cramped"), *words]
+    cramped = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    assert cramped.returncode == 0, cramped.stdout + cramped.stderr
+    rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "cramped")]
+    losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+
+
 @pytest.mark.slow
 def test_two_machines_learn_what_one_process_does(command, recipe_file, tmp_path):
     one = command(recipe_file, "--force", "--runs", tmp_path / "one")

@@ -140,7 +140,7 @@ class Small(torch.nn.Module):
     def forward(self, batches):
         scores = self.model(batches)
         if torch.is_grad_enabled():
-            self.held.append(sum(batch["input_ids"].numel() for batch in batches) <= self.room)
+            self.held.append(sum(batch["input_ids"].numel() for batch in batches.parts) <= self.room)
             if not self.held[-1]:
                 raise torch.OutOfMemoryError("out of memory")
         return scores

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from trainer.data import Collection
 from trainer.runs import read_json, write_json
 
 
@@ -22,6 +24,21 @@ class Group:
     def documents(self) -> list[int]:
         """All documents of the group, positives first."""
         return [*self.positives, *self.negatives]
+
+    def described(self, collection: Collection) -> dict[str, Any]:
+        """The group with ids and texts in place of rows, for people to look at."""
+        rows = self.documents
+        columns = {
+            "document_id": [collection.document_ids[row] for row in rows],
+            "grade": self.grades + [0] * len(self.negatives),
+            "teacher": self.teacher or [None] * len(rows),
+            "text": collection.passages(rows),
+        }
+        return {
+            "query_id": collection.query_ids[self.query],
+            "query": collection.query_texts([self.query])[0],
+            "documents": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+        }
 
 
 def write_groups(groups: list[Group], folder: Path) -> None:

@@ -8,11 +8,12 @@ Imports inside run down, like the package's own:
 """
 
 from trainer.reranker.heads import with_classifier
-from trainer.reranker.model import Ranked, Reranker, ScoringModel
+from trainer.reranker.model import Batches, Ranked, Reranker, ScoringModel
 from trainer.reranker.precision import autocast
 from trainer.reranker.rows import TokenizedCollection, rarity, rerank, score_rows
 
 __all__ = [
+    "Batches",
     "Ranked",
     "Reranker",
     "ScoringModel",

@@ -203,6 +203,13 @@ class Reranker:
         partial.replace(folder)
 
 
+@dataclass(frozen=True)
+class Batches:
+    """What one forward pass reads; a plain list data parallelism would move to the GPU, and packing wait for it."""
+
+    parts: list[packing.Batch]
+
+
 class ScoringModel(nn.Module):
     """The model over several batches in one call, so that data parallelism sees one forward per pass."""
 
@@ -211,7 +218,7 @@ class ScoringModel(nn.Module):
         self.model = reranker.model
         self.packed = reranker.packed
 
-    def forward(self, batches: list[packing.Batch]) -> Tensor:
+    def forward(self, batches: Batches) -> Tensor:
         """Logits (pairs of all batches,) float32."""
         with autocast(self.model.device):  # Accelerate adds that itself, but not to a sharded model
-            return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches])
+            return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches.parts])

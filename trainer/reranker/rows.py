@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.batches import PairEncoder, Tokens
 from trainer.data import Collection
+from trainer.errors import RunError
 from trainer.reranker.model import Reranker
 from trainer.retriever import Candidates
 
@@ -22,21 +23,21 @@ class TokenizedCollection:
     """Tokens of the queries and documents that are needed, each made once."""
 
     def __init__(self, collection: Collection, pairs: PairEncoder) -> None:
-        self._collection = collection
+        self.collection = collection
         self._pairs = pairs
         self._queries: dict[int, Tokens] = {}
         self._documents: dict[int, Tokens] = {}
 
     def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
         """Token pairs for (query row, document row) pairs."""
-        self._add(self._queries, {query for query, _ in rows}, self._collection.query_texts)
-        self._add(self._documents, {document for _, document in rows}, self._collection.passages)
+        self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts)
+        self._add(self._documents, {document for _, document in rows}, self.collection.passages)
         return [(self._queries[query], self._documents[document]) for query, document in rows]
 
     def documents(self, limit: int) -> list[Tokens]:
         """Tokens of the first `limit` documents."""
-        rows = range(min(limit, len(self._collection.documents)))
-        self._add(self._documents, set(rows), self._collection.passages)
+        rows = range(min(limit, len(self.collection.documents)))
+        self._add(self._documents, set(rows), self.collection.passages)
         return [self._documents[row] for row in rows]
 
     def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
@@ -69,8 +70,18 @@ def rerank(
     accelerator: Accelerator,
     note: str | None = None,
 ) -> np.ndarray:
-    """Scores (queries, depth) float32 of all candidates, -inf where there is none."""
-    return candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
+    """Scores (queries, depth) float32 of all candidates, -inf where there is none.
+
+    Raises RunError where the model gives what is no number: in the order of such scores the first stage's would remain,
+    and a broken model would pass for one that is as good.
+    """
+    scores = candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
+    if np.isnan(scores).any():
+        raise RunError(
+            f"{note or 'score'}: {np.isnan(scores).sum()} of {scores.size} scores of the model are not numbers, so its "
+            "weights or its precision are at fault; lower the learning rate, or set train.precision=fp32"
+        )
+    return scores
 
 
 def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:

@@ -1,9 +1,9 @@
 """One device, several that hold the model each (DDP), or several that hold a share of it (FSDP2): all that differs.
 
-FSDP gathers weights and hands gradients out in every layer of every pass, so all processes would have to make equally
-many passes; here each makes as many as its groups need. So weights are gathered in the first pass of a step and stay,
-gradients add up, and one more pass, the same on all processes, exchanges them. Between steps a device holds its share
-of the weights and of AdamW's moments; in a step, weights and gradients whole, like under DDP.
+Each process makes as many passes as its groups and its memory need, and gradients add up on it; one more pass, the same
+on all processes, exchanges them. FSDP would gather weights and hand gradients out in every layer of every pass; here
+weights are gathered in the first pass of a step and stay to its end. Between steps a device holds its share of the
+weights and of AdamW's moments; in a step, weights and gradients whole, like under DDP.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from trainer.packing import Batch
-from trainer.reranker import Reranker, ScoringModel
+from trainer.reranker import Batches, Reranker, ScoringModel
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -43,7 +43,7 @@ def spread(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim.
 
 @contextmanager
 def no_exchange(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """For passes that are not the last of a step: gradients add up, and gathered weights stay."""
+    """For the passes over a step's groups: gradients add up, and gathered weights stay."""
     if is_sharded(accelerator):
         model.set_reshard_after_backward(False)
     with accelerator.no_sync(model):
@@ -53,8 +53,9 @@ def no_exchange(accelerator: Accelerator, model: Any) -> Iterator[None]:
 
 
 def exchange(accelerator: Accelerator, model: Any, batch: Batch) -> None:
-    """The last pass of a step of a sharded model: of one batch, which adds nothing to the gradients."""
-    accelerator.backward(model([batch]).sum() * 0.0)
+    """The last pass of a step of several processes: of one batch, which adds nothing to the gradients."""
+    if accelerator.distributed_type != DistributedType.NO:
+        accelerator.backward(model(Batches([batch])).sum() * 0.0)
 
 
 @contextmanager

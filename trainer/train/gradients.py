@@ -8,24 +8,33 @@ but no memory. Where memory runs out all the same, the budget is halved and the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from trainer import console
 from trainer.batches import Tokens
 from trainer.errors import RunError
 from trainer.groups import Group
 from trainer.losses import LOSSES, Loss
+from trainer.packing import Batch
 from trainer.recipe import Train
-from trainer.reranker import Reranker, TokenizedCollection
+from trainer.reranker import Batches, Reranker, TokenizedCollection
 from trainer.train.devices import exchange, is_sharded, no_exchange
 
 SMALLEST_BUDGET = 512  # tokens: a pair or two; what does not fit then is not a matter of passes
 NO_ROOM = "lower reranker.max_length or mine.negatives_per_positive, or set train.gradient_checkpointing=true"
+
+
+class Targets(NamedTuple):
+    """What the documents of several groups should come to, on the device: (groups, documents of the largest) each."""
+
+    labels: Tensor
+    mask: Tensor
+    teacher: Tensor | None
 
 
 class Engine:
@@ -45,12 +54,11 @@ class Engine:
         self.tokenized = tokenized
         self.accelerator = accelerator
         self.device = accelerator.device
-        self.sharded = is_sharded(accelerator)
         self.model = model
         self.reranker = reranker
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
-        self.sizes = {id(group): sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups}
+        self.sizes = [sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups]
         self.real_tokens = self.read_tokens = 0
 
     @property
@@ -61,7 +69,8 @@ class Engine:
     def gradients(self, positions: Sequence[int]) -> tuple[float, int]:
         """Add the gradients of one step; returns its loss (mean over its groups) and its pairs, over all processes.
 
-        Raises RunError where memory does not suffice.
+        Processes exchange gradients when all of them have theirs, in one more pass of a single pair, so each can do its
+        part again by itself where its memory ran out. Raises RunError where memory does not suffice.
         """
         self.model.train()
         start = _random_state(self.device)
@@ -69,30 +78,29 @@ class Engine:
             self._halve()
             self.model.zero_grad()
             _set_random_state(self.device, start)
-        summed: Any = self.accelerator.reduce(total.to(self.device, torch.float32), "sum")
-        return float(summed[0]), int(summed[1])
+        exchange(self.accelerator, self.model, self.reranker.pairs.pad(self._pairs_of(self.groups[:1])[:1]))
+        summed: Any = self.accelerator.reduce(total, "sum")
+        loss, pairs = summed.tolist()
+        return loss, int(pairs)
 
     def _attempt(self, positions: Sequence[int]) -> Tensor | None:
         """Loss and pairs (2,) of this process's part of the step, or None where memory ran out on the way."""
-        total = torch.zeros(2, dtype=torch.float64)
-        groups = self._share(positions)
-        weight = 1.0 if groups else 0.0  # an idle process does one group for nothing: all have to exchange gradients
-        passes = list(self._passes(groups or [self.groups[0]]))
+        share = self._share(positions)
+        # A process without a group does one for nothing: weights that are shared out are gathered in the first pass.
+        scale = 1 / len(positions) if share else 0.0
+        losses = []
         try:
-            for number, taken in enumerate(passes, start=1):
-                fits = sum(map(self._size, taken)) <= self.budget
-                backward = self._backward_at_once if fits else self._backward_by_buckets
-                exchanges = number == len(passes) and not self.sharded
-                loss = backward(taken, weight / len(positions), exchanges)
-                pairs = sum(len(group.documents) for group in taken)
-                total += torch.tensor([loss, weight * pairs], dtype=torch.float64)
-            if self.sharded:
-                exchange(self.accelerator, self.model, self.reranker.pairs.pad(self._pairs_of(self.groups[:1])[:1]))
+            with no_exchange(self.accelerator, self.model):
+                for taken in self._passes(share or [0]):
+                    fits = sum(self.sizes[position] for position in taken) <= self.budget
+                    backward = self._backward_at_once if fits else self._backward_by_buckets
+                    losses.append(backward([self.groups[position] for position in taken], scale))
         except torch.OutOfMemoryError:
-            if self.sharded:
+            if is_sharded(self.accelerator):
                 raise self._not_again() from None
             return None
-        return total
+        pairs = sum(len(self.groups[position].documents) for position in share)
+        return torch.stack([torch.stack(losses).sum(), torch.tensor(float(pairs), device=self.device)])
 
     def _halve(self) -> None:
         """Half as many tokens in a pass from here on."""
@@ -108,37 +116,35 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # blocks cut for the larger passes
 
-    def _share(self, positions: Sequence[int]) -> list[Group]:
+    def _share(self, positions: Sequence[int]) -> list[int]:
         """This process's groups of the step: dealt by size, so that all processes have about the same work."""
-        by_size = sorted((self.groups[position] for position in positions), key=self._size, reverse=True)
+        by_size = sorted(positions, key=lambda position: self.sizes[position], reverse=True)
         return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def _passes(self, groups: list[Group]) -> Iterator[list[Group]]:
+    def _passes(self, positions: Sequence[int]) -> Iterator[list[int]]:
         """Groups under the token budget; one that is larger makes a pass of its own."""
-        taken: list[Group] = []
-        for group in groups:
-            if taken and sum(map(self._size, taken)) + self._size(group) > self.budget:
+        taken: list[int] = []
+        tokens = 0
+        for position in positions:
+            if taken and tokens + self.sizes[position] > self.budget:
                 yield taken
-                taken = []
-            taken.append(group)
+                taken, tokens = [], 0
+            taken.append(position)
+            tokens += self.sizes[position]
         yield taken
-
-    def _size(self, group: Group) -> int:
-        """Tokens of all pairs of a group."""
-        return self.sizes[id(group)]
 
     def _pairs_of(self, groups: Sequence[Group]) -> list[tuple[Tokens, Tokens]]:
         return self.tokenized.pairs([(group.query, document) for group in groups for document in group.documents])
 
-    def _backward_at_once(self, groups: Sequence[Group], scale: float, last: bool) -> float:
-        """Add the gradients of `scale` times the loss of one pass, and return that; `last` of the step or not."""
+    def _backward_at_once(self, groups: Sequence[Group], scale: float) -> Tensor:
+        """Add the gradients of `scale` times the loss of one pass, and return that."""
         batches, places = self._batches(groups)
-        with self._exchange(last):
-            loss = self._losses(groups, self.model(batches), places).sum() * scale
-            self._backward(loss)
-        return float(loss.detach())
+        targets = self._targets(groups)
+        loss = self._losses(targets, self.model(Batches(batches)), places).sum() * scale
+        self._backward(loss)
+        return loss.detach()
 
-    def _backward_by_buckets(self, groups: Sequence[Group], scale: float, last: bool) -> float:
+    def _backward_by_buckets(self, groups: Sequence[Group], scale: float) -> Tensor:
         """The same, with the graph of only one bucket in memory at a time (GradCache: Gao et al., RepL4NLP 2021).
 
         Scores come first, without a graph; the loss gives each score's gradient; then every bucket is read again, with
@@ -149,71 +155,57 @@ class Engine:
         for batch in batches:
             states.append(_random_state(self.device))
             with torch.no_grad():
-                parts.append(self.model([batch]))
+                parts.append(self.model(Batches([batch])))
         scores = torch.cat(parts).requires_grad_()
-        loss = self._losses(groups, scores, places).sum() * scale
+        loss = self._losses(self._targets(groups), scores, places).sum() * scale
         (gradient,) = torch.autograd.grad(loss, scores)
         slopes = gradient.split([len(part) for part in parts])
-        for number, (batch, state, slope) in enumerate(zip(batches, states, slopes, strict=True), start=1):
+        for batch, state, slope in zip(batches, states, slopes, strict=True):
             _set_random_state(self.device, state)
-            with self._exchange(last and number == len(batches)):
-                self._backward((self.model([batch]) * slope).sum())
-        return float(loss.detach())
+            self._backward((self.model(Batches([batch])) * slope).sum())
+        return loss.detach()
 
     def _backward(self, loss: Tensor) -> None:
         """Data parallelism averages over processes; the loss is a sum over them, divided by the whole step."""
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
-    @contextmanager
-    def _exchange(self, last: bool) -> Iterator[None]:
-        """Processes exchange gradients in the last backward of a step only; what ran out before can be done again."""
-        if not last:
-            with no_exchange(self.accelerator, self.model):
-                yield
-            return
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            if self.accelerator.distributed_type == DistributedType.NO:
-                raise
-            raise self._not_again() from None
-
     def _not_again(self) -> RunError:
-        """What to raise where memory ran out while others wait for what this process holds."""
+        """What to raise where memory ran out while other processes wait for the weights that this one holds."""
         half = self.budget // 2
         advice = f"set train.tokens_per_pass={half}" if half >= SMALLEST_BUDGET else NO_ROOM
         console.console.quiet = False  # the other processes, the main one perhaps, do not know of it
-        exchanged = "weights or gradients" if self.sharded else "gradients"
         return RunError(
-            f"train: out of memory with {self.budget} tokens in a pass while process "
-            f"{self.accelerator.process_index} exchanged {exchanged}, which cannot be done again; {advice}"
+            f"train: out of memory with {self.budget} tokens in a pass on process {self.accelerator.process_index}, "
+            f"and a step of weights that are shared out cannot be done again; {advice}"
         )
 
-    def _batches(self, groups: Sequence[Group]) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """All pairs of the groups in length-sorted, padded buckets, and the place (pairs,) of each among them."""
+    def _batches(self, groups: Sequence[Group]) -> tuple[list[Batch], Tensor]:
+        """All pairs of the groups in length-sorted, padded buckets, and which pair (pairs,) each score will be of."""
         pairs = self._pairs_of(groups)
         sizes = [self.reranker.pairs.size(pair) for pair in pairs]
         cut = self.reranker.buckets(sizes, self.budget)
         batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.read_tokens += sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
-        return batches, torch.tensor(sum(cut, []), device=self.device)
+        return batches, torch.tensor(sum(cut, [])).to(self.device, non_blocking=True)
 
-    def _losses(self, groups: Sequence[Group], scores: Tensor, places: Tensor) -> Tensor:
+    def _targets(self, groups: Sequence[Group]) -> Targets:
+        """Grades as shares of the highest, the teacher's scores, and where there is a document."""
+        mask = pad_sequence([torch.ones(len(group.documents), dtype=torch.bool) for group in groups], batch_first=True)
+
+        def rows(values: Sequence[Sequence[float]]) -> Tensor:
+            padded = pad_sequence([torch.tensor(row, dtype=torch.float32) for row in values], batch_first=True)
+            return nn.functional.pad(padded, (0, mask.shape[1] - padded.shape[1])).to(self.device, non_blocking=True)
+
+        taught = [group.teacher for group in groups if group.teacher]
+        labels = rows([group.grades for group in groups]) / self.highest
+        return Targets(labels, mask.to(self.device, non_blocking=True), rows(taught) if taught else None)
+
+    def _losses(self, targets: Targets, scores: Tensor, places: Tensor) -> Tensor:
         """Loss of each group (groups,), from the scores of its pairs as they stood in the buckets."""
-        device = self.device
-        flat = torch.empty(len(places), device=device).index_copy(0, places, scores)
-        width = max(len(group.documents) for group in groups)
-        lengths = torch.tensor([len(group.documents) for group in groups], device=device)
-        mask = torch.arange(width, device=device)[None, :] < lengths[:, None]
-        matrix = torch.zeros(mask.shape, device=device).masked_scatter(mask, flat)
-        labels = torch.zeros(mask.shape, device=device)
-        teacher = torch.zeros(mask.shape, device=device) if groups[0].teacher else None
-        for row, group in enumerate(groups):
-            labels[row, : len(group.grades)] = torch.tensor(group.grades, device=device) / self.highest
-            if teacher is not None:
-                teacher[row, : len(group.documents)] = torch.tensor(group.teacher, device=device)
-        return self.loss(matrix, labels, mask, teacher)
+        flat = torch.empty_like(scores).index_copy(0, places, scores)
+        matrix = torch.zeros_like(targets.labels).masked_scatter(targets.mask, flat)
+        return self.loss(matrix, targets.labels, targets.mask, targets.teacher)
 
 
 def _generators(device: torch.device) -> list[Any]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ def train(
     if lists and checkpoint is None:
         start_head(reranker, tokenized, lists)
     untrained = None if checkpoint else measure()  # before the model is shared out over devices, perhaps
-    stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer)
+    stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
 
     progress = resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan))
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
@@ -76,7 +75,7 @@ def train(
         for positions in plan[progress.step :]:
             if progress.stalled(section.patience):
                 break
-            numbers = stepper.step(progress.step, positions, folder)
+            numbers = stepper.step(progress.step, positions)
             progress.step += 1
             if log:
                 log.write(progress.step, **numbers, epoch=progress.step * section.epochs / len(plan))
@@ -105,6 +104,7 @@ class _Stepper:
         tokenized: TokenizedCollection,
         accelerator: Accelerator,
         optimizer: torch.optim.Optimizer,
+        folder: Path,
     ) -> None:
         self.section = recipe.train
         self.groups = groups
@@ -113,25 +113,45 @@ class _Stepper:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = spread(accelerator, reranker, optimizer)
         self.engine = Engine(recipe.train, groups, reranker, tokenized, accelerator, self.model)
+        self.collection = tokenized.collection
+        self.folder = folder
 
-    def step(self, number: int, positions: Sequence[int], folder: Path) -> dict[str, float]:
-        """Learn from the groups of step `number` (from 0); returns what is to be logged of it."""
+    def step(self, number: int, positions: Sequence[int]) -> dict[str, float]:
+        """Learn from the groups of step `number` (from 0); returns what is to be logged of it.
+
+        Raises RunError, with the weights as they were, where the loss or a gradient is not finite.
+        """
         started = time.monotonic()
         factor = rate_factor(number, self.planned, self.section.warmup_share)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         loss, pairs = self.engine.gradients(positions)
-        if not math.isfinite(loss):
-            _stop_not_finite(folder, number, [self.groups[position] for position in positions], loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
+        # In fp16 gradients overflow now and then; such a step is left out, and the next ones are scaled less.
+        if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(float(norm))):
+            self._stop_not_finite(number, positions, f"the loss is {loss} and the gradients' norm {float(norm)}")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()  # so that the speed is that of whole steps
         return {
             "loss": loss,
             "pairs_per_second": round(pairs / (time.monotonic() - started), 2),
             "padding": self.engine.padding,
             "learning_rate": self.peaks[0] * factor,
         }
+
+    def _stop_not_finite(self, number: int, positions: Sequence[int], fault: str) -> NoReturn:
+        """Keep the step's groups, as texts, where the next start does not clear them away, and say what to do."""
+        stage = self.folder.name
+        path = self.folder.with_name(f"not_finite-{stage}.json")
+        if self.accelerator.is_main_process:
+            write_json(path, [self.groups[position].described(self.collection) for position in positions])
+        self.accelerator.wait_for_everyone()
+        advice = f"lower {stage.partition('-')[0]}.learning_rate"
+        if self.accelerator.mixed_precision != "no":
+            advice += ", or set train.precision=fp32"
+        raise RunError(f"{stage}: step {number + 1} is not finite: {fault}; its groups are in {path}; {advice}")
 
 
 def _keep_if_best(
@@ -158,13 +178,3 @@ def _keep_if_best(
         log.write(progress.step, dev_score=score)
         console.stage(folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")
     accelerator.wait_for_everyone()
-
-
-def _stop_not_finite(folder: Path, step: int, groups: Sequence[Group], loss: float) -> NoReturn:
-    """Keep the step's groups for inspection and say what to do."""
-    path = folder / "not_finite.json"
-    write_json(path, [asdict(group) for group in groups])
-    raise RunError(
-        f"{folder.name}: the loss of step {step + 1} is {loss}; its groups are in {path}. "
-        f"Lower {folder.name.partition('-')[0]}.learning_rate, or set train.precision=fp32."
-    )
