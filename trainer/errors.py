@@ -4,7 +4,7 @@ TrainerError
  +-- RecipeError     the recipe: unknown key, wrong type, contradiction
  +-- DataError       corpus, queries or qrels: unreadable line, missing document, a query in two splits
  +-- ModelError      a model reference that cannot be found, read or trusted
- +-- RunError        the run folder: another recipe's work, a loss that is no longer finite
+ +-- RunError        a run that cannot go on: another recipe's work, too little memory, a loss that is not finite
  +-- ExportError     an export that does not give the trained model's scores, or must not leave
  +-- PushError       the Hub: no token, no network, a refused name
 
@@ -39,7 +39,7 @@ class ModelError(TrainerError):
 
 
 class RunError(TrainerError):
-    """The run cannot go on from what is in its folder."""
+    """The run cannot go on, from what is in its folder or on these devices."""
 
 
 class ExportError(TrainerError):

@@ -101,9 +101,8 @@ def _flat(model: PreTrainedModel, batch: Batch, behind: Tensor | None) -> dict[s
     """Keywords of the model's forward for the batch's real tokens in one row; found on the CPU, where nothing waits."""
     real = batch["attention_mask"].bool()
     encoder = _encoder(model)
-    before = getattr(encoder.embeddings, "padding_idx", -1)  # RoBERTa and its kin count from behind the padding's id
     inputs = {name: ids[real][None] for name, ids in batch.items() if name != "attention_mask"}
-    inputs["position_ids"] = (real.cumsum(dim=1) + before)[real][None]
+    inputs["position_ids"] = (real.cumsum(dim=1) - 1 + first_position(model))[real][None]
     bounds = functional.pad(real.sum(dim=1).cumsum(dim=0), (1, 0)).int().to(model.device, non_blocking=True)
     packing = Packing(bounds, real.shape[1])
     if behind is not None:
@@ -111,6 +110,11 @@ def _flat(model: PreTrainedModel, batch: Batch, behind: Tensor | None) -> dict[s
     # ModernBERT would build masks over all tokens of the batch unless it is told that there are none.
     masks = dict.fromkeys(getattr(encoder.config, "layer_types", None) or ())
     return _moved(inputs, model) | {"attention_mask": masks or None, "packing": packing}
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a text's first token: 0, but RoBERTa and its kin count from behind the padding's id."""
+    return getattr(getattr(_encoder(model), "embeddings", None), "padding_idx", -1) + 1
 
 
 def _encoder(model: Any) -> Any:

@@ -40,7 +40,7 @@ VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 3, "distil": 1, "evalu
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
-PARITY_PAIRS = 48  # pairs on which exported formats are compared, from the best and the last candidates
+PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 
 
 def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) -> None:
@@ -362,6 +362,8 @@ class Pipeline:
         return rerank(reranker, tokenized, test, self.accelerator, note="test")
 
     def _export(self, folder: Path) -> dict[str, Any]:
+        import numpy as np
+
         from trainer.export import export
         from trainer.report import Results
         from trainer.reranker import Reranker, TokenizedCollection
@@ -369,7 +371,7 @@ class Pipeline:
         reranker = Reranker.load(self._best(self._exported), trust_remote_code=self.recipe.reranker.trust_remote_code)
         dev = self.candidates("dev")
         rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
-        some = rows[:: max(1, len(rows) // PARITY_PAIRS)]
+        some = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), PARITY_PAIRS)).tolist()]
         pairs = TokenizedCollection(self.collection, reranker.pairs).pairs(some)
         results = Results.load(self.stages["evaluate"].folder)
         differences = export(reranker, self.recipe, results, pairs, folder)

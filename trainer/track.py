@@ -40,18 +40,19 @@ class Log:
 
 
 def _start_wandb(folder: Path, recipe: Recipe) -> Any:
-    """One W&B run for each recipe name; started again after a kill, it goes on where it was."""
+    """One W&B run for each training stage of a recipe; started again after a kill, it goes on where it was."""
     import wandb
 
+    name = recipe.name if folder.name == "train" else f"{recipe.name}-{folder.name}"
     try:
         return wandb.init(
             project=recipe.track.project,
-            name=recipe.name,
+            name=name,
             mode=recipe.track.mode if recipe.track.mode != "off" else "disabled",
             dir=str(folder),
             config=recipe.model_dump(mode="json"),
             resume="allow" if recipe.track.mode == "online" else None,
-            id=recipe.name if recipe.track.mode == "online" else None,
+            id=name if recipe.track.mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.Error as error:

@@ -7,7 +7,6 @@ fresh classifier where the recipe insists). Scores are raw float32 logits; only 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers import (
 from trainer import packing
 from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
 from trainer.console import progress, warn
-from trainer.errors import ModelError
+from trainer.errors import ModelError, one_line
 from trainer.interaction import InteractionForSequenceClassification
 from trainer.models import kind_of, locate
 from trainer.reranker.heads import framed, with_classifier, with_interaction
@@ -73,10 +72,8 @@ class Reranker:
         """
         folder = locate(str(reference))
         kind = kind_of(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        for plain in (tokenizer.backend_tokenizer.no_truncation, tokenizer.backend_tokenizer.no_padding):
-            plain()  # settings of the base's own training that would cut our pairs at its length
         try:
+            tokenizer = _plain_tokenizer(folder, str(reference), trust_remote_code)
             if kind == "encoder" and head != "classifier":
                 model = with_interaction(folder, tokenizer, layers, trust_remote_code)
                 tokenizer = framed(tokenizer)
@@ -90,9 +87,10 @@ class Reranker:
                 model = AutoModelForSequenceClassification.from_pretrained(
                     folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
                 )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"model {reference}: transformers cannot load it: {str(error).splitlines()[0]}") from None
-        longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"model {reference}: transformers cannot load it: {one_line(error)[:300]}") from None
+        positions = getattr(model.config, "max_position_embeddings", None)
+        longest = positions - packing.first_position(model) if positions else tokenizer.model_max_length
         saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
@@ -186,8 +184,14 @@ class Reranker:
         warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Weights (the model's own unless they are given), configuration and tokenizer, whole or not at all."""
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        """Weights (the model's own unless they are given), configuration and tokenizer.
+
+        A kill leaves what was there before, or what is new, but for the moment between two renames.
+        """
+        partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
         for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
             self.tokenizer.init_kwargs.pop(local, None)
@@ -196,11 +200,25 @@ class Reranker:
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
-        partial.chmod(0o755)
         for path in partial.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner can read
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer without settings of the base's own training that would cut our pairs at its length."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"model {reference}: its tokenizer ({type(tokenizer).__name__}) is one of transformers' slow ones, without "
+            "a tokenizer.json; take a model that has one"
+        )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,13 @@ def _freeze(reranker: Reranker, layers: int) -> None:
     """Let the embeddings and the lowest layers be: no gradient goes through them, which is most of a step's time."""
     encoder = _encoder(reranker)
     depth = encoder.config.num_hidden_layers
-    stack = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
     if layers > depth:
         raise RunError(f"train.frozen_layers: {layers}, but the model has {depth} layers; lower it")
-    for module in (encoder.get_input_embeddings(), encoder.embeddings, *stack[:layers]):
+    stacks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if not stacks or not hasattr(encoder, "embeddings"):
+        kind = encoder.config.model_type
+        raise RunError(f"train.frozen_layers: {layers}, but layers of {kind} models cannot be told apart; set it to 0")
+    for module in (encoder.get_input_embeddings(), encoder.embeddings, *stacks[0][:layers]):
         module.requires_grad_(False)
 
 
