@@ -96,10 +96,11 @@ def test_systems_are_measured_by_hand_and_missed_positives_count_as_missed(by_ha
         ("tuned", "first_stage", metric) for metric in ("nDCG@10", "RR@10", "R@4")
     ]
     # Only the first query changes: a flip of its sign is always as large, so p is 1.
-    differences = {row["metric"]: (row["difference"], row["p"]) for row in results.comparisons}
-    assert differences["nDCG@10"] == pytest.approx((NDCG["tuned"] - NDCG["first_stage"], 1))
-    assert differences["RR@10"] == pytest.approx((0.25, 1))
-    assert differences["R@4"] == pytest.approx((0, 1))
+    names = ("difference", "p", "wins", "losses")
+    differences = {row["metric"]: tuple(row[name] for name in names) for row in results.comparisons}
+    assert differences["nDCG@10"] == pytest.approx((NDCG["tuned"] - NDCG["first_stage"], 1, 1, 0))
+    assert differences["RR@10"] == pytest.approx((0.25, 1, 1, 0))
+    assert differences["R@4"] == pytest.approx((0, 1, 0, 0))
 
 
 def test_mean_score_is_the_tables_number(by_hand):
@@ -153,7 +154,7 @@ def test_results_have_the_shape_that_other_programs_read_and_come_back_as_they_w
     }
     assert len(content["comparisons"]) == 6
     for row in content["comparisons"]:
-        assert list(row) == ["system", "against", "metric", "difference", "p"]
+        assert list(row) == ["system", "against", "metric", "difference", "p", "wins", "losses"]
         means = [content["systems"][row[side]][row["metric"]]["mean"] for side in ("system", "against")]
         assert row["difference"] == pytest.approx(means[0] - means[1])
         assert 0 < row["p"] <= 1
@@ -235,7 +236,7 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_not_praised_for_beating_th
     show(evaluate(judged, "test", candidates, scores, ["RR@10"], seed=1))
     printed = capsys.readouterr().out
     assert "the tuned model is better than the first stage by 0.167" in printed
-    assert "the tuned model is no better than the base model (-0.500)" in printed
+    assert "the tuned model is no better than the base model (-0.500) (0 queries better, 8 worse)" in printed
 
 
 # Fusion

@@ -186,6 +186,7 @@ def push_all(endpoint: str, names: list[str], *words: object, **environment: str
     """What `reranker push` answers for each repository, in a process of its own: the endpoint is read at import."""
     kept = {name: value for name, value in os.environ.items() if name[:3] != "HF_" and "proxy" not in name.lower()}
     kept |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": "/nowhere", "HF_TOKEN": TOKEN}
+    kept["HF_HUB_DISABLE_TELEMETRY"] = "1"  # else once a day, without the token, a list of tools is asked for
     line = [sys.executable, "-c", SCRIPT, json.dumps(names), *map(str, words)]
     done = subprocess.run(line, env=kept | environment, capture_output=True, text=True, timeout=60)
     assert TOKEN not in done.stdout + done.stderr

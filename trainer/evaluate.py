@@ -133,14 +133,16 @@ def evaluate(
 def _compared(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, before: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """How much better a system is than what was there before, and how likely by chance."""
-    ours, theirs = values[system][metric], values[before][metric]
+    """How much better a system is than what was there before, how likely by chance, and on how many queries."""
+    ours, theirs = (np.array(list(values[name][metric].values())) for name in (system, before))
     return {
         "system": system,
         "against": before,
         "metric": metric,
-        "difference": _mean(ours) - _mean(theirs),
-        "p": paired_p(list(ours.values()), list(theirs.values()), seed),
+        "difference": float(ours.mean() - theirs.mean()),
+        "p": paired_p(ours.tolist(), theirs.tolist(), seed),
+        "wins": int((ours > theirs).sum()),
+        "losses": int((ours < theirs).sum()),
     }
 
 

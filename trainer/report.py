@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,17 @@ def show(results: Results) -> None:
     }
     for row in results.compared():
         if row["system"] in names:
-            _say(names[row["system"]], BEFORE[row["against"]], row["difference"], row["p"])
+            _say(names[row["system"]], row)
 
 
-def _say(what: str, before: str, difference: float, p: float) -> None:
+def _say(what: str, row: Mapping[str, Any]) -> None:
     """One sentence about a system beside what was there before."""
+    before, difference, p = BEFORE[row["against"]], row["difference"], row["p"]
+    queries = f"{row['wins']} queries better, {row['losses']} worse"
     if difference > 0 and p < SIGNIFICANT:
-        console.stage("evaluate", f"[green]{what} is better than {before} by {difference:.3f}[/]")
+        console.stage("evaluate", f"[green]{what} is better than {before} by {difference:.3f}[/] ({queries})")
     elif difference > 0:
-        console.warn("evaluate", f"{what} is ahead of {before} by {difference:.3f}, which may be chance (p = {p:.2f})")
+        chance = f"which may be chance (p = {p:.2f}; {queries})"
+        console.warn("evaluate", f"{what} is ahead of {before} by {difference:.3f}, {chance}")
     else:
-        console.stage("evaluate", f"[red]{what} is no better than {before} ({difference:+.3f})[/]")
+        console.stage("evaluate", f"[red]{what} is no better than {before} ({difference:+.3f})[/] ({queries})")
