@@ -43,7 +43,7 @@ def mean_score(
     collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray | None = None
 ) -> float:
     """Mean of one metric over a split's queries, of the first stage's order or of `scores`."""
-    return _mean(query_scores(collection, split, candidates, metric, scores))
+    return float(np.mean(list(query_scores(collection, split, candidates, metric, scores).values())))
 
 
 def query_scores(
@@ -134,20 +134,17 @@ def _compared(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, before: str, metric: str, seed: int
 ) -> dict[str, Any]:
     """How much better a system is than what was there before, how likely by chance, and on how many queries."""
-    ours, theirs = (np.array(list(values[name][metric].values())) for name in (system, before))
+    ours, theirs = (list(values[name][metric].values()) for name in (system, before))
+    differences = np.subtract(ours, theirs)
     return {
         "system": system,
         "against": before,
         "metric": metric,
-        "difference": float(ours.mean() - theirs.mean()),
-        "p": paired_p(ours.tolist(), theirs.tolist(), seed),
-        "wins": int((ours > theirs).sum()),
-        "losses": int((ours < theirs).sum()),
+        "difference": float(np.mean(ours) - np.mean(theirs)),
+        "p": paired_p(ours, theirs, seed),
+        "wins": int((differences > 0).sum()),
+        "losses": int((differences < 0).sum()),
     }
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return float(np.mean(list(values.values())))
 
 
 def _named(collection: Collection, candidates: Candidates, orders: Sequence[Sequence[int]]) -> Ranking:

@@ -233,7 +233,7 @@ class Pipeline:
             self.lists(),
             reranker,
             tokenized,
-            partial(self.measure, "dev", reranker, tokenized),
+            partial(self.measure, "dev", reranker, tokenized, self.reranked("dev")),
             self.accelerator,
             folder,
             fresh_head=self.has_fresh_head,
@@ -269,7 +269,7 @@ class Pipeline:
             [],
             student,
             tokenized,
-            partial(self.measure, "dev", student, tokenized),
+            partial(self.measure, "dev", student, tokenized, self.reranked("dev")),
             self.accelerator,
             folder,
             fresh_head=distil.has_fresh_classifier(self.recipe),
@@ -434,12 +434,21 @@ class Pipeline:
         """Those of them that are reranked and measured."""
         return self.candidates(split).top(self.recipe.rerank_depth)
 
-    def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
-        """The two-stage score of the model as it stands, and its scores (queries, depth)."""
+    def measure(
+        self,
+        split: str,
+        reranker: Reranker,
+        tokenized: TokenizedCollection,
+        candidates: Candidates | None = None,
+    ) -> tuple[float, np.ndarray]:
+        """The two-stage score of the model as it stands, and its scores (queries, depth).
+
+        Whoever measures often brings what `reranked` gives, so that it is not read from disk every time.
+        """
         from trainer.evaluate import mean_score
         from trainer.reranker import rerank
 
-        candidates = self.reranked(split)
+        candidates = candidates or self.reranked(split)
         scores = rerank(reranker, tokenized, candidates, self.accelerator, note=split)
         return mean_score(self.collection, split, candidates, self.metric, scores), scores
 

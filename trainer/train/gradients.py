@@ -59,6 +59,7 @@ class Engine:
         self.loss: Loss = LOSSES[section.loss]
         self.highest = max(max(group.grades) for group in groups)
         self.sizes = [sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups]
+        self.one_pair = self.reranker.pairs.pad(self._pairs_of(groups[:1])[:1])  # gradients are exchanged over it
         self.real_tokens = self.read_tokens = 0
 
     @property
@@ -78,7 +79,7 @@ class Engine:
             self._halve()
             self.model.zero_grad()
             _set_random_state(self.device, start)
-        exchange(self.accelerator, self.model, self.reranker.pairs.pad(self._pairs_of(self.groups[:1])[:1]))
+        exchange(self.accelerator, self.model, self.one_pair)
         summed: Any = self.accelerator.reduce(total, "sum")
         loss, pairs = summed.tolist()
         return loss, int(pairs)

@@ -132,8 +132,6 @@ class _Stepper:
             self._stop_not_finite(number, positions, f"the loss is {loss} and the gradients' norm {float(norm)}")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()  # so that the speed is that of whole steps
         return {
             "loss": loss,
             "pairs_per_second": round(pairs / (time.monotonic() - started), 2),
