@@ -102,8 +102,10 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     from trainer.train import train
 
     pipeline, groups = pipeline_of(task, folder), read_groups(folder)
-    accelerator = pipeline.accelerator  # first: whether pairs are packed depends on the precision that it was told
-    reranker = rerankers.Reranker.load(folder / "base", max_length=task["max_length"])
+    accelerator = pipeline.accelerator
+    reranker = rerankers.Reranker.load(
+        folder / "base", max_length=task["max_length"], precision=task.get("precision", "auto")
+    )
     tokenized = rerankers.TokenizedCollection(pipeline.collection, reranker.pairs)
     started = time.perf_counter()
     pairs = tokenized.pairs([(group.query, row) for group in in_order(groups, task, folder) for row in group.documents])
@@ -112,8 +114,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
     run.mkdir()
-    unmeasured = (0.0, np.zeros(0))
-    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: unmeasured, accelerator, run, fresh_head=True)
+    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     in_step = len(pairs) / len(steps)

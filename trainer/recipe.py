@@ -309,7 +309,8 @@ class Train(Section):
     compile: bool = False
     """torch.compile of the model: the first steps take long, those after them less time; for long runs on a GPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of training and scoring on a GPU; auto: what the launcher was told, else bf16 where the GPU has it, else fp32."""
+    """Of training, mining and dev on the way; auto: bf16 where the device computes it natively and faster, else fp32.
+    The gate, the test table and the export are float32."""
     evaluations_per_epoch: int = Field(default=2, ge=1)
     """How often dev is reranked; the best of these (and the start) is kept."""
     patience: int | None = Field(default=None, ge=1)
