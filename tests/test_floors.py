@@ -16,7 +16,17 @@ FLOORS = [
     {"launch", "groups", "retriever", "batches", "packing", "report"},
     {"reranker"},
     {"teacher"},
-    {"check", "mine", "review", "train", "distil", "evaluate", "gate", "export", "push"},  # the stages never import each other
+    {
+        "check",
+        "mine",
+        "review",
+        "train",
+        "distil",
+        "evaluate",
+        "gate",
+        "export",
+        "push",
+    },  # the stages never import each other
     {"pipeline"},
     {"cli"},
     {"__main__"},

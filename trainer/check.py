@@ -10,6 +10,7 @@ from rich.markup import escape
 from trainer import console, models
 from trainer.data import Summary, check_collection, describe_lengths
 from trainer.errors import ExportError, RecipeError, TrainerError
+from trainer.metrics import can_choose
 from trainer.recipe import Recipe
 
 
@@ -34,6 +35,14 @@ def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
     errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
+    metric, depth = recipe.evaluate.metrics[0], recipe.rerank_depth
+    if not can_choose(metric, depth):
+        errors.append(
+            RecipeError(
+                f"evaluate.metrics: {metric} comes first and would choose the checkpoint, but no order of the {depth} "
+                "reranked candidates changes it for the better; put nDCG@10 first, or rerank deeper"
+            )
+        )
     if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
     kinds: dict[str, models.Kind] = {}
