@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from trainer import metrics
 from trainer.metrics import bootstrap, can_choose, paired_p, per_query, unknown_metrics
 
 
@@ -118,6 +119,14 @@ def test_bootstrap_is_seeded_and_equal_values_leave_no_doubt():
     values = np.random.default_rng(0).random(50).tolist()
     assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
     assert bootstrap([0.5] * 20, seed=1) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 50, 158])
+def test_resamples_drawn_in_blocks_are_those_drawn_one_by_one(count, monkeypatch):
+    ours, theirs = np.random.default_rng(5).random((2, count))
+    in_blocks = bootstrap(ours, seed=7), paired_p(ours, theirs, seed=7)
+    monkeypatch.setattr(metrics, "BLOCK", 1)  # one resample a block
+    assert (bootstrap(ours, seed=7), paired_p(ours, theirs, seed=7)) == in_blocks
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ LARGE = ("mine.negatives_per_positive=30", "mine.random_share=0.8")  # groups of
 @pytest.mark.parametrize(
     ("loss", "mining", "several"),
     [
-        ("listwise", (), (2,)),
+        pytest.param("listwise", (), (2,), marks=pytest.mark.slow),
         pytest.param("listwise", (), (4,), marks=pytest.mark.slow),
         pytest.param("pointwise", LARGE, (2,), marks=pytest.mark.slow),
     ],
@@ -112,7 +112,7 @@ def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path
 def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path):
     words = [
         "train.dropout=0.2",  # random numbers must go on where they were, not only batches
-        "train.epochs=20",
+        "train.epochs=6",
         "train.evaluations_per_epoch=1",
         "train.checkpoint_steps=7",
         "--force",
@@ -122,12 +122,11 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
 
     started = subprocess.Popen(
         [sys.executable, "-m", "trainer", str(recipe_file), *words, "--runs", str(killed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not list((killed / "tiny" / "train").glob("checkpoint-000003*")):
+    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
         assert time.monotonic() < deadline, "no checkpoint came"
         assert started.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
@@ -138,7 +137,7 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
     assert "resumed at step" in resumed.stdout
 
     assert losses(undisturbed) == losses(killed)
-    for part in ("train/best", "train/checkpoint-0000120"):
+    for part in ("train/best", "train/checkpoint-0000036"):
         ours, theirs = weights(undisturbed / "tiny" / part), weights(killed / "tiny" / part)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
 
