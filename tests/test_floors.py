@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "trainer"
 FLOORS = [
     {"errors", "losses", "metrics", "console", "interaction"},
-    {"recipe", "models"},
-    {"data"},
+    {"recipe", "models", "machine"},
+    {"data", "weights_and_biases"},
     {"runs", "track", "init", "processes", "launch"},
     {"groups", "retriever", "batches", "packing", "report"},
     {"reranker"},
