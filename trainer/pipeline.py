@@ -14,6 +14,7 @@ Under several processes all of them embed, train and score; the rest is the main
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from trainer import console, models
 from trainer.check import check, faults_of_distil
 from trainer.data import Collection, build_collection, fingerprint_data
-from trainer.errors import ExportError, RecipeError, RunError
+from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
+from trainer.machine import explained
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
@@ -45,6 +47,7 @@ PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, 
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 
 
+@explained
 def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) -> None:
     """Carry out the recipe up to a stage; push follows where the recipe has the section and `until` is export.
 
@@ -53,7 +56,9 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     """
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
-    check(recipe)
+    if until not in VERSIONS:
+        raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, VERSIONS)}")
+    check(recipe, runs)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
@@ -129,7 +134,7 @@ class Pipeline:
         stage = self.stages[name]
         notes = stage.done
         if notes is not None:
-            console.stage(name, f"{notes['said']}  [dim](stands)[/]")
+            console.stage(name, notes["said"], note="(stands)")
         else:
             if name == "export":
                 self._refuse_to_harm(force)
@@ -399,6 +404,8 @@ class Pipeline:
         if section is None:
             raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
         if self.stages["export"].done is None:
+            if self.stages["evaluate"].done is not None:
+                self._refuse_to_harm(force)
             raise RunError(f"push: {self.folder / 'export'} does not hold this recipe's model; run the recipe first")
         self._refuse_to_harm(force)
         folder = self.stages["export"].folder / "model"
@@ -409,7 +416,7 @@ class Pipeline:
             for name, length in files:
                 console.stage("push", f"{length:>12,} bytes  {name}")
             console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
-        elif not console.console.quiet:  # one process uploads
+        elif os.environ.get("RANK", "0") == "0":  # one process uploads
             console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}) ...")
             console.stage("push", f"done: {push(section, folder)}")
 
@@ -531,11 +538,11 @@ class Pipeline:
             return
         fault = f"dev {self.metric} {fault}"
         if not force:
-            raise ExportError(
+            raise NotBetterError(
                 f"export: {fault}, so the model stays here; look at mine/report.md, try more or better judgements or "
                 "another base, or take it all the same with --force"
             )
-        console.console.print(f"[bold cyan]export   [/] [red]{fault}; forced[/]")
+        console.stage("export", f"{fault}; forced", style="red")
 
     def _show_results(self) -> None:
         from trainer.report import Results, show

@@ -113,9 +113,9 @@ def _say(what: str, row: Mapping[str, Any]) -> None:
     before, difference, p = BEFORE[row["against"]], row["difference"], row["p"]
     queries = f"{row['wins']} queries better, {row['losses']} worse"
     if difference > 0 and p < SIGNIFICANT:
-        console.stage("evaluate", f"[green]{what} is better than {before} by {difference:.3f}[/] ({queries})")
+        console.stage("evaluate", f"{what} is better than {before} by {difference:.3f} ({queries})", style="green")
     elif difference > 0:
         chance = f"which may be chance (p = {p:.2f}; {queries})"
         console.warn("evaluate", f"{what} is ahead of {before} by {difference:.3f}, {chance}")
     else:
-        console.stage("evaluate", f"[red]{what} is no better than {before} ({difference:+.3f})[/] ({queries})")
+        console.stage("evaluate", f"{what} is no better than {before} ({difference:+.3f}) ({queries})", style="red")
