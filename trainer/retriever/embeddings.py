@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MEASURED_TOKENS = 4096  # in the batch on which precisions are compared
 SHARD = 4096  # texts in one file: seven minutes of MiniLM on one slow core, 3 MB at 384 dimensions
+OPEN_SHARDS = 64  # each costs a file descriptor, of which a process usually has 1,024
 Role = Literal["query", "document"]
 Texts = Callable[[int, int], list[str]]  # texts from one row to another, so that a corpus is never in memory whole
 
@@ -77,12 +79,20 @@ class BiEncoder:
 
 
 class Embeddings:
-    """The vectors of N texts, read shard by shard; (N, dimensions), float32 when they come out."""
+    """The vectors of N texts, read shard by shard; (N, dimensions), float32 when they come out.
+
+    At most OPEN_SHARDS files are open at once, however many shards there are.
+    """
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        self._shards = [np.load(path, mmap_mode="r") for path in shards]
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self.dimensions: int = self._shards[0].shape[1]
+        self._paths = list(shards)
+        self._shard = lru_cache(OPEN_SHARDS)(self._open)
+        shapes = [self._shard(shard).shape for shard in range(len(self._paths))]
+        self._starts = np.cumsum([0, *(length for length, _ in shapes)])
+        self.dimensions: int = shapes[0][1]
+
+    def _open(self, shard: int) -> np.ndarray:
+        return np.load(self._paths[shard], mmap_mode="r")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -98,7 +108,7 @@ class Embeddings:
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
             places = shards == shard
-            vectors[places] = self._shards[shard][rows[places] - self._starts[shard]]
+            vectors[places] = self._shard(int(shard))[rows[places] - self._starts[shard]]
         return vectors
 
 
