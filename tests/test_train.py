@@ -109,8 +109,10 @@ def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path
         assert results(tmp_path / processes)["systems"]["tuned"] == tuned
 
 
-def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path, precision):
     words = [
+        f"train.precision={precision}",
         "train.dropout=0.2",  # random numbers must go on where they were, not only batches
         "train.epochs=6",
         "train.evaluations_per_epoch=1",
@@ -135,11 +137,24 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
     resumed = command(recipe_file, *words, "--runs", killed)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resumed at step" in resumed.stdout
+    assert json.loads((killed / "tiny" / "train" / "done.json").read_text())["precision"] == precision
 
     assert losses(undisturbed) == losses(killed)
     for part in ("train/best", "train/checkpoint-0000036"):
         ours, theirs = weights(undisturbed / "tiny" / part), weights(killed / "tiny" / part)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+
+
+@pytest.mark.slow
+def test_in_bf16_several_processes_give_the_losses_of_one_to_its_rounding(command, recipe_file, tmp_path):
+    """A process computes other batches than one alone, whose bf16 products round otherwise: 2e-3 of losses near 2."""
+    words = ["train.precision=bf16", "train.epochs=4", "train.queries_per_step=5", "train.tokens_per_pass=512"]
+    for processes in (1, 2):
+        result = command(recipe_file, *words, "--force", "--runs", tmp_path / str(processes), processes=processes)
+        assert result.returncode == 0, result.stdout + result.stderr
+    one = losses(tmp_path / "1")
+    assert one[-1] < one[0]
+    np.testing.assert_allclose(losses(tmp_path / "2"), one, atol=2e-3)
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ class Pipeline:
         said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
         said += f"; {progress.ending}" if progress.ending else ""
         notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
-        return {"said": said, **notes}
+        return {"said": said, **notes, "precision": progress.precision}
 
     def _distil(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
