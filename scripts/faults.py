@@ -116,8 +116,8 @@ def forbid(_: random.Random, path: Path) -> str:
 
 
 def swap(rng: random.Random, path: Path) -> str:
-    """Exchange the file with another one near it."""
-    others = [other for other in sorted(path.parent.rglob("*")) if other.is_file() and other != path]
+    """Exchange the file with another one of its folder; where it is alone, empty it."""
+    others = [other for other in sorted(path.parent.iterdir()) if other.is_file() and other != path]
     if not others:
         return empty(rng, path)
     other, aside = rng.choice(others), path.with_name(".aside")

@@ -115,10 +115,23 @@ def test_a_child_is_watched_to_its_end(tmp_path):
     assert fuzz.in_child(lambda: time.sleep(60), tmp_path / "log", 0.1).code is None
 
 
+@forks
+@pytest.mark.skipif(sys.platform != "linux", reason="root's rights are those of Linux")
+def test_a_file_without_permissions_cannot_be_read_by_a_run_even_of_root(tmp_path):
+    secret = tmp_path / "secret"
+    secret.touch(mode=0)
+
+    def read() -> None:
+        fuzz.obey_permissions()
+        secret.read_bytes()
+
+    assert "PermissionError" in fuzz.in_child(read, tmp_path / "log", 30).fault
+
+
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
     """`judge(kind, runs=..., fresh=...)`: a run that writes these exported weights (None: it refuses), judged."""
-    monkeypatch.setattr(fuzz, "train", lambda folder, runs, user=None: export(folder, runs, written[runs]))
+    monkeypatch.setattr(fuzz, "train", lambda folder, runs: export(folder, runs, written[runs]))
     written: dict[str, bytes | None] = {}
 
     def export(folder: Path, runs: str, weights: bytes | None) -> None:
