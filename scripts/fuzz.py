@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import faults
 
 KINDS = ("recipe", "data", "base", "finished", "stopped")
+FAILURES = ("traceback", "wrong model")
 STOPS = ("retrieve", "mine", "train", "evaluate", "killed")  # `killed` is killed while it trains
 BASES = ("base", "finder", "teacher")
 CAPABILITY_VERSION = 0x20080522  # of linux/capability.h, as are the two numbers of the rights
@@ -337,20 +338,28 @@ def main() -> int:
     options = parser.parse_args()
     import_everything()
     root = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        verdicts = run_all(root, options)
+    finally:
+        if not options.only:
+            shutil.rmtree(root)
+    print(table(verdicts))
+    if options.only:
+        print(f"kept in {root}")
+    return int(any(verdict.ending in FAILURES for verdict in verdicts))
+
+
+def run_all(root: Path, options: argparse.Namespace) -> list[Verdict]:
+    """Run the cases in a few processes; print every failure, and of chosen seeds everything."""
     build_settings(root, options.limit)
     case = partial(run_case, root=root, limit=options.limit, keep=bool(options.only))
     verdicts = []
     with get_context("fork").Pool(options.processes) as pool:
         for verdict in pool.imap_unordered(case, options.only or range(options.cases)):
             verdicts.append(verdict)
-            if options.verbose or options.only or verdict.ending in ("traceback", "wrong model"):
+            if options.verbose or options.only or verdict.ending in FAILURES:
                 print(f"{verdict.case.seed:>5}  {verdict.ending}  {verdict.done!r}\n       {verdict.why!r}", flush=True)
-    print(table(verdicts))
-    if options.only:
-        print(f"kept in {root}")
-    else:
-        shutil.rmtree(root)
-    return int(any(verdict.ending in ("traceback", "wrong model") for verdict in verdicts))
+    return verdicts
 
 
 if __name__ == "__main__":
