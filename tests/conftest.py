@@ -110,6 +110,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.fixture(autouse=True)
+def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `precision: auto` choose fp32 on every CPU, so that results do not depend on the machine."""
+    monkeypatch.setattr("trainer.precision.has_native_bf16", lambda: False)
+
+
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""
@@ -165,6 +171,7 @@ train:
   queries_per_step: 4
   learning_rate: 1.0e-3
   checkpoint_steps: 3
+  precision: fp32
 evaluate:
   metrics: [nDCG@10, RR@10]
 export:
@@ -232,7 +239,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path]) ->
     recipe = root / "exported.yaml"
     recipe.write_text(
         f"{{name: exported, data: {{path: {root / 'set'}}}, retriever: {{kind: bm25, depth: 6}}, "
-        f"reranker: {{model: {tiny['bert']}, max_length: 32}}, train: {{queries_per_step: 4}}}}\n"
+        f"reranker: {{model: {tiny['bert']}, max_length: 32}}, train: {{queries_per_step: 4, precision: fp32}}}}\n"
     )
     run(load_recipe(recipe), root / "runs", force=True)
     return recipe, root / "runs"

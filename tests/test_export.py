@@ -449,8 +449,9 @@ def test_a_model_that_is_no_better_on_dev_stays_here(
 
 def test_a_model_that_is_better_on_dev_leaves_unforced(unexported, capsys):
     recipe, runs = unexported
-    notes = runs / "exported" / "retrieve" / "done.json"
-    notes.write_text(json.dumps(json.loads(notes.read_text()) | {"first_stage_dev": 0.0}))
+    path = runs / "exported" / "evaluate" / "done.json"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps(notes | {"dev": notes["dev"] | {"first_stage": 0.0}}))
     pipeline = Pipeline(load_recipe(recipe), runs / "exported")
     pipeline.carry_out("export", force=False)
     assert (runs / "exported" / "export" / "model" / "model.safetensors").is_file()

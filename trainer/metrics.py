@@ -17,6 +17,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 Ranking = Mapping[str, Sequence[str]]
 
 RESAMPLES = 9999
+HIGH_GRADE = 9  # above the threshold of every AP(rel=...)
 BLOCK = 1 << 16  # numbers drawn at once, so that memory does not grow with the number of queries
 
 
@@ -38,6 +39,25 @@ def unknown_metrics(names: Sequence[str]) -> list[str]:
         if not usable:
             unknown.append(name)
     return unknown
+
+
+def can_choose(name: str, depth: int) -> bool:
+    """Return whether a metric tells a good order of the first `depth` candidates from a bad one.
+
+    Found by trying: a relevant document at the top must be worth more than one at the end, and a document judged not
+    relevant at the top no more than an unjudged one. R@50 with 50 candidates or fewer, NumRet and Judged@10 fail.
+    """
+    if depth < 2:
+        return False
+    unjudged = [f"unjudged-{number}" for number in range(depth - 2)]
+    orders = {
+        "best": ["relevant", "other", *unjudged],
+        "worst": [*unjudged, "other", "relevant"],
+        "misled": ["other", *unjudged, "relevant"],
+    }
+    qrels = {order: {"relevant": HIGH_GRADE, "other": 0} for order in orders}
+    values = per_query([name], qrels, orders)[name]
+    return values["best"] > values["worst"] >= values["misled"]
 
 
 def per_query(metrics: Sequence[str], qrels: Qrels, ranking: Ranking) -> dict[str, dict[str, float]]:
