@@ -154,7 +154,9 @@ def test_an_error_that_was_handled_is_not_blamed_for_the_next_one_but_a_full_dis
     denied, full = PermissionError(errno.EACCES, "denied", "a"), OSError(errno.ENOSPC, "No space left", "a")
     assert explain(chained(denied, KeyError("b"), cause=False), Path("runs")) is None
     assert explain(chained(denied, KeyError("b"), cause=True), Path("runs")).startswith("a: permission denied")
-    assert explain(chained(full, ValueError("can't close"), cause=False), Path("runs")).startswith("a: the disk is full")
+    assert explain(chained(full, ValueError("can't close"), cause=False), Path("runs")).startswith(
+        "a: the disk is full"
+    )
 
 
 def test_errors_that_are_told_already_are_left_alone():

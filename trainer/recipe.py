@@ -33,6 +33,7 @@ OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run")]
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # or folders
+LARGEST_NUMBER = 2**32 - 1  # of steps, tokens, documents; also NumPy's largest seed
 LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
@@ -52,7 +53,9 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _is_text_that_can_be_used(cls, value: Any) -> Any:
+    def _can_be_used(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST_NUMBER:
+            raise ValueError(f"is more than {LARGEST_NUMBER:,}")
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str | Path) and "\0" in str(text):
                 raise ValueError(f"holds a NUL character: {str(text)!r:.100}; remove it")
@@ -423,7 +426,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Results go to runs/NAME."""
-    seed: int = Field(default=13, ge=0, le=2**32 - 1)
+    seed: int = Field(default=13, ge=0, le=LARGEST_NUMBER)
     """Seed of every random number."""
     data: Data
     retriever: Retriever = Retriever()
