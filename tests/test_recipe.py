@@ -438,11 +438,17 @@ def test_what_is_no_recipe_is_told_with_its_line(text, line):
 
 
 @pytest.mark.parametrize(
-    "nested", ["[" * 3000, "[" * 3000 + "]" * 3000, "{a: " * 2000 + "1" + "}" * 2000, "[" * 30 + "]" * 30]
+    "nested",
+    [
+        "[" * 3000,
+        "[" * 3000 + "]" * 3000,
+        "\n" + "- " * 3000 + "a",
+        "{a: " * 2000 + "1" + "}" * 2000,
+        "[" * 30 + "]" * 30,
+    ],
 )
 def test_endless_nesting_is_told(nested):
-    open_only = "]" not in nested and "}" not in nested
-    assert ("nested more than 20 levels deep" in fault(f"{LEAST}seed: {nested}\n")) or open_only
+    assert "nested more than 20 levels deep" in fault(f"{LEAST}seed: {nested}\n")
     assert fault(LEAST, f"seed={nested}").startswith("command line: seed: ")
 
 
@@ -469,7 +475,7 @@ def test_aliases_of_a_few_values_are_fine():
 
 
 def test_messages_stay_short_whatever_was_given():
-    for given in ("a" * 100_000, "[" + "a, " * 10_000 + "a]", "0x" + "f" * 20_000, '"' + "\\e" * 5000 + '"'):
+    for given in ("a" * 100_000, "[" + "a, " * 1_000 + "a]", "0x" + "f" * 20_000, '"' + "\\e" * 5000 + '"'):
         for key in ("train.epochs", "retriever.kind", "evaluate.metrics", "retriever.language", "a" * 3000):
             section, _, name = key.partition(".")
             told = faults(f"{LEAST}{section}: {{{name}: {given}}}\n" if name else f"{LEAST}{key}: {given}\n")

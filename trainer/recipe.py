@@ -551,6 +551,7 @@ def _plain(value: Any) -> str:
 COMMAND_LINE = 10**9  # sorts behind every line of the file
 LARGEST = 1 << 20  # bytes of a recipe; a larger file is something else
 DEEPEST = 20  # levels of lists and mappings in each other; a recipe needs four
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 REPEATED = 5000  # values that aliases may repeat; without a limit a few lines can be billions
 LONGEST_MESSAGE, LONGEST_VALUE = 600, 100  # characters
 
@@ -562,6 +563,12 @@ class PlainLoader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 the name in PyYAML
+        """Stop at a bracket too deep: the time that PyYAML takes grows with the square of the depth."""
+        if self.flow_level > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
 
 class Source:
@@ -704,7 +711,7 @@ class Source:
             context = error.get("ctx", {})
             place, message = (*place, context["key"]), context["message"]
         elif error["type"] == "tuple_type":
-            message = f"is a list, e.g. [{error['input']!s:.40}], got {given}"
+            message = f"is a list, e.g. [{given.strip(chr(39))[:40]}], got {given}"
         elif error["type"] == "value_error":
             message = error["msg"].removeprefix("Value error, ")
         elif error["type"] in ("model_type", "model_attributes_type"):
@@ -750,7 +757,7 @@ def _compose(text: str) -> yaml.Node | None:
     try:
         root = yaml.compose(text, Loader=PlainLoader)
     except RecursionError:
-        raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep") from None
+        raise yaml.MarkedYAMLError(problem=TOO_DEEP) from None
     if root is not None:
         _limit(root)
     return root
@@ -774,8 +781,7 @@ def _limit(root: yaml.Node) -> None:
             problem = f"its aliases (*) repeat more than {REPEATED:,} values"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         if len(above) > DEEPEST:
-            problem = f"nested more than {DEEPEST} levels deep"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         stack += [(part, (*above, id(node))) for part in below if isinstance(part, yaml.Node)]
 
