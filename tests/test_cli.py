@@ -16,7 +16,7 @@ import pytest
 
 from trainer import console
 from trainer.cli import _guarded, reranker_command, train_command
-from trainer.errors import DataError
+from trainer.errors import DataError, NotBetterError
 from trainer.pipeline import VERSIONS
 from trainer.recipe import Recipe, schema_table, sections
 
@@ -256,6 +256,126 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
     assert process.returncode == 130
     assert "the same command goes on from the last checkpoint" in err
     assert "Traceback" not in err
+
+
+def stopped(program, **environment):
+    """Exit code and standard error of a program that is sent Ctrl-C by itself."""
+    program = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+    return ended.returncode, ended.stderr
+
+
+STOPPED = "stopped; the same command goes on from the last checkpoint\n"
+
+
+def test_control_c_while_the_command_is_imported_ends_in_one_line(tmp_path):
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    assert stopped("from trainer.__main__ import train\ntrain()", PYTHONPATH=path) == (130, STOPPED)
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Send Ctrl-C to this process, as from a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_control_c_that_an_import_turns_into_another_error_is_still_one_line(ctrl_c, capsys):
+    def app():
+        try:
+            ctrl_c()
+            time.sleep(9)
+        except KeyboardInterrupt:
+            raise ImportError("numpy.core.multiarray failed to import") from None
+
+    with pytest.raises(SystemExit) as ended:
+        _guarded(app)
+    assert (ended.value.code, capsys.readouterr().err) == (130, STOPPED)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_control_c_ends_at_once():
+    program = """
+import os, time
+from trainer.cli import _guarded
+def app():
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(9)
+        except KeyboardInterrupt:
+            pass  # somebody else's code swallows it
+    print("never reached")
+_guarded(app)
+"""
+    assert stopped(program) == (130, STOPPED)
+
+
+def test_control_c_that_a_destructor_loses_ends_at_once():
+    program = """
+import os, time
+from trainer.cli import _guarded
+class Kept:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(9)
+def app():
+    Kept()
+    time.sleep(9)
+_guarded(app)
+"""
+    assert stopped(program) == (130, STOPPED)
+
+
+def test_a_file_that_ends_too_early_is_not_taken_for_the_end_of_the_input(monkeypatch):
+    def fail(path, overrides):
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("trainer.recipe.load_recipe", fail)
+    monkeypatch.setattr(sys, "argv", ["train", "r.yaml"])
+    with pytest.raises(RuntimeError, match="a file ends too early: No data left in file"):
+        train_command()
+
+
+def test_measured_and_not_better_has_an_exit_code_of_its_own(capsys):
+    def refuse():
+        raise NotBetterError("export: dev nDCG@10 0.6 is no better")
+
+    with pytest.raises(SystemExit) as ended:
+        _guarded(refuse)
+    assert (ended.value.code, capsys.readouterr().err) == (3, "export: dev nDCG@10 0.6 is no better\n")
+
+
+def test_check_says_where_a_relative_path_was_looked_for(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/r.yaml").write_text("name: a\ndata: {path: set}\nretriever: {kind: bm25}\nreranker: {model: ./gone}\n")
+    answer = call("reranker", "check", "sub/r.yaml")
+    assert answer.code == 2
+    assert "model './gone': no such folder" in answer.err
+    assert "set: no such folder" in answer.err
+    assert f"data.path: set was looked for in {tmp_path}/sub and in {tmp_path}\n" in answer.err
+
+
+def test_check_looks_at_the_run_folder(call, recipe_file, tmp_path):
+    (tmp_path / "runs").touch()
+    answer = call("reranker", "check", recipe_file, "--runs", tmp_path / "runs")
+    assert answer.code == 2
+    assert answer.err.startswith(f"{tmp_path}/runs: a file stands where a folder is needed")
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_review_takes_the_list_of_the_last_round(call, recipe_file, tmp_path, rounds):
+    name = "mine" if rounds == 1 else "mine-2"
+    answer = call("reranker", "review", recipe_file, f"mine.rounds={rounds}", "--runs", tmp_path / "runs")
+    assert answer.code == 2
+    assert f"/tiny/{name}/suspected_false_negatives.jsonl is not there" in answer.err
 
 
 # Steps

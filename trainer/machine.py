@@ -97,8 +97,9 @@ def folder_faults(runs: Path, name: str) -> list[str]:
     Raises OSError where a folder cannot even be looked at.
     """
     run = runs / name
-    own = [path for path in run.iterdir() if path.is_dir()] if run.is_dir() else []
-    faults = [_folder_fault(folder) for folder in (run, *own, runs / ".embeddings", runs / ".teachers")]
+    faults = [_folder_fault(folder) for folder in (run, runs / ".embeddings", runs / ".teachers")]
+    if not faults[0] and run.is_dir():
+        faults += [_folder_fault(folder) for folder in run.iterdir() if folder.is_dir()]
     return list(dict.fromkeys(fault for fault in faults if fault))
 
 

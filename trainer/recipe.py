@@ -33,6 +33,7 @@ OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run")]
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # or folders
+LARGEST_NUMBER = 2**32 - 1  # of steps, tokens, documents; also NumPy's largest seed
 LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
@@ -52,7 +53,9 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _is_text_that_can_be_used(cls, value: Any) -> Any:
+    def _can_be_used(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST_NUMBER:
+            raise ValueError(f"is more than {LARGEST_NUMBER:,}")
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str | Path) and "\0" in str(text):
                 raise ValueError(f"holds a NUL character: {str(text)!r:.100}; remove it")
@@ -424,7 +427,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Results go to runs/NAME."""
-    seed: int = Field(default=13, ge=0, le=2**32 - 1)
+    seed: int = Field(default=13, ge=0, le=LARGEST_NUMBER)
     """Seed of every random number."""
     data: Data
     retriever: Retriever = Retriever()
@@ -549,6 +552,7 @@ def _plain(value: Any) -> str:
 COMMAND_LINE = 10**9  # sorts behind every line of the file
 LARGEST = 1 << 20  # bytes of a recipe; a larger file is something else
 DEEPEST = 20  # levels of lists and mappings in each other; a recipe needs four
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 REPEATED = 5000  # values that aliases may repeat; without a limit a few lines can be billions
 LONGEST_MESSAGE, LONGEST_VALUE = 600, 100  # characters
 
@@ -560,6 +564,12 @@ class PlainLoader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 the name in PyYAML
+        """Stop at a bracket too deep: the time that PyYAML takes grows with the square of the depth."""
+        if self.flow_level > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
 
 class Source:
@@ -702,7 +712,7 @@ class Source:
             context = error.get("ctx", {})
             place, message = (*place, context["key"]), context["message"]
         elif error["type"] == "tuple_type":
-            message = f"is a list, e.g. [{error['input']!s:.40}], got {given}"
+            message = f"is a list, e.g. [{given.strip(chr(39))[:40]}], got {given}"
         elif error["type"] == "value_error":
             message = error["msg"].removeprefix("Value error, ")
         elif error["type"] in ("model_type", "model_attributes_type"):
@@ -748,7 +758,7 @@ def _compose(text: str) -> yaml.Node | None:
     try:
         root = yaml.compose(text, Loader=PlainLoader)
     except RecursionError:
-        raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep") from None
+        raise yaml.MarkedYAMLError(problem=TOO_DEEP) from None
     if root is not None:
         _limit(root)
     return root
@@ -772,8 +782,7 @@ def _limit(root: yaml.Node) -> None:
             problem = f"its aliases (*) repeat more than {REPEATED:,} values"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         if len(above) > DEEPEST:
-            problem = f"nested more than {DEEPEST} levels deep"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         stack += [(part, (*above, id(node))) for part in below if isinstance(part, yaml.Node)]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
 import sys
 import time
@@ -65,14 +64,22 @@ class Stage:
 
     def finish(self, **notes: Any) -> None:
         """Declare the stage complete."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         facts = {
             "fingerprint": self.fingerprint,
             "seconds": round(time.monotonic() - self.started, 1),
-            "peak_memory_mib": peak // (1 << 20 if sys.platform == "darwin" else 1 << 10),
+            "peak_memory_mib": _peak_memory(),
             "versions": {package: _version(package) for package in PACKAGES},
         }
         write_json(self.folder / "done.json", facts | notes)
+
+
+def _peak_memory() -> int | None:
+    """Return the largest memory of this process so far in MiB, None on Windows, which does not tell Python."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def _version(package: str) -> str:

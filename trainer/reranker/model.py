@@ -245,8 +245,9 @@ class Reranker:
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
-        for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read
+        readable = (partial / "config.json").stat().st_mode  # as the umask has it
+        for path in partial.glob("*.safetensors"):
+            path.chmod(readable)  # safetensors writes files that only their owner can read
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
