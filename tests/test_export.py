@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from trainer import check
-from trainer.batches import Tokens
 from trainer.errors import ExportError
 from trainer.evaluate import Results
-from trainer.export import card, export
+from trainer.export import Parity, export, readers
+from trainer.export.card import card
+from trainer.export.graph import write_graph
 from trainer.metrics import Interval
 from trainer.pipeline import Pipeline
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
@@ -102,9 +103,12 @@ def trained(base: Path, head: str = "auto") -> Reranker:
     return reranker
 
 
-def tokenised(reranker: Reranker) -> list[tuple[Tokens, Tokens]]:
-    queries, documents = zip(*PAIRS, strict=True)
-    return list(zip(reranker.pairs.tokenize(queries), reranker.pairs.tokenize(documents), strict=True))
+def score(reranker: Reranker) -> np.ndarray:
+    return np.concatenate([reranker.score(query, DOCUMENTS) for query in QUERIES])
+
+
+def no_parity() -> Parity:
+    return Parity(PAIRS, np.zeros(len(PAIRS)), differences={"transformers": 0.0})
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +118,10 @@ def exports(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     for place, (name, (base, head, is_interaction)) in enumerate(CASES.items()):
         reranker, recipe, results = trained(tiny[base], head), make_recipe(tiny[base], head), make_results()
         assert reranker.is_interaction == is_interaction
-        pairs = tokenised(reranker)
-        scores = reranker.score_tokens(pairs)
+        scores = score(reranker)
         assert np.std(scores) > 0.5  # scores that are all alike could hide a fault
         (root / str(place)).mkdir()
-        export(reranker, recipe, results, pairs, root / str(place))
+        export(reranker, recipe, results, PAIRS, root / str(place))
         made[name] = Exported(root / str(place) / "model", is_interaction, scores, recipe, results)
     return made
 
@@ -280,7 +283,7 @@ def test_the_configuration_says_one_label_and_no_activation(case):
 
 @dataclass
 class Drift:
-    """A model that changes by itself at one moment: after it was saved, or after it was scored."""
+    """A model whose weights change by themselves at one moment: when it is saved, or when it is scored."""
 
     moment: str
     amount: float
@@ -291,7 +294,7 @@ class Drift:
         class Drifting(Reranker):
             def save(self, folder: Path) -> None:
                 super().save(folder)
-                drift.change(self, "safetensors")
+                drift.change(self, "transformers")
 
             def score_tokens(self, *words: object, **named: object) -> np.ndarray:
                 scores = super().score_tokens(*words, **named)
@@ -306,31 +309,81 @@ class Drift:
             reranker.model.classifier.bias += self.amount
 
 
-@pytest.mark.parametrize(
-    ("moment", "amount", "named"),
-    [
-        ("safetensors", -0.01, ["safetensors"]),
-        ("onnx", -0.01, ["onnx"]),
-        ("safetensors", float("nan"), ["safetensors", "onnx"]),  # the trained model's own scores are NaN then
-        ("onnx", float("nan"), ["onnx"]),
-    ],
-)
-def test_a_format_that_differs_is_named_and_nothing_is_kept(tiny, tmp_path, moment, amount, named):
-    reranker = Drift(moment, amount).of(trained(tiny["reranker"]))
-    recipe = make_recipe(tiny["reranker"])
-    with pytest.raises(ExportError, match=r"more than 0\.001") as error:
-        export(reranker, recipe, make_results(), tokenised(reranker), tmp_path)
-    assert re.findall(r"(\w+) by ", str(error.value)) == named
-    assert not (tmp_path / "model").exists()
+@pytest.mark.parametrize("amount", [-0.01, float("nan")])
+def test_a_folder_that_transformers_reads_differently_is_not_kept(tiny, tmp_path, amount):
+    reranker = Drift("transformers", amount).of(trained(tiny["reranker"]))
+    with pytest.raises(ExportError, match=r"transformers does not read.*(1\.0e-02|inf), more than 0\.001.*run folder"):
+        export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("amount", [-0.01, float("nan")])
+def test_a_graph_that_differs_costs_the_graph_and_the_folder_stays(tiny, tmp_path, capsys, amount):
+    reranker = Drift("onnx", amount).of(trained(tiny["reranker"]))
+    parity = export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
+    assert set(parity.differences) == {"transformers", "sentence-transformers"}
+    assert "more than 0.001" in parity.left_out["onnx"]
+    assert "onnx is left out" in capsys.readouterr().out
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "Left out, onnx: `its scores differ by" in text
+    assert "model.onnx" not in text
+    assert {path.name for path in tmp_path.rglob("*")} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert not list(tmp_path.rglob("*onnx*"))
 
 
 def test_a_difference_of_rounding_is_kept_and_reported(tiny, tmp_path):
     reranker = Drift("onnx", 2e-4).of(trained(tiny["reranker"]))
     recipe = make_recipe(tiny["reranker"])
-    differences = export(reranker, recipe, make_results(), tokenised(reranker), tmp_path)
+    differences = export(reranker, recipe, make_results(), PAIRS, tmp_path).differences
     assert differences["onnx"] == pytest.approx(2e-4, rel=0.1)
-    assert differences["safetensors"] == 0
+    assert differences["transformers"] < 1e-5
     assert (tmp_path / "model" / "README.md").is_file()
+
+
+def test_an_exporter_that_fails_costs_the_graph_and_nothing_else(tiny, tmp_path):
+    reranker = trained(tiny["reranker"])
+    reranker.model.bert.encoder.layer[1].register_forward_hook(lambda *_: _fft(_[2]))
+    before = score(reranker)
+    parity = export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
+    assert "fft" in parity.left_out["onnx"]
+    np.testing.assert_array_equal(score(reranker), before)
+    assert not list(tmp_path.rglob("*onnx*"))
+    assert "Left out, onnx" in (tmp_path / "model" / "README.md").read_text()
+
+
+def _fft(states: torch.Tensor) -> torch.Tensor:
+    """The same states by a way that ONNX does not have, as FNet's layers."""
+    return torch.fft.ifft(torch.fft.fft(states)).real
+
+
+def test_weights_above_the_largest_file_go_to_one_file_beside_the_graph(tiny, tmp_path):
+    reranker = trained(tiny["reranker"])
+    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*PAIRS, strict=True))
+    batch = reranker.pairs.pad(list(zip(queries, documents, strict=True)))
+    for name, limit in (("one", 1 << 30), ("two", 10_000)):
+        write_graph(reranker.model, batch, tmp_path / name / "onnx" / "model.onnx", largest_file=limit)
+    names = {name: {path.name for path in (tmp_path / name / "onnx").iterdir()} for name in ("one", "two")}
+    assert names == {"one": {"model.onnx"}, "two": {"model.onnx", "model.onnx.data"}}
+    reranker.save(tmp_path / "saved")
+    for name in names:
+        for path in (tmp_path / "saved").glob("*.json"):
+            shutil.copy(path, tmp_path / name)
+        np.testing.assert_allclose(readers.score_onnx(tmp_path / name, PAIRS), score(reranker), **CLOSE)
+
+
+def test_an_export_without_any_candidates_is_checked_on_odd_pairs(tiny, tmp_path):
+    parity = export(trained(tiny["bert"]), make_recipe(tiny["bert"]), make_results(), [], tmp_path)
+    assert set(parity.differences) == {"transformers", "sentence-transformers", "onnx"}
+    assert len(parity.pairs) > 20
+
+
+def test_the_settings_that_made_older_readers_squash_the_logit_are_removed(tiny, tmp_path):
+    base = shutil.copytree(tiny["reranker"], tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    old = {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid", "problem_type": "regression"}
+    (base / "config.json").write_text(json.dumps(config | old))
+    export(trained(base), make_recipe(base, export={"formats": []}), make_results(), PAIRS, tmp_path)
+    assert not old.keys() & json.loads((tmp_path / "model" / "config.json").read_text()).keys()
 
 
 def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tmp_path):
@@ -338,8 +391,8 @@ def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tm
     (tmp_path / "model" / "onnx" / "model.onnx").write_bytes(b"of an older export")
     reranker = trained(tiny["reranker"])
     recipe = make_recipe(tiny["reranker"], export={"formats": []})
-    differences = export(reranker, recipe, make_results(), tokenised(reranker), tmp_path)
-    assert list(differences) == ["safetensors"]
+    differences = export(reranker, recipe, make_results(), PAIRS, tmp_path).differences
+    assert list(differences) == ["transformers", "sentence-transformers"]
     assert not (tmp_path / "model" / "onnx").exists()
 
 
@@ -409,7 +462,7 @@ def base_model(text: str) -> str | None:
 def test_the_card_names_a_base_on_the_hub_and_no_local_one(any_reranker, tmp_path, monkeypatch, reference, named):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert base_model(card(any_reranker, make_recipe(reference), make_results())) == named
+    assert base_model(card(any_reranker, make_recipe(reference), make_results(), no_parity())) == named
 
 
 def test_the_card_holds_no_path_of_this_machine_and_no_address_to_push_to(any_reranker):
@@ -418,7 +471,7 @@ def test_the_card_holds_no_path_of_this_machine_and_no_address_to_push_to(any_re
         retriever={"kind": "run", "run": "/home/me/engine.trec", "model": "/home/me/models/finder"},
         push={"repository": "me/secret-project"},
     )
-    text = card(any_reranker, recipe, make_results())
+    text = card(any_reranker, recipe, make_results(), no_parity())
     assert "/home/me" not in text
     assert "secret-project" not in text
 
@@ -457,12 +510,12 @@ def test_a_model_that_is_better_on_dev_leaves_unforced(unexported, capsys):
     assert (runs / "exported" / "export" / "model" / "model.safetensors").is_file()
     assert pipeline.stages["export"].done is not None
     said = capsys.readouterr().out
-    assert "safetensors: largest score difference" in said
+    assert "transformers: largest score difference" in said
     assert "onnx: largest score difference" in said
 
 
 def test_the_card_tells_how_to_use_the_first_stages_score_where_that_helps(any_reranker, tiny):
     recipe = make_recipe(tiny["bert"], "auto")
-    assert "standardised" not in card(any_reranker, recipe, make_results())
-    text = card(any_reranker, recipe, replace(make_results(), first_stage_weight=0.3))
+    assert "standardised" not in card(any_reranker, recipe, make_results(), no_parity())
+    text = card(any_reranker, recipe, replace(make_results(), first_stage_weight=0.3), no_parity())
     assert "added, the first stage's 0.3 times" in text
