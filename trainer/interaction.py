@@ -36,6 +36,7 @@ except ImportError:  # its name before transformers 5
     from transformers import PretrainedConfig as PreTrainedConfig
 
 SHARPNESS = 50.0  # cosines of candidates differ by hundredths, logits have to by units
+BEFORE_5 = int(transformers.__version__.partition(".")[0]) < 5
 FEATURES = 3  # query to document, document to query, mean to mean
 
 
@@ -78,7 +79,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         settings = dict(config.encoder)
         encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        encoder_config._attn_implementation = config._attn_implementation
+        encoder_config._attn_implementation = _attention_of(encoder_config, config._attn_implementation)
         self.encoder = AutoModel.from_config(encoder_config)
         _accept_bias(self.encoder)
         if getattr(self.encoder, "pooler", None) is not None:
@@ -121,7 +122,9 @@ class InteractionForSequenceClassification(PreTrainedModel):
         query, document, behind = self.texts(input_ids, real.bool())
         bias = self._attention_bias(behind, real.bool())
         outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
-        states = [outputs.hidden_states[layer] for layer in self.config.layers]
+        # transformers 4 lists ModernBERT's last states without their norm.
+        every = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
+        states = [every[layer] for layer in self.config.layers]
         return self.compare(states, input_ids, query, document), outputs.last_hidden_state[:, 0]
 
     def texts(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,9 +184,16 @@ class InteractionForSequenceClassification(PreTrainedModel):
         return {"full_attention": bias, "sliding_attention": bias.masked_fill(far, least)}
 
 
+def _attention_of(config: Any, attention: str | None) -> str | None:
+    """Return the kind of attention that the encoder has; in transformers 4 that is not sdpa for all of them."""
+    if BEFORE_5 and not transformers.MODEL_MAPPING[type(config)]._supports_sdpa:
+        return "eager"
+    return attention
+
+
 def _accept_bias(encoder: Any) -> None:
     """Make an encoder of transformers 4 add a (batch, 1, length, length) bias as it is; those of 5 do."""
-    if int(transformers.__version__.partition(".")[0]) >= 5:
+    if not BEFORE_5:
         return
     encoder.get_extended_attention_mask = _unless_bias(encoder.get_extended_attention_mask)
     encoder._update_attention_mask = lambda biases, *_, **__: (biases["full_attention"], biases["sliding_attention"])
