@@ -421,8 +421,11 @@ class Pipeline:
                 console.stage("push", f"{length:>12,} bytes  {name}")
             console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
         elif os.environ.get("RANK", "0") == "0":  # one process uploads
-            console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}) ...")
-            console.stage("push", f"done: {push(section, folder)}")
+            console.stage("push", f"{size:.1f} MB to {section.repository} ...")
+            pushed = push(section, folder)
+            if pushed.private and not section.private:
+                console.warn("push", "the repository existed and is private; its settings on the Hub make it public")
+            console.stage("push", f"done ({'private' if pushed.private else 'public'}): {pushed.address}")
 
     # What stages share.
 

@@ -401,7 +401,7 @@ class Push(Section):
     """OWNER/NAME on the Hub; it is made where it does not exist."""
     private: bool = True
     """Only you and those you let in can see it."""
-    message: str = "Add fine-tuned reranker"
+    message: str = "Add reranker"
     """Commit message."""
 
 
