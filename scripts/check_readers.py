@@ -1,7 +1,7 @@
 """Check that exported folders give the same scores under other versions of transformers and sentence-transformers.
 
-    python scripts/check_readers.py --write FOLDER ...      # where they were exported: scores go to FOLDER.scores.json
-    other/bin/python scripts/check_readers.py FOLDER ...    # elsewhere: compares, and exits with 1 where a score differs
+    python scripts/check_readers.py --write FOLDER ...     # where they were exported: writes FOLDER.scores.json
+    other/bin/python scripts/check_readers.py FOLDER ...   # elsewhere: compares, and exits with 1 where a score differs
 
 The other environment needs torch, transformers, sentence-transformers and onnxruntime, and nothing of this package.
 Folders of the interaction head hold Python code, which is run.

@@ -157,8 +157,8 @@ def _readers(parity: Parity) -> str:
         )
     if "onnx" in parity.differences:
         lines.append(
-            f"`{GRAPH.as_posix()}` returns `logits`; its inputs are named like the tokenizer's outputs, some of which it "
-            "may not have."
+            f"`{GRAPH.as_posix()}` returns `logits`; its inputs are named like the tokenizer's outputs, of which it need "
+            "not have all."
         )
     lines += [f"Left out, {name}: {_plain(reason)}." for name, reason in parity.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
