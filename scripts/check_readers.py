@@ -14,13 +14,14 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "trainer" / "export"))
-import odd_pairs
-import readers
-
+EXPORT = Path(__file__).parents[1] / "trainer" / "export"  # whose files stand alone
+readers = SimpleNamespace(**run_path(str(EXPORT / "readers.py")))
+odd_pairs = run_path(str(EXPORT / "odd_pairs.py"))["odd_pairs"]
 TOLERANCE = 1e-3  # largest difference of a float32 logit that is rounding
 PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "onnxruntime")
 QUERIES = ["why does the probe restart the container", "disk full", "lag of one consumer grows over night"]
@@ -50,7 +51,7 @@ def write(folder: Path) -> None:
     plain = [(query, document) for query in QUERIES for document in DOCUMENTS]
     tokens = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     special = sorted({value for name, value in tokens.items() if name.endswith("_token") and isinstance(value, str)})
-    pairs = [*plain, *odd_pairs.odd_pairs(plain, special, tokens["model_max_length"])]
+    pairs = [*plain, *odd_pairs(plain, special, tokens["model_max_length"])]
     scores = readers.score_transformers(folder, pairs).tolist()
     stored(folder).write_text(json.dumps({"pairs": pairs, "scores": scores}), encoding="utf-8")
 

@@ -186,9 +186,8 @@ class InteractionForSequenceClassification(PreTrainedModel):
 
 def _attention_of(config: Any, attention: str | None) -> str | None:
     """Return the kind of attention that the encoder has; in transformers 4 that is not sdpa for all of them."""
-    if BEFORE_5 and not transformers.MODEL_MAPPING[type(config)]._supports_sdpa:
-        return "eager"
-    return attention
+    encoder: Any = transformers.MODEL_MAPPING[type(config)]
+    return "eager" if BEFORE_5 and not encoder._supports_sdpa else attention
 
 
 def _accept_bias(encoder: Any) -> None:

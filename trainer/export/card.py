@@ -156,10 +156,8 @@ def _readers(parity: Parity) -> str:
             f"Weights loaded as {name}: largest difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}."
         )
     if "onnx" in parity.differences:
-        lines.append(
-            f"`{GRAPH.as_posix()}` returns `logits`; its inputs are named like the tokenizer's outputs, of which it need "
-            "not have all."
-        )
+        graph = f"`{GRAPH.as_posix()}` returns `logits`"
+        lines.append(f"{graph}; its inputs are named like the tokenizer's outputs, of which it need not have all.")
     lines += [f"Left out, {name}: {_plain(reason)}." for name, reason in parity.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -16,12 +16,11 @@ from rich.markup import escape
 
 from trainer import console, interaction
 from trainer.errors import ExportError
-from trainer.export import readers
 from trainer.export.card import card
 from trainer.export.graph import write_graph
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
-from trainer.export.readers import GRAPH, Pairs
+from trainer.export.readers import GRAPH, Pairs, score_onnx
 from trainer.recipe import Recipe
 from trainer.report import Results
 from trainer.reranker import Reranker
@@ -91,7 +90,7 @@ def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
         write_graph(reranker.model.to("cpu"), example, folder / GRAPH)
     finally:
         reranker.model.to(device)
-    return readers.score_onnx(folder, pairs)
+    return score_onnx(folder, pairs)
 
 
 def _finish_config(folder: Path, reranker: Reranker) -> None:

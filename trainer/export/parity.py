@@ -12,8 +12,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from trainer.errors import one_line
-from trainer.export import readers
-from trainer.export.readers import Pairs
+from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
 
 # Largest difference of a float32 logit that is rounding and not another model; logits here reach about 30.
 TOLERANCE = 1e-3
@@ -21,10 +20,7 @@ TOLERANCE = 1e-3
 # of ten families came to .041 and .943 in bfloat16, to .005 and .990 in float16.
 HALVES = {"bfloat16": 0.05, "float16": 0.01}
 LEAST_TAU = 0.9
-READERS = {
-    "transformers": readers.score_transformers,
-    "sentence-transformers": readers.score_sentence_transformers,
-}
+READERS = {"transformers": score_transformers, "sentence-transformers": score_sentence_transformers}
 
 
 @dataclass(frozen=True)
