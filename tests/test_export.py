@@ -27,8 +27,9 @@ from trainer.evaluate import Results
 from trainer.export import Parity, export, readers
 from trainer.export.card import card
 from trainer.export.graph import write_graph
+from trainer.export.parity import Half
 from trainer.metrics import Interval
-from trainer.pipeline import Pipeline
+from trainer.pipeline import Pipeline, run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
 from trainer.reranker import Reranker
@@ -474,6 +475,73 @@ def test_the_card_holds_no_path_of_this_machine_and_no_address_to_push_to(any_re
     text = card(any_reranker, recipe, make_results(), no_parity())
     assert "/home/me" not in text
     assert "secret-project" not in text
+
+
+def test_a_trained_model_is_called_fine_tuned(case):
+    assert "fine-tuned on set with\ndomain-reranker from" in case.card
+    assert "before the training" not in case.card
+
+
+@pytest.mark.parametrize(("base", "head"), [("reranker", "unchanged"), ("bert", "head fitted")])
+def test_a_model_of_step_0_is_not_called_fine_tuned(tiny, base, head):
+    reranker = Reranker.load(tiny[base], max_length=MAX_LENGTH)
+    text = card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=0)
+    assert "It is not fine-tuned: no checkpoint of the training on set was better on dev than the start" in text
+    assert "fine-tuned" not in text.replace("not fine-tuned", "")
+    assert ("under a head fitted to the candidates" in text) == (head == "head fitted")
+    assert "fine-tuned on" in card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=7)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "against", "named"),
+    [
+        (0.11, 0.0004, "first_stage", None),
+        (0.11, 0.2, "first_stage", "the first stage (difference +0.110, p = 0.200)"),
+        (-0.02, 0.001, "first_stage", "the first stage (difference -0.020, p = 0.001)"),
+        (0.0, 1.0, "base", "the base model (difference +0.000, p = 1.000)"),
+    ],
+)
+def test_a_model_that_is_not_shown_to_be_better_is_said_to_be_none(any_reranker, tiny, difference, p, against, named):
+    row = {"system": "tuned", "against": against, "metric": "nDCG@10", "difference": difference, "p": p}
+    text = card(any_reranker, make_recipe(tiny["bert"]), replace(make_results(), comparisons=[row]), no_parity())
+    assert ("not shown to be better" in text) == (named is not None)
+    assert named is None or f"On these queries it is not shown to be better than {named}." in text
+
+
+def test_the_card_tells_what_reads_the_folder_and_what_does_not(any_reranker, tiny):
+    parity = no_parity()
+    parity.left_out["sentence-transformers"] = "ValueError: `no` way\x1b[31m to [pad](http://pad)"
+    parity.halves["float16"] = Half(0.01, 0.99)
+    text = card(any_reranker, make_recipe(tiny["bert"]), make_results(), parity)
+    assert "- Weights loaded as float16: largest difference 1.0e-02, Kendall's tau 0.990." in text
+    assert "- Left out, sentence-transformers: `ValueError: no way[31m to [pad](http://pad)`." in text
+    assert "4.51.3" in text
+    assert "from sentence_transformers" not in text
+    assert "AutoModelForSequenceClassification.from_pretrained" in text
+
+
+# Whole runs.
+
+
+def test_a_run_in_bf16_exports_every_format(recipe_file, tmp_path, capsys):
+    recipe = load_recipe(recipe_file, ["train.precision=bf16", "export.formats=[onnx]"])
+    run(recipe, tmp_path / "runs", force=True)
+    notes = json.loads((tmp_path / "runs" / "tiny" / "export" / "done.json").read_text())
+    assert notes["left_out"] == {}
+    assert set(notes["differences"]) == {"transformers", "sentence-transformers", "onnx"}
+    assert max(notes["differences"].values()) <= 1e-3
+    assert (tmp_path / "runs" / "tiny" / "export" / "model" / "onnx" / "model.onnx").is_file()
+
+
+def test_a_run_whose_dev_queries_find_nothing_is_exported(recipe_file, beir, tmp_path):
+    queries = [json.loads(line) for line in (beir / "queries.jsonl").read_text().splitlines()]
+    for number, query in enumerate(queries):
+        if query["_id"].endswith("-3"):
+            query["text"] = f"再起動しない {number}"  # no word in common with any document
+    (beir / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    run(load_recipe(recipe_file), tmp_path / "runs", force=True)
+    notes = json.loads((tmp_path / "runs" / "tiny" / "export" / "done.json").read_text())
+    assert set(notes["differences"]) == {"transformers", "sentence-transformers"}
 
 
 # A model that is no better on dev stays here.

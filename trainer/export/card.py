@@ -123,7 +123,7 @@ def _verdict(recipe: Recipe, results: Results) -> str:
     for row in results.compared():
         better = row["difference"] > 0 and row["p"] < SIGNIFICANT
         if row["system"] == _system(recipe) and row["against"] in names and not better:
-            figures = f"difference {row['difference']:+.3f}, p = {row['p']:.2f}"
+            figures = f"difference {row['difference']:+.3f}, p = {row['p']:.3f}"
             sentences.append(f"On these queries it is not shown to be better than {names[row['against']]} ({figures}).")
     return "\n".join(["", *sentences, ""]) if sentences else ""
 
