@@ -19,7 +19,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, FNetConfig
 
 from trainer import check
 from trainer.errors import ExportError
@@ -284,9 +284,9 @@ def test_the_configuration_says_one_label_and_no_activation(case):
 
 @dataclass
 class Drift:
-    """A model whose weights change by themselves at one moment: when it is saved, or when it is scored."""
+    """A model whose weights change by themselves, just before or just after they are saved."""
 
-    moment: str
+    reader: str  # that sees the change: transformers reads what was saved, the graph is made of what is in memory
     amount: float
 
     def of(self, reranker: Reranker) -> Reranker:
@@ -294,19 +294,15 @@ class Drift:
 
         class Drifting(Reranker):
             def save(self, folder: Path) -> None:
-                super().save(folder)
                 drift.change(self, "transformers")
-
-            def score_tokens(self, *words: object, **named: object) -> np.ndarray:
-                scores = super().score_tokens(*words, **named)
+                super().save(folder)
                 drift.change(self, "onnx")
-                return scores
 
         return Drifting(reranker.model, reranker.tokenizer, reranker.max_length)
 
     @torch.no_grad()
-    def change(self, reranker: Reranker, moment: str) -> None:
-        if moment == self.moment:
+    def change(self, reranker: Reranker, reader: str) -> None:
+        if reader == self.reader:
             reranker.model.classifier.bias += self.amount
 
 
@@ -322,11 +318,11 @@ def test_a_folder_that_transformers_reads_differently_is_not_kept(tiny, tmp_path
 def test_a_graph_that_differs_costs_the_graph_and_the_folder_stays(tiny, tmp_path, capsys, amount):
     reranker = Drift("onnx", amount).of(trained(tiny["reranker"]))
     parity = export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
-    assert set(parity.differences) == {"transformers", "sentence-transformers"}
+    assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers"}
     assert "more than 0.001" in parity.left_out["onnx"]
-    assert "onnx is left out" in capsys.readouterr().out
+    assert "onnx: left out: its scores differ" in capsys.readouterr().out
     text = (tmp_path / "model" / "README.md").read_text()
-    assert "Left out, onnx: `its scores differ by" in text
+    assert "- onnx: left out: `its scores differ by" in text
     assert "model.onnx" not in text
     assert {path.name for path in tmp_path.rglob("*")} >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert not list(tmp_path.rglob("*onnx*"))
@@ -349,7 +345,28 @@ def test_an_exporter_that_fails_costs_the_graph_and_nothing_else(tiny, tmp_path)
     assert "fft" in parity.left_out["onnx"]
     np.testing.assert_array_equal(score(reranker), before)
     assert not list(tmp_path.rglob("*onnx*"))
-    assert "Left out, onnx" in (tmp_path / "model" / "README.md").read_text()
+    assert "onnx: left out: `" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_model_whose_scores_depend_on_padding_is_exported_with_a_warning(tiny, tmp_path):
+    base = tmp_path / "base"
+    torch.manual_seed(3)
+    config = FNetConfig(
+        vocab_size=AutoConfig.from_pretrained(tiny["bert"]).vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        max_position_embeddings=66,
+        num_labels=1,
+        pad_token_id=0,
+        hidden_dropout_prob=0.0,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(base)
+    parity = export(trained(base), make_recipe(base), make_results(), PAIRS, tmp_path)
+    assert set(parity.differences) == {"transformers"}
+    assert {"padded batches", "sentence-transformers", "onnx"} <= set(parity.left_out)
+    assert "score one pair at a time" in (tmp_path / "model" / "README.md").read_text()
 
 
 def _fft(states: torch.Tensor) -> torch.Tensor:
@@ -374,7 +391,7 @@ def test_weights_above_the_largest_file_go_to_one_file_beside_the_graph(tiny, tm
 
 def test_an_export_without_any_candidates_is_checked_on_odd_pairs(tiny, tmp_path):
     parity = export(trained(tiny["bert"]), make_recipe(tiny["bert"]), make_results(), [], tmp_path)
-    assert set(parity.differences) == {"transformers", "sentence-transformers", "onnx"}
+    assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert len(parity.pairs) > 20
 
 
@@ -393,7 +410,7 @@ def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tm
     reranker = trained(tiny["reranker"])
     recipe = make_recipe(tiny["reranker"], export={"formats": []})
     differences = export(reranker, recipe, make_results(), PAIRS, tmp_path).differences
-    assert list(differences) == ["transformers", "sentence-transformers"]
+    assert list(differences) == ["transformers", "padded batches", "sentence-transformers"]
     assert not (tmp_path / "model" / "onnx").exists()
 
 
@@ -514,7 +531,7 @@ def test_the_card_tells_what_reads_the_folder_and_what_does_not(any_reranker, ti
     parity.halves["float16"] = Half(0.01, 0.99)
     text = card(any_reranker, make_recipe(tiny["bert"]), make_results(), parity)
     assert "- Weights loaded as float16: largest difference 1.0e-02, Kendall's tau 0.990." in text
-    assert "- Left out, sentence-transformers: `ValueError: no way[31m to [pad](http://pad)`." in text
+    assert "- sentence-transformers: does not read the folder: `ValueError: no way[31m to [pad](http://pad)`." in text
     assert "4.51.3" in text
     assert "from sentence_transformers" not in text
     assert "AutoModelForSequenceClassification.from_pretrained" in text
@@ -528,7 +545,7 @@ def test_a_run_in_bf16_exports_every_format(recipe_file, tmp_path, capsys):
     run(recipe, tmp_path / "runs", force=True)
     notes = json.loads((tmp_path / "runs" / "tiny" / "export" / "done.json").read_text())
     assert notes["left_out"] == {}
-    assert set(notes["differences"]) == {"transformers", "sentence-transformers", "onnx"}
+    assert set(notes["differences"]) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert max(notes["differences"].values()) <= 1e-3
     assert (tmp_path / "runs" / "tiny" / "export" / "model" / "onnx" / "model.onnx").is_file()
 
@@ -541,7 +558,7 @@ def test_a_run_whose_dev_queries_find_nothing_is_exported(recipe_file, beir, tmp
     (beir / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     run(load_recipe(recipe_file), tmp_path / "runs", force=True)
     notes = json.loads((tmp_path / "runs" / "tiny" / "export" / "done.json").read_text())
-    assert set(notes["differences"]) == {"transformers", "sentence-transformers"}
+    assert set(notes["differences"]) == {"transformers", "padded batches", "sentence-transformers"}
 
 
 # A model that is no better on dev stays here.

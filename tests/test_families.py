@@ -287,7 +287,7 @@ CASES = [(name, "classifier") for name in FAMILIES] + [(name, "encoder") for nam
 def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     parity = exported(bases(name, head), tmp_path)
     assert parity.left_out == {}
-    assert set(parity.differences) == {"transformers", "sentence-transformers", "onnx"}
+    assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert max(parity.differences.values()) <= 1e-3
     assert set(parity.halves) == {"bfloat16", "float16"}
     assert np.ptp(parity.expected) > 0.1  # scores that are all alike could hide a fault

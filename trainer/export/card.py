@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from trainer import models
-from trainer.export.parity import Parity
+from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
 from trainer.recipe import Data, Recipe
 from trainer.report import SIGNIFICANT, Results
@@ -158,8 +158,17 @@ def _readers(parity: Parity) -> str:
     if "onnx" in parity.differences:
         graph = f"`{GRAPH.as_posix()}` returns `logits`"
         lines.append(f"{graph}; its inputs are named like the tokenizer's outputs, of which it need not have all.")
-    lines += [f"Left out, {name}: {_plain(reason)}." for name, reason in parity.left_out.items()]
+    lines += [f"{name}: {consequence(name)}: {_plain(reason)}." for name, reason in parity.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def consequence(name: str) -> str:
+    """Return what follows from a reader, format or precision that failed."""
+    if name in HALVES:
+        return "do not load the weights in this precision"
+    if name == "padded batches":
+        return "score one pair at a time, because padding changes the scores"
+    return "left out" if name == "onnx" else "does not read the folder"
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from trainer import console, interaction
 from trainer.errors import ExportError
-from trainer.export.card import card
+from trainer.export.card import card, consequence
 from trainer.export.graph import write_graph
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
@@ -46,8 +46,8 @@ def export(
     """
     unverified, model = folder / "unverified", folder / "model"
     texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
-    _write(reranker, unverified)
     parity = Parity(texts, _scores(reranker, texts))
+    _write(reranker, unverified)
     parity.check_folder(unverified, reranker.model.device.type)
     if "transformers" in parity.left_out:
         shutil.rmtree(unverified)
@@ -76,9 +76,9 @@ def _write(reranker: Reranker, folder: Path) -> None:
 
 
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
-    """Return the trained model's scores (pairs,) by its own way through the texts."""
+    """Return the trained model's scores (pairs,), each pair by itself, so that no padding has a part in them."""
     queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs, strict=True))
-    return reranker.score_tokens(list(zip(queries, documents, strict=True)))
+    return np.concatenate([reranker.score_tokens([pair]) for pair in zip(queries, documents, strict=True)])
 
 
 def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
@@ -147,4 +147,4 @@ def _report(parity: Parity) -> None:
         figures = f"largest score difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}"
         console.stage("export", f"weights loaded as {name}: {figures}")
     for name, reason in parity.left_out.items():
-        console.warn("export", f"{name} is left out: {escape(reason)}")
+        console.warn("export", f"{name}: {consequence(name)}: {escape(reason)}")

@@ -36,7 +36,7 @@ class Parity:
     """What was measured: the largest float32 difference of each reader, half precision, and what failed and why."""
 
     pairs: Pairs
-    expected: np.ndarray  # (pairs,) float32 scores of the trained model
+    expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair by itself
     differences: dict[str, float] = field(default_factory=dict)
     halves: dict[str, Half] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -55,20 +55,25 @@ class Parity:
         return name in self.differences
 
     def check_folder(self, folder: Path, device: str) -> None:
-        """Read the folder with both libraries, in float32 and in half precision."""
-        for name, score in READERS.items():
-            self.check(name, partial(score, folder, self.pairs, device=device))
+        """Read the folder with both libraries, pair by pair and in padded batches, in float32 and in half precision.
+
+        Where transformers alone fails, nothing else is read.
+        """
+        self.check("transformers", partial(score_transformers, folder, self.pairs, device=device, batch=1))
+        if "transformers" not in self.differences:
+            return
+        self.check("padded batches", partial(score_transformers, folder, self.pairs, device=device))
+        self.check("sentence-transformers", partial(score_sentence_transformers, folder, self.pairs, device=device))
         for dtype in HALVES:
             self._check_half(folder, dtype, device)
 
     def _check_half(self, folder: Path, dtype: str, device: str) -> None:
         """Keep the worse of both libraries' figures."""
         try:
-            scores = [READERS[name](folder, self.pairs, dtype, device) for name in READERS if name in self.differences]
+            readers = [READERS[name] for name in READERS if name in self.differences]
+            scores = [score(folder, self.pairs, dtype, device) for score in readers]
         except Exception as error:  # an operation that the device does not have in this precision
             self.left_out[dtype] = _reason(error)
-            return
-        if not scores:
             return
         half = Half(
             max(largest_difference(found, self.expected) for found in scores),

@@ -7,7 +7,7 @@ transformers 4.51 to 5 and sentence-transformers 4 to 6.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ GRAPH = Path("onnx") / "model.onnx"  # in the exported folder
 _DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 
 
-def score_transformers(folder: Path, pairs: Pairs, dtype: str = "float32", device: str = "cpu") -> np.ndarray:
-    """Return logits (pairs,) float32 by transformers alone, with weights loaded as `dtype`."""
+def score_transformers(
+    folder: Path, pairs: Pairs, dtype: str = "float32", device: str = "cpu", batch: int = BATCH
+) -> np.ndarray:
+    """Return logits (pairs,) float32 by transformers alone, with weights loaded as `dtype`, in padded batches."""
     tokenizer = _tokenizer(folder)
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         folder, trust_remote_code=_brings_code(folder), **{_DTYPE: getattr(torch, dtype)}
@@ -36,7 +38,7 @@ def score_transformers(folder: Path, pairs: Pairs, dtype: str = "float32", devic
         with torch.inference_mode():
             return model(**inputs).logits.float().cpu().numpy()
 
-    return _in_batches(score, pairs)
+    return _in_batches(score, pairs, batch)
 
 
 def score_sentence_transformers(folder: Path, pairs: Pairs, dtype: str = "float32", device: str = "cpu") -> np.ndarray:
@@ -80,13 +82,10 @@ def _brings_code(folder: Path) -> bool:
     return "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def _in_batches(score: Callable[[list[str], list[str]], np.ndarray], pairs: Pairs) -> np.ndarray:
-    """Return scores (pairs,) of the first pair alone and of the others in padded batches."""
-    parts = [score(*map(list, zip(*batch, strict=True))) for batch in _batches(pairs)]
+def _in_batches(score: Callable[[list[str], list[str]], np.ndarray], pairs: Pairs, batch: int = BATCH) -> np.ndarray:
+    """Return scores (pairs,) computed in batches."""
+    parts = []
+    for start in range(0, len(pairs), batch):
+        queries, documents = map(list, zip(*pairs[start : start + batch], strict=True))
+        parts.append(score(queries, documents))
     return np.concatenate(parts).squeeze(1)
-
-
-def _batches(pairs: Pairs) -> Iterator[Pairs]:
-    yield pairs[:1]
-    for start in range(1, len(pairs), BATCH):
-        yield pairs[start : start + BATCH]
