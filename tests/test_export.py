@@ -389,6 +389,33 @@ def test_weights_above_the_largest_file_go_to_one_file_beside_the_graph(tiny, tm
         np.testing.assert_allclose(readers.score_onnx(tmp_path / name, PAIRS), score(reranker), **CLOSE)
 
 
+OWN_CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class OwnForSequenceClassification(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def test_a_base_with_its_own_code_leaves_with_it(tiny, tmp_path):
+    base = shutil.copytree(tiny["reranker"], tmp_path / "base")
+    (base / "own_code.py").write_text(OWN_CODE)
+    names = {"AutoConfig": "OwnConfig", "AutoModelForSequenceClassification": "OwnForSequenceClassification"}
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "own"}
+    config |= {"auto_map": {name: f"own_code.{cls}" for name, cls in names.items()}}
+    (base / "config.json").write_text(json.dumps(config | {"architectures": ["OwnForSequenceClassification"]}))
+    reranker = Reranker.load(base, max_length=MAX_LENGTH, trust_remote_code=True)
+    parity = export(reranker, make_recipe(base), make_results(), PAIRS, tmp_path)
+    assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
+    assert (tmp_path / "model" / "own_code.py").is_file()
+    assert 'CrossEncoder("FOLDER_OR_REPOSITORY", trust_remote_code=True)' in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_an_export_without_any_candidates_is_checked_on_odd_pairs(tiny, tmp_path):
     parity = export(trained(tiny["bert"]), make_recipe(tiny["bert"]), make_results(), [], tmp_path)
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}

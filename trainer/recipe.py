@@ -391,7 +391,7 @@ class Export(Section):
     """What leaves: always the folder that transformers and sentence-transformers load."""
 
     formats: tuple[Literal["onnx"], ...] = ("onnx",)
-    """Further formats; each must give the trained model's scores or it is not kept."""
+    """Further formats; each must give the trained model's scores or it is left out."""
 
 
 class Push(Section):

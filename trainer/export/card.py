@@ -180,7 +180,8 @@ def card(reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, b
     """Return the model card; `best_step` is the training step of the weights, 0 where they are untrained."""
     table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
     table += [f"| {' | '.join(row)} |" for row in results.rows()]
-    trust = ", trust_remote_code=True" if reranker.is_interaction else ""
+    brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
+    trust = ", trust_remote_code=True" if brings_code else ""
     return f"""---
 {_front_matter(recipe, results)}
 ---
