@@ -578,4 +578,4 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
             if default != "required" and name not in OPTIONAL and (name, key) != ("data", "path"):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
-    assert defaults == {"repository": "required", "private": "true", "message": "Add fine-tuned reranker"}
+    assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"}

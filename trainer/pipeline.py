@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 4, "distil": 2, "evaluate": 4, "export": 2}
+VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 4, "distil": 2, "evaluate": 4, "export": 3}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
@@ -385,16 +385,20 @@ class Pipeline:
 
         from trainer.export import export
         from trainer.report import Results
-        from trainer.reranker import Reranker, TokenizedCollection
+        from trainer.reranker import Reranker
 
-        reranker = Reranker.load(self._best(self._exported), trust_remote_code=self.recipe.reranker.trust_remote_code)
+        trust = self.recipe.reranker.trust_remote_code
+        reranker = Reranker.load(self._best(self._exported), precision="fp32", trust_remote_code=trust)
         dev = self.candidates("dev")
         rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
         some = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), PARITY_PAIRS)).tolist()]
-        pairs = TokenizedCollection(self.collection, reranker.pairs).pairs(some)
+        queries = self.collection.query_texts([query for query, _ in some])
+        documents = self.collection.passages([document for _, document in some])
+        pairs = list(zip(queries, documents, strict=True))
         results = Results.load(self.stages["evaluate"].folder)
-        differences = export(reranker, self.recipe, results, pairs, folder)
-        return {"said": f"{', '.join(differences)} in {folder / 'model'}", "differences": differences}
+        parity = export(reranker, self.recipe, results, pairs, folder, self._notes(self._exported)["best_step"])
+        said = f"{', '.join(parity.differences)} in {folder / 'model'}"
+        return {"said": said, "differences": parity.differences, "left_out": parity.left_out}
 
     def push(self, dry_run: bool = False, force: bool = False) -> None:
         """Upload what export left; with `dry_run` only list it."""
@@ -417,8 +421,11 @@ class Pipeline:
                 console.stage("push", f"{length:>12,} bytes  {name}")
             console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
         elif os.environ.get("RANK", "0") == "0":  # one process uploads
-            console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}) ...")
-            console.stage("push", f"done: {push(section, folder)}")
+            console.stage("push", f"{size:.1f} MB to {section.repository} ...")
+            pushed = push(section, folder)
+            if pushed.private and not section.private:
+                console.warn("push", "the repository existed and is private; its settings on the Hub make it public")
+            console.stage("push", f"done ({'private' if pushed.private else 'public'}): {pushed.address}")
 
     # What stages share.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,33 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 
+# What an earlier export may have left in the repository: it goes in the same commit unless it is replaced. Files that
+# somebody added there, such as a licence or pictures of the card, stay.
+EXPORTED = [
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "interaction.py",
+    "modeling_*.py",
+    "configuration_*.py",
+    "onnx/*",
+]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The address of the commit, and whether the repository is private."""
+
+    address: str
+    private: bool
+
+
 def files_to_push(folder: Path) -> list[tuple[str, int]]:
     """(name, bytes) of everything that would go, in the order of names; hidden files stay here."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -20,10 +48,11 @@ def files_to_push(folder: Path) -> list[tuple[str, int]]:
     return [(str(name), size) for name, size in named if not any(part.startswith(".") for part in name.parts)]
 
 
-def push(section: Push, folder: Path) -> str:
+def push(section: Push, folder: Path) -> Pushed:
     """Create the repository where it does not exist (private unless the recipe says otherwise) and upload the folder.
 
-    Returns the address of the commit. Raises PushError where there is no token, no network or no permission.
+    One commit adds the files and deletes those of an earlier export that are no longer there. An existing repository
+    stays as visible as it is. Raises PushError where there is no token, no network or no permission.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -40,7 +69,8 @@ def push(section: Push, folder: Path) -> str:
     api = HfApi()
     try:
         api.create_repo(section.repository, private=section.private, exist_ok=True)
-        if section.private and not api.model_info(section.repository).private:
+        private = bool(api.model_info(section.repository).private)
+        if section.private and not private:
             raise PushError(
                 f"push.private: {section.repository} exists and is public; make it private on the Hub, "
                 "choose another repository, or say private: false"
@@ -50,6 +80,7 @@ def push(section: Push, folder: Path) -> str:
             folder_path=folder,
             commit_message=section.message,
             allow_patterns=[name for name, _ in files_to_push(folder)],
+            delete_patterns=EXPORTED,
         )
     except HFValidationError as error:
         raise PushError(
@@ -66,7 +97,7 @@ def push(section: Push, folder: Path) -> str:
         if isinstance(error.__cause__, HfHubHTTPError) and isinstance(error, RuntimeError):
             raise _refused(section, error.__cause__) from None
         raise PushError(f"push: {section.repository}: the Hub refused: {one_line(error)}") from None
-    return str(commit.commit_url)
+    return Pushed(str(commit.commit_url), private)
 
 
 def _require_token() -> None:

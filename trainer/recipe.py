@@ -394,7 +394,7 @@ class Export(Section):
     """What leaves: always the folder that transformers and sentence-transformers load."""
 
     formats: tuple[Literal["onnx"], ...] = ("onnx",)
-    """Further formats; each must give the trained model's scores or it is not kept."""
+    """Further formats; each must give the trained model's scores or it is left out."""
 
 
 class Push(Section):
@@ -404,7 +404,7 @@ class Push(Section):
     """OWNER/NAME on the Hub; it is made where it does not exist."""
     private: bool = True
     """Only you and those you let in can see it."""
-    message: str = "Add fine-tuned reranker"
+    message: str = "Add reranker"
     """Commit message."""
 
 

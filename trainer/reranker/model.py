@@ -15,12 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import packing
 from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
@@ -38,7 +33,8 @@ from trainer.precision import (
     keep_logits_exact,
     resolve,
 )
-from trainer.reranker.heads import framed, with_classifier, with_interaction
+from trainer.reranker.heads import with_classifier, with_interaction
+from trainer.reranker.tokenizer import framed, load_tokenizer
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
 MEASURED_TOKENS = 2048  # in the batch on which precisions are compared: 16 pairs of 128 tokens
@@ -99,7 +95,7 @@ class Reranker:
         folder = locate(str(reference))
         kind = kind_of(folder)
         try:
-            tokenizer = _plain_tokenizer(folder, str(reference), trust_remote_code)
+            tokenizer = load_tokenizer(folder, str(reference), trust_remote_code)
             if kind == "encoder" and head != "classifier":
                 model = with_interaction(folder, tokenizer, layers, trust_remote_code)
                 tokenizer = framed(tokenizer)
@@ -110,7 +106,9 @@ class Reranker:
                     raise ModelError(
                         f"reranker.head: {reference} has a trained classifier; interaction would discard it"
                     )
-                model = AutoModelForSequenceClassification.from_pretrained(
+                # The head is not registered with transformers: there it would shadow the file in an exported folder.
+                own = InteractionForSequenceClassification
+                model = (own if kind == "interaction" else AutoModelForSequenceClassification).from_pretrained(
                     folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
                 )
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -252,19 +250,6 @@ class Reranker:
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _plain_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer without settings of the base's own training that would cut our pairs at its length."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"model {reference}: its tokenizer ({type(tokenizer).__name__}) is one of transformers' slow ones, without "
-            "a tokenizer.json; take a model that has one"
-        )
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
 
 
 @dataclass(frozen=True)
