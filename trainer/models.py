@@ -62,9 +62,11 @@ def is_local(reference: str) -> bool:
 
 
 def name_of(folder: Path) -> str:
-    """Return the Hub id of a folder in the Hub's cache, else the folder as it is: the name for messages."""
+    """Return the reference that leads to a folder, for messages: a Hub id, a package, or the folder itself."""
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    if "site-packages" in folder.parts:
+        return f"package:{'/'.join(folder.parts[folder.parts.index('site-packages') + 1 :])}"
     return str(folder)
 
 

@@ -113,6 +113,17 @@ def longest_text(encoder: Any) -> int | None:
     return positions - (padding + 1 if padding is not None else 0)
 
 
+def require_rows(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Raise ModelError where the loaded tokenizer has ids for which the model has no embedding."""
+    rows, highest = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise ModelError(
+            f"model {name_of(folder)}: its tokenizer gives ids up to {highest}, but its embedding has {rows} rows; "
+            "take the tokenizer that belongs to the weights, or resize the embedding (resize_token_embeddings) and "
+            "save both again"
+        )
+
+
 def _require_numbers(model: Any, name: str) -> None:
     """Raise ModelError where a tensor is not finite, or the token embedding all zero."""
     for key, tensor in model.named_parameters():

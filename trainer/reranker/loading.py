@@ -37,7 +37,7 @@ def load_cross_encoder(
         else:
             model = with_interaction(folder, tokenizer, layers)
             tokenizer = framed(tokenizer)
-        _require_embedding(model, tokenizer, folder)
+        weights.require_rows(model, tokenizer, folder)
         _require_scores(model, tokenizer, folder)
     if kind == "encoder":
         new = "classifier" if head == "classifier" else "interaction head"
@@ -61,18 +61,6 @@ def _plain_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokeniz
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
-
-
-def _require_embedding(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raise ModelError where the tokenizer has ids for which the model has no embedding."""
-    rows = len(model.get_input_embeddings().weight)
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        raise ModelError(
-            f"model {name_of(folder)}: its tokenizer gives ids up to {highest}, but its embedding has {rows} rows; "
-            "take the tokenizer that belongs to the weights, or resize the embedding (resize_token_embeddings) and "
-            "save both again"
-        )
 
 
 @torch.inference_mode()

@@ -63,6 +63,7 @@ class BiEncoder:
             longest = self.max_length
             if isinstance(encoder, PreTrainedModel):
                 weights.load(type(encoder), self.folder, config=encoder.config)  # again, for the account of its weights
+                weights.require_rows(encoder, model.tokenizer, self.folder)
                 longest = min(longest, weights.longest_text(encoder) or longest)
                 model[0].register_forward_hook(_in_float32)
             model.max_seq_length = min(longest, model.max_seq_length or longest)
