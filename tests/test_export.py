@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -413,7 +412,9 @@ def test_a_base_with_its_own_code_leaves_with_it(tiny, tmp_path):
     parity = export(reranker, make_recipe(base), make_results(), PAIRS, tmp_path)
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert (tmp_path / "model" / "own_code.py").is_file()
-    assert 'CrossEncoder("FOLDER_OR_REPOSITORY", trust_remote_code=True)' in (tmp_path / "model" / "README.md").read_text()
+    assert (
+        'CrossEncoder("FOLDER_OR_REPOSITORY", trust_remote_code=True)' in (tmp_path / "model" / "README.md").read_text()
+    )
 
 
 def test_an_export_without_any_candidates_is_checked_on_odd_pairs(tiny, tmp_path):

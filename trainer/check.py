@@ -6,21 +6,26 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer import console, models
+from trainer import console, model_files, models
 from trainer.data import Summary, check_collection, describe_lengths
-from trainer.errors import ExportError, MachineError, RecipeError, RunError, TrainerError
+from trainer.errors import ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.machine import folder_faults
 from trainer.metrics import can_choose
-from trainer.recipe import Recipe
+from trainer.recipe import ModelReference, Recipe
 from trainer.weights_and_biases import key_fault
 
+# Shares of tokens that a tokenizer does not know: of a language that the model never read, and of noise.
+UNREADABLE = 0.9
+SUSPICIOUS = 0.1
 
-def check(recipe: Recipe, runs: Path = Path("runs")) -> Summary:
-    """Judge recipe, run folder, model references and data without loading a model, and print what is good to know.
 
-    Raises TrainerError with every fault.
+def check(recipe: Recipe, runs: Path = Path("runs"), *, weights: bool = False, pushes: bool = True) -> Summary:
+    """Judge recipe, run folder, model folders and data without loading a model, and print what is good to know.
+
+    Of models on the Hub only the small files are fetched, unless `weights` are wanted too; `pushes` says whether what
+    an upload needs is judged. Raises TrainerError with every fault.
     """
-    errors = _faults_beside_the_data(recipe)
+    errors = _faults_beside_the_data(recipe, pushes)
     if faults := folder_faults(runs, recipe.name):
         errors.append(MachineError(faults))
     try:
@@ -30,13 +35,21 @@ def check(recipe: Recipe, runs: Path = Path("runs")) -> Summary:
         if recipe.tried:
             errors.append(RecipeError(recipe.tried))
     else:
+        if not errors and weights:  # a long download only for what can run otherwise
+            errors += _faults_of_models(recipe, weights=True)
+        if not errors:
+            errors += _unreadable(recipe, summary)
         if not errors:
             _show(summary, recipe)
             return summary
-    raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
+    raise (
+        errors[0]
+        if len(errors) == 1
+        else TrainerError(dict.fromkeys(line for error in errors for line in error.faults))
+    )
 
 
-def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
+def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
     errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
@@ -52,22 +65,46 @@ def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
     if fault := key_fault(recipe):
         errors.append(RunError(fault))
-    kinds: dict[str, models.Kind] = {}
-    student = recipe.distil and recipe.distil.model
-    references = (recipe.bi_encoder, recipe.mine.teacher, recipe.reranker.model, student)
-    for reference in dict.fromkeys(filter(None, references)):
+    if recipe.push is not None and pushes:
         try:
-            if models.is_local(reference):
-                kinds[reference] = models.kind_of(models.locate(reference))
+            models.require_upload()
         except TrainerError as error:
             errors.append(error)
+    return errors + _faults_of_models(recipe, weights=False)
+
+
+def _faults_of_models(recipe: Recipe, weights: bool) -> list[TrainerError]:
+    """Return what speaks against each model that the recipe names, and against distilling with them."""
+    lines: list[str] = []
+    kinds: dict[str, models.Kind] = {}
+    for reference in recipe.model_references:
+        try:
+            folder = models.locate(reference.name, weights=weights)
+            faults = _faults_of_model(reference, folder, recipe, weights or models.is_local(reference.name))
+            if not faults:
+                kinds[reference.name] = models.kind_of(folder)
+        except ModelError as error:
+            faults = error.faults
+        lines += [f"{reference.key}: {fault}" for fault in faults]
+    errors: list[TrainerError] = [ModelError(lines)] if lines else []
     if faults := faults_of_distil(recipe, kinds):
         errors.append(RecipeError(faults))
     return errors
 
 
+def _faults_of_model(reference: ModelReference, folder: Path, recipe: Recipe, weights: bool) -> list[str]:
+    """Return what the files of one model show, for what it is used as."""
+    trusted, trust = reference.trust_remote_code, reference.trust_key
+    if reference.key == "retriever.model":
+        return model_files.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
+    heads: dict[str, model_files.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
+    head = heads.get(reference.key, recipe.reranker.head)
+    length = recipe.reranker.max_length
+    return model_files.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
+
+
 def faults_of_distil(recipe: Recipe, kinds: Mapping[str, models.Kind]) -> list[str]:
-    """What speaks against distilling, as far as the kinds of the models are known (on the Hub: not yet)."""
+    """Return what speaks against distilling, as far as the kinds of the models are known."""
     if recipe.distil is None:
         return []
     base, student, faults = recipe.reranker.model, recipe.distil.model, []
@@ -84,15 +121,34 @@ def faults_of_distil(recipe: Recipe, kinds: Mapping[str, models.Kind]) -> list[s
     return faults
 
 
+def _unreadable(recipe: Recipe, summary: Summary) -> list[TrainerError]:
+    """Return an error for each model whose tokenizer knows next to nothing of the collection; warn of lesser shares."""
+    documents, queries = summary.sample
+    errors: list[TrainerError] = []
+    for reference in recipe.model_references:
+        folder = models.locate(reference.name, weights=False)
+        if not (folder / "tokenizer.json").is_file():
+            continue
+        share = model_files.unknown_share(folder, [*documents, *queries])
+        fault = (
+            f"{reference.key}: model {reference.name}: its tokenizer does not know {share:.0%} of the tokens in a "
+            "sample of the collection"
+        )
+        if share >= UNREADABLE:
+            errors.append(ModelError(f"{fault}; take a model of the collection's language"))
+        elif share >= SUSPICIOUS:
+            console.warn("check", f"{fault}; a model of the collection's language would read more")
+    return errors
+
+
 def _show(summary: Summary, recipe: Recipe) -> None:
     """What the collection holds, what was done to it, and what to look at before believing a number."""
     judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
     console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
     for note in summary.notes:
         console.stage("check", note)
-    if models.is_local(recipe.reranker.model):
-        tokenizer = models.locate(recipe.reranker.model) / "tokenizer.json"
-        if tokenizer.is_file():
-            console.stage("check", describe_lengths(*summary.sample, tokenizer, recipe.reranker.max_length))
+    tokenizer = models.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
+    if tokenizer.is_file():
+        console.stage("check", describe_lengths(*summary.sample, tokenizer, recipe.reranker.max_length))
     for warning in summary.warnings:
         console.warn("check", warning)

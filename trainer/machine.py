@@ -91,6 +91,11 @@ def explain(error: BaseException, runs: Path) -> str | None:
     return None
 
 
+def is_exhausted(error: BaseException) -> bool:
+    """Return whether room or memory ran out, so that what was at work when it did is not to blame."""
+    return any(_number(cause) in EXHAUSTED for cause, _ in _causes(error))
+
+
 def folder_faults(runs: Path, name: str) -> list[str]:
     """Return what keeps a run from writing to `runs/name` and to the caches beside it; nothing is written.
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import console, models
-from trainer.check import check, faults_of_distil
+from trainer.check import check
 from trainer.data import Collection, build_collection, fingerprint_data
 from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
 from trainer.machine import explained
+from trainer.pins import read_pins, write_pins
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
@@ -58,7 +59,8 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     if until not in VERSIONS:
         raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, VERSIONS)}")
-    check(recipe, runs)
+    models.pin(read_pins(runs / recipe.name))
+    check(recipe, runs, weights=True, pushes=until == "export")
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
@@ -79,13 +81,7 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        if recipe.distil is not None:  # once more: of models on the Hub, check knew no more than the names
-            references = filter(None, (recipe.reranker.model, recipe.distil.model))
-            kinds: dict[str, models.Kind] = {
-                reference: models.kind_of(models.locate(reference)) for reference in references
-            }
-            if faults := faults_of_distil(recipe, kinds):
-                raise RecipeError(faults)
+        models.pin(read_pins(folder))
         self.stages = self._plan()
 
     def _plan(self) -> dict[str, Stage]:
@@ -95,25 +91,27 @@ class Pipeline:
         depends: dict[str, list[Any]] = {
             "data": [fingerprint_data(recipe.data)],
             "retrieve": [
-                recipe.retriever.model_dump(mode="json", exclude={"model", "run"}),
+                recipe.retriever.model_dump(mode="json", exclude={"model", "run", "trust_remote_code"}),
                 models.fingerprint(models.locate(bi_encoder)) if bi_encoder else None,
                 models.sha256(recipe.retriever.run) if recipe.retriever.run else None,
             ],
             "mine": [
-                recipe.mine.model_dump(mode="json", exclude={"teacher", "rounds"}),
+                recipe.mine.model_dump(mode="json", exclude={"teacher", "teacher_trust_remote_code", "rounds"}),
                 models.fingerprint(models.locate(recipe.mine.teacher)) if recipe.mine.teacher else None,
                 recipe.reranker.max_length,
                 recipe.seed,
             ],
             "train": [
-                recipe.reranker.model_dump(mode="json", exclude={"model"}),
+                recipe.reranker.model_dump(mode="json", exclude={"model", "trust_remote_code"}),
                 models.fingerprint(models.locate(recipe.reranker.model)),
                 recipe.train.model_dump(mode="json"),
                 recipe.rerank_depth,
                 recipe.evaluate.metrics[0],
             ],
             "distil": [
-                recipe.distil.model_dump(mode="json", exclude={"model"}) if recipe.distil else None,
+                recipe.distil.model_dump(mode="json", exclude={"model", "trust_remote_code"})
+                if recipe.distil
+                else None,
                 models.fingerprint(models.locate(student)) if student else None,
             ],
             "evaluate": [recipe.evaluate.model_dump(mode="json")],
@@ -140,6 +138,7 @@ class Pipeline:
                 self._refuse_to_harm(force)
             if self.accelerator.is_main_process:
                 write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+                write_pins((reference.name for reference in self.recipe.model_references), self.folder)
                 stage.begin()
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process or _kind(name) in SHARED:
@@ -190,7 +189,11 @@ class Pipeline:
         if reference is None:
             return None, ""
         bi_encoder = BiEncoder(
-            models.locate(reference), section.max_length, section.query_prompt, section.document_prompt
+            models.locate(reference),
+            section.max_length,
+            section.query_prompt,
+            section.document_prompt,
+            trust_remote_code=section.trust_remote_code,
         )
         cache = self.folder.parent / ".embeddings"
         parts = shards(bi_encoder, collection, cache, queries)
@@ -210,16 +213,18 @@ class Pipeline:
         from trainer.groups import write_groups
 
         second = folder.name == "mine-2"
-        reference = str(self._best("train")) if second else self.recipe.mine.teacher
-        teacher = self.teacher(reference, self.collection) if reference else None
+        section = self.recipe.mine
+        reference = str(self._best("train")) if second else section.teacher
+        trust = self._trusts("train") if second else section.teacher_trust_remote_code
+        teacher = self.teacher(reference, self.collection, trust) if reference else None
         candidates = self.candidates("train")
-        mined = mine.mine(self.recipe.mine, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
-        report = mine.Report.of(mined, self.collection, self.recipe.mine)
+        mined = mine.mine(section, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
+        report = mine.Report.of(mined, self.collection, section)
         if not mined.groups:
             raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
         if self.accelerator.is_main_process:
             write_groups(mined.groups, folder)
-            suspects = mine.write_suspects(self.recipe.mine, mined, self.collection, folder)
+            suspects = mine.write_suspects(section, mined, self.collection, folder)
             report.write(mined, self.collection, folder)
             report.show()
             said = f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}"
@@ -331,7 +336,7 @@ class Pipeline:
         from trainer.evaluate import fuse
 
         assert self.recipe.distil is not None
-        logits = candidates.scored(self.teacher(str(self._best()), collection))
+        logits = candidates.scored(self.teacher(str(self._best()), collection, self._trusts("train")))
         if self.recipe.distil.teacher == "tuned":
             return logits
         weight, _ = self._choose_weight(self._rerank(str(self._best()), self.reranked("dev")))
@@ -353,7 +358,10 @@ class Pipeline:
         if "distil" in self.stages:
             systems["distilled"] = str(self._best("distil"))
         by_split = {
-            split: {system: self._rerank(reference, self.reranked(split)) for system, reference in systems.items()}
+            split: {
+                system: self._rerank(reference, self.reranked(split), "distil" if system == "distilled" else "train")
+                for system, reference in systems.items()
+            }
             for split in ("dev", "test")
         }
         candidates = {split: self.candidates(split) for split in by_split}
@@ -371,12 +379,12 @@ class Pipeline:
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
         return {"said": said, "dev": dev, "first_stage_weight": weight}
 
-    def _rerank(self, reference: str, candidates: Candidates) -> np.ndarray:
-        """Return float32 scores (queries, depth) of candidates by a model as it was saved."""
+    def _rerank(self, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
+        """Return float32 scores (queries, depth) of candidates by a model as it was saved, a base or a stage's best."""
         from trainer.reranker import Reranker, TokenizedCollection, rerank
 
-        section = self.recipe.reranker
-        reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
+        length, trust = self.recipe.reranker.max_length, self._trusts(stage)
+        reranker = Reranker.load(reference, head="trained", max_length=length, trust_remote_code=trust)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         return rerank(reranker, tokenized, candidates, self.accelerator, note="evaluate")
 
@@ -387,8 +395,9 @@ class Pipeline:
         from trainer.report import Results
         from trainer.reranker import Reranker
 
-        trust = self.recipe.reranker.trust_remote_code
-        reranker = Reranker.load(self._best(self._exported), precision="fp32", trust_remote_code=trust)
+        trust = self._trusts(self._exported)
+        best = self._best(self._exported)
+        reranker = Reranker.load(best, head="trained", precision="fp32", trust_remote_code=trust)
         dev = self.candidates("dev")
         rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
         some = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), PARITY_PAIRS)).tolist()]
@@ -437,6 +446,13 @@ class Pipeline:
     def _best(self, stage: str | None = None) -> Path:
         """The best checkpoint of a training stage, of the last one unless it is named."""
         return self.stages[stage or self._last_training].folder / "best"
+
+    def _trusts(self, stage: str) -> bool:
+        """Whether the code that came with the model of a training stage may run: as for what it was trained from."""
+        section = self.recipe.distil
+        if stage == "distil" and section is not None:
+            return section.model is not None and section.trust_remote_code
+        return self.recipe.reranker.trust_remote_code
 
     @property
     def _last_training(self) -> str:
@@ -487,7 +503,7 @@ class Pipeline:
         choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
         return choices.of(stage, models.fingerprint(model), measure)
 
-    @property
+    @cached_property
     def has_fresh_head(self) -> bool:
         """Whether the base brings no head of its own."""
         return models.kind_of(models.locate(self.recipe.reranker.model)) == "encoder"
@@ -512,15 +528,16 @@ class Pipeline:
         deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
         return candidate_lists(self.collection, self.candidates("train").top(deep)) if self.has_fresh_head else []
 
-    def teacher(self, reference: str, collection: Collection) -> Teacher:
+    def teacher(self, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
         """A cross-encoder that is asked for scores of the collection's rows."""
         from trainer.reranker import Reranker
         from trainer.teacher import Teacher
 
-        section = self.recipe.reranker
-        options = {"max_length": section.max_length, "trust_remote_code": section.trust_remote_code}
+        options = {"max_length": self.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
         folder = models.locate(reference)
-        precision = self.precision("teacher", folder, lambda: Reranker.load(folder, **options).bf16_speedup())
+        precision = self.precision(
+            "teacher", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
+        )
         cache = self.folder.parent / ".teachers"
         return Teacher(reference, collection, cache, self.accelerator, precision=precision, **options)
 

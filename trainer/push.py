@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trainer import console
 from trainer.errors import PushError, one_line
+from trainer.models import require_upload
 from trainer.recipe import Push
 
 if TYPE_CHECKING:
@@ -59,11 +60,10 @@ def push(section: Push, folder: Path) -> Pushed:
         HfHubHTTPError,
         HFValidationError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
-        OfflineModeIsEnabled,
     )
     from huggingface_hub.utils import disable_progress_bars
 
-    _require_token()
+    require_upload()
     if not console.console.is_terminal:
         disable_progress_bars()
     api = HfApi()
@@ -88,8 +88,6 @@ def push(section: Push, folder: Path) -> Pushed:
         ) from None
     except HfHubHTTPError as error:
         raise _refused(section, error) from None
-    except OfflineModeIsEnabled:
-        raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again") from None
     except (HTTPError, OSError) as error:
         message = f"push: the Hub at {api.endpoint} cannot be reached ({one_line(error)}); try again with a network"
         raise PushError(message) from None
@@ -98,18 +96,6 @@ def push(section: Push, folder: Path) -> Pushed:
             raise _refused(section, error.__cause__) from None
         raise PushError(f"push: {section.repository}: the Hub refused: {one_line(error)}") from None
     return Pushed(str(commit.commit_url), private)
-
-
-def _require_token() -> None:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if not token:
-        raise PushError(
-            "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
-        )
-    if not token.isascii():
-        raise PushError("push: the Hugging Face token holds characters that are not ASCII; copy it once more")
 
 
 def _refused(section: Push, error: HfHubHTTPError) -> PushError:

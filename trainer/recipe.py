@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import (
@@ -201,6 +201,8 @@ class Retriever(Section):
     """dense: bi-encoder and FAISS; bm25; hybrid: both by reciprocal rank fusion; run: your own engine's TREC run."""
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Bi-encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
+    trust_remote_code: bool = False
+    """Run the Python code that the bi-encoder's folder brings along. Only for folders whose code you have read."""
     depth: int = Field(default=50, ge=1, le=1000)
     """Candidates kept for each query; mining looks at the best 200 in any case."""
     max_length: int = Field(default=256, ge=8)
@@ -259,6 +261,8 @@ class Mine(Section):
     """Passes over candidates whose similarity is not this much below the best positive's; null: none."""
     teacher: str | None = None
     """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates, for the check and for distillation."""
+    teacher_trust_remote_code: bool = False
+    """Run the Python code that the teacher's folder brings along. Only for folders whose code you have read."""
     teacher_margin: float | None = 0.0
     """Passes over candidates whose teacher score (a logit) is not this much below the best positive's; null: none."""
     rounds: Literal[1, 2] = 1
@@ -292,7 +296,7 @@ class Reranker(Section):
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0 = embeddings); deeper ones are cut off; null: chosen."""
     trust_remote_code: bool = False
-    """Run the Python code that a model folder brings along. Only for folders whose code you have read."""
+    """Run the Python code that the base's folder brings along. Only for folders whose code you have read."""
 
 
 class Train(Section):
@@ -354,6 +358,8 @@ class Distil(Section):
 
     model: str | None = None
     """The student, an encoder or a reranker (Hub id, folder, package:NAME/SUB); null: the tuned model's encoder."""
+    trust_remote_code: bool = False
+    """Run the Python code that the student's folder brings along. Only for folders whose code you have read."""
     queries: int = Field(default=2000, ge=1)
     """Queries without labels: those of train first, the rest titles and sentences drawn from the corpus."""
     depth: int = Field(default=20, ge=2, le=200)
@@ -422,6 +428,15 @@ class Track(Section):
         return "off" if mode is False else mode
 
 
+class ModelReference(NamedTuple):
+    """One model that a recipe names: by which key, and whether its own Python code may run, by which other key."""
+
+    key: str
+    name: str
+    trust_key: str
+    trust_remote_code: bool
+
+
 class Recipe(Section):
     """One training run from collection to exported model. Sections stand in the order in which they run."""
 
@@ -488,6 +503,19 @@ class Recipe(Section):
     def bi_encoder(self) -> str | None:
         """The model that embeds, where the first stage has one."""
         return self.retriever.model if self.retriever.kind in ("dense", "hybrid") else None
+
+    @property
+    def model_references(self) -> list[ModelReference]:
+        """The models that a run of this recipe loads, each with the key that allows its own code."""
+        retriever, mine, reranker, distil = self.retriever, self.mine, self.reranker, self.distil
+        used = [
+            ("retriever.model", self.bi_encoder, "retriever.trust_remote_code", retriever.trust_remote_code),
+            ("mine.teacher", mine.teacher, "mine.teacher_trust_remote_code", mine.teacher_trust_remote_code),
+            ("reranker.model", reranker.model, "reranker.trust_remote_code", reranker.trust_remote_code),
+        ]
+        if distil is not None:
+            used.append(("distil.model", distil.model, "distil.trust_remote_code", distil.trust_remote_code))
+        return [ModelReference(key, name, trust, allowed) for key, name, trust, allowed in used if name is not None]
 
     @property
     def rerank_depth(self) -> int:

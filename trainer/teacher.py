@@ -59,6 +59,7 @@ class Teacher:
         if new:
             reranker = Reranker.load(
                 self._reference,
+                head="trained",
                 max_length=self._max_length,
                 precision=self._precision,
                 trust_remote_code=self._trust_remote_code,

@@ -14,20 +14,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
+from trainer import weights
 from trainer.errors import ModelError
 from trainer.interaction import InteractionConfig, InteractionForSequenceClassification
 from trainer.reranker.tokenizer import frame
 
 
 def with_interaction(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None, trust_remote_code: bool
+    folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None
 ) -> InteractionForSequenceClassification:
-    """An encoder under a fresh interaction head; layers above the deepest compared one are cut off."""
-    encoder = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    """Return an encoder under a fresh interaction head; layers above the deepest compared one are cut off."""
+    encoder = weights.load(AutoModel, folder)
     depth = encoder.config.num_hidden_layers
     chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
     if not chosen or min(chosen) < 0 or max(chosen) > depth:
@@ -57,16 +55,16 @@ def with_interaction(
 
 
 def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
-    """The standard model with one label on an encoder's weights, or on those of them that fit `config`.
+    """Return the standard model with one label on an encoder's weights, or on those of them that fit `config`.
 
-    transformers would report what is new and what is left over, of which both are meant.
+    With `config` the caller sets the encoder's weights afterwards, and the head takes what the folder has for it.
     """
     options = {"num_labels": 1} if config is None else {"config": config}
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, **options
-        )
-    finally:
-        logging.set_verbosity(said)
+    return weights.load(
+        AutoModelForSequenceClassification,
+        folder,
+        new_head=True,
+        partial=config is not None,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )

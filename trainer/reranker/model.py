@@ -15,14 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import packing
 from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
 from trainer.console import progress, warn
-from trainer.errors import ModelError, one_line
+from trainer.errors import ModelError
 from trainer.interaction import InteractionForSequenceClassification
-from trainer.models import kind_of, locate
+from trainer.model_files import Head
+from trainer.models import locate
 from trainer.precision import (
     Precision,
     autocast,
@@ -33,8 +34,7 @@ from trainer.precision import (
     keep_logits_exact,
     resolve,
 )
-from trainer.reranker.heads import with_classifier, with_interaction
-from trainer.reranker.tokenizer import framed, load_tokenizer
+from trainer.reranker.loading import load_cross_encoder, longest_input
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
 MEASURED_TOKENS = 2048  # in the batch on which precisions are compared: 16 pairs of 128 tokens
@@ -79,7 +79,7 @@ class Reranker:
         cls,
         reference: str | Path,
         *,
-        head: str = "auto",
+        head: Head = "auto",
         max_length: int | None = None,
         layers: Sequence[int] | None = None,
         device: str | None = None,
@@ -88,37 +88,17 @@ class Reranker:
     ) -> Reranker:
         """Load a base or a trained model; raises ModelError with what to do.
 
-        `head` is auto, classifier or interaction; `layers` are those that a fresh interaction head compares;
-        `max_length` defaults to what the model was saved with, `device` to the best one here. `precision` is fp32,
-        bf16, fp16, or auto: the fastest on this device, found by about a second of measuring on a CPU that has bf16.
+        `head` is auto, classifier or interaction, or trained for a model that must bring its own; `layers` are those
+        that a fresh interaction head compares; `max_length` defaults to what the model was saved with, `device` to the
+        best one here. `precision` is fp32, bf16, fp16, or auto: the fastest on this device, found by about a second of
+        measuring on a CPU that has bf16.
         """
         folder = locate(str(reference))
-        kind = kind_of(folder)
-        try:
-            tokenizer = load_tokenizer(folder, str(reference), trust_remote_code)
-            if kind == "encoder" and head != "classifier":
-                model = with_interaction(folder, tokenizer, layers, trust_remote_code)
-                tokenizer = framed(tokenizer)
-            elif kind == "encoder":
-                model = with_classifier(folder, trust_remote_code)
-            else:
-                if kind == "reranker" and head == "interaction":
-                    raise ModelError(
-                        f"reranker.head: {reference} has a trained classifier; interaction would discard it"
-                    )
-                # The head is not registered with transformers: there it would shadow the file in an exported folder.
-                own = InteractionForSequenceClassification
-                model = (own if kind == "interaction" else AutoModelForSequenceClassification).from_pretrained(
-                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"model {reference}: transformers cannot load it: {one_line(error)[:300]}") from None
-        positions = getattr(model.config, "max_position_embeddings", None)
-        longest = positions - packing.first_position(model) if positions else tokenizer.model_max_length
+        model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code)
+        longest = longest_input(model, tokenizer)
         saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
-        model: Any = model
         reranker = cls(model.to(device or best_device()).eval(), tokenizer, max_length or saved)
         reranker.compute_in(resolve(precision, reranker.device) or faster(reranker.bf16_speedup()))
         return reranker

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainer import models
+from trainer import model_files, models
 from trainer.console import progress
+from trainer.errors import ModelError
 from trainer.precision import Precision, autocast, bf16_speedup
 from trainer.runs import fingerprint
 
@@ -42,14 +43,31 @@ class BiEncoder:
     query_prompt: str | None = None
     document_prompt: str | None = None
     precision: Precision = "fp32"
+    trust_remote_code: bool = False
 
     def load(self, device: str) -> SentenceTransformer:
-        """Return the model, ready to encode."""
+        """Return the model, ready to encode; raises ModelError where folder or weights are not what it needs."""
         from sentence_transformers import SentenceTransformer
+        from transformers import PreTrainedModel
 
-        model = SentenceTransformer(str(self.folder), device=device, model_kwargs={"use_safetensors": True})
-        model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
-        model[0].register_forward_hook(_in_float32)
+        from trainer import weights
+
+        if faults := model_files.faults_of_bi_encoder(self.folder, self.trust_remote_code):
+            raise ModelError(faults)
+        with weights.loading(self.folder):
+            options = {"use_safetensors": True, "ignore_mismatched_sizes": True}  # the sizes are compared below
+            model = SentenceTransformer(
+                str(self.folder), device=device, model_kwargs=options, trust_remote_code=self.trust_remote_code
+            )
+            encoder: Any = getattr(model[0], "model", None)  # a table of vectors without a transformer has none
+            longest = self.max_length
+            if isinstance(encoder, PreTrainedModel):
+                weights.load(type(encoder), self.folder, config=encoder.config)  # again, for the account of its weights
+                weights.require_rows(encoder, model.tokenizer, self.folder)
+                longest = min(longest, weights.longest_text(encoder) or longest)
+                model[0].register_forward_hook(_in_float32)
+            model.max_seq_length = min(longest, model.max_seq_length or longest)
+            model.encode(["a"], show_progress_bar=False)  # what cannot be computed shows before the corpus is read
         return model
 
     def fingerprint(self, role: Role) -> str:
