@@ -112,7 +112,16 @@ def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""
-    folder = tmp_path / "tiny-set"
+    return _write_beir(tmp_path / "tiny-set")
+
+
+@pytest.fixture(scope="session")
+def shared_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that do not change it."""
+    return _write_beir(tmp_path_factory.mktemp("shared") / "tiny-set")
+
+
+def _write_beir(folder: Path) -> Path:
     (folder / "qrels").mkdir(parents=True)
     documents, queries, qrels = [], [], {"train": [], "dev": [], "test": []}
     for topic, (name, text) in enumerate(TOPICS.items()):
