@@ -50,7 +50,7 @@ data: {{path: {shared_beir}}}
 retriever: {{kind: hybrid, model: {folder / "bi-encoder"}, depth: 12}}
 mine: {{negatives_per_positive: 2, teacher: {tiny["reranker"]}, teacher_margin: null}}
 reranker: {{model: {tiny["bert"]}, max_length: 32}}
-train: {{queries_per_step: 8, learning_rate: 1.0e-3, evaluations_per_epoch: 3}}
+train: {{queries_per_step: 8, learning_rate: 1.0e-3, evaluations_per_epoch: 3, precision: fp32}}
 evaluate: {{metrics: [nDCG@10]}}
 export: {{formats: []}}
 """
@@ -147,7 +147,7 @@ def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp
         ("seed=14", "mine"),
         ("reranker.layers=[0, 3]", "train"),
         ("train.patience=3", "train"),
-        ("train.precision=fp32", "train"),
+        ("train.precision=bf16", "train"),
         ("evaluate.metrics=[nDCG@10, AP]", "evaluate"),
         ("export.formats=[onnx]", "export"),
     ],

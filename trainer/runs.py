@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
     """Read what `write_json` wrote; raises RunError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON: {one_line(error)}"
         raise RunError(f"{path}: cannot be read ({reason}); delete it, then run the same command again") from None
 
@@ -171,8 +171,7 @@ class Stage:
             "peak_memory_mib": peak // (1 << 20 if sys.platform == "darwin" else 1 << 10),
             "versions": {package: _version(package) for package in PACKAGES},
         }
-        content = fingerprint(before, {name: file["sha256"] for name, file in files.items()})
-        record = {"depends": self.depends, "before": before, "content": content, "files": files}
+        record = {"depends": self.depends, "before": before, "content": _content(before, files), "files": files}
         write_json(self.folder / "done.json", facts | notes | record)
         self.tidy()
         return facts | notes | record
@@ -197,6 +196,8 @@ class Stage:
         if not done.keys() >= {"said", "before", "content", "files"}:
             return f"{self.folder / 'done.json'} is damaged"
         try:
+            if done["content"] != _content(done["before"], done["files"]):
+                return f"{self.folder / 'done.json'} is damaged"
             return self._fault_of_previous(done) or verify.difference(self.folder, done["files"])
         except (KeyError, TypeError, AttributeError):
             return f"{self.folder / 'done.json'} is damaged"
@@ -257,6 +258,11 @@ def _require_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be used as a folder ({error.strerror}); move away what is there") from None
+
+
+def _content(before: str | None, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the hash of what a stage and all before it left."""
+    return fingerprint(before, {name: file["sha256"] for name, file in files.items()})
 
 
 def _changes(before: Any, now: Mapping[str, Any]) -> str:

@@ -78,6 +78,8 @@ class Teacher:
         for path in sorted(self._folder.glob("*.npz")):
             try:
                 with path.open("rb") as file, np.load(file) as kept:
+                    if kept["teacher"] != self._folder.name:
+                        raise ValueError("another teacher's answers")
                     known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 console.warn("teacher", escape(f"{path} is damaged; it is deleted, and its pairs are scored again"))
@@ -100,6 +102,7 @@ class Teacher:
                 file,
                 keys=np.array([list(key) for key in keys], dtype=np.uint8),
                 scores=scores,
+                teacher=np.array(self._folder.name),
                 queries=np.array([self._collection.query_ids[query] for query, _ in rows]),
                 documents=np.array([self._collection.document_ids[document] for _, document in rows]),
             )

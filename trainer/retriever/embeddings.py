@@ -178,7 +178,7 @@ def _write(path: Path, vectors: np.ndarray) -> None:
     np.save(buffer, vectors)
     content = buffer.getvalue()
     with replacing(path) as partial:
-        partial.write_bytes(content + _checksum(content))
+        partial.write_bytes(content + _checksum(path, content))
 
 
 def _is_intact(path: Path) -> bool:
@@ -187,11 +187,13 @@ def _is_intact(path: Path) -> bool:
         content = path.read_bytes()
     except OSError:
         return False
-    return _checksum(content[:-CHECKSUM]) == content[-CHECKSUM:]
+    return _checksum(path, content[:-CHECKSUM]) == content[-CHECKSUM:]
 
 
-def _checksum(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
+def _checksum(path: Path, content: bytes) -> bytes:
+    """Return the checksum of a shard's content and place; the vectors of other texts or another model have another."""
+    place = f"{path.parent.name}/{path.name}".encode()
+    return hashlib.blake2b(content, digest_size=CHECKSUM, key=hashlib.sha256(place).digest()).digest()
 
 
 def _digest(texts: list[str]) -> str:
