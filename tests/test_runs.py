@@ -523,7 +523,7 @@ def test_later_stages_that_are_not_done_again_are_named(finished, small, tmp_pat
 
 
 def test_a_wrong_stage_is_refused(small, tmp_path):
-    with pytest.raises(RecipeError, match="until: there is no stage 'trian'; did you mean train?"):
+    with pytest.raises(RecipeError, match="until: 'trian' is no stage; did you mean train?"):
         run(small(), tmp_path, until="trian")
     assert not list(tmp_path.iterdir())
 

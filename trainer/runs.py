@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from rich.markup import escape
-
 from trainer import console, verify
 from trainer.errors import RunError, one_line
 
@@ -214,7 +212,7 @@ class Stage:
         return f"{self.previous.folder.name} came out differently than before"
 
     def _report(self, text: str) -> None:
-        console.warn(self.folder.name, escape(text))
+        console.warn(self.folder.name, text)
 
     def _clear(self) -> None:
         """Delete the folder's content; the folder itself may be a link to another disk."""

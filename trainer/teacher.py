@@ -14,7 +14,6 @@ from uuid import uuid4
 
 import numpy as np
 from accelerate import Accelerator
-from rich.markup import escape
 
 from trainer import console, models
 from trainer.data import Collection
@@ -82,7 +81,7 @@ class Teacher:
                         raise ValueError("another teacher's answers")
                     known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                console.warn("teacher", escape(f"{path} is damaged; it is deleted, and its pairs are scored again"))
+                console.warn("teacher", f"{path} is damaged; it is deleted, and its pairs are scored again")
                 remove(path)
         return known
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from rich.markup import escape
 
 from trainer import console, models
 from trainer.console import progress
@@ -159,7 +158,7 @@ class Shards:
             remove(path)
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-            console.warn("retrieve", escape(f"{damaged[0]}{more}: damaged embeddings, which are made again"))
+            console.warn("retrieve", f"{damaged[0]}{more}: damaged embeddings, which are made again")
         return missing
 
     def open(self) -> Embeddings:

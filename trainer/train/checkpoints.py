@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from accelerate import Accelerator
-from rich.markup import escape
 
 from trainer import console, verify
 from trainer.errors import RunError
@@ -104,7 +103,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         fault = _fault(checkpoint, folder)
         if not fault:
             return checkpoint
-        console.warn(folder.name, escape(f"{fault}; {checkpoint.name} is deleted, and training does not go on from it"))
+        console.warn(folder.name, f"{fault}; {checkpoint.name} is deleted, and training does not go on from it")
         remove(checkpoint)
     return None
 
