@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RecipeError, RunError, TrainerError
 from trainer.lock import hold
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe, load_recipe
@@ -156,6 +156,20 @@ def test_a_key_that_changes_the_result_changes_the_fingerprints_from_its_stage_o
     plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], [override]))
     changed = [name for name in STAGES if plain.stages[name].fingerprint != other.stages[name].fingerprint]
     assert changed == list(STAGES[STAGES.index(first) :])
+
+
+@pytest.mark.parametrize(
+    ("setting", "unused"),
+    [
+        ("retriever.kind=bm25", "retriever.max_length=8"),
+        ("retriever.kind=bm25", "retriever.index=flat"),
+        ("retriever.kind=dense", "retriever.language=german"),
+        ("mine.teacher=null", "mine.teacher_margin=1.0"),
+    ],
+)
+def test_a_key_that_nothing_reads_changes_no_fingerprint(small, tmp_path, setting, unused):
+    plain, other = (Pipeline(small(setting, *keys), tmp_path) for keys in ([], [unused]))
+    assert plain.stages["export"].fingerprint == other.stages["export"].fingerprint
 
 
 def test_a_depth_that_is_only_spelt_out_changes_nothing(small, tmp_path):
@@ -303,8 +317,9 @@ def test_a_link_to_nowhere_or_a_file_in_place_of_a_folder_is_named(finished, sma
 
 def test_a_run_folder_that_is_a_file_is_named(small, tmp_path):
     (tmp_path / "small").write_text("mine")
-    with pytest.raises(RunError, match="small: cannot be used as a folder for results"):
+    with pytest.raises(TrainerError, match="small"):
         run(small(), tmp_path, until="data")
+    assert (tmp_path / "small").read_text() == "mine"
 
 
 # One run at a time.
@@ -376,6 +391,23 @@ def test_two_runs_at_once_share_embeddings_and_answers(recipe_path, finished, tm
     for name in ("one", "two"):
         assert (tmp_path / name / "train" / "best" / "model.safetensors").read_bytes() == model
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_about_damage_and_are_refused_together(finished, recipe_path, tmp_path, command):
+    runs = copy(finished, tmp_path)
+    for path in (*runs.glob(".embeddings/*/*.npy"), *runs.glob(".teachers/*/*.npz")):
+        cut(path)
+    for stage in ("retrieve", "mine"):
+        shutil.rmtree(runs / "small" / stage)
+    with hold(runs / "small" / ".lock", "run"):
+        refused = command(recipe_path, "--runs", runs, "--force", processes=2)
+    assert refused.returncode != 0
+    assert refused.stderr.count("another run is using it") == 1
+    repaired = command(recipe_path, "--runs", runs, "--force", processes=2)
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert stands(repaired.stdout) == ["data", "train", "evaluate", "export"]
+    assert outcome(runs) == outcome(finished)
 
 
 # Damage: each file of a finished and of an unfinished run.

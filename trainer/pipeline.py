@@ -80,6 +80,16 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
             pipeline.push(force=force)
 
 
+def _unused(recipe: Recipe) -> set[str]:
+    """Return the keys of retriever and mine that nothing reads under this recipe."""
+    retriever, mine = recipe.retriever, recipe.mine
+    return {
+        *(() if recipe.bi_encoder else ("max_length", "query_prompt", "document_prompt", "index")),
+        *(() if retriever.kind in ("bm25", "hybrid") else ("language",)),
+        *(() if mine.teacher or mine.rounds == 2 else ("teacher_margin",)),
+    }
+
+
 def _settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
     """Return a section's keys and values under their names in the recipe; nothing where there is no section."""
     values = section.model_dump(mode="json", exclude=without) if section is not None else {}
@@ -128,10 +138,10 @@ class Pipeline:
         recipe = self.recipe
         depends: dict[str, dict[str, Any]] = {
             "data": _settings("data", recipe.data, DATA_FILES) | {CONTENT + "data": fingerprint_data(recipe.data)},
-            "retrieve": _settings("retriever", recipe.retriever, {"model", "run"})
+            "retrieve": _settings("retriever", recipe.retriever, {"model", "run", *_unused(recipe)})
             | _content("retriever.model", recipe.bi_encoder)
             | ({CONTENT + "retriever.run": models.sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
-            "mine": _settings("mine", recipe.mine, {"teacher", "rounds"})
+            "mine": _settings("mine", recipe.mine, {"teacher", "rounds", *_unused(recipe)})
             | _content("mine.teacher", recipe.mine.teacher)
             | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
             | {"seed": recipe.seed},

@@ -142,7 +142,8 @@ class Stage:
         done, begun = (read_record(self.folder / name) for name in ("done.json", "begun.json"))
         if done is not None:
             fault, owner = self._fault(done), done.get("fingerprint")
-            kept = self._move_aside(DAMAGED if owner in (None, self.fingerprint) else str(owner)[:8])
+            intact = owner != self.fingerprint or self._fault_of_previous(done)
+            kept = self._move_aside(owner[:8] if isinstance(owner, str) and intact else DAMAGED)
             self._report(f"{fault}; the stage is done again, and what was there is kept in {kept}")
         elif begun and (fault := self._fault_of_unfinished(begun)):
             self._report(f"{fault}; unfinished work is deleted")
