@@ -252,7 +252,8 @@ class Pipeline:
         )
         cache = self.folder.parent / ".embeddings"
         parts = shards(bi_encoder, collection, cache, queries)
-        if any([part.find_missing(self.accelerator) for part in parts]):
+        missing = [part.find_missing(self.accelerator) for part in parts]
+        if any(missing):
             device = str(self.accelerator.device)
             precision = self.precision("retrieve", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
             parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)

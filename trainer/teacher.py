@@ -80,7 +80,9 @@ class Teacher:
                     if kept["teacher"] != self._folder.name:
                         raise ValueError("another teacher's answers")
                     known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except (IsADirectoryError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 console.warn("teacher", f"{path} is damaged; it is deleted, and its pairs are scored again")
                 remove(path)
         return known

@@ -133,7 +133,7 @@ class Shards:
         return self._missing
 
     def find_missing(self, accelerator: Accelerator) -> list[Path]:
-        """Return the shards that are not there or damaged, the same on all processes; damaged ones are deleted."""
+        """Return the shards that are not there or damaged, the same on all processes."""
         if self._missing is None:
             self._missing = on_main(accelerator, self._look)
         return self._missing
@@ -154,7 +154,7 @@ class Shards:
     def _look(self) -> list[Path]:
         missing = [path for path in dict.fromkeys(self.paths) if not _is_intact(path)]
         damaged = [path for path in missing if path.exists()]
-        for path in damaged:
+        for path in filter(Path.is_dir, damaged):  # a file is replaced, so that no other run misses it meanwhile
             remove(path)
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
