@@ -605,7 +605,7 @@ def test_a_model_that_is_no_better_on_dev_stays_here(
 ):
     recipe, runs = unexported
     done = command(recipe, "--runs", runs)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 3, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("export: dev nDCG@10 ")
     assert "is no better than the first stage's 1.0000" in line
