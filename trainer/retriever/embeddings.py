@@ -50,7 +50,7 @@ class BiEncoder:
     def load(self, device: str) -> SentenceTransformer:
         """Return the model, ready to encode; raises ModelError where folder or weights are not what it needs."""
         from sentence_transformers import SentenceTransformer
-        from transformers import PreTrainedModel
+        from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
         from trainer import weights
 
@@ -65,7 +65,8 @@ class BiEncoder:
             longest = self.max_length
             if isinstance(encoder, PreTrainedModel):
                 weights.load(type(encoder), self.folder, config=encoder.config)  # again, for the account of its weights
-                weights.require_rows(encoder, model.tokenizer, self.folder)
+                if isinstance(model.tokenizer, PreTrainedTokenizerBase):  # and no processor of images
+                    weights.require_rows(encoder, model.tokenizer, self.folder)
                 longest = min(longest, weights.longest_text(encoder) or longest)
                 model[0].register_forward_hook(_in_float32)
             model.max_seq_length = min(longest, model.max_seq_length or longest)
