@@ -1,8 +1,8 @@
 """Export: every format gives the trained model's scores, also where this package is not installed."""
 
+import errno
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -369,6 +369,18 @@ def test_a_model_whose_scores_depend_on_padding_is_exported_with_a_warning(tiny,
     assert "score one pair at a time" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_a_disk_that_fills_while_the_graph_is_written_ends_the_export(tiny, tmp_path):
+    reranker = trained(tiny["reranker"])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.onnx")
+
+    reranker.model.bert.encoder.layer[1].register_forward_hook(lambda *_: full() if torch.jit.is_tracing() else None)
+    with pytest.raises(OSError, match="No space left"):
+        export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
 def _fft(states: torch.Tensor) -> torch.Tensor:
     """The same states by a way that ONNX does not have, as FNet's layers."""
     return torch.fft.ifft(torch.fft.fft(states)).real
@@ -413,7 +425,9 @@ def test_a_base_with_its_own_code_leaves_with_it(tiny, tmp_path):
     parity = export(reranker, make_recipe(base), make_results(), PAIRS, tmp_path)
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert (tmp_path / "model" / "own_code.py").is_file()
-    assert 'CrossEncoder("FOLDER_OR_REPOSITORY", trust_remote_code=True)' in (tmp_path / "model" / "README.md").read_text()
+    assert (
+        'CrossEncoder("FOLDER_OR_REPOSITORY", trust_remote_code=True)' in (tmp_path / "model" / "README.md").read_text()
+    )
 
 
 def test_an_export_without_any_candidates_is_checked_on_odd_pairs(tiny, tmp_path):
