@@ -1,5 +1,6 @@
 """Export: every format gives the trained model's scores, also where this package is not installed."""
 
+import errno
 import json
 import os
 import shutil
@@ -366,6 +367,18 @@ def test_a_model_whose_scores_depend_on_padding_is_exported_with_a_warning(tiny,
     assert set(parity.differences) == {"transformers"}
     assert {"padded batches", "sentence-transformers", "onnx"} <= set(parity.left_out)
     assert "score one pair at a time" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_disk_that_fills_while_the_graph_is_written_ends_the_export(tiny, tmp_path):
+    reranker = trained(tiny["reranker"])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.onnx")
+
+    reranker.model.bert.encoder.layer[1].register_forward_hook(lambda *_: full() if torch.jit.is_tracing() else None)
+    with pytest.raises(OSError, match="No space left"):
+        export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
+    assert not (tmp_path / "model").exists()
 
 
 def _fft(states: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 
 from trainer.errors import one_line
 from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
+from trainer.machine import explain
 
 # Largest difference of a float32 logit that is rounding and not another model; logits here reach about 30.
 TOLERANCE = 1e-3
@@ -100,4 +101,7 @@ def _kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _reason(error: Exception) -> str:
+    """Return another library's error in one line; raises it where the disk or the memory is at fault."""
+    if explain(error, Path("runs")):
+        raise error
     return f"{type(error).__name__}: {one_line(error)}"[:300]
