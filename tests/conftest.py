@@ -122,6 +122,12 @@ def beir(tmp_path: Path) -> Path:
     return build_collection_folder(tmp_path / "tiny-set")
 
 
+@pytest.fixture(scope="session")
+def shared_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that do not change it."""
+    return build_collection_folder(tmp_path_factory.mktemp("shared") / "tiny-set")
+
+
 def build_collection_folder(folder: Path) -> Path:
     (folder / "qrels").mkdir(parents=True)
     documents, queries, qrels = [], [], {"train": [], "dev": [], "test": []}

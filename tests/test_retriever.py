@@ -208,6 +208,20 @@ def test_a_changed_document_embeds_one_shard_anew(collection, encode):
     assert encode(texts)[1] == 0  # and the old ones are still there
 
 
+def test_shards_that_hold_the_vectors_of_other_texts_are_encoded_again(encode, tmp_path, capsys):
+    texts = [f"why does {letter} happen" for letter in "abcdefgh"] * 3
+    texts = [f"{text} {place}" for place, text in enumerate(texts)]
+    before, _ = encode(texts)
+    one, other, *_ = sorted(tmp_path.glob("e/*/*.npy"))
+    held = one.read_bytes(), other.read_bytes()
+    one.write_bytes(held[1])
+    other.write_bytes(held[0])
+    after, encoded = encode(texts)
+    assert encoded == 2
+    assert "damaged embeddings, which are made again" in capsys.readouterr().out
+    np.testing.assert_array_equal(after, before)
+
+
 def test_another_model_in_a_folder_length_prompt_or_role_embeds_everything_anew(collection, encode, tiny, tmp_path):
     texts = collection.documents["passage"][:]
     vectors, _ = encode(texts)

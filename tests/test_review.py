@@ -5,6 +5,7 @@ import json
 import pytest
 
 from trainer.errors import DataError, RunError
+from trainer.lock import hold
 from trainer.review import LONGEST, review, shortened
 
 
@@ -68,6 +69,11 @@ def test_a_line_cut_off_by_a_kill_is_asked_again(suspects, tmp_path):
 def test_without_mining_there_is_nothing_to_review(tmp_path):
     with pytest.raises(RunError, match=r"is not there; run `reranker mine` with this recipe first"):
         review(tmp_path / "suspected_false_negatives.jsonl", tmp_path / "judgements.jsonl", keys())
+
+
+def test_two_reviews_at_once_are_refused(suspects, tmp_path):
+    with hold(tmp_path / ".review.lock", "review"), pytest.raises(RunError, match="another review is using it"):
+        review(suspects, tmp_path / "judgements.jsonl", keys())
 
 
 # Labels written by hand are never lost

@@ -10,18 +10,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from trainer import models
-from trainer.runs import read_json, write_json
+from trainer.runs import read_record, write_json
 
 FILE = "models.json"
 
 
 def read_pins(folder: Path) -> dict[str, str]:
     """Return the commit of each Hub id that a run began with; none where the file is not there or not whole."""
-    try:
-        pins = read_json(folder / FILE)
-    except (OSError, ValueError):
-        return {}
-    return {str(reference): str(commit) for reference, commit in pins.items()} if isinstance(pins, dict) else {}
+    pins = read_record(folder / FILE) or {}
+    return {str(reference): str(commit) for reference, commit in pins.items()}
 
 
 def write_pins(references: Iterable[str], folder: Path) -> None:

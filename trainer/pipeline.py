@@ -5,9 +5,10 @@
 With `mine.rounds: 2` mine and train come twice: mine-2 asks the model of the first round, train-2 starts from the base.
 Distil only comes where the recipe has the section, push likewise.
 
-Every stage leaves a folder under runs/NAME/ and stands as long as its fingerprint does: a chain of hashes over recipe
-sections, data, weights and the stages before it, all known before the first model loads. A stage that stands is
-skipped; the first that does not, and all behind it, are done. Killed anywhere, the same command goes on.
+Every stage leaves a folder under runs/NAME/. It is skipped as long as its files are as they were written and nothing
+changed that its result depends on: recipe keys, data, weights and the stages before it, all known before the first
+model loads. Else it is done again: what was there moves aside, and the terminal names what changed. Killed anywhere,
+the same command goes on. A lock keeps a second run of the same name out.
 
 Under several processes all of them embed, train and score; the rest is the main process's work.
 """
@@ -15,20 +16,25 @@ Under several processes all of them embed, train and score; the rest is the main
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer import console, models
+from pydantic import BaseModel
+
+from trainer import console, models, processes
 from trainer.check import check
 from trainer.data import Collection, build_collection, fingerprint_data
 from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
+from trainer.lock import hold
 from trainer.machine import explained
 from trainer.pins import read_pins, write_pins
 from trainer.recipe import Recipe
-from trainer.runs import Stage, fingerprint, write_json
+from trainer.runs import CONTENT, Stage, remove
+from trainer.verify import intact_archive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +52,10 @@ VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 4, "distil": 2, "evalu
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
+# Keys of train that change time and memory, but not what comes out; a training goes on under another value.
+WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
+DATA_FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # their content counts
+Result = TypeVar("Result")
 
 
 @explained
@@ -64,10 +74,43 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
-    for name in names[: last + 1]:
-        pipeline.carry_out(name, force)
-    if recipe.push is not None and until == "export":
-        pipeline.push(force=force)
+    with pipeline.locked():
+        for name in names[: last + 1]:
+            pipeline.carry_out(name, force)
+        pipeline.report_stale(names[last + 1 :])
+        if recipe.push is not None and until == "export":
+            pipeline.push(force=force)
+
+
+def _unused(recipe: Recipe) -> set[str]:
+    """Return the keys of retriever and mine that nothing reads under this recipe."""
+    retriever, mine = recipe.retriever, recipe.mine
+    return {
+        *(() if recipe.bi_encoder else ("max_length", "query_prompt", "document_prompt", "index")),
+        *(() if retriever.kind in ("bm25", "hybrid") else ("language",)),
+        *(() if mine.teacher or mine.rounds == 2 else ("teacher_margin",)),
+    }
+
+
+def _settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
+    """Return a section's keys and values under their names in the recipe; nothing where there is no section."""
+    values = section.model_dump(mode="json", exclude=without) if section is not None else {}
+    return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _content(key: str, reference: str | None) -> dict[str, str]:
+    """Return the hash of the model that a key names; nothing where it names none."""
+    return {CONTENT + key: models.fingerprint(models.locate(reference))} if reference else {}
+
+
+def _refuse_judgements_in_a_stage(recipe: Recipe, folder: Path) -> None:
+    """Raise RecipeError where `data.judgements` lies where a stage would move it away."""
+    path = recipe.data.judgements
+    if path is not None and folder.resolve() in path.resolve().parents and path.resolve().parent != folder.resolve():
+        raise RecipeError(
+            f"data.judgements: {path} lies in the folder of a stage, which moves aside when it is done again; copy it "
+            "to another folder, and name the copy"
+        )
 
 
 def _kind(stage: str) -> str:
@@ -81,74 +124,95 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        models.pin(read_pins(folder))
-        self.stages = self._plan()
+        models.pin(self._on_main(lambda: read_pins(folder)))
+        _refuse_judgements_in_a_stage(recipe, folder)
+        self.stages = self._on_main(self._plan)
+        models.pin(self._on_main(models.commits))  # those that were fingerprinted
+        self._known: dict[str, dict[str, Any]] = {}  # notes of finished stages, the same on all processes
 
     def _plan(self) -> dict[str, Stage]:
-        """Every stage with its fingerprint; each holds the one before it."""
+        """Every stage with all that its result depends on, which is what the stages before it depend on and more."""
         recipe = self.recipe
-        bi_encoder, student = recipe.bi_encoder, recipe.distil and recipe.distil.model
-        depends: dict[str, list[Any]] = {
-            "data": [fingerprint_data(recipe.data)],
-            "retrieve": [
-                recipe.retriever.model_dump(mode="json", exclude={"model", "run", "trust_remote_code"}),
-                models.fingerprint(models.locate(bi_encoder)) if bi_encoder else None,
-                models.sha256(recipe.retriever.run) if recipe.retriever.run else None,
-            ],
-            "mine": [
-                recipe.mine.model_dump(mode="json", exclude={"teacher", "teacher_trust_remote_code", "rounds"}),
-                models.fingerprint(models.locate(recipe.mine.teacher)) if recipe.mine.teacher else None,
-                recipe.reranker.max_length,
-                recipe.seed,
-            ],
-            "train": [
-                recipe.reranker.model_dump(mode="json", exclude={"model", "trust_remote_code"}),
-                models.fingerprint(models.locate(recipe.reranker.model)),
-                recipe.train.model_dump(mode="json"),
-                recipe.rerank_depth,
-                recipe.evaluate.metrics[0],
-            ],
-            "distil": [
-                recipe.distil.model_dump(mode="json", exclude={"model", "trust_remote_code"})
-                if recipe.distil
-                else None,
-                models.fingerprint(models.locate(student)) if student else None,
-            ],
-            "evaluate": [recipe.evaluate.model_dump(mode="json")],
-            "export": [recipe.export.model_dump(mode="json"), recipe.name],
+        depends: dict[str, dict[str, Any]] = {
+            "data": _settings("data", recipe.data, DATA_FILES) | {CONTENT + "data": fingerprint_data(recipe.data)},
+            "retrieve": _settings(
+                "retriever", recipe.retriever, {"model", "run", "trust_remote_code", *_unused(recipe)}
+            )
+            | _content("retriever.model", recipe.bi_encoder)
+            | ({CONTENT + "retriever.run": models.sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
+            "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds", *_unused(recipe)})
+            | _content("mine.teacher", recipe.mine.teacher)
+            | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
+            | {"seed": recipe.seed},
+            "train": _settings("reranker", recipe.reranker, {"model", "trust_remote_code"})
+            | _content("reranker.model", recipe.reranker.model)
+            | _settings("train", recipe.train, WITHOUT_EFFECT)
+            | {"evaluate.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
+            "distil": _settings("distil", recipe.distil, {"model", "trust_remote_code"})
+            | _content("distil.model", recipe.distil and recipe.distil.model),
+            "evaluate": {"evaluate.metrics": recipe.evaluate.metrics},
+            "export": _settings("export", recipe.export) | {"name": recipe.name},
         }
         names = [name for name in depends if name != "distil" or recipe.distil is not None]
         if recipe.mine.rounds == 2:
             after = names.index("train") + 1
             names[after:after] = ["mine-2", "train-2"]
-        stages, chain = {}, ""
+        stages: dict[str, Stage] = {}
+        known: dict[str, Any] = {}
+        previous = None
         for name in names:
-            chain = fingerprint(chain, name, VERSIONS[_kind(name)], *depends[_kind(name)])
-            stages[name] = Stage(self.folder / name, chain)
+            kind = _kind(name)
+            known |= depends[kind] | {f"the code of {kind}": VERSIONS[kind]}
+            known |= {"mine.rounds": 2} if name == "mine-2" else {}
+            previous = stages[name] = Stage.of(self.folder / name, known, previous)
         return stages
+
+    def _on_main(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns on the main process; a single process starts no torch for that."""
+        if not processes.several():
+            return work()
+        from trainer.launch import on_main
+
+        return on_main(self.accelerator, work)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the run folder; raises RunError where one is using it."""
+        with ExitStack() as held:
+            self._on_main(lambda: held.enter_context(hold(self.folder / ".lock", "run")))
+            yield
 
     def carry_out(self, name: str, force: bool) -> None:
         """Do one stage, or say that it stands."""
         stage = self.stages[name]
-        notes = stage.done
+        notes = self._on_main(lambda: stage.done)
         if notes is not None:
+            self._on_main(stage.tidy)
             console.stage(name, notes["said"], note="(stands)")
         else:
             if name == "export":
                 self._refuse_to_harm(force)
-            if self.accelerator.is_main_process:
-                write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
-                write_pins((reference.name for reference in self.recipe.model_references), self.folder)
-                stage.begin()
-            self.accelerator.wait_for_everyone()
+            self._on_main(lambda: self._begin(stage))
+            made: dict[str, Any] = {}
             if self.accelerator.is_main_process or _kind(name) in SHARED:
-                notes = getattr(self, f"_{_kind(name)}")(stage.folder)
-                console.stage(name, notes["said"])
-                if self.accelerator.is_main_process:
-                    stage.finish(**notes)
-            self.accelerator.wait_for_everyone()
+                made = getattr(self, f"_{_kind(name)}")(stage.folder)
+            notes = self._on_main(lambda: stage.finish(**made))
+            console.stage(name, notes["said"])
+        self._known[name] = notes
         if name == "evaluate":
             self._show_results()
+
+    def _begin(self, stage: Stage) -> None:
+        """Prepare the stage's folder, and note the recipe and the commits of its models."""
+        write_pins((reference.name for reference in self.recipe.model_references), self.folder)
+        stage.begin(self.recipe.model_dump(mode="json"))
+
+    def report_stale(self, names: Sequence[str]) -> None:
+        """Warn of later stages that are finished, but not with this recipe's inputs."""
+        stages = [self.stages[name] for name in names]
+        stale = [stage.folder.name for stage in stages if (stage.folder / "done.json").exists() and stage.done is None]
+        if stale:
+            console.warn("run", f"not done again yet, still of other inputs (their recipe.json): {', '.join(stale)}")
 
     # The stages in their order. Each is given its folder and returns the notes for done.json; `said` is its line on
     # the terminal, now and whenever the stage is skipped later.
@@ -173,8 +237,7 @@ class Pipeline:
             details.append(f"bm25 in {language_of(section, self.collection)}")
         engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
         found_for = f"{section.depth} candidates for each of {total} queries"
-        said = f"{engines}: {found_for}; dev {self.metric} {score:.4f}"
-        return {"said": said, "first_stage_dev": score}
+        return {"said": f"{engines}: {found_for}; dev {self.metric} {score:.4f}"}
 
     def embed(
         self, collection: Collection, queries: Sequence[int] | None = None
@@ -197,11 +260,11 @@ class Pipeline:
         )
         cache = self.folder.parent / ".embeddings"
         parts = shards(bi_encoder, collection, cache, queries)
-        if any(part.missing for part in parts):
+        missing = [part.find_missing(self.accelerator) for part in parts]
+        if any(missing):
             device = str(self.accelerator.device)
             precision = self.precision("retrieve", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
             parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
-        self.accelerator.wait_for_everyone()  # all have seen what is missing before anybody adds to it
         for part in parts:
             part.encode(self.accelerator)
         self.accelerator.wait_for_everyone()
@@ -244,7 +307,7 @@ class Pipeline:
         reranker.compute_in(self.precision(folder.name, base, reranker.bf16_speedup))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
-        first_stage = self._notes("retrieve")["first_stage_dev"]
+        first_stage = self.first_stage_dev
         console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
         progress = train(
             self.recipe,
@@ -294,7 +357,7 @@ class Pipeline:
             folder,
             fresh_head=distil.has_fresh_classifier(self.recipe),
         )
-        tuned, first_stage = self._notes(self._last_training)["best_dev"], self._notes("retrieve")["first_stage_dev"]
+        tuned, first_stage = self._notes(self._last_training)["best_dev"], self.first_stage_dev
         said = f"{learned}; best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
         said += f" (tuned {tuned:.4f}, first stage {first_stage:.4f})"
         return {"said": said, "best_dev": progress.best_score, "best_step": progress.best_step}
@@ -321,7 +384,8 @@ class Pipeline:
             return self.collection, train
         collection, rows = distil.add_queries(self.collection, drawn)
         path = folder / "pseudo_queries.npz"
-        if not path.is_file():
+        if not self._on_main(lambda: intact_archive(path)):
+            self._on_main(lambda: remove(path))
             embeddings, _ = self.embed(collection, rows)
             if self.accelerator.is_main_process:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
@@ -416,10 +480,13 @@ class Pipeline:
         section = self.recipe.push
         if section is None:
             raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
-        if self.stages["export"].done is None:
-            if self.stages["evaluate"].done is not None:
+        if self._on_main(lambda: self.stages["export"].done) is None:
+            if self._on_main(lambda: self.stages["evaluate"].done) is not None:
                 self._refuse_to_harm(force)
-            raise RunError(f"push: {self.folder / 'export'} does not hold this recipe's model; run the recipe first")
+            raise RunError(
+                f"push: {self.folder / 'export'} does not hold this recipe's model, whole and as it was written; "
+                "run the recipe first"
+            )
         self._refuse_to_harm(force)
         folder = self.stages["export"].folder / "model"
         files = files_to_push(folder)
@@ -477,6 +544,13 @@ class Pipeline:
     def reranked(self, split: str) -> Candidates:
         """Those of them that are reranked and measured."""
         return self.candidates(split).top(self.recipe.rerank_depth)
+
+    @property
+    def first_stage_dev(self) -> float:
+        """The dev score of the first stage; the metric may be another than when it retrieved."""
+        from trainer.evaluate import mean_score
+
+        return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
 
     def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
         """Return the two-stage score of the model in its precision, and its scores (queries, depth)."""
@@ -549,9 +623,13 @@ class Pipeline:
         return start_accelerator(self.recipe.train.precision)
 
     def _notes(self, name: str) -> dict[str, Any]:
-        notes = self.stages[name].done
-        assert notes is not None, name
-        return notes
+        """Return what a finished stage noted, the same on all processes."""
+        if name not in self._known:
+            notes = self._on_main(lambda: self.stages[name].done)
+            if notes is None:
+                raise RunError(f"{name}: {self.folder / name} is not finished or was changed; run the recipe again")
+            self._known[name] = notes
+        return self._known[name]
 
     def _refuse_to_harm(self, force: bool) -> None:
         """Keep a model here that by itself is no better on dev than what the user had, unless forced."""

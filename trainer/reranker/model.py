@@ -6,7 +6,6 @@ fresh classifier where the recipe insists). Scores are raw float32 logits; only 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from trainer.precision import (
     resolve,
 )
 from trainer.reranker.loading import load_cross_encoder, longest_input
+from trainer.runs import remove
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
 MEASURED_TOKENS = 2048  # in the batch on which precisions are compared: 16 pairs of 128 tokens
@@ -209,11 +209,14 @@ class Reranker:
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Weights (the model's own unless they are given), configuration and tokenizer.
 
-        A kill leaves what was there before, or what is new, but for the moment between two renames.
+        A kill leaves what was there before, or what is new; between two renames what was there before is the hidden
+        `.NAME.old`, which the next save puts back first.
         """
         partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         for left_over in (partial, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+            remove(left_over)
         partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
         for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
@@ -229,7 +232,7 @@ class Reranker:
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 @dataclass(frozen=True)
