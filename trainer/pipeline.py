@@ -54,7 +54,9 @@ PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, 
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 # Keys of train that change time and memory, but not what comes out; a training goes on under another value.
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
-DATA_FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # their content counts
+# Of files and models the content counts and not the name; permission to run a model's code changes nothing.
+DATA_FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}
+BY_CONTENT = {"model", "run", "trust_remote_code"}
 Result = TypeVar("Result")
 
 
@@ -135,20 +137,18 @@ class Pipeline:
         recipe = self.recipe
         depends: dict[str, dict[str, Any]] = {
             "data": _settings("data", recipe.data, DATA_FILES) | {CONTENT + "data": fingerprint_data(recipe.data)},
-            "retrieve": _settings(
-                "retriever", recipe.retriever, {"model", "run", "trust_remote_code", *_unused(recipe)}
-            )
+            "retrieve": _settings("retriever", recipe.retriever, BY_CONTENT | _unused(recipe))
             | _content("retriever.model", recipe.bi_encoder)
             | ({CONTENT + "retriever.run": models.sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
-            "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds", *_unused(recipe)})
+            "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds"} | _unused(recipe))
             | _content("mine.teacher", recipe.mine.teacher)
             | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
             | {"seed": recipe.seed},
-            "train": _settings("reranker", recipe.reranker, {"model", "trust_remote_code"})
+            "train": _settings("reranker", recipe.reranker, BY_CONTENT)
             | _content("reranker.model", recipe.reranker.model)
             | _settings("train", recipe.train, WITHOUT_EFFECT)
             | {"evaluate.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
-            "distil": _settings("distil", recipe.distil, {"model", "trust_remote_code"})
+            "distil": _settings("distil", recipe.distil, BY_CONTENT)
             | _content("distil.model", recipe.distil and recipe.distil.model),
             "evaluate": {"evaluate.metrics": recipe.evaluate.metrics},
             "export": _settings("export", recipe.export) | {"name": recipe.name},
