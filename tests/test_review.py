@@ -71,6 +71,11 @@ def test_without_mining_there_is_nothing_to_review(tmp_path):
         review(tmp_path / "suspected_false_negatives.jsonl", tmp_path / "judgements.jsonl", keys())
 
 
+def test_two_reviews_at_once_are_refused(suspects, tmp_path):
+    with hold(tmp_path / ".review.lock", "review"), pytest.raises(RunError, match="another review is using it"):
+        review(suspects, tmp_path / "judgements.jsonl", keys())
+
+
 # Labels written by hand are never lost
 
 

@@ -54,8 +54,9 @@ PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, 
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 # Keys of train that change time and memory, but not what comes out; a training goes on under another value.
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
-TRUST = "trust_remote_code"  # whether code may run; not what comes out
-DATA_FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # their content counts
+# Of files and models the content counts and not the name; permission to run a model's code changes nothing.
+DATA_FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}
+BY_CONTENT = {"model", "run", "trust_remote_code"}
 Result = TypeVar("Result")
 
 
@@ -125,9 +126,10 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        models.pin(read_pins(folder))
+        models.pin(self._on_main(lambda: read_pins(folder)))
         _refuse_judgements_in_a_stage(recipe, folder)
         self.stages = self._on_main(self._plan)
+        models.pin(self._on_main(models.commits))  # those that were fingerprinted
         self._known: dict[str, dict[str, Any]] = {}  # notes of finished stages, the same on all processes
 
     def _plan(self) -> dict[str, Stage]:
@@ -135,18 +137,18 @@ class Pipeline:
         recipe = self.recipe
         depends: dict[str, dict[str, Any]] = {
             "data": _settings("data", recipe.data, DATA_FILES) | {CONTENT + "data": fingerprint_data(recipe.data)},
-            "retrieve": _settings("retriever", recipe.retriever, {"model", "run", TRUST, *_unused(recipe)})
+            "retrieve": _settings("retriever", recipe.retriever, BY_CONTENT | _unused(recipe))
             | _content("retriever.model", recipe.bi_encoder)
             | ({CONTENT + "retriever.run": models.sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
-            "mine": _settings("mine", recipe.mine, {"teacher", f"teacher_{TRUST}", "rounds", *_unused(recipe)})
+            "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds"} | _unused(recipe))
             | _content("mine.teacher", recipe.mine.teacher)
             | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
             | {"seed": recipe.seed},
-            "train": _settings("reranker", recipe.reranker, {"model", TRUST})
+            "train": _settings("reranker", recipe.reranker, BY_CONTENT)
             | _content("reranker.model", recipe.reranker.model)
             | _settings("train", recipe.train, WITHOUT_EFFECT)
             | {"evaluate.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
-            "distil": _settings("distil", recipe.distil, {"model", TRUST})
+            "distil": _settings("distil", recipe.distil, BY_CONTENT)
             | _content("distil.model", recipe.distil and recipe.distil.model),
             "evaluate": {"evaluate.metrics": recipe.evaluate.metrics},
             "export": _settings("export", recipe.export) | {"name": recipe.name},
@@ -164,11 +166,6 @@ class Pipeline:
             known |= {"mine.rounds": 2} if name == "mine-2" else {}
             previous = stages[name] = Stage.of(self.folder / name, known, previous)
         return stages
-
-    def _begin(self, stage: Stage) -> None:
-        """Begin a stage and keep the commits of the Hub models that it starts with."""
-        stage.begin(self.recipe.model_dump(mode="json"))
-        write_pins((reference.name for reference in self.recipe.model_references), self.folder)
 
     def _on_main(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns on the main process; a single process starts no torch for that."""
@@ -204,6 +201,11 @@ class Pipeline:
         self._known[name] = notes
         if name == "evaluate":
             self._show_results()
+
+    def _begin(self, stage: Stage) -> None:
+        """Prepare the stage's folder, and note the recipe and the commits of its models."""
+        write_pins((reference.name for reference in self.recipe.model_references), self.folder)
+        stage.begin(self.recipe.model_dump(mode="json"))
 
     def report_stale(self, names: Sequence[str]) -> None:
         """Warn of later stages that are finished, but not with this recipe's inputs."""
