@@ -44,11 +44,12 @@ class Bm25:
         splitter, stemmer, stopwords = _analyzer(language)
         self._tokenizer = Tokenizer(splitter=splitter, stemmer=stemmer, stopwords=stopwords)
         counts = self._counts(documents, update_vocab=True)
-        self.lengths = np.asarray(counts.sum(axis=1)).ravel()  # (N,) words of each document
+        counts.sum_duplicates()
+        self.lengths = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()  # (N,) words of each document
         self.counts: csr_matrix = counts.T.tocsr()  # (words, N)
 
     def _counts(self, texts: Iterable[str], update_vocab: bool) -> csr_matrix:
-        """Return how often each known word stands in each text: (texts, words) float32."""
+        """Return the known words of each text in their order, 1 for each time: (texts, words) float32."""
         from scipy.sparse import csr_matrix
 
         words, ends = array("i"), array("q", [0])
@@ -57,9 +58,7 @@ class Bm25:
             ends.append(len(words))
         ones = np.ones(len(words), dtype=np.float32)
         known = max(self._tokenizer.get_vocab_dict().values(), default=-1) + 1
-        counts = csr_matrix((ones, np.asarray(words), np.asarray(ends)), shape=(len(ends) - 1, known))
-        counts.sum_duplicates()
-        return counts
+        return csr_matrix((ones, np.asarray(words), np.asarray(ends)), shape=(len(ends) - 1, known))
 
     def weights(self, k1: float = K1, b: float = B) -> csr_matrix:
         """Return what each word of a query adds to the score of each document: (words, N) float32."""
@@ -68,9 +67,9 @@ class Bm25:
         counts, documents = self.counts, len(self.lengths)
         holding = np.diff(counts.indptr)
         rarity = np.log(1 + (documents - holding + 0.5) / (holding + 0.5)).astype(np.float32)
-        damping = (k1 * (1 - b + b * self.lengths / max(self.lengths.mean(), 1e-9))).astype(np.float32)
-        data = np.repeat(rarity, holding) * counts.data / (counts.data + damping[counts.indices])
-        return csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+        damping = k1 * (1 - b + b * self.lengths / max(self.lengths.mean(), 1e-9))
+        data = np.repeat(rarity, holding) * (counts.data / (counts.data + damping[counts.indices]))
+        return csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
 
     def search(self, queries: Sequence[str], depth: int, k1: float = K1, b: float = B) -> Ranking:
         """Return the best `depth` documents of every query; those without a word in common are not listed."""
