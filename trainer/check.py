@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 
 from rich.markup import escape
 
 from trainer import console, models
-from trainer.data import Summary, check_collection, describe_lengths
-from trainer.errors import ExportError, RecipeError, TrainerError
+from trainer.data import Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.errors import DataError, ExportError, RecipeError, TrainerError
 from trainer.recipe import Recipe
+from trainer.runs import read_json, write_json
+
+VERSION = 1  # raised when the check would find something else in the same collection
+KEPT = "check.json"  # in the run folder
+MANY_CUT = 0.2  # share of the documents above which it is a warning that they are cut
+LONG_ENOUGH = 100  # characters of a text whose language can be told
+SEVERAL = 0.1  # share of the texts from which a second language counts
+FEWEST_TEXTS = 20  # whose language was told
 
 
-def check(recipe: Recipe) -> Summary:
+def check(recipe: Recipe, runs: Path = Path("runs"), keep: bool = False) -> Summary:
     """Judge recipe, model references and data without loading a model, and print what is good to know.
 
+    What was found in the same collection by an earlier check is taken from the run folder; `keep` leaves it there.
     Raises TrainerError with every fault.
     """
     errors = _faults_beside_the_data(recipe)
     try:
-        summary = check_collection(recipe.data)
+        summary = _check_data(recipe, runs / recipe.name / KEPT, keep)
+        if faults := _faults_of_mining(summary, recipe):
+            raise DataError(faults)
     except TrainerError as error:
         errors.append(error)
     else:
@@ -28,6 +42,39 @@ def check(recipe: Recipe) -> Summary:
             _show(summary, recipe)
             return summary
     raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
+
+
+def _check_data(recipe: Recipe, kept: Path, keep: bool) -> Summary:
+    """Read the collection, unless the file of an earlier check says what the very same one holds."""
+    fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+    try:
+        known = read_json(kept)
+        if known["fingerprint"] == fingerprint:
+            return Summary.from_json(known["summary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it is not there, or not whole: the collection says the same
+    summary = check_collection(recipe.data)
+    if keep and not console.console.quiet:
+        write_json(kept, {"fingerprint": fingerprint, "summary": asdict(summary)})
+    return summary
+
+
+def _faults_of_mining(summary: Summary, recipe: Recipe) -> list[str]:
+    """What would leave every query without a negative, known before anything is searched."""
+    section = recipe.mine
+    if summary.judged_negatives:
+        return []
+    if summary.spare[1] <= 0:
+        return [
+            f"data: no train query can get a negative: each of the {summary.documents} documents is relevant for it, or "
+            "repeats one that is; give more documents"
+        ]
+    if section.first_rank > summary.documents and not section.random_share:
+        return [
+            f"mine.first_rank: {section.first_rank} is beyond the {summary.documents} documents, so no query can get a "
+            "negative; lower it"
+        ]
+    return []
 
 
 def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
@@ -74,9 +121,66 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
     for note in summary.notes:
         console.stage("check", escape(note))
+    warnings = [*summary.warnings, *_few_negatives(summary, recipe), *_several_languages(summary, recipe)]
     if models.is_local(recipe.reranker.model):
         tokenizer = models.locate(recipe.reranker.model) / "tokenizer.json"
         if tokenizer.is_file():
-            console.stage("check", describe_lengths(*summary.sample, tokenizer, recipe.reranker.max_length))
-    for warning in summary.warnings:
+            lengths = summary.document_lengths, summary.query_lengths
+            cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length)
+            if max(cut.documents, cut.queries) < MANY_CUT:
+                console.stage("check", cut.said)
+            else:
+                warnings.append(f"{cut.said}; raise it, or split long documents into passages")
+    warnings += _without_threshold(recipe)
+    for warning in warnings:
         console.warn("check", escape(warning))
+
+
+def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
+    wanted, (fewest, _) = recipe.mine.negatives_per_positive, summary.spare
+    if fewest < wanted:
+        yield (
+            f"{summary.documents} documents leave some train query {max(0, fewest)} that are neither relevant nor a "
+            f"duplicate, fewer than the {wanted} negatives of mine.negatives_per_positive"
+        )
+
+
+def _several_languages(summary: Summary, recipe: Recipe) -> Iterator[str]:
+    """Where one stemmer, told from the first documents, would be wrong for many of them."""
+    section = recipe.retriever
+    if section.kind not in ("bm25", "hybrid") or section.language != "auto":
+        return
+    shares = _languages(summary.document_lengths.texts)
+    if len(shares) > 1:
+        found = ", ".join(f"{language} {share:.0%}" for language, share in shares.items())
+        yield (
+            f"the documents are in several languages ({found} of a sample), but BM25 takes one stemmer; set "
+            "retriever.language, none perhaps, and see that both models know all of them"
+        )
+
+
+def _languages(texts: Sequence[str]) -> dict[str, float]:
+    """Return the languages that are common among the texts with their shares; of short texts none can be told."""
+    from trainer.retriever.bm25 import detect_language
+
+    found = Counter(detect_language([text]) for text in texts if len(text) >= LONG_ENOUGH)
+    found["japanese"] += found.pop("chinese", 0) if found["japanese"] else 0  # kanji alone look like Chinese
+    known = +Counter({language: count for language, count in found.items() if language != "none"})
+    if known.total() < FEWEST_TEXTS:
+        return {}
+    shares = {language: count / known.total() for language, count in known.most_common()}
+    return {language: share for language, share in shares.items() if share >= SEVERAL}
+
+
+def _without_threshold(recipe: Recipe) -> Iterator[str]:
+    """Metrics that count from grade 1 on although the recipe calls relevant only what is above."""
+    import ir_measures
+
+    least = recipe.data.relevant_from
+    measures = [(name, ir_measures.parse_measure(name)) for name in recipe.evaluate.metrics]
+    binary = [(name, measure.params.get("rel", 1)) for name, measure in measures if "rel" in measure.SUPPORTED_PARAMS]
+    if names := [name for name, rel in binary if rel < least]:
+        yield (
+            f"{', '.join(names)} count grades below data.relevant_from {least} as relevant; write rel={least}, e.g. "
+            f"RR(rel={least})@10"
+        )

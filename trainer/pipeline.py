@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 3, "distil": 1, "evaluate": 3, "export": 2}
+VERSIONS = {"data": 4, "retrieve": 2, "mine": 3, "train": 3, "distil": 1, "evaluate": 3, "export": 2}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
@@ -51,7 +51,7 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     """
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
-    check(recipe)
+    check(recipe, runs, keep=True)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
@@ -282,7 +282,7 @@ class Pipeline:
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
         from trainer import distil
-        from trainer.retriever import Candidates, retrieve_unjudged
+        from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
 
         section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
         assert section is not None
@@ -307,7 +307,12 @@ class Pipeline:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
                 retrieve_unjudged(retriever, collection, rows, embeddings).save(path)
         self.accelerator.wait_for_everyone()
-        found = distil.with_own(Candidates.load(path).top(section.depth), [query.document for query in drawn])
+        # A document of one sentence is its pseudo-query itself, and no candidate of it.
+        own = [
+            NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
+            for row, query in zip(rows, drawn, strict=True)
+        ]
+        found = distil.with_own(Candidates.load(path).top(section.depth), own)
         return collection, train.joined(found)
 
     def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from trainer.data.columns import CORPUS_ROLES, OPTIONAL, PAIRS_ROLES, QRELS_ROLES, QUERIES_ROLES, shown, usual
 from trainer.data.faults import Faults
+from trainer.data.lines import PACKED
 from trainer.data.records import SPLITS
-from trainer.data.tables import QRELS_COLUMNS, READERS, FileTable, ending
+from trainer.data.tables import QRELS_COLUMNS, READERS, FileTable, ending, qrels_columns, record_columns
 from trainer.errors import DataError
 from trainer.recipe import HUB
 
@@ -78,7 +79,7 @@ def recognise(folder: Path) -> Layout:
 
 def _is_beir(folder: Path) -> bool:
     names = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
-    return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
+    return all(any((folder / f"{name}{packed}").is_file() for packed in ("", *PACKED)) for name in names)
 
 
 def _is_set(folder: Path) -> bool:
@@ -96,7 +97,8 @@ def _look(path: Path) -> Seen:
         columns.extend(names)
         return names
 
-    first = next(islice(FileTable(path, QRELS_COLUMNS).rows(choose, faults), 1), (0, {}))[1]
+    table = FileTable(path, lambda row: qrels_columns(row) or record_columns(row))
+    first = next(islice(table.rows(choose, faults), 1), (0, {}))[1]
     holds = _holds(path, columns, first)
     name = path.name.lower()
     split = "dev" if re.search(r"dev|val", name) else "test" if "test" in name else "train"
