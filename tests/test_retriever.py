@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
-from trainer.errors import DataError, RecipeError
+from trainer.errors import DataError
 from trainer.recipe import Data, Retriever
 from trainer.retriever import (
     NOTHING,

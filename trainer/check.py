@@ -66,8 +66,8 @@ def _faults_of_mining(summary: Summary, recipe: Recipe) -> list[str]:
         return []
     if summary.spare[1] <= 0:
         return [
-            f"data: no train query can get a negative: each of the {summary.documents} documents is relevant for it, or "
-            "repeats one that is; give more documents"
+            f"data: no train query can get a negative: each of the {summary.documents} documents is relevant for it "
+            "or repeats one that is; give more documents"
         ]
     if section.first_rank > summary.documents and not section.random_share:
         return [

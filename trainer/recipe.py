@@ -6,6 +6,7 @@ RecipeError that lists every fault with `file:line`. A recipe says *what*; `acce
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +36,8 @@ class Section(BaseModel):
 
 
 HUB = "hub:"
+FILES = ("corpus", "queries", "qrels", "pairs", "dev", "test")  # keys that name files or globs
+READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_documents", "separator")  # with any way in
 
 
 class Data(Section):
@@ -63,7 +66,7 @@ class Data(Section):
     relevant_from: int = Field(default=1, ge=1)
     """Lowest grade that counts as relevant in training, mining and splits; metrics see all grades as they are."""
     repeated: Literal["error", "sum", "max"] = "error"
-    """Grade of a pair that is judged more than once, as in click logs: the sum or the highest; error: none may differ."""
+    """Grade of what is judged more than once, as in click logs: the sum or the highest; error: grades must agree."""
     unknown_ids: Literal["error", "skip"] = "error"
     """skip: judgements of documents or queries that are not in the files are left out and counted."""
     self_documents: Literal["exclude", "keep"] = "exclude"
@@ -95,9 +98,7 @@ class Data(Section):
     pairs_label: str | tuple[str, ...] | None = None
     """Column of the grade of each pair (or of a list of them); null: a usual name unless pairs_positive is given."""
 
-    @field_validator(
-        "corpus", "queries", "qrels", "pairs", "dev", "test", "corpus_text", "pairs_negatives", mode="before"
-    )
+    @field_validator(*FILES, "corpus_text", "pairs_negatives", mode="before")
     @classmethod
     def _one_is_a_list_too(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
@@ -173,7 +174,6 @@ class Data(Section):
         return first.name.split(".")[0] if self.pairs else first.resolve().parent.name
 
 
-READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_documents", "separator")
 _INSTEAD = {
     "dev": ", which brings its own splits",
     "test": ", which brings its own splits",
@@ -497,6 +497,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         source.faults += [source.explain(details) for details in error.errors()]
     if recipe is None or source.faults:
+        source.look_for_files()
         raise RecipeError([text for _, text in sorted(source.faults, key=lambda fault: fault[0])])
     return recipe
 
@@ -528,6 +529,13 @@ def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists() or bool(glob.glob(name, recursive=True))
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
 
 
 COMMAND_LINE = 10**9  # sorts behind every line of the file
@@ -656,6 +664,19 @@ class Source:
         else:
             message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
         return self._place(self._line(place), place, message)
+
+    def look_for_files(self) -> None:
+        """Note files of the data section that are not there, so that they are told with the recipe's other faults.
+
+        What else is wrong with the data is found once the recipe is right.
+        """
+        section = self.values.get("data")
+        files = section if isinstance(section, dict) else {}
+        for key in ("path", *FILES, "judgements"):
+            given = files.get(key)
+            for name in given if isinstance(given, list) else [given]:
+                if isinstance(name, str) and not name.startswith(HUB) and not _is_there(name):
+                    self._fault(self._line(("data", key)), ("data", key), f"no such file or folder: {name}")
 
     def _fault(self, line: int, place: tuple[str, ...], message: str) -> None:
         self.faults.append(self._place(line, place, message))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.data.lengths import LengthCounter, Lengths
 from trainer.data.reader import Reader
@@ -43,10 +44,10 @@ class Summary:
     judged_negatives: int  # of train
 
     @classmethod
-    def from_json(cls, content: dict) -> Summary:
+    def from_json(cls, content: Mapping[str, Any]) -> Summary:
         """Make it again from what `dataclasses.asdict` and JSON made of it."""
         lengths = {name: Lengths(**content[name]) for name in ("document_lengths", "query_lengths")}
-        return cls(**content | lengths | {"spare": tuple(content["spare"])})
+        return cls(**{**content, **lengths, "spare": tuple(content["spare"])})
 
 
 class Audit:
@@ -68,9 +69,8 @@ class Audit:
             self.texts.add(document.title, document.passage)
             if not document.text.strip():
                 self.empty.append(document.id)
-            if "<" in document.passage or "&" in document.passage:
-                if len(_TAG.findall(document.passage)) >= TAGS:
-                    self.html.append(document.id)
+            if len(_TAG.findall(document.passage)) >= TAGS:
+                self.html.append(document.id)
 
     def watch_queries(self, queries: Iterable[Record]) -> Iterator[Record]:
         """See every query on its way."""
@@ -242,8 +242,8 @@ def _repeated_queries(reader: Reader, qrels: Qrels, texts: Mapping[str, str]) ->
                 different.append(f"{other} and {query} ({reader.query_place(query)})")
         if different:
             yield (
-                f"{len(different)} {split} queries repeat the text of another one with other judgements; what is relevant "
-                f"for one of them is no negative of the other; {_some(different)}"
+                f"{len(different)} {split} queries repeat the text of another one with other judgements; what is "
+                f"relevant for one of them is no negative of the other; {_some(different)}"
             )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1024  # documents read at once where all of them are compared
 
+
 def check_collection(section: Data) -> Summary:
     """Read the whole collection once; raises DataError with every fault."""
     reader, audit, texts = _reader(section), Audit(), {}

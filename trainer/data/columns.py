@@ -139,7 +139,9 @@ def _none_usual(role: str, columns: Sequence[str]) -> str:
 
 
 def _no_head_line(columns: Sequence[str]) -> str:
-    return "; if this is no head line, put one above it" if any(" " in name or name.isdigit() for name in columns) else ""
+    return (
+        "; if this is no head line, put one above it" if any(" " in name or name.isdigit() for name in columns) else ""
+    )
 
 
 def settings(section: Data) -> Mapping[str, object]:

@@ -82,16 +82,16 @@ def describe_lengths(documents: Lengths, queries: Lengths, tokenizer: Path, max_
 
     asked, read = _in_tokens(queries, tokens(queries.texts)), _in_tokens(documents, tokens(documents.texts))
     (longest,) = tokens([documents.longest])
-    longest = max(max(read), round(longest * documents.characters[-1] / max(1, len(documents.longest))))
+    longest = round(longest * documents.characters[-1] / max(1, len(documents.longest)))
     room = max_length - SPECIAL
     left = max(room - _median(asked), room // 2)
     long_documents = sum(length > left for length in read) / len(read)
     long_queries = sum(length > room // 2 for length in asked) / len(asked)
     about = "" if documents.count <= SAMPLE else "about "
     said = (
-        f"{about}{long_documents:.0%} of {documents.count} documents are longer than the {left} tokens that the median "
-        f"query leaves of {max_length} (reranker.max_length) and are cut; {long_queries:.0%} of the queries are; median "
-        f"document {_median(read)} tokens, longest {longest} ({documents.characters[-1]:,} characters)"
+        f"{about}{long_documents:.0%} of {documents.count} documents are longer than the {left} tokens that the "
+        f"median query leaves of {max_length} (reranker.max_length) and are cut; {long_queries:.0%} of the queries "
+        f"are; median document {_median(read)} tokens, longest {longest} ({documents.characters[-1]:,} characters)"
     )
     return Cut(long_documents, long_queries, said)
 

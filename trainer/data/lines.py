@@ -15,16 +15,16 @@ import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer.data.faults import Faults
 
 UNREADABLE = "unreadable files"
 ENCODING = "wrong encoding"
-UNPACK: dict[str, tuple[str, Callable[[Any], IO[bytes]]]] = {
-    ".gz": ("gzip", gzip.open),
-    ".bz2": ("bzip2", bz2.open),
-    ".xz": ("xz", lzma.open),
+UNPACK: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    ".gz": ("gzip", gzip.GzipFile),
+    ".bz2": ("bzip2", bz2.BZ2File),
+    ".xz": ("xz", lzma.LZMAFile),
 }
 PACKED = tuple(UNPACK)
 # The first bytes of files that are no text, under whatever name: what such a file is, and what to do about it.
@@ -72,10 +72,8 @@ def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
 
 def _open(path: Path) -> io.BufferedReader:
     """Open the unpacked bytes; the buffer is large enough to look at `LOOKED_AT` of them in advance."""
-    _, unpack = UNPACK.get(path.suffix.lower(), ("", None))
-    if unpack is None:
-        return path.open("rb", buffering=LOOKED_AT)
-    return io.BufferedReader(unpack(path), LOOKED_AT)  # type: ignore[arg-type]  it reads as a raw file does
+    _, unpack = UNPACK.get(path.suffix.lower(), ("", io.FileIO))
+    return io.BufferedReader(unpack(path), LOOKED_AT)
 
 
 def _raw_lines(file: io.BufferedReader, head: bytes) -> Iterator[bytes]:

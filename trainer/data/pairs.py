@@ -129,7 +129,9 @@ class PairReader(Reader):
             table, number = place
             message = f"query {query[:60]!r} has {text[:60]!r} as relevant and as not relevant; keep one"
             if before and judgement.grade:
-                message = f"query {query[:60]!r} has {text[:60]!r} with the grades {before} and {judgement.grade}; keep one"
+                message = (
+                    f"query {query[:60]!r} has {text[:60]!r} with the grades {before} and {judgement.grade}; keep one"
+                )
             self.faults.add("contradicting judgements", table.place(number), message)
 
     def _listed(self, row: Mapping[str, Any], name: str, place: Place, needed: bool = False) -> list[str] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -77,7 +76,9 @@ class Reader:
                 self.faults.add(NO_RECORD, table.name, message)
         for identity in spaced:
             if trec_id(identity) in seen:
-                message = f"{what} id {identity!r} is {trec_id(identity)!r} in run files, which is another id; rename one"
+                message = (
+                    f"{what} id {identity!r} is {trec_id(identity)!r} in run files, which is another id; rename one"
+                )
                 self.faults.add("ids with white space", place_of(seen[identity], tables), message)
 
     def _doubled(

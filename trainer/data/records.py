@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote
-from typing import NamedTuple
 
 SPLITS = ("train", "dev", "test")
 Judged = dict[str, dict[str, int]]  # {query id: {document id: grade}}
@@ -38,7 +38,7 @@ def normalised(query: str) -> str:
     return " ".join(query.lower().split())
 
 
-def has_positive(grades: Mapping[str, int], relevant_from: int) -> bool:
+def has_positive(grades: Mapping[Any, int], relevant_from: int) -> bool:
     """Whether a query can be measured or learned from."""
     return any(grade >= relevant_from for grade in grades.values())
 

@@ -10,9 +10,18 @@ from pathlib import Path
 
 from trainer.data.columns import settings
 from trainer.data.hub import SetTable, find_set
-from trainer.data.records import SPLITS
 from trainer.data.lines import PACKED
-from trainer.data.tables import READERS, FileTable, Headless, Table, ending, qrels_columns, record_columns, with_head_line
+from trainer.data.records import SPLITS
+from trainer.data.tables import (
+    READERS,
+    FileTable,
+    Headless,
+    Table,
+    ending,
+    qrels_columns,
+    record_columns,
+    with_head_line,
+)
 from trainer.errors import DataError
 from trainer.recipe import Data
 

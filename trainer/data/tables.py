@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

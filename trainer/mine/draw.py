@@ -55,9 +55,7 @@ def mine(
         asked[place] = section.negatives_per_positive * len(positives)
         known = collection.judged_negatives("train", query)[: asked[place]]
         wanted = int(asked[place]) - len(known)
-        drawn = _from_corpus(
-            collection, query, candidates.found(place), _part(wanted, section.random_share, rng), rng
-        )
+        drawn = _from_corpus(collection, query, candidates.found(place), _part(wanted, section.random_share, rng), rng)
         picked = _pick(section, judged, place, wanted - len(drawn), rng, by_teacher)
         negatives = [*known, *candidates.documents[place, picked].tolist(), *drawn]
         groups += _groups(query, positives, grades, negatives)

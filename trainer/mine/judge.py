@@ -93,11 +93,7 @@ def _ask(
     if teacher is None:
         return scores, best
     queries = candidates.queries.tolist()
-    positives = [
-        (place, row)
-        for place, query in enumerate(queries)
-        for row in collection.positives("train", query)
-    ]
+    positives = [(place, row) for place, query in enumerate(queries) for row in collection.positives("train", query)]
     marked = np.argwhere(asked)
     pairs = [(queries[place], row) for place, row in positives]
     pairs += [(queries[place], int(candidates.documents[place, rank])) for place, rank in marked]

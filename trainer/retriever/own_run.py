@@ -85,9 +85,7 @@ def _parse(text: str, place: str, faults: Faults) -> Line | None:
     return Line(query, document, score)
 
 
-def _is_known(
-    line: Line, queries: Mapping[str, int], documents: Mapping[str, int], place: str, faults: Faults
-) -> bool:
+def _is_known(line: Line, queries: Mapping[str, int], documents: Mapping[str, int], place: str, faults: Faults) -> bool:
     if line.document not in documents:
         faults.add("missing documents", place, f"document {line.document!r} is not in the corpus; use its ids")
     elif line.query not in queries:
