@@ -75,7 +75,7 @@ class Seen(NamedTuple):
 def recognise(folder: Path) -> Layout:
     """Say how a recipe names what lies in the folder, as far as that can be told.
 
-    Where it is not enough, the layout is a skeleton for a person to fill in. Raises DataError where no file has columns.
+    Where it is not enough, the layout is a skeleton for a person to fill in. Raises DataError where no file has any.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name one with {NEEDED}")
