@@ -112,9 +112,9 @@ def test_a_missing_path_is_told_with_the_other_faults_of_a_recipe(tmp_path, monk
     with pytest.raises(TrainerError) as caught:
         load_recipe("r.yaml")
     assert caught.value.faults == [
-        "r.yaml:3: data.pairs: no such file or folder: no/*.csv",
-        "r.yaml:4: data.dev: no such file or folder: gone.csv",
-        "r.yaml:5: data.judgements: no such file or folder: j.jsonl",
+        "r.yaml:3: data.pairs: no such file or folder: 'no/*.csv'",
+        "r.yaml:4: data.dev: no such file or folder: 'gone.csv'",
+        "r.yaml:5: data.judgements: no such file or folder: 'j.jsonl'",
         "r.yaml:7: train.epochs: input should be greater than or equal to 1, got 0",
     ]
 

@@ -78,7 +78,7 @@ def test_equal_scores_keep_the_order_of_the_first_stage():
 
 
 def test_the_ceiling_is_the_best_order_of_what_was_found_and_adds_nothing():
-    assert ceiling(found(FOUND), QRELS) == [[0, 1, 3, 4], [6, 7, 8]]
+    assert ceiling(found(FOUND), QRELS, depth=4) == [[0, 1, 3, 4], [6, 7, 8]]
 
 
 def test_systems_are_measured_by_hand_and_missed_positives_count_as_missed(by_hand):

@@ -1,7 +1,9 @@
 """The first stage: each engine against an oracle, their fusion by hand, and the user's own run file."""
 
+import resource
 from dataclasses import fields
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
 from trainer.errors import DataError
+from trainer.languages import detect_language
 from trainer.recipe import Data, Retriever
 from trainer.retriever import (
     NOTHING,
@@ -22,9 +25,9 @@ from trainer.retriever import (
     retrieve_splits,
     shards,
 )
-from trainer.retriever.bm25 import detect_language, search_bm25
+from trainer.retriever.bm25 import search_bm25
 from trainer.retriever.candidates import as_candidates
-from trainer.retriever.dense import search_dense, search_on_gpu
+from trainer.retriever.dense import choose_index, search_dense, search_on_device
 from trainer.retriever.fusion import fuse
 from trainer.retriever.own_run import read_run
 
@@ -86,11 +89,10 @@ def test_exact_search_is_brute_force(depth, block, kept, monkeypatch):
 
     for found in (
         search_dense(kept(queries), kept(documents), depth),
-        search_on_gpu(queries, kept(documents), depth, device="cpu"),
+        search_on_device(queries, kept(documents), depth, "cpu"),
     ):
         np.testing.assert_allclose(found.scores, np.take_along_axis(scores, expected, axis=1), rtol=1e-6)
-        assert found.documents.shape == (25, min(depth, 300))
-    np.testing.assert_array_equal(search_dense(kept(queries), kept(documents), depth).documents, expected)
+        np.testing.assert_array_equal(found.documents, expected)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 10, 120, 200])
@@ -101,6 +103,45 @@ def test_exact_search_puts_and_cuts_equal_scores_in_order_of_rows(depth, block, 
     queries, documents = (rng.integers(-1, 2, size=(count, 3)).astype(np.float32) for count in (30, 200))
     expected = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :depth]
     np.testing.assert_array_equal(search_dense(kept(queries), kept(documents), depth).documents, expected)
+    found = search_on_device(queries, kept(documents), depth, "cpu", queries_at_once=7)
+    np.testing.assert_array_equal(found.documents, expected)
+
+
+def test_exact_search_on_a_device_holds_the_scores_of_few_queries_at_once(kept, monkeypatch):
+    # What a GPU would have to hold at once is the largest product; it must not grow with the number of queries.
+    import torch
+
+    products = []
+    matmul = torch.Tensor.matmul
+
+    def watched(*pair):
+        products.append(matmul(*pair))
+        return products[-1]
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    rng = np.random.default_rng(0)
+    found = search_on_device(small(rng, 50, 8), kept(small(rng, 300, 8)), 5, "cpu", queries_at_once=16)
+    assert found.documents.shape == (50, 5)
+    assert [tuple(product.shape) for product in products] == [(16, 300), (16, 300), (16, 300), (2, 300)]
+
+
+def test_scores_of_zero_and_minus_zero_are_equal(kept):
+    queries, documents = np.array([[-1.0]], dtype=np.float32), np.zeros((3, 1), dtype=np.float32)
+    documents[1] = -0.0  # its product with the query is 0, that of the others -0
+    for found in (
+        search_dense(kept(queries), kept(documents), 2),
+        search_on_device(queries, kept(documents), 2, "cpu"),
+    ):
+        assert found.documents.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("documents", "device", "index"),
+    [(10**6, "cpu", "flat"), (10**8, "cpu", "ivf"), (10**8, "cuda", "flat"), (10**11, "cuda", "ivf")],
+)
+def test_auto_searches_exactly_while_the_device_needs_no_more_than_an_hour(documents, device, index):
+    assert choose_index(10_000, documents, 384, device) == index
+    assert choose_index(1, 1, 384, device) == "flat"
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -193,6 +234,23 @@ def test_rows_and_blocks_of_embeddings_do_not_mind_shards(kept):
     starts, blocks = zip(*found.blocks(12), strict=True)
     assert starts == (0, 12, 24, 36, 48)
     np.testing.assert_array_equal(np.concatenate(blocks), vectors)
+
+
+def test_a_corpus_may_have_more_shards_than_a_process_may_open_files(tmp_path):
+    vectors = small(np.random.default_rng(2), 300, 4)
+    paths = []
+    for row, vector in enumerate(vectors):
+        paths.append(tmp_path / f"{row}.npy")
+        np.save(paths[-1], vector[None].astype(np.float16))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 100, limits[1]))
+    try:
+        found = Embeddings(paths)
+        np.testing.assert_array_equal(found.rows(np.arange(300)), vectors)
+        np.testing.assert_array_equal(found.rows(np.arange(300)[::-7]), vectors[::-7])
+        assert search_dense(found, found, 1).documents.shape == (300, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_the_bi_encoder_reads_max_length_tokens_and_no_more(encode):
@@ -291,6 +349,33 @@ def test_the_language_is_told_from_the_texts(text, language):
     assert detect_language([text]) == language
 
 
+def test_bm25_is_bm25s_whatever_is_searched_at_once(monkeypatch):
+    import bm25s
+
+    from trainer.retriever import bm25
+
+    rng = np.random.default_rng(4)
+    words = [f"{letter}{number}" for letter in "abcdefgh" for number in range(10)]
+    documents = [" ".join(rng.choice(words, size=rng.integers(1, 30))) for _ in range(300)]
+    queries = [" ".join(rng.choice(words, size=rng.integers(1, 6))) for _ in range(40)]
+    index = bm25s.BM25(method="lucene", k1=bm25.K1, b=bm25.B)
+    index.index([document.split() for document in documents], show_progress=False)
+    expected = np.stack([index.get_scores(query.split()) for query in queries])
+    for postings in (1, 500, 10**6):
+        monkeypatch.setattr(bm25, "POSTINGS_AT_ONCE", postings)
+        found = search_bm25(queries, documents, 25, "none")
+        scores = np.take_along_axis(expected, np.maximum(found.documents, 0), axis=1)
+        np.testing.assert_allclose(found.scores, scores, rtol=1e-5)
+        np.testing.assert_allclose(found.scores, -np.sort(-expected, axis=1)[:, :25], rtol=1e-5)
+
+
+@pytest.mark.parametrize("documents", [[""], ["", "?", "the"], ["disk"]])
+def test_bm25_searches_collections_of_nothing_and_of_one_document(documents):
+    found = search_bm25(["disk", ""], documents, 5, "english")
+    here = 0 if documents == ["disk"] else NOTHING
+    assert found.documents.tolist() == [[here, *[NOTHING] * (len(documents) - 1)], [NOTHING] * len(documents)]
+
+
 # Fusion
 
 
@@ -307,6 +392,13 @@ def test_fusion_keeps_queries_apart_and_ties_in_order_of_rows():
     first = ranking(([7, 5], [1, 0.5]), ([0, NOTHING], [1, 0]))
     second = ranking(([5, 7], [1, 0.5]), ([NOTHING, NOTHING], [0, 0]))
     assert fuse([first, second], 2).documents.tolist() == [[5, 7], [0, NOTHING]]
+
+
+def test_fusion_of_lists_that_hold_nothing():
+    nothing = ranking(([NOTHING, NOTHING], [0, 0]), ([NOTHING, NOTHING], [0, 0]))
+    assert fuse([nothing, nothing], 3).documents.tolist() == [[NOTHING] * 3] * 2
+    one = ranking(([0], [0.5]), ([NOTHING], [0]))
+    assert fuse([nothing, one], 2).documents.tolist() == [[0, NOTHING], [NOTHING, NOTHING]]
 
 
 # The user's own run
@@ -464,6 +556,28 @@ def test_with_embeddings_cosines_are_compared_and_a_missed_positive_is_known(kep
     assert candidates.scores.tolist() == [[31, 30, 0]]
 
 
+@pytest.mark.parametrize("engine", ["bm25", "dense"])
+def test_queries_without_any_candidate_are_kept_with_empty_lists(engine, kept):
+    nothing = ranking(([NOTHING, NOTHING], [0, 0]), ([NOTHING, NOTHING], [0, 0]))
+    vectors = np.eye(2, dtype=np.float32)
+    embeddings = (vectors, kept(vectors)) if engine == "dense" else None
+    candidates = as_candidates(nothing, {engine: nothing}, [0, 1], {0: {1: 1}, 1: {0: 0}}, embeddings)
+    assert [candidates.found(place) for place in (0, 1)] == [[], []]
+    assert np.isnan(candidates.similarities).all()
+    assert np.isnan(candidates.positive_similarity).tolist() == [engine == "bm25", True]
+    assert (candidates.ranks == 0).all()
+    scores = candidates.scored(lambda rows: np.zeros(len(rows), dtype=np.float32))
+    assert np.isneginf(scores).all()
+
+
+def test_candidates_of_no_query_at_all(kept):
+    nothing = Ranking(np.empty((0, 2), dtype=np.int32), np.empty((0, 2), dtype=np.float32))
+    vectors = np.eye(2, dtype=np.float32)
+    for given in (None, (vectors[:0], kept(vectors))):
+        candidates = as_candidates(nothing, {"dense": nothing}, [], {}, given)
+        assert candidates.documents.shape == candidates.similarities.shape == (0, 2)
+
+
 def test_candidates_know_their_rank_in_every_engines_own_list():
     dense, bm25 = (
         ranking(([4, 2, 7], [3, 2, 1]), ([1, 0, 5], [3, 2, 1])),
@@ -527,6 +641,25 @@ def test_with_a_bi_encoder_similarities_are_cosines_of_candidates_and_of_the_bes
         candidates.similarities, np.take_along_axis(cosines, candidates.documents, axis=1), atol=1e-3
     )
     np.testing.assert_allclose(candidates.positive_similarity, best, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bm25", "dense", "hybrid"])
+def test_a_collection_of_one_document_and_a_query_a_split(kind, bi_encoder, tmp_path, accelerator):
+    (tmp_path / "one" / "qrels").mkdir(parents=True)
+    (tmp_path / "one" / "corpus.jsonl").write_text('{"_id": "d", "text": "disk full"}\n')
+    queries = [("train", "disk"), ("dev", "queue"), ("test", "full disk")]
+    lines = [f'{{"_id": "{split}", "text": "{text}"}}\n' for split, text in queries]
+    (tmp_path / "one" / "queries.jsonl").write_text("".join(lines))
+    for split, _ in queries:
+        (tmp_path / "one" / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{split}\td\t1\n")
+    collection = build_collection(Data(path=tmp_path / "one"), tmp_path / "data")
+    parts = shards(BiEncoder(bi_encoder), collection, tmp_path / "embeddings")
+    for part in parts:
+        part.encode(accelerator)
+    vectors = None if kind == "bm25" else (parts[0].open(), parts[1].open())
+    found = retrieve_splits(Retriever(kind=kind, language="english"), collection, vectors, tmp_path)
+    expected = {"train": [0], "dev": [] if kind == "bm25" else [0], "test": [0]}  # BM25 shares no word with dev's
+    assert {split: candidates.found(0) for split, candidates in found.items()} == expected
 
 
 def test_an_own_run_takes_the_place_of_the_search(collection, tmp_path):

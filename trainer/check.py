@@ -8,13 +8,15 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.markup import escape
-
 from trainer import console, models
 from trainer.data import Summary, check_collection, describe_lengths, fingerprint_data
-from trainer.errors import DataError, ExportError, RecipeError, TrainerError
+from trainer.errors import DataError, ExportError, MachineError, RecipeError, RunError, TrainerError
+from trainer.languages import detect_language
+from trainer.machine import folder_faults
+from trainer.metrics import can_choose
 from trainer.recipe import Recipe
 from trainer.runs import read_json, write_json
+from trainer.weights_and_biases import key_fault
 
 VERSION = 1  # raised when the check would find something else in the same collection
 KEPT = "check.json"  # in the run folder
@@ -25,38 +27,42 @@ FEWEST_TEXTS = 20  # whose language was told
 
 
 def check(recipe: Recipe, runs: Path = Path("runs"), keep: bool = False) -> Summary:
-    """Judge recipe, model references and data without loading a model, and print what is good to know.
+    """Judge recipe, run folder, model references and data without loading a model, and print what is good to know.
+
 
     What was found in the same collection by an earlier check is taken from the run folder; `keep` leaves it there.
     Raises TrainerError with every fault.
     """
     errors = _faults_beside_the_data(recipe)
+    if faults := folder_faults(runs, recipe.name):
+        errors.append(MachineError(faults))
     try:
-        summary = _check_data(recipe, runs / recipe.name / KEPT, keep)
+        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+        kept = runs / recipe.name / KEPT
+        known = _known(kept, fingerprint)
+        summary = known or check_collection(recipe.data)
         if faults := _faults_of_mining(summary, recipe):
             raise DataError(faults)
     except TrainerError as error:
         errors.append(error)
+        if recipe.tried:
+            errors.append(RecipeError(recipe.tried))
     else:
         if not errors:
+            if keep and known is None and not console.console.quiet:  # one process writes
+                write_json(kept, {"fingerprint": fingerprint, "summary": asdict(summary)})
             _show(summary, recipe)
             return summary
     raise errors[0] if len(errors) == 1 else TrainerError(fault for error in errors for fault in error.faults)
 
 
-def _check_data(recipe: Recipe, kept: Path, keep: bool) -> Summary:
-    """Read the collection, unless the file of an earlier check says what the very same one holds."""
-    fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+def _known(kept: Path, fingerprint: str) -> Summary | None:
+    """Return what an earlier check found in the very same collection, None where there was none."""
     try:
-        known = read_json(kept)
-        if known["fingerprint"] == fingerprint:
-            return Summary.from_json(known["summary"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # it is not there, or not whole: the collection says the same
-    summary = check_collection(recipe.data)
-    if keep and not console.console.quiet:
-        write_json(kept, {"fingerprint": fingerprint, "summary": asdict(summary)})
-    return summary
+        content = read_json(kept)
+        return Summary.from_json(content["summary"]) if content["fingerprint"] == fingerprint else None
+    except (OSError, ValueError, KeyError, TypeError):  # it is not there, or not whole: the collection says the same
+        return None
 
 
 def _faults_of_mining(summary: Summary, recipe: Recipe) -> list[str]:
@@ -81,8 +87,18 @@ def _faults_beside_the_data(recipe: Recipe) -> list[TrainerError]:
     errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
+    metric, depth = recipe.evaluate.metrics[0], recipe.rerank_depth
+    if not can_choose(metric, depth):
+        errors.append(
+            RecipeError(
+                f"evaluate.metrics: {metric} comes first and would choose the checkpoint, but no order of the {depth} "
+                "reranked candidates changes it for the better; put nDCG@10 first, or rerank deeper"
+            )
+        )
     if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
+    if fault := key_fault(recipe):
+        errors.append(RunError(fault))
     kinds: dict[str, models.Kind] = {}
     student = recipe.distil and recipe.distil.model
     references = (recipe.bi_encoder, recipe.mine.teacher, recipe.reranker.model, student)
@@ -120,7 +136,7 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
     console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
     for note in summary.notes:
-        console.stage("check", escape(note))
+        console.stage("check", note)
     warnings = [*summary.warnings, *_few_negatives(summary, recipe), *_several_languages(summary, recipe)]
     if models.is_local(recipe.reranker.model):
         tokenizer = models.locate(recipe.reranker.model) / "tokenizer.json"
@@ -133,7 +149,7 @@ def _show(summary: Summary, recipe: Recipe) -> None:
                 warnings.append(f"{cut.said}; raise it, or split long documents into passages")
     warnings += _without_threshold(recipe)
     for warning in warnings:
-        console.warn("check", escape(warning))
+        console.warn("check", warning)
 
 
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
@@ -161,8 +177,6 @@ def _several_languages(summary: Summary, recipe: Recipe) -> Iterator[str]:
 
 def _languages(texts: Sequence[str]) -> dict[str, float]:
     """Return the languages that are common among the texts with their shares; of short texts none can be told."""
-    from trainer.retriever.bm25 import detect_language
-
     found = Counter(detect_language([text]) for text in texts if len(text) >= LONG_ENOUGH)
     found["japanese"] += found.pop("chinese", 0) if found["japanese"] else 0  # kanji alone look like Chinese
     known = +Counter({language: count for language, count in found.items() if language != "none"})

@@ -3,82 +3,92 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.languages import UNSPACED_RUN, WORD
 from trainer.recipe import UNSPACED
-from trainer.retriever.candidates import NOTHING, Ranking
+from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 K1, B = 1.2, 0.75  # Lucene's
-# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer; Korean puts spaces between words but joins particles to them.
-_UNSPACED_RUN = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff]+"
-)
-_WORD = re.compile(r"(?u)\b\w\w+\b")
-_WORD_OR_RUN = re.compile(f"{_UNSPACED_RUN.pattern}|[^\\W{_UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
-WITH_STOP_WORDS = (
-    *("english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian"),
-    *("swedish", "norwegian", "turkish", "danish"),
-)
-SAMPLE = 500  # texts from which the language is told
-LIKELY = 0.1  # share of words that have to be a language's stop words; running text has 0.3 to 0.5
+POSTINGS_AT_ONCE = 20_000_000  # (word, document) pairs whose scores are in memory together: about 240 MB
+_WORD_OR_RUN = re.compile(f"{UNSPACED_RUN.pattern}|[^\\W{UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
+
+
+class Bm25:
+    """BM25 (Lucene's variant) over N documents, with the stemmer and stop words of a language as in the recipe.
+
+    Documents are read once and kept as counts: eight bytes for each different word of each document.
+    """
+
+    def __init__(self, documents: Iterable[str], language: str) -> None:
+        from bm25s.tokenization import Tokenizer
+
+        splitter, stemmer, stopwords = _analyzer(language)
+        self._tokenizer = Tokenizer(splitter=splitter, stemmer=stemmer, stopwords=stopwords)
+        counts = self._counts(documents, update_vocab=True)
+        self.lengths = np.asarray(counts.sum(axis=1)).ravel()  # (N,) words of each document
+        self.counts: csr_matrix = counts.T.tocsr()  # (words, N)
+
+    def _counts(self, texts: Iterable[str], update_vocab: bool) -> csr_matrix:
+        """Return how often each known word stands in each text: (texts, words) float32."""
+        from scipy.sparse import csr_matrix
+
+        words, ends = array("i"), array("q", [0])
+        for found in self._tokenizer.streaming_tokenize(texts, update_vocab, allow_empty=False):  # type: ignore[arg-type]  any iterable
+            words.extend(found)
+            ends.append(len(words))
+        ones = np.ones(len(words), dtype=np.float32)
+        known = max(self._tokenizer.get_vocab_dict().values(), default=-1) + 1
+        counts = csr_matrix((ones, np.asarray(words), np.asarray(ends)), shape=(len(ends) - 1, known))
+        counts.sum_duplicates()
+        return counts
+
+    def weights(self, k1: float = K1, b: float = B) -> csr_matrix:
+        """Return what each word of a query adds to the score of each document: (words, N) float32."""
+        from scipy.sparse import csr_matrix
+
+        counts, documents = self.counts, len(self.lengths)
+        holding = np.diff(counts.indptr)
+        rarity = np.log(1 + (documents - holding + 0.5) / (holding + 0.5)).astype(np.float32)
+        damping = (k1 * (1 - b + b * self.lengths / max(self.lengths.mean(), 1e-9))).astype(np.float32)
+        data = np.repeat(rarity, holding) * counts.data / (counts.data + damping[counts.indices])
+        return csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+
+    def search(self, queries: Sequence[str], depth: int, k1: float = K1, b: float = B) -> Ranking:
+        """Return the best `depth` documents of every query; those without a word in common are not listed."""
+        depth = min(depth, len(self.lengths))
+        rows = np.full((len(queries), depth), NOTHING, dtype=np.int32)
+        scores = np.zeros((len(queries), depth), dtype=np.float32)
+        for first, found in self._products(self._counts(queries, update_vocab=False), self.weights(k1, b)):
+            for place, (start, end) in enumerate(pairwise(found.indptr)):
+                keys = sort_keys(found.data[start:end], found.indices[start:end])
+                best = Ranking.best(keys[None], depth)
+                rows[first + place, : end - start] = best.documents
+                scores[first + place, : end - start] = best.scores
+        return Ranking(rows, scores)
+
+    def _products(self, queries: csr_matrix, weights: csr_matrix) -> Iterator[tuple[int, csr_matrix]]:
+        """Yield the scores of all documents, (queries, N) sparse, of so many queries that memory holds them.
+
+        Each comes with the place of its first query.
+        """
+        postings = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[queries.indices])])[queries.indptr]
+        cuts = np.flatnonzero(np.diff(postings[1:] // POSTINGS_AT_ONCE)) + 1
+        for start, end in pairwise([0, *cuts.tolist(), len(postings) - 1]):
+            yield start, queries[start:end] @ weights  # type: ignore[index]  a csr_matrix has rows
 
 
 def search_bm25(queries: Sequence[str], documents: Iterable[str], depth: int, language: str) -> Ranking:
-    """BM25 (bm25s, Lucene's variant) with the stemmer and stop words of a language; `language` as in the recipe.
-
-    Documents without a word in common are not listed.
-    """
-    import bm25s
-    from bm25s.tokenization import Tokenizer
-
-    splitter, stemmer, stopwords = _analyzer(language)
-    tokenizer = Tokenizer(splitter=splitter, stemmer=stemmer, stopwords=stopwords)
-    ids = list(tokenizer.streaming_tokenize(documents))  # type: ignore[arg-type]  it takes any iterable
-    index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index((ids, tokenizer.get_vocab_dict()), show_progress=False, create_empty_token=False)
-    depth = min(depth, len(ids))
-    nothing = np.zeros(len(ids), dtype=np.float32)
-    empty = tokenizer.get_vocab_dict()[""]
-    rows = np.empty((len(queries), depth), dtype=np.int32)
-    scores = np.empty((len(queries), depth), dtype=np.float32)
-    asked = tokenizer.streaming_tokenize(list(queries), update_vocab=False, allow_empty=False)
-    for place, words in enumerate(asked):
-        words = [word for word in words if word != empty]
-        rows[place], scores[place] = top(index.get_scores_from_ids(words) if words else nothing, depth)
-    return Ranking.ordered(np.where(scores > 0, rows, NOTHING), scores)
-
-
-def top(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores of the `depth` highest, unsorted; of equal ones at the cut the first rows stay."""
-    least = np.partition(scores, -depth)[-depth]
-    above, equal = np.flatnonzero(scores > least), np.flatnonzero(scores == least)
-    rows = np.concatenate([above, equal[: depth - len(above)]])
-    return rows, scores[rows]
-
-
-def detect_language(texts: Sequence[str]) -> str:
-    """The language of a sample of texts as `retriever.language` names it, `none` where no list of stop words fits.
-
-    Scripts without spaces tell themselves; else the language whose stop words make up the largest share of the words.
-    """
-    from bm25s.tokenization import _infer_stopwords
-
-    sample = [text.lower() for text in texts[:SAMPLE]]
-    letters = sum(character.isalpha() for text in sample for character in text)
-    unspaced = sum(len(run) for text in sample for run in _UNSPACED_RUN.findall(text))
-    if unspaced > letters / 2:
-        kana = sum("\u3040" <= character <= "\u30ff" for text in sample for character in text)
-        return "japanese" if kana > unspaced / 20 else "chinese"  # both are cut into pairs of characters
-    words = [word for text in sample for word in _WORD.findall(text)]
-    shares = {}
-    for language in WITH_STOP_WORDS:
-        listed = set(_infer_stopwords(language))
-        shares[language] = sum(word in listed for word in words) / max(1, len(words))
-    best = max(shares, key=lambda language: shares[language])
-    return best if shares[best] >= LIKELY else "none"
+    """Return the best `depth` documents of every query; those without a word in common are not listed."""
+    return Bm25(documents, language).search(queries, depth)
 
 
 def _analyzer(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
@@ -89,19 +99,19 @@ def _analyzer(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]
     if language in UNSPACED:
         return _pairs_of_characters, None, []
     if language == "none":
-        return _WORD.findall, None, []
+        return WORD.findall, None, []
     stemmer = Stemmer.Stemmer(language).stemWord
     try:
-        return _WORD.findall, stemmer, list(_infer_stopwords("english" if language == "porter" else language))
+        return WORD.findall, stemmer, list(_infer_stopwords("english" if language == "porter" else language))
     except ValueError:  # a stemmer, but no list of stop words: BM25 weighs them down by itself
-        return _WORD.findall, stemmer, []
+        return WORD.findall, stemmer, []
 
 
 def _pairs_of_characters(text: str) -> list[str]:
     """Overlapping pairs of characters of each run without spaces, and words of the rest (Latin names, numbers)."""
     tokens = []
     for run in _WORD_OR_RUN.findall(text):
-        if len(run) > 1 and _UNSPACED_RUN.match(run):
+        if len(run) > 1 and UNSPACED_RUN.match(run):
             tokens += [run[place : place + 2] for place in range(len(run) - 1)]
         else:
             tokens.append(run)

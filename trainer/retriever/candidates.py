@@ -30,6 +30,13 @@ class Ranking:
             np.take_along_axis(scores, order, axis=1).astype(np.float32),
         )
 
+    @classmethod
+    def best(cls, keys: np.ndarray, depth: int) -> Ranking:
+        """The `depth` best of each query's `sort_keys` (Q, n), in their order; all of them where n is smaller."""
+        if keys.shape[1] > depth:
+            keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, -depth:]
+        return cls(*from_keys(np.sort(keys, axis=1)[:, ::-1]))
+
     def part(self, queries: slice, depth: int | None = None) -> Ranking:
         """Some of the queries, at most `depth` documents each (None: all)."""
         return Ranking(self.documents[queries, :depth], self.scores[queries, :depth])
@@ -44,6 +51,23 @@ class Ranking:
         scores = np.where(documents == NOTHING, np.float32(0), self.scores)
         order = np.argsort(documents == NOTHING, axis=1, kind="stable")[:, :depth]
         return Ranking(np.take_along_axis(documents, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+
+def sort_keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Integers (int64) in the order of float32 scores and, where those are equal, of falling rows.
+
+    A score's bits stand above those of its row, so one comparison of integers orders both.
+    """
+    bits = np.ascontiguousarray(scores + np.float32(0)).view(np.int32).astype(np.int64)  # + 0 makes -0 a 0
+    ordered = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered << 32) | (np.int64(0xFFFFFFFF) - rows)
+
+
+def from_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (int32) and the float32 scores of `sort_keys`."""
+    bits = (keys >> 32).astype(np.int32)
+    scores = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(np.float32)
+    return (0xFFFFFFFF - (keys & 0xFFFFFFFF)).astype(np.int32), scores
 
 
 @dataclass(frozen=True)

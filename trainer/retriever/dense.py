@@ -2,7 +2,7 @@
 
 `flat` is exact and reads the shards block by block, so memory holds one block and the answers, whatever the corpus.
 `ivf` and `hnsw` are FAISS's approximate indexes for corpora that exact search takes too long for; they hold the whole
-corpus in memory. On a GPU exact search is a plain matrix product there.
+corpus in memory. On a GPU exact search is a matrix product, cut by documents and by queries.
 """
 
 from __future__ import annotations
@@ -12,35 +12,40 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.retriever.candidates import NOTHING, Ranking
+from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
 from trainer.retriever.embeddings import Embeddings
 
 Kind = Literal["auto", "flat", "ivf", "hnsw"]
-EXACT_WORK = 1e14  # queries x documents x dimensions that exact search takes: about an hour at 60 GFLOP/s
+# queries x documents x dimensions that take an hour: on a CPU with 60 GFLOP/s, on a small GPU with 6 TFLOP/s
+EXACT_WORK = {"cpu": 1e14, "cuda": 1e16}
 PROBES = 64  # IVF lists that are searched
 HNSW_LINKS = 32
 
 
 def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: Kind = "auto") -> Ranking:
-    """The best `depth` documents of every query; equal scores in order of rows.
+    """Return the best `depth` documents of every query; equal scores in order of rows.
 
     `auto` searches exactly while that takes an hour at most, else through an inverted file.
     """
     depth = min(depth, len(documents))
     vectors = queries.rows(np.arange(len(queries)))
+    device = _device()
     if kind == "auto":
-        kind = "flat" if len(queries) * len(documents) * documents.dimensions <= EXACT_WORK else "ivf"
+        kind = choose_index(len(queries), len(documents), documents.dimensions, device)
     if kind != "flat":
         return _search_index(vectors, documents, depth, kind)
-    return search_on_gpu(vectors, documents, depth) if _has_gpu() else search_flat(vectors, documents, depth)
+    if device == "cpu":
+        return search_flat(vectors, documents, depth)
+    return search_on_device(vectors, documents, depth, device)
+
+
+def choose_index(queries: int, documents: int, dimensions: int, device: str) -> Literal["flat", "ivf"]:
+    """Return `flat` while exact search takes about an hour at most on the device, cpu or cuda, else `ivf`."""
+    return "flat" if queries * documents * dimensions <= EXACT_WORK[device] else "ivf"
 
 
 def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> Ranking:
-    """Exact search on a CPU, block by block with FAISS.
-
-    An answer is one integer, its score's bits above those of its row, so that the order of integers is that of scores
-    and, among equal ones, of rows.
-    """
+    """Search exactly on a CPU, block by block with FAISS; ties in order of rows."""
     import faiss
 
     best = np.empty((len(queries), 0), dtype=np.int64)
@@ -51,48 +56,47 @@ def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> Ranki
             whole = block @ queries[place]
             rows[place] = np.argsort(-whole, kind="stable")[:deeper]
             scores[place] = whole[rows[place]]
-        best = np.concatenate([best, _keys(scores[:, :depth], first + rows[:, :depth])], axis=1)
+        best = np.concatenate([best, sort_keys(scores[:, :depth], first + rows[:, :depth])], axis=1)
         if best.shape[1] > depth:
             best = np.partition(best, best.shape[1] - depth, axis=1)[:, -depth:]
-    best = np.sort(best, axis=1)[:, ::-1]
-    return Ranking((0xFFFFFFFF - (best & 0xFFFFFFFF)).astype(np.int32), _scores(best))
+    return Ranking.best(best, depth)
 
 
-def _keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Integers (int64) in the order of float32 scores and, where those are equal, of falling rows."""
-    bits = np.ascontiguousarray(scores).view(np.int32).astype(np.int64)
-    ordered = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (ordered << 32) | (0xFFFFFFFF - rows)
-
-
-def _scores(keys: np.ndarray) -> np.ndarray:
-    """The float32 scores of `_keys`."""
-    bits = (keys >> 32).astype(np.int32)
-    return np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(np.float32)
-
-
-def _has_gpu() -> bool:
+def _device() -> Literal["cpu", "cuda"]:
     torch = sys.modules.get("torch")  # whoever embeds has imported it; mining kept vectors needs no torch
-    return torch is not None and torch.cuda.is_available()
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
-def search_on_gpu(queries: np.ndarray, documents: Embeddings, depth: int, device: str = "cuda") -> Ranking:
-    """Exact search by plain matrix products in float32, block by block."""
+def search_on_device(
+    queries: np.ndarray, documents: Embeddings, depth: int, device: str, queries_at_once: int = 1024
+) -> Ranking:
+    """Search exactly on a torch device by matrix products in float32; ties in order of rows.
+
+    A block of 32,768 documents and `queries_at_once` queries are multiplied at once: 128 MB of scores and, for the
+    integers that are sorted, about three times 256 MB, whatever the number of queries and documents.
+    """
     import torch
 
-    asked = torch.from_numpy(queries).to(device)
-    best = torch.empty((len(queries), 0), device=device)
-    rows = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+    parts = [torch.from_numpy(part).to(device) for part in _cut(queries, queries_at_once)]
+    best = [torch.empty((len(part), 0), dtype=torch.int64, device=device) for part in parts]
     for first, block in documents.blocks():
-        scores = torch.cat([best, asked @ torch.from_numpy(block).to(device).T], dim=1)
-        here = torch.arange(first, first + len(block), device=device).expand(len(queries), -1)
-        best, order = scores.topk(min(depth, scores.shape[1]), dim=1)
-        rows = torch.cat([rows, here], dim=1).gather(1, order)
-    return Ranking.ordered(rows.cpu().numpy(), best.cpu().numpy())
+        block = torch.from_numpy(block).to(device)
+        rows = torch.arange(first, first + len(block), device=device)
+        for place, part in enumerate(parts):
+            bits = (part @ block.T + 0).view(torch.int32).long()  # the arithmetic of `sort_keys`
+            keys = (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) | (0xFFFFFFFF - rows)
+            keys = keys.topk(min(depth, len(block)), dim=1).values
+            keys = torch.cat([best[place], keys], dim=1)
+            best[place] = keys.topk(min(depth, keys.shape[1]), dim=1).values
+    return Ranking.best(torch.cat(best).cpu().numpy(), depth)
+
+
+def _cut(array: np.ndarray, size: int) -> list[np.ndarray]:
+    return [array[start : start + size] for start in range(0, len(array), size)]
 
 
 def _search_index(queries: np.ndarray, documents: Embeddings, depth: int, kind: Kind) -> Ranking:
-    """Approximate search with FAISS: an inverted file of about 4 sqrt(N) lists, or a graph."""
+    """Search approximately with FAISS: an inverted file of about 4 sqrt(N) lists, or a graph."""
     import faiss
 
     size = len(documents)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import SPLITS, Collection
+from trainer.languages import SAMPLE, detect_language
 from trainer.recipe import Retriever
-from trainer.retriever.bm25 import SAMPLE, detect_language, search_bm25
+from trainer.retriever.bm25 import search_bm25
 from trainer.retriever.candidates import Candidates, Ranking, as_candidates
 from trainer.retriever.dense import search_dense
 from trainer.retriever.embeddings import SHARD, BiEncoder, Embeddings, Shards
