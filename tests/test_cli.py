@@ -21,7 +21,7 @@ from trainer.pipeline import VERSIONS
 from trainer.recipe import Recipe, schema_table, sections
 
 HEAVY = {"accelerate", "datasets", "faiss", "pyarrow", "sentence_transformers", "torch", "transformers", "wandb"}
-FIVE_FAULTS = """name: two words
+SIX_FAULTS = """name: two words
 data:
   path: nowhere
 retriever:
@@ -32,8 +32,9 @@ train:
 evaluate:
   metrics: [ndgc@10]
 """
-FIVE_PLACES = [
+SIX_PLACES = [
     "1: name: ",
+    "3: data.path: no such file or folder: 'nowhere'",
     "5: retriever.kind: ",
     "7: train.batch_size: ",
     "8: train.epochs: ",
@@ -64,10 +65,10 @@ def call(monkeypatch, capsys) -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def five_faults(tmp_path, monkeypatch) -> Path:
+def six_faults(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("five.yaml").write_text(FIVE_FAULTS)
-    return Path("five.yaml")
+    Path("six.yaml").write_text(SIX_FAULTS)
+    return Path("six.yaml")
 
 
 def script(name: str) -> str:
@@ -80,28 +81,28 @@ def script(name: str) -> str:
 # Check
 
 
-def test_check_prints_all_five_faults_of_a_recipe_in_order(call, five_faults):
-    answer = call("reranker", "check", five_faults)
+def test_check_prints_all_six_faults_of_a_recipe_in_order(call, six_faults):
+    answer = call("reranker", "check", six_faults)
     lines = answer.err.splitlines()
     assert answer.code == 2
     assert answer.out == ""
-    assert len(lines) == 5
-    for line, place in zip(lines, FIVE_PLACES, strict=True):
-        assert line.startswith(f"five.yaml:{place}")
+    assert len(lines) == 6
+    for line, place in zip(lines, SIX_PLACES, strict=True):
+        assert line.startswith(f"six.yaml:{place}")
 
 
-def test_check_answers_in_under_a_second_of_work(five_faults):
-    command, seconds = [script("reranker"), "check", "five.yaml"], []
+def test_check_answers_in_under_a_second_of_work(six_faults):
+    command, seconds = [script("reranker"), "check", "six.yaml"], []
     for _ in range(2):  # the first one warms up
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended = subprocess.run(command, capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 5), ended.stderr
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 6), ended.stderr
     assert min(seconds) < 1, seconds
 
 
-@pytest.mark.parametrize("recipe", ["five_faults", "recipe_file"])
+@pytest.mark.parametrize("recipe", ["six_faults", "recipe_file"])
 def test_check_imports_nothing_heavy(recipe, request):
     path = request.getfixturevalue(recipe)
     program = (
@@ -111,7 +112,7 @@ def test_check_imports_nothing_heavy(recipe, request):
         "finally:\n    print('imported', *sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, "check", path], capture_output=True, text=True)
-    assert ended.returncode == (2 if recipe == "five_faults" else 0), ended.stderr
+    assert ended.returncode == (2 if recipe == "six_faults" else 0), ended.stderr
     imported = set(ended.stdout.splitlines()[-1].split())
     assert {"trainer", "yaml"} <= imported
     assert not imported & HEAVY
@@ -224,14 +225,14 @@ def test_every_fault_is_one_line_on_standard_error_as_it_stands(capsys):
     assert err.splitlines() == faults
 
 
-def test_of_several_processes_only_the_main_one_speaks(call, five_faults, monkeypatch):
+def test_of_several_processes_only_the_main_one_speaks(call, six_faults, monkeypatch):
     monkeypatch.setattr(console.console, "quiet", False)  # put back afterwards
     monkeypatch.setenv("RANK", "1")
-    assert call("train", five_faults) == (2, "", "")
+    assert call("train", six_faults) == (2, "", "")
     monkeypatch.setattr(console.console, "quiet", False)
     monkeypatch.setenv("RANK", "0")
-    answer = call("train", five_faults)
-    assert (answer.code, len(answer.err.splitlines())) == (2, 5)
+    answer = call("train", six_faults)
+    assert (answer.code, len(answer.err.splitlines())) == (2, 6)
 
 
 def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path):

@@ -16,6 +16,8 @@ LEAST = "name: least\ndata:\n  path: somewhere\n"  # three lines, so what a test
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in ("somewhere", "a", "b", "c"):
+        Path(name).mkdir()
 
 
 def read(text, *overrides):

@@ -169,8 +169,3 @@ def test_escape_sequences_of_texts_do_not_reach_the_terminal(suspects, tmp_path,
     out = capsys.readouterr().out
     assert r"\x1b]0;title\x07" in out
     assert not set("\x1b\x07\x9b") & set(out)
-
-
-def test_two_reviews_at_once_are_refused(suspects, tmp_path):
-    with hold(tmp_path / ".review.lock", "review"), pytest.raises(RunError, match="another review is using it"):
-        review(suspects, tmp_path / "judgements.jsonl", keys())

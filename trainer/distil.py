@@ -127,12 +127,14 @@ def draw(candidates: Candidates, wanted: int, seed: int) -> Candidates:
 def with_own(candidates: Candidates, own: Sequence[int]) -> Candidates:
     """The candidates with each query's own document, in the last place where the first stage did not put it higher.
 
-    There it has the score of the place, which is more than the first stage gave it.
+    There it has the score of the place, which is more than the first stage gave it. NOTHING stands for no document,
+    where the query is all that its own says.
     """
     names = ("documents", "scores", "similarities", "ranks")
     documents, scores, similarities, ranks = (getattr(candidates, name).copy() for name in names)
     found = (documents != NOTHING).sum(axis=1)
-    lacks = np.flatnonzero(~(documents == np.array(own)[:, None]).any(axis=1))
+    wanted = np.array(own)[:, None]
+    lacks = np.flatnonzero(~((documents == wanted) | (wanted == NOTHING)).any(axis=1))
     last = np.minimum(found[lacks], documents.shape[1] - 1)
     documents[lacks, last] = np.array(own)[lacks]
     scores[lacks, last] = scores[lacks, np.maximum(found[lacks] - 1, 0)]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 4, "distil": 2, "evaluate": 4, "export": 3}
+VERSIONS = {"data": 4, "retrieve": 2, "mine": 3, "train": 4, "distil": 2, "evaluate": 4, "export": 3}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
@@ -72,7 +72,7 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     if until not in VERSIONS:
         raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, VERSIONS)}")
     models.pin(read_pins(runs / recipe.name))
-    check(recipe, runs, weights=True, pushes=until == "export")
+    check(recipe, runs, weights=True, pushes=until == "export", keep=True)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
@@ -365,7 +365,7 @@ class Pipeline:
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
         from trainer import distil
-        from trainer.retriever import Candidates, retrieve_unjudged
+        from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
 
         section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
         assert section is not None
@@ -391,7 +391,12 @@ class Pipeline:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
                 retrieve_unjudged(retriever, collection, rows, embeddings).save(path)
         self.accelerator.wait_for_everyone()
-        found = distil.with_own(Candidates.load(path).top(section.depth), [query.document for query in drawn])
+        # A document of one sentence is its pseudo-query itself, and no candidate of it.
+        own = [
+            NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
+            for row, query in zip(rows, drawn, strict=True)
+        ]
+        found = distil.with_own(Candidates.load(path).top(section.depth), own)
         return collection, train.joined(found)
 
     def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:

@@ -65,6 +65,8 @@ class Section(BaseModel):
 
 
 HUB = "hub:"
+FILES = ("corpus", "queries", "qrels", "pairs", "dev", "test")  # keys that name files or globs
+READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_documents", "separator")  # with any way in
 
 
 class Data(Section):
@@ -90,42 +92,59 @@ class Data(Section):
     """Share of the train queries that become test where there is none."""
     judgements: Path | None = None
     """JSONL of reviewed labels (query_id, document_id, relevant: true, false, null or a grade) that overrule qrels."""
-    corpus_id: str | None = None
-    """Column of the document id; null, here and below: the usual names are tried."""
-    corpus_title: str | None = None
+    relevant_from: int = Field(default=1, ge=1)
+    """Lowest grade that counts as relevant in training, mining and splits; metrics see all grades as they are."""
+    repeated: Literal["error", "sum", "max"] = "error"
+    """Grade of what is judged more than once, as in click logs: the sum or the highest; error: grades must agree."""
+    unknown_ids: Literal["error", "skip"] = "error"
+    """skip: judgements of documents or queries that are not in the files are left out and counted."""
+    self_documents: Literal["exclude", "keep"] = "exclude"
+    """exclude: a document with the id or the text of a query is no candidate and no negative of it, unless relevant."""
+    separator: str | None = None
+    """What separates the fields of .csv and .tsv files; null: told from the head line."""
+    corpus_id: str | tuple[str, ...] | None = None
+    """Column of the document id; null, here and below: the usual names; a list: each file's first that is there."""
+    corpus_title: str | tuple[str, ...] | None = None
     """Column of the title, where there is one."""
     corpus_text: tuple[str, ...] | None = None
     """Column of the text, or several that are joined by a space."""
-    query_id: str | None = None
+    query_id: str | tuple[str, ...] | None = None
     """Column of the query id."""
-    query_text: str | None = None
+    query_text: str | tuple[str, ...] | None = None
     """Column of the query's text."""
-    qrels_query: str | None = None
+    qrels_query: str | tuple[str, ...] | None = None
     """Column of the query id in the judgements."""
-    qrels_document: str | None = None
+    qrels_document: str | tuple[str, ...] | None = None
     """Column of the document id in the judgements."""
-    qrels_grade: str | None = None
-    """Column of the grade: 0 not relevant, 1 and more relevant."""
-    pairs_query: str | None = None
-    """Column of the query's text in pairs."""
-    pairs_positive: str | None = None
-    """Column of the relevant text (or of a list of them)."""
+    qrels_grade: str | tuple[str, ...] | None = None
+    """Column of the grade: 0 and below not relevant, 1 and more relevant."""
+    pairs_query: str | tuple[str, ...] | None = None
+    """Column of the query's text in pairs (or of messages, as chat models take them)."""
+    pairs_positive: str | tuple[str, ...] | None = None
+    """Column of the relevant text (or of a list of texts, of objects with title and text, or of messages)."""
     pairs_negatives: tuple[str, ...] | None = None
     """Columns of texts (or of lists of them) that are not relevant."""
+    pairs_label: str | tuple[str, ...] | None = None
+    """Column of the grade of each pair (or of a list of them); null: a usual name unless pairs_positive is given."""
 
-    @field_validator(
-        "corpus", "queries", "qrels", "pairs", "dev", "test", "corpus_text", "pairs_negatives", mode="before"
-    )
+    @field_validator(*FILES, "corpus_text", "pairs_negatives", mode="before")
     @classmethod
     def _one_is_a_list_too(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
 
-    @field_validator("corpus", "queries", "qrels", "pairs", "dev", "test", "corpus_text", "pairs_negatives")
+    @field_validator("*")
     @classmethod
-    def _a_list_is_not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    def _a_list_is_not_empty(cls, value: Any) -> Any:
         if value == ():
             raise ValueError("names nothing; name at least one, or remove the key")
         return value
+
+    @field_validator("separator")
+    @classmethod
+    def _a_separator_is_one_mark(cls, separator: str | None) -> str | None:
+        if separator is not None and (len(separator) != 1 or separator.isalnum() or separator in "\"'\r\n\0._-"):
+            raise ValueError(f'is one mark such as ";", "," or "\\t", got {separator!r}')
+        return separator
 
     @field_validator("test_share")
     @classmethod
@@ -152,13 +171,13 @@ class Data(Section):
                 missing[0], f"is missing: corpus, queries and qrels belong together; name its file{_also(missing)}"
             )
         for key in type(self).model_fields:
-            if key not in self._keys_of(ways[0]) and getattr(self, key) is not None:
+            if key not in self._keys_of(ways[0]) and getattr(self, key) != type(self).model_fields[key].default:
                 raise _contradiction(key, f"is not read with {ways[0]}{_INSTEAD.get(key, '')}; remove one of them")
         return self
 
     def _keys_of(self, way: str) -> set[str]:
         """Keys that are read with this way in."""
-        always = {way, "dev_share", "test_share", "judgements"}
+        always = {way, "dev_share", "test_share", *READING}
         of_pairs = {key for key in type(self).model_fields if key.startswith("pairs_")}
         of_ids = {key for key in type(self).model_fields if key.startswith(("corpus_", "query_", "qrels_"))}
         return (
@@ -543,6 +562,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         source.faults += [source.explain(details) for details in error.errors()]
     if recipe is None or source.faults:
+        source.look_for_files()
         raise RecipeError([text for _, text in sorted(source.faults, key=lambda fault: fault[0])])
     recipe._tried = tuple(source.tried)
     return recipe
@@ -748,6 +768,19 @@ class Source:
         else:
             message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given}"
         return self._place(self._line(place), place, message)
+
+    def look_for_files(self) -> None:
+        """Note files of the data section that are not there, so that they are told with the recipe's other faults.
+
+        What else is wrong with the data is found once the recipe is right.
+        """
+        section = self.values.get("data")
+        files = section if isinstance(section, dict) else {}
+        for place in (place for place in PATHS if place[0] == "data"):
+            given = files.get(place[1])
+            for name in given if isinstance(given, list) else [given]:
+                if isinstance(name, str) and not name.startswith(HUB) and not _leads_somewhere(Path(name)):
+                    self._fault(self._line(place), place, f"no such file or folder: {_shown(name)}")
 
     def _fault(self, line: int, place: tuple[str, ...], message: str) -> None:
         self.faults.append(self._place(line, place, message))

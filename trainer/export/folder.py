@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 
 from trainer import console, interaction
 from trainer.errors import ExportError
@@ -147,4 +146,4 @@ def _report(parity: Parity) -> None:
         figures = f"largest score difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}"
         console.stage("export", f"weights loaded as {name}: {figures}")
     for name, reason in parity.left_out.items():
-        console.warn("export", f"{name}: {consequence(name)}: {escape(reason)}")
+        console.warn("export", f"{name}: {consequence(name)}: {reason}")

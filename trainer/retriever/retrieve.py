@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import SPLITS, Collection
+from trainer.languages import SAMPLE, detect_language
 from trainer.recipe import Retriever
-from trainer.retriever.bm25 import SAMPLE, detect_language, search_bm25
+from trainer.retriever.bm25 import search_bm25
 from trainer.retriever.candidates import Candidates, Ranking, as_candidates
 from trainer.retriever.dense import search_dense
 from trainer.retriever.embeddings import SHARD, BiEncoder, Embeddings, Shards
@@ -50,8 +51,23 @@ def language_of(section: Retriever, collection: Collection) -> str:
 def retrieve(
     section: Retriever, collection: Collection, queries: Sequence[int], embeddings: tuple[Embeddings, Embeddings] | None
 ) -> dict[str, Ranking]:
-    """Each engine's ranking of the collection for the given query rows; `embeddings` are (queries', documents')."""
-    deep = max(section.depth, MINING_DEPTH)
+    """Each engine's ranking of the collection for the given query rows; `embeddings` are (queries', documents').
+
+    Without the documents that are the query itself, in whose place each engine lists others.
+    """
+    excluded, deep = [collection.self_documents.get(query, ()) for query in queries], max(section.depth, MINING_DEPTH)
+    lists = _search(section, collection, queries, embeddings, deep + max(map(len, excluded), default=0))
+    return {engine: ranking.without(excluded, deep) for engine, ranking in lists.items()}
+
+
+def _search(
+    section: Retriever,
+    collection: Collection,
+    queries: Sequence[int],
+    embeddings: tuple[Embeddings, Embeddings] | None,
+    deep: int,
+) -> dict[str, Ranking]:
+    """Ask the engines that the recipe names for the best `deep` documents of each query row."""
     if section.run is not None:
         query_rows, document_rows = (
             {identity: row for row, identity in enumerate(ids)}
@@ -85,7 +101,8 @@ def retrieve_splits(
         depth = None if split == "train" else section.depth
         vectors = (embeddings[0].rows(np.r_[part]), embeddings[1]) if embeddings else None
         own = {engine: found.part(part) for engine, found in lists.items()}
-        candidates[split] = as_candidates(ranking.part(part, depth), own, queries, collection.qrels[split], vectors)
+        relevant = collection.relevant(split)
+        candidates[split] = as_candidates(ranking.part(part, depth), own, queries, relevant, vectors)
         candidates[split].save(folder / f"{split}.npz")
     return candidates
 
