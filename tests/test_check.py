@@ -1,166 +1,126 @@
-"""The check before any compute: what only mining or training would find out, and that a collection is read once."""
+"""Check: what can be known of models and uploads beforehand is told before anything is computed."""
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import pytest
 
-from trainer import load_recipe
-from trainer.check import KEPT, check
-from trainer.errors import TrainerError
-
-ENGLISH = "the engine of the old car was not running because there is no oil in it and it was too cold for all of us"
-GERMAN = "der Motor ist nicht an und es ist kein Benzin in dem Tank, weil wir das nicht mit in die Stadt genommen haben"
-JAPANESE = "このエンジンは寒いときには動かないので、まずオイルを確認してください。" * 4
+from trainer.check import check
+from trainer.errors import ModelError, PushError, TrainerError
+from trainer.pipeline import run
+from trainer.recipe import load_recipe
 
 
 @pytest.fixture
-def told(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Everything that the check prints for the tiny recipe with some keys."""
-
-    def told(*overrides: str) -> str:
-        check(load_recipe(recipe_file, overrides), tmp_path / "runs")
-        return " ".join(capsys.readouterr().out.split())
-
-    return told
+def broken(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    """A reranker whose weights were cut."""
+    folder = Path(shutil.copytree(tiny["reranker"], tmp_path / "broken"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    return folder
 
 
-def documents(beir: Path, texts: list[str]) -> None:
-    """Put texts in the place of the first documents, which keep their ids."""
-    path = beir / "corpus.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    changed = [row | {"text": text} for row, text in zip(rows, texts, strict=False)] + rows[len(texts) :]
-    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+def test_the_faults_of_all_models_are_told_at_once_by_their_keys(recipe_file, broken):
+    references = ["retriever.model", "mine.teacher", "reranker.model", "distil.model"]
+    recipe = load_recipe(recipe_file, ["retriever.kind=dense", *(f"{key}={broken}" for key in references)])
+    with pytest.raises(ModelError) as error:
+        check(recipe)
+    assert [fault.partition(": ")[0] for fault in error.value.faults] == references
+    assert all("model.safetensors" in fault and "is cut" in fault for fault in error.value.faults)
 
 
-def test_documents_in_several_languages_are_a_warning(told, beir):
-    documents(beir, [f"{ENGLISH} {n}" for n in range(20)] + [f"{GERMAN} {n}" for n in range(12)])
-    documents(beir, [f"{JAPANESE} {n}" for n in range(5)])
-    assert "the documents are in several languages (english" in (said := told())
-    assert "german 38%" in said  # of 32 texts that are long enough: 15 English, 12 German, 5 Japanese
-    assert "japanese 16%" in said
-    assert "several languages" not in told("retriever.language=german")
-
-
-def test_a_few_foreign_documents_and_short_ones_are_no_second_language(told, beir):
-    documents(beir, [f"{ENGLISH} {n}" for n in range(30)] + [f"{GERMAN} {n}" for n in range(2)] + ["und nicht"] * 8)
-    assert "several languages" not in told()
-
-
-def test_documents_that_are_mostly_cut_are_a_warning(told):
-    assert "100% of 40 documents are longer than" in (said := told("reranker.max_length=8"))
-    assert "raise it, or split long documents into passages" in said
-    assert "0% of 40 documents are longer than" in (said := told("reranker.max_length=64"))
-    assert "split long documents" not in said
-
-
-def test_fewer_documents_than_negatives_are_a_warning(told):
-    # 40 documents, two positives a query, nothing repeats
-    assert "40 documents leave some train query 38 that are neither" in told("mine.negatives_per_positive=39")
-    assert "documents leave some train query" not in told("mine.negatives_per_positive=38")
-
-
-def only_positives(beir: Path, keep: int) -> None:
-    """The first documents alone, every one of them relevant for each query that is judged."""
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        lines = (beir / name).read_text().splitlines(keepends=True)
-        (beir / name).write_text("".join(lines[:keep] if name == "corpus.jsonl" else lines))
-    names = [json.loads(line)["_id"] for line in (beir / "corpus.jsonl").read_text().splitlines()]
-    for split, number in (("train", 0), ("dev", 3), ("test", 4)):
-        lines = [f"q-probe-{number}\t{name}\t1\n" for name in names]
-        (beir / "qrels" / f"{split}.tsv").write_text("".join(lines))
-
-
-def faults(recipe_file: Path, *overrides: str) -> list[str]:
-    with pytest.raises(TrainerError) as caught:
-        check(load_recipe(recipe_file, overrides), recipe_file.with_name("runs"))
-    return caught.value.faults
-
-
-@pytest.mark.parametrize("keep", [1, 3])
-def test_a_collection_that_gives_no_query_a_negative_is_a_fault(recipe_file, beir, keep):
-    only_positives(beir, keep)
-    assert faults(recipe_file) == [
-        f"data: no train query can get a negative: each of the {keep} documents is relevant for it or repeats one that "
-        "is; give more documents"
-    ]
-
-
-def test_a_first_rank_beyond_the_corpus_is_a_fault(recipe_file, beir):
-    for path in (beir / "qrels").glob("*.tsv"):
-        path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.endswith("\t0\n")))
-    keys = ("mine.first_rank=41", "mine.last_rank=50")
-    assert faults(recipe_file, *keys) == [
-        "mine.first_rank: 41 is beyond the 40 documents, so no query can get a negative; lower it"
-    ]
-    check(load_recipe(recipe_file, [*keys, "mine.random_share=1"]), recipe_file.with_name("runs"))
-
-
-def test_metrics_that_count_from_grade_1_are_named(told):
-    said = told("data.relevant_from=2", "evaluate.metrics=[nDCG@10, RR@10, AP(rel=2), R(rel=1)@5]")
-    assert "RR@10, R(rel=1)@5 count grades below data.relevant_from 2 as relevant; write rel=2" in said
-    assert "count grades below" not in told()
-
-
-def test_a_missing_path_is_told_with_the_other_faults_of_a_recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("here.csv").touch()
-    Path("r.yaml").write_text(
-        "name: r\ndata:\n  pairs: [here.csv, 'no/*.csv']\n  dev: gone.csv\n  judgements: j.jsonl\ntrain:\n  epochs: 0\n"
-    )
-    with pytest.raises(TrainerError) as caught:
-        load_recipe("r.yaml")
-    assert caught.value.faults == [
-        "r.yaml:3: data.pairs: no such file or folder: 'no/*.csv'",
-        "r.yaml:4: data.dev: no such file or folder: 'gone.csv'",
-        "r.yaml:5: data.judgements: no such file or folder: 'j.jsonl'",
-        "r.yaml:7: train.epochs: input should be greater than or equal to 1, got 0",
-    ]
-
-
-# Once
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each reading of a collection."""
-    from trainer.data import check_collection
-
-    counted: list[int] = []
-    monkeypatch.setattr(
-        "trainer.check.check_collection", lambda section: counted.append(1) or check_collection(section)
-    )
-    return counted
-
-
-def test_a_collection_that_did_not_change_is_read_once(recipe_file, beir, tmp_path, reads, capsys):
-    runs = tmp_path / "runs"
-    first = check(load_recipe(recipe_file), runs, keep=True)
-    said = capsys.readouterr().out
-    assert check(load_recipe(recipe_file, ["train.epochs=5"]), runs, keep=True) == first
-    assert capsys.readouterr().out == said
-    assert len(reads) == 1
-    queries = beir / "queries.jsonl"
-    queries.write_text(queries.read_text() + '{"_id": "new", "text": "new"}\n')
-    assert check(load_recipe(recipe_file), runs, keep=True).queries == first.queries + 1
-    assert check(load_recipe(recipe_file, ["data.relevant_from=2"]), runs).queries == first.queries + 1
-    assert len(reads) == 3
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"fingerprint": 1}', '{"fingerprint": "X", "summary": {}}']
-)
-def test_a_broken_file_of_an_earlier_check_is_made_again(recipe_file, tmp_path, content, reads):
-    kept = tmp_path / "runs" / "tiny" / KEPT
-    first = check(load_recipe(recipe_file), tmp_path / "runs", keep=True)
-    fingerprint = json.loads(kept.read_text())["fingerprint"]
-    kept.write_text(content.replace('"X"', json.dumps(fingerprint)))
-    assert check(load_recipe(recipe_file), tmp_path / "runs", keep=True) == first
-    assert len(reads) == 2
-    assert json.loads(kept.read_text())["fingerprint"] == fingerprint
-
-
-def test_the_check_alone_leaves_nothing(recipe_file, tmp_path):
-    check(load_recipe(recipe_file), tmp_path / "runs")
+def test_a_run_ends_before_its_folder_is_made(recipe_file, broken, tmp_path):
+    with pytest.raises(ModelError, match="is cut"):
+        run(load_recipe(recipe_file, [f"mine.teacher={broken}"]), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_hub_model_that_is_not_in_the_cache_is_told_while_offline(recipe_file):
+    """HF_HUB_OFFLINE is set for the whole suite."""
+    with pytest.raises(ModelError, match="^reranker.model: model 'me/never': no folder here, not in the local cache"):
+        check(load_recipe(recipe_file, ["reranker.model=me/never"]))
+
+
+def test_a_teacher_without_a_head_is_refused(recipe_file, tiny):
+    with pytest.raises(ModelError, match="^mine.teacher: .* is an encoder without a trained head"):
+        check(load_recipe(recipe_file, [f"mine.teacher={tiny['bert']}"]))
+
+
+def test_the_faults_of_models_stand_beside_those_of_the_data(recipe_file, broken, beir):
+    (beir / "queries.jsonl").unlink()
+    with pytest.raises(TrainerError) as error:
+        check(load_recipe(recipe_file, [f"reranker.model={broken}"]))
+    assert any("is cut" in fault for fault in error.value.faults)
+    assert any("queries.jsonl" in fault for fault in error.value.faults)
+
+
+def vocabulary(folder: Path, known: set[str]) -> None:
+    """Leave only these words in a tokenizer; its special tokens stay."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {word: row for word, row in vocab.items() if word[0] == "[" or word in known}
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.fixture
+def foreign(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    """A model of another language: it knows none of the collection's words."""
+    folder = Path(shutil.copytree(tiny["bert"], tmp_path / "foreign"))
+    vocabulary(folder, set())
+    return folder
+
+
+def test_a_tokenizer_that_reads_nothing_of_the_collection_is_refused(recipe_file, foreign):
+    with pytest.raises(ModelError, match="^reranker.model: .* does not know 100% of the tokens .* language$"):
+        check(load_recipe(recipe_file, [f"reranker.model={foreign}"]))
+
+
+def test_a_bi_encoders_tokenizer_is_looked_at_too(recipe_file, foreign):
+    with pytest.raises(ModelError, match="^retriever.model: .* does not know 100%"):
+        check(load_recipe(recipe_file, ["retriever.kind=dense", f"retriever.model={foreign}"]))
+
+
+def test_a_tokenizer_that_reads_half_of_the_collection_is_warned_of(recipe_file, foreign, words, tiny, capsys):
+    (foreign / "tokenizer.json").write_bytes((tiny["bert"] / "tokenizer.json").read_bytes())
+    vocabulary(foreign, set(words[::2]))
+    check(load_recipe(recipe_file, [f"reranker.model={foreign}"]))
+    assert (
+        "of the tokens in a sample of the collection; a model of the collection's language" in capsys.readouterr().out
+    )
+
+
+def test_a_tokenizer_that_reads_the_collection_is_not_mentioned(recipe_file, capsys):
+    check(load_recipe(recipe_file))
+    assert "does not know" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def no_token(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no" / "token"))
+
+
+@pytest.mark.usefixtures("no_token")
+def test_a_push_without_a_token_is_told_before_the_run(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["push.repository=me/model"])
+    for begin in (check, lambda recipe: run(recipe, tmp_path / "runs")):
+        with pytest.raises(PushError, match="no Hugging Face token; run `hf auth login`"):
+            begin(recipe)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("no_token")
+def test_a_step_that_pushes_nothing_needs_no_token(recipe_file, tmp_path):
+    run(load_recipe(recipe_file, ["push.repository=me/model"]), tmp_path / "runs", until="retrieve")
+
+
+def test_a_push_with_a_token_but_offline_is_told_before_the_run(recipe_file, monkeypatch):
+    """HF_HUB_OFFLINE is set for the whole suite."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(PushError, match="HF_HUB_OFFLINE is set, so nothing can be sent") as error:
+        check(load_recipe(recipe_file, ["push.repository=me/model"]))
+    assert "hf_secret" not in str(error.value)

@@ -292,7 +292,9 @@ def test_ids_may_hold_blanks_and_their_runs_are_read_again(tmp_path):
     assert collection.document_ids == ["kb 12", "a\tb", "100%", "edge"]
     assert collection.named_qrels("train") == {"q 1": {"kb 12": 1}}
     found = retrieve_splits(Retriever(kind="bm25", language="none"), collection, None, tmp_path)
-    evaluate(collection, "train", found["train"], {}, ["nDCG@10", "AP", "R@5"], 3, tmp_path)
+    evaluate(
+        collection, "train", found["train"], {"tuned": found["train"].scores}, ["nDCG@10", "AP", "R@5"], 3, tmp_path
+    )
     lines = (tmp_path / "first_stage.trec").read_text().splitlines()
     assert all(len(line.split()) == 6 for line in lines)
     assert lines[0].split()[:3] == ["q%201", "Q0", "kb%2012"]
