@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -379,6 +380,44 @@ FILE_NAMES = {
 def test_a_name_that_leads_to_no_file_is_told_with_its_key(given, said):
     (told,) = faults({**BY_FILES, "corpus": given})
     assert told.startswith(said)
+
+
+def beir_folder() -> Path:
+    """The files in BEIR layout, with all three splits."""
+    folder = Path("set")
+    (folder / "qrels").mkdir(parents=True)
+    write("set/corpus.jsonl", FILES["corpus.jsonl"])
+    write("set/queries.jsonl", "".join(f'{{"_id": "q{row}", "text": "{row}"}}\n' for row in (1, 2, 3)))
+    for split in ("train", "dev", "test"):
+        write(f"set/qrels/{split}.tsv", FILES[f"{split}.tsv"])
+    return folder
+
+
+def forbid(path: Path) -> None:
+    path.touch(mode=0)
+    if os.access(path, os.R_OK):
+        pytest.skip("root reads every file")
+
+
+# What is in the place of a file, and what is said about it.
+ENTRIES = {
+    "folder": (Path.mkdir, "is a folder"),
+    "dangling link": (lambda path: path.symlink_to("gone.tsv"), "is a link to gone.tsv, which is not there; "),
+    "circle of links": (lambda path: path.symlink_to(path.name), "is a link to dev.tsv, which is not there; "),
+    "pipe": (os.mkfifo, "is a pipe or a device, and the files are read more than once; "),
+    "forbidden": (forbid, "cannot be read: permission denied; "),
+}
+
+
+@pytest.mark.parametrize(("put", "said"), ENTRIES.values(), ids=ENTRIES)
+def test_a_name_with_no_file_behind_it_is_a_fault_and_not_an_absent_split(put, said):
+    dev = beir_folder() / "qrels" / "dev.tsv"
+    assert check_collection(Data(path="set")).judged == {"train": 1, "dev": 1, "test": 1}
+    for path, keys in ((dev, {"path": "set"}), (Path("dev.tsv"), BY_FILES)):
+        path.unlink()
+        put(path)
+        (told,) = faults(keys)
+        assert told.startswith(f"{path}: {said}")
 
 
 def test_an_id_in_two_files_is_told_with_both():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,8 @@ def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: 
         for path in matches:
             if path.is_dir():
                 missing.append(f"{path}: is a folder (data.{key}); name its files, e.g. {path / '*.parquet'}")
+            elif fault := _fault_of_entry(path):
+                missing.append(f"{path}: {fault} (data.{key})")
             elif ending(path) not in formats:
                 missing.append(
                     f"{path}: unknown ending {ending(path)!r} (data.{key}); "
@@ -101,6 +104,17 @@ def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: 
     return found
 
 
+def _fault_of_entry(path: Path) -> str:
+    """Return why a name that exists is no file that can be read as often as needed, or nothing."""
+    if path.is_dir():
+        return "is a folder; a file is needed, move the folder away"
+    if not path.exists():
+        return f"is a link to {os.readlink(path)}, which is not there; mend or remove the link"
+    if not path.is_file():
+        return "is a pipe or a device, and the files are read more than once; write it to a file first"
+    return "" if os.access(path, os.R_OK) else "cannot be read: permission denied; look at its owner and mode (ls -l)"
+
+
 def _beir_folder(folder: Path, separator: str | None) -> Sources:
     """corpus.jsonl, queries.jsonl and qrels/*.tsv, each plain or packed; of the splits only train has to be there."""
     if not folder.is_dir():
@@ -111,7 +125,9 @@ def _beir_folder(folder: Path, separator: str | None) -> Sources:
 
     def find(name: str, needed: bool = True) -> list[Path]:
         plain = folder / name
-        found = [path for path in (plain, *(folder / f"{name}{packed}" for packed in PACKED)) if path.is_file()]
+        names = (plain, *(folder / f"{name}{packed}" for packed in PACKED))
+        found = [path for path in names if os.path.lexists(path)]
+        missing.extend(f"{path}: {fault}" for path in found if (fault := _fault_of_entry(path)))
         if len(found) > 1:
             missing.append(f"{found[0]}: stands beside {found[1].name}; keep one of them")
         if needed and not found:
