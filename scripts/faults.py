@@ -1,7 +1,8 @@
 """Seeded faults: one change to a file, or to what a file says, of the sorts that disks, editors and downloads make.
 
 Every fault takes a random generator and a path, changes what lies there and returns in words what it did. `LOSSY` names
-those after which a model folder is no model any more, so that a run which carries on with it is wrong.
+those after which a model folder is no model any more, `UNREADABLE` those that leave a name with no file to be read: a
+run which carries on with such an input is wrong.
 """
 
 from __future__ import annotations
@@ -322,6 +323,7 @@ BY_SUFFIX: dict[str, list[Fault]] = {
     ".trec": TEXT,
     ".safetensors": [missing_tensors, wrong_shape, not_a_number] * 3,
 }
+UNREADABLE = {make_directory, dangling_link, forbid}
 LOSSY = {missing_tensors, wrong_shape, not_a_number, pointer, empty, truncate}
 
 

@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import faults
 
-KINDS = ("recipe", "data", "base", "finished", "stopped")
+INPUTS = ("recipe", "data", "base")
+KINDS = (*INPUTS, "finished", "stopped")
 FAILURES = ("traceback", "wrong model")
 STOPS = ("retrieve", "mine", "train", "evaluate", "killed")  # `killed` is killed while it trains
 BASES = ("base", "finder", "teacher")
@@ -278,9 +279,9 @@ def judge(case: Case, folder: Path, root: Path, limit: float) -> tuple[str, str]
     if ended.code:
         return "refused", ended.last_line
     if must_be_refused(case):
-        return "wrong model", "a model that cannot be read whole was used"
+        return "wrong model", "exit 0 with an input that cannot be read"
     expected = root / "finished"
-    if case.kind in ("recipe", "data", "base"):
+    if case.kind in INPUTS:
         fresh = in_child(partial(train, folder, "fresh"), folder / "fresh.log", limit)
         if fresh.code != 0:
             return "wrong model", f"exit 0, but an empty runs folder gives exit {fresh.code}: {fresh.last_line}"
@@ -292,7 +293,12 @@ def judge(case: Case, folder: Path, root: Path, limit: float) -> tuple[str, str]
 
 
 def must_be_refused(case: Case) -> bool:
-    """Whether the fault leaves weights that no run should use."""
+    """Whether the fault leaves weights that no run should use, or an input that is there and cannot be read.
+
+    An empty runs folder is no judge of these: it would take the same file for one that was never given.
+    """
+    if case.kind in INPUTS and case.target.name != "README.md" and case.fault in faults.UNREADABLE:
+        return True
     return case.kind == "base" and case.target.name == "model.safetensors" and case.fault in faults.LOSSY
 
 

@@ -171,8 +171,12 @@ def test_a_model_is_right_if_it_is_the_undisturbed_runs_or_that_of_the_changed_i
 
 
 @forks
-def test_a_base_whose_weights_are_not_whole_must_be_refused(judge):
-    assert judge("base", b"other", b"other", faults.missing_tensors)[0] == "wrong model"
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("base", faults.missing_tensors), ("data", faults.make_directory), ("recipe", faults.dangling_link)],
+)
+def test_an_input_that_is_not_whole_or_cannot_be_read_must_be_refused(judge, kind, fault):
+    assert judge(kind, b"other", b"other", fault)[0] == "wrong model"
 
 
 def test_the_table_counts_endings_by_kind():

@@ -384,8 +384,15 @@ def test_a_missing_file_comes_with_the_name_of_the_nearest_recipe():
 
 def test_a_folder_is_no_recipe():
     Path("folder").mkdir()
-    with pytest.raises(RecipeError, match="^folder: cannot be read"):
+    with pytest.raises(RecipeError, match=r"^folder: cannot be read \(Is a directory\)"):
         load_recipe("folder")
+
+
+def test_a_link_to_nothing_is_told_and_not_taken_for_a_misspelt_name():
+    Path("r.yaml").unlink(missing_ok=True)
+    Path("r.yaml").symlink_to("moved.yaml")
+    with pytest.raises(RecipeError, match="^r.yaml: is a link to moved.yaml, which is not there; mend the link$"):
+        load_recipe("r.yaml")
 
 
 def test_a_recipe_is_utf8():

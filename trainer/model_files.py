@@ -7,15 +7,17 @@ shows in the loaded model (a tensor that no file holds) is found by `weights`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.architectures import CLASSIFIER, INTERACTION, UNSUPPORTED, brings_code, is_decoder, longest_text
 from trainer.errors import ModelError, one_line
-from trainer.models import Kind, architecture_of, kind_of, name_of, read_config
+from trainer.models import Kind, architecture_of, kind_of, name_of, read_config, read_json
 
 Head = Literal["auto", "classifier", "interaction", "trained"]  # trained: the model must bring its own
 Shapes = dict[str, tuple[int, ...]]  # of every tensor in the files, by name
@@ -175,9 +177,9 @@ def _gives_one_number(module: Path) -> bool:
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Return (class, subfolder) of each module that sentence-transformers saved; none where it did not."""
-    if not (folder / "modules.json").is_file():
+    if not os.path.lexists(folder / "modules.json"):
         return []
-    modules = _read_json(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     try:
         return [(str(module["type"]), str(module["path"])) for module in modules]
     except (TypeError, KeyError):
@@ -228,7 +230,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ModelError(
             f"model {name}: holds no model.safetensors and no {index.name} (found: {', '.join(found)}); {remedy}"
         )
-    content = _read_json(index)
+    content = read_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ModelError(f"model {name}: {index.name} names no files (weight_map); {AGAIN}")
@@ -304,20 +306,20 @@ def _judge_tokenizer(folder: Path) -> int:
 
     Raises ModelError where there is no tokenizer or a file of it cannot be read.
     """
-    if not any(file.is_file() for pattern in VOCABULARIES for file in folder.glob(pattern)):
+    if not any(fnmatch(file.name, pattern) for file in folder.iterdir() for pattern in VOCABULARIES):
         raise ModelError(
             f"model {name_of(folder)}: holds no tokenizer ({', '.join(VOCABULARIES)}); copy the tokenizer's files of "
             "its base there, or save it with tokenizer.save_pretrained"
         )
     ids = [-1]
     for name in SETTINGS:
-        if (folder / name).is_file():
-            settings = _read_json(folder / name)
+        if os.path.lexists(folder / name):
+            settings = read_json(folder / name)
             if not isinstance(settings, dict):
                 raise ModelError(f"model {name_of(folder)}: {name} is no JSON object; {AGAIN}")
             added = settings.get("added_tokens_decoder")
             ids += [int(identity) for identity in added if identity.isdigit()] if isinstance(added, dict) else []
-    if (folder / "tokenizer.json").is_file():
+    if os.path.lexists(folder / "tokenizer.json"):
         ids += read_tokenizer(folder).get_vocab(with_added_tokens=True).values()
     return max(ids)
 
@@ -345,12 +347,3 @@ def unknown_share(folder: Path, texts: Sequence[str]) -> float:
     identity = backend.token_to_id(unknown) if isinstance(unknown, str) else None
     ids = [one for encoded in backend.encode_batch(list(texts), add_special_tokens=False) for one in encoded.ids]
     return ids.count(identity) / len(ids) if ids and identity is not None else 0.0
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"model {name_of(path.parent)}: {path.name} is not JSON ({one_line(error)[:200]}); {AGAIN}"
-        ) from None

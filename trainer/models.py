@@ -214,14 +214,22 @@ def _sha256(path: Path, size: int, modified: int) -> str:
     return digest.hexdigest()
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file in a model's folder; raises ModelError where it cannot be read."""
+    where = f"model {name_of(path.parent)}: {path.name}"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{where} cannot be read ({error.strerror}); look at its permissions, or fetch the model again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where} is not JSON ({one_line(error)[:200]}); fetch the model again") from None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json; raises ModelError where it is not a JSON object."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"model {name_of(folder)}: config.json is not JSON ({one_line(error)[:200]}); fetch the model again"
-        ) from None
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ModelError(
             f"model {name_of(folder)}: config.json is a {type(config).__name__} and no JSON object; fetch the model "

@@ -10,6 +10,7 @@ A recipe says *what*; `accelerate_config.yaml` says *where*.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -807,10 +808,14 @@ def _read_text(path: Path) -> str:
             raise RecipeError(f"{path}: has more than {LARGEST:,} bytes, so it is no recipe")
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
+        if path.is_symlink():
+            raise RecipeError(f"{path}: is a link to {os.readlink(path)}, which is not there; mend the link") from None
         beside = [file.name for file in path.parent.glob("*.yaml")]
         near = did_you_mean(path.name, beside) if beside else f"; {path.parent} holds no .yaml file"
         raise RecipeError(f"{path}: no such recipe{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{str(path)[:200]}: cannot be read ({error.strerror}); name a file that can be") from None
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{str(path)[:200]}: cannot be read as UTF-8 text: {str(error)[:200]}") from None
 
 
