@@ -327,9 +327,11 @@ def import_everything() -> None:
     import trainer.evaluate
     import trainer.export
     import trainer.pipeline
+    import trainer.precision
     import trainer.train
 
     torch.set_num_threads(1)
+    trainer.precision.has_native_bf16 = lambda: False  # else a measured speedup chooses, and two runs differ by chance
     assert all((conftest, faiss, onnxruntime, sentence_transformers, trainer))
 
 
