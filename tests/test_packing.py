@@ -165,6 +165,22 @@ def test_without_memory_batches_shrink_and_scores_stay(tiny, capsys):
         reranker.score("disk", [small])
 
 
+def test_memory_that_suffices_for_no_batch_ends_after_as_many_attempts_as_halvings(tiny):
+    reranker = Reranker.load(tiny["reranker"], max_length=48)
+    attempts = []
+
+    def no_memory(input_ids, **_):
+        attempts.append(input_ids.shape)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    reranker.model.bert.embeddings.forward = no_memory
+    with pytest.raises(ModelError, match="memory does not suffice for one pair"):
+        reranker.score("disk", ["queue lag " * size for size in range(1, 200)])
+    sizes = [rows * tokens for rows, tokens in attempts]
+    assert attempts[-1][0] == 1
+    assert all(2 * after <= before for before, after in zip(sizes, sizes[1:], strict=False))
+
+
 def pairs_of_many_lengths(kind, tiny, words):
     """A model whose scores differ by much more than half precision rounds, and a batch for it."""
     reranker = Reranker.load(tiny[kind], max_length=48, precision="bf16")

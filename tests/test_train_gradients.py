@@ -170,6 +170,12 @@ def test_memory_that_never_suffices_ends_with_what_to_lower(gradients):
     )
 
 
+def test_memory_that_never_suffices_is_tried_once_for_each_halving_of_the_budget(gradients):
+    with pytest.raises(RunError, match="out of memory with only 512 tokens in a pass"):
+        gradients([group(0, 15)], 8192, wrap=lambda model: Small(model, 0))
+    assert len(gradients.engine.model.held) == len([8192, 4096, 2048, 1024, 512])
+
+
 @pytest.mark.parametrize("base", ["bert", "roberta", "modernbert", "reranker"])
 def test_layers_that_are_computed_again_give_the_same_gradients(tiny, collection, base):
     gradients = Gradients(tiny[base], collection)
