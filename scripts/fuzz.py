@@ -210,11 +210,15 @@ def _stops() -> dict[str, str]:
 
 
 def model_of(folder: Path, runs: str) -> dict[str, str]:
-    """Return the hash of every exported file of the setting's recipe; empty where there is no model."""
+    """Return the hash of every exported file of the setting's recipe; empty where there is no model.
+
+    The card is not among them: people may edit it, so a run leaves it as it finds it.
+    """
     from trainer.recipe import load_recipe
+    from trainer.verify import FOR_PEOPLE
 
     model = folder / runs / load_recipe(folder / "recipe.yaml").name / "export" / "model"
-    return {str(path.relative_to(model)): _sha256(path) for path in faults.tree(model)}
+    return {str(path.relative_to(model)): _sha256(path) for path in faults.tree(model) if path.name not in FOR_PEOPLE}
 
 
 def _sha256(path: Path) -> str:

@@ -141,6 +141,7 @@ def judge(tmp_path, monkeypatch):
         model = folder / runs / "tiny" / "export" / "model"
         model.mkdir(parents=True, exist_ok=True)
         (model / "model.safetensors").write_bytes(weights)
+        (model / "README.md").write_text(f"people may edit this: {folder.name}")
 
     def judge(kind: str, runs: bytes | None, fresh: bytes | None = None, fault: faults.Fault = faults.flip_bytes):
         for name in ("finished", "case"):
