@@ -92,13 +92,16 @@ def evaluate(
     seed: int,
     folder: Path | None = None,
     weight: float = 0.0,
+    default: Candidates | None = None,
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
 
     `candidates` are those that were reranked; `scores[system]` has their shape, (queries, depth). `weight` is the first
-    stage's beside the tuned model's in the system `fused`, and only noted here.
+    stage's beside the tuned model's in the system `fused`, and only noted here. `default` is what the first stage would
+    have returned without tuning, for the system `first_stage_default`.
     """
-    orders = {"first_stage": order(candidates)}
+    orders = {"first_stage_default": order(default)} if default else {}
+    orders["first_stage"] = order(candidates)
     orders |= {system: order(candidates, values) for system, values in scores.items()}
     orders["ceiling"] = ceiling(candidates, collection.qrels[split])
     qrels = collection.named_qrels(split)
@@ -124,7 +127,7 @@ def evaluate(
         ],
     )
     if folder is not None:
-        for system in ("first_stage", *scores):
+        for system in (system for system in orders if system != "ceiling"):
             _write_trec(folder / f"{system}.trec", _named(collection, candidates, orders[system]), system)
         results.save(folder)
     return results

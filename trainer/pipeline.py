@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 2, "mine": 3, "train": 3, "distil": 1, "evaluate": 3, "export": 2}
+VERSIONS = {"data": 3, "retrieve": 3, "mine": 3, "train": 3, "distil": 1, "evaluate": 4, "export": 2}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
@@ -153,14 +153,20 @@ class Pipeline:
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
         from trainer.evaluate import mean_score
-        from trainer.retriever import language_of, retrieve_splits
+        from trainer.retriever import Tuning, language_of, retrieve_splits
 
         section = self.recipe.retriever
         embeddings, new = self.embed(self.collection)
         if not self.accelerator.is_main_process:
             return {"said": ""}
         found = retrieve_splits(section, self.collection, embeddings, folder)
-        score = mean_score(self.collection, "dev", found["dev"].top(self.recipe.rerank_depth), self.metric)
+        default = self.default_candidates("dev", folder) or found["dev"]
+        score, plain = (
+            mean_score(self.collection, "dev", candidates.top(self.recipe.rerank_depth), self.metric)
+            for candidates in (found["dev"], default)
+        )
+        if tuned := Tuning.load(folder).describe(f"dev {self.metric} {score:.4f}, default {plain:.4f}"):
+            console.stage("retrieve", tuned)
         total = sum(len(candidates.queries) for candidates in found.values())
         details = [new] if embeddings else []
         if section.kind in ("bm25", "hybrid"):
@@ -282,7 +288,7 @@ class Pipeline:
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
         from trainer import distil
-        from trainer.retriever import Candidates, retrieve_unjudged
+        from trainer.retriever import Candidates, Tuning, retrieve_unjudged
 
         section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
         assert section is not None
@@ -305,7 +311,8 @@ class Pipeline:
             embeddings, _ = self.embed(collection, rows)
             if self.accelerator.is_main_process:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
-                retrieve_unjudged(retriever, collection, rows, embeddings).save(path)
+                settings = Tuning.load(self.stages["retrieve"].folder).settings
+                retrieve_unjudged(retriever, collection, rows, embeddings, settings).save(path)
         self.accelerator.wait_for_everyone()
         found = distil.with_own(Candidates.load(path).top(section.depth), [query.document for query in drawn])
         return collection, train.joined(found)
@@ -347,8 +354,11 @@ class Pipeline:
         if "distil" in self.stages:
             scores["distilled"] = self._rerank(str(self._best("distil")), test)
         if self.accelerator.is_main_process:
-            metrics = self.recipe.evaluate.metrics
-            evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder, weight)
+            metrics, default = self.recipe.evaluate.metrics, self.default_candidates("test")
+            if default is not None:  # whether tuning found more is the first thing to know of it
+                default = default.top(self.recipe.rerank_depth)
+                metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.rerank_depth}"]))
+            evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder, weight, default)
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
         return {"said": said, "fused_dev": fused_dev, "first_stage_weight": weight}
 
@@ -429,6 +439,13 @@ class Pipeline:
         from trainer.retriever import Candidates
 
         return Candidates.load(self.stages["retrieve"].folder / f"{split}.npz")
+
+    def default_candidates(self, split: str, folder: Path | None = None) -> Candidates | None:
+        """What the first stage finds for dev or test without tuning; None where tuning changed nothing."""
+        from trainer.retriever import Candidates
+
+        path = (folder or self.stages["retrieve"].folder) / f"default-{split}.npz"
+        return Candidates.load(path) if path.is_file() else None
 
     def reranked(self, split: str) -> Candidates:
         """Those of them that are reranked and measured."""
