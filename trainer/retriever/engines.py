@@ -154,38 +154,42 @@ class Engines:
         return self._collection.query_texts(np.asarray(self.queries)[places].tolist())
 
 
-@dataclass(frozen=True)
 class Pool:
     """Documents (Q, m) of some queries, NOTHING in the gaps, scored by every engine.
 
     `fixed` are the standardised scores (Q, m) of the engines that no setting changes; `bm25` scores by k1 and b.
     """
 
-    documents: np.ndarray
-    fixed: dict[str, np.ndarray]
-    bm25: Callable[[float, float], np.ndarray] | None
+    def __init__(
+        self, documents: np.ndarray, fixed: dict[str, np.ndarray], bm25: Callable[[float, float], np.ndarray] | None
+    ) -> None:
+        self.documents = documents
+        self._fixed = fixed
+        self._bm25 = bm25
+        self._standardised = lru_cache(maxsize=1)(self._by_bm25)  # many weights are tried with the same k1 and b
 
     def fused(self, settings: Settings) -> np.ndarray:
         """Return the fused scores (Q, m): the weighted sum of standardised ones, or the sum of reciprocal ranks."""
         if settings.weights is None:
             return self._reciprocal(settings)
-        scores = self.standardised(settings)
-        return np.sum([weight * scores[name] for name, weight in settings.weights.items()], axis=0)
+        fused = np.zeros(self.documents.shape, dtype=np.float32)
+        for name, weight in settings.weights.items():
+            scores = self._standardised(settings.k1, settings.b) if name == "bm25" else self._fixed[name]
+            fused += np.float32(weight) * scores
+        return fused
+
+    def _by_bm25(self, k1: float, b: float) -> np.ndarray:
+        assert self._bm25 is not None
+        return standardised(self._bm25(k1, b), self.documents)
 
     def _reciprocal(self, settings: Settings) -> np.ndarray:
         fused = np.zeros(self.documents.shape)
-        for own in self.fixed.values():
+        for own in self._fixed.values():
             fused += reciprocal_ranks(own, self.documents)
-        if self.bm25 is not None:
-            scores = self.bm25(settings.k1, settings.b)
+        if self._bm25 is not None:
+            scores = self._bm25(settings.k1, settings.b)
             fused += reciprocal_ranks(scores, np.where(scores > 0, self.documents, NOTHING))
         return fused
-
-    def standardised(self, settings: Settings) -> dict[str, np.ndarray]:
-        """Return every engine's standardised scores (Q, m)."""
-        if self.bm25 is None:
-            return self.fixed
-        return self.fixed | {"bm25": standardised(self.bm25(settings.k1, settings.b), self.documents)}
 
 
 def language_of(section: Retriever, collection: Collection) -> str:

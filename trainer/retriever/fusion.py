@@ -39,13 +39,13 @@ def union(rankings: Sequence[Ranking]) -> np.ndarray:
 
 
 def standardised(scores: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Return an engine's scores (Q, m) of documents with mean 0 and variance 1 over its best 100 of each query."""
+    """Return scores (Q, m) float32 of an engine with mean 0 and variance 1 over its best 100 of each query."""
     best = np.where(documents == NOTHING, -np.inf, scores)
     if best.shape[1] > STANDARD_DEPTH:
         best = np.partition(best, best.shape[1] - STANDARD_DEPTH, axis=1)[:, -STANDARD_DEPTH:]
     known = np.ma.masked_invalid(best.astype(np.float64))
     mean, spread = (np.ma.filled(value, 0.0) for value in (known.mean(1, keepdims=True), known.std(1, keepdims=True)))
-    return (scores - mean) / np.maximum(spread, 1e-6)
+    return ((scores - mean) / np.maximum(spread, 1e-6)).astype(np.float32)
 
 
 def reciprocal_ranks(scores: np.ndarray, documents: np.ndarray) -> np.ndarray:
