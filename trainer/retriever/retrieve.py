@@ -48,18 +48,17 @@ def retrieve_splits(
     return for dev and test.
     """
     engines = Engines(section, collection, judged_queries(collection), embeddings)
-    lists = engines.lists(engines.default_settings)
-    default = engines.fused(lists, engines.default_settings)
+    before = engines.lists(engines.default_settings)
+    default = engines.fused(before, engines.default_settings)
     tuning = _tuning(section, collection, engines, default)
     tuning.save(folder)
-    if tuning.settings != engines.default_settings:
-        lists = engines.lists(tuning.settings)
+    lists = before if tuning.settings == engines.default_settings else engines.lists(tuning.settings)
     ranking = engines.fused(lists, tuning.settings)
     candidates = _cut(section, collection, ranking, lists, embeddings)
     for split, found in candidates.items():
         found.save(folder / f"{split}.npz")
     if not np.array_equal(ranking.documents, default.documents):
-        for split, found in _cut(section, collection, default, lists, embeddings).items():
+        for split, found in _cut(section, collection, default, before, embeddings).items():
             if split != "train":
                 found.save(folder / f"default-{split}.npz")
     return candidates
