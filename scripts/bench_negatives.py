@@ -50,15 +50,16 @@ class Bench(Trials):
         self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
         start_head(self.reranker, self.tokenized, self.pipeline.lists())
         self.start = copy.deepcopy(self.reranker.model.state_dict())
-        self.start_dev = self.pipeline.measure("dev", self.reranker, self.tokenized)
+        self.dev = self.pipeline.dev_measure(self.reranker, self.tokenized)
+        self.start_dev = self.dev()
 
     def run(self, section: Mine, seed: int) -> Scores:
         """Mine, train from the start and measure."""
         self.reranker.model.load_state_dict(self.start)
         dev = iter([self.start_dev])  # the start is known already
 
-        def measure() -> tuple[float, np.ndarray]:
-            return next(dev, None) or self.pipeline.measure("dev", self.reranker, self.tokenized)
+        def measure() -> float:
+            return next(dev, None) or self.dev()
 
         mined = self.mine(section, seed).groups
         found = self.train(seed, mined, [], self.reranker, self.tokenized, measure, best=False)
@@ -69,7 +70,7 @@ def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run what is missing, print what is there."""
     bench = Bench(recipe)
     test, _ = bench.pipeline.measure("test", bench.reranker, bench.tokenized)
-    for split, start in (("dev", bench.start_dev[0]), ("test", test)):
+    for split, start in (("dev", bench.start_dev), ("test", test)):
         console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
     runs: dict[str, list[Scores]] = {}
     for seed in arguments.seeds:

@@ -80,7 +80,7 @@ class Bench(Trials):
     def of_queries(self, scores: np.ndarray | None = None) -> list[float]:
         """The metric of each test query, of the first stage's order or of scores."""
         found = query_scores(
-            self.pipeline.collection, "test", self.pipeline.reranked("test"), self.pipeline.metric, scores
+            self.pipeline.collection, "test", self.pipeline.candidates("test"), self.pipeline.metric, scores
         )
         return [found[query] for query in sorted(found)]
 

@@ -45,7 +45,7 @@ from trainer.recipe import Data
 from trainer.runs import read_json, write_json
 
 DOCUMENTS_PER_QUERY = 10
-BATCH_SIZES = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256)}
+BATCH_SIZES = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256, 512)}
 PROBE_PAIRS = {"cpu": 128, "cuda": 4096}  # on which the batch size is chosen
 SAME = 1e-5
 
@@ -69,10 +69,15 @@ class Ours:
     """This project's reranker."""
 
     def __init__(self, folder: Path, task: dict[str, Any]) -> None:
+        import torch
+
         from trainer.reranker import Reranker
 
+        usual = "auto" if torch.cuda.is_available() else "fp32"
         self.collection = Collection.open(folder / "data")
-        self.reranker = Reranker.load(folder / "base", max_length=task["max_length"])
+        self.reranker = Reranker.load(
+            folder / "base", max_length=task["max_length"], precision=task.get("precision", usual)
+        )
         self.device = self.reranker.model.device
 
     def score(self, rows: Pairs) -> np.ndarray:

@@ -114,12 +114,12 @@ def padding(sizes: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
     return 1 - sum(sizes) / computed
 
 
-def model_flops(model: nn.Module, sizes: Sequence[int]) -> float:
+def model_flops(model: nn.Module, sizes: Sequence[int], causal: bool = False) -> float:
     """FLOPs of one forward over pairs of these sizes, padding left out.
 
     A matrix costs two FLOPs a parameter: those inside the layers once a token, pooler and classifier once a pair. In
     every layer attention costs another 4 x width for each pair of tokens that see each other, which in a layer with a
-    window are the window's, not all. Embeddings, norms and softmax count nothing.
+    window are the window's, not all, and in a causal one half of them. Embeddings, norms and softmax count nothing.
     """
     from torch import nn
 
@@ -134,7 +134,8 @@ def model_flops(model: nn.Module, sizes: Sequence[int]) -> float:
         for kind in kinds
         for size in sizes
     )
-    return float(matrices + 4 * config.hidden_size * seen)
+    width = config.num_attention_heads * (getattr(config, "head_dim", None) or 0) or config.hidden_size
+    return float(matrices + 4 * width * (seen / 2 if causal else seen))
 
 
 def _matrix_parameters(module: nn.Module) -> int:

@@ -64,6 +64,8 @@ def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
             learning_rate=RATE,
             head_learning_rate=RATE,
             weight_decay=0.0,
+            precision=task.get("precision", "auto"),
+            compile=task.get("compile", False),
             tokens_per_pass=task.get("tokens_per_pass", Train().tokens_per_pass),
             evaluations_per_epoch=1,
             checkpoint_steps=task["steps"],
@@ -102,8 +104,11 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     from trainer.train import train
 
     pipeline, groups = pipeline_of(task, folder), read_groups(folder)
-    accelerator = pipeline.accelerator  # first: whether pairs are packed depends on the precision that it was told
-    reranker = rerankers.Reranker.load(folder / "base", max_length=task["max_length"])
+    accelerator = pipeline.accelerator
+    reranker = rerankers.Reranker.load(
+        folder / "base", max_length=task["max_length"], precision=task.get("precision", "auto")
+    )
+    reranker.packed = task.get("packed", reranker.packed)
     tokenized = rerankers.TokenizedCollection(pipeline.collection, reranker.pairs)
     started = time.perf_counter()
     pairs = tokenized.pairs([(group.query, row) for group in in_order(groups, task, folder) for row in group.documents])
@@ -112,8 +117,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
     run.mkdir()
-    unmeasured = (0.0, np.zeros(0))
-    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: unmeasured, accelerator, run, fresh_head=True)
+    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     in_step = len(pairs) / len(steps)
@@ -180,6 +184,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
             dataloader_pin_memory=cuda,
             report_to="none",
             logging_strategy="no",
+            save_strategy="steps" if task.get("save", True) else "no",
             save_steps=task["steps"],
             disable_tqdm=True,
         ),
@@ -236,12 +241,17 @@ def _rows(task: dict[str, Any], folder: Path) -> Dataset:
 
 
 def fastest_pass(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The pairs in a pass with which a few of their steps take the least time."""
+    """The pairs in a pass with which a few of their steps take the least time, of those that fit into the memory."""
+    import torch
+
     in_step = task["queries_per_step"] * (1 + task["negatives"])
     seconds = {}
-    for pairs in sorted({*(size for size in PASSES if in_step % size == 0), in_step}):
-        probe = task | {"pass": pairs, "steps": min(PROBE_STEPS, task["steps"])}
-        seconds[pairs] = min(theirs(probe, folder)["seconds"][1:])
+    for pairs in task.get("passes") or sorted({*(size for size in PASSES if in_step % size == 0), in_step}):
+        probe = task | {"pass": pairs, "steps": min(PROBE_STEPS, task["steps"]), "save": False}
+        try:
+            seconds[pairs] = min(theirs(probe, folder)["seconds"][1:])
+        except torch.OutOfMemoryError:
+            break
     return {"pass": min(seconds, key=lambda pairs: seconds[pairs])}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class Trials:
     def first_stage(self, split: str) -> float:
         """The metric of the candidates as they were retrieved."""
         pipeline = self.pipeline
-        return mean_score(pipeline.collection, split, pipeline.reranked(split), pipeline.metric)
+        return mean_score(pipeline.collection, split, pipeline.candidates(split), pipeline.metric)
 
     def mine(self, section: Mine, seed: int) -> Mined:
         """Groups for all train queries."""
@@ -129,7 +128,6 @@ class Trials:
         set_seed(seed)  # a fresh classifier is drawn
         reranker = self.pipeline.load_base()
         tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        measure = partial(self.pipeline.measure, "dev", reranker, tokenized)
-        found = self.train(seed, groups, lists, reranker, tokenized, measure)
+        found = self.train(seed, groups, lists, reranker, tokenized, self.pipeline.dev_measure(reranker, tokenized))
         test, scores = self.pipeline.measure("test", reranker, tokenized)
         return found | {"test": test}, scores

@@ -1,16 +1,19 @@
 """Tiny models of the real architectures and a tiny collection: everything is built here, nothing is downloaded."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny models gain nothing by more, and the same bits need the same
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -100,6 +103,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.fixture(autouse=True)
+def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `precision: auto` choose fp32 on every CPU, so that results do not depend on the machine."""
+    monkeypatch.setattr("trainer.precision.has_native_bf16", lambda: False)
+
+
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""
@@ -152,6 +161,7 @@ train:
   queries_per_step: 4
   learning_rate: 1.0e-3
   checkpoint_steps: 3
+  precision: fp32
 evaluate:
   metrics: [nDCG@10, RR@10]
 export:
@@ -163,16 +173,38 @@ export:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`command(recipe, override, ..., processes=1, VARIABLE=value)` runs `python -m trainer`, which is `train`."""
+    """`command(recipe, override, ..., processes=1, apart=False)` is `train`.
+
+    One process is this one, which spares the seconds in which another imports torch; an exception that the command
+    lets through ends the test. `apart=True` starts one of its own, for what has to do with the process itself.
+    """
     return _command
 
 
-def _command(*words: str | Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+def _command(*words: str | Path, processes: int = 1, apart: bool = False) -> subprocess.CompletedProcess[str]:
+    line = list(map(str, words))
+    if processes == 1 and not apart:
+        return _train_here(line)
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    whole = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([*start, "trainer", *map(str, words)], env=whole, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    return subprocess.run([*start, "trainer", *line], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def _train_here(words: list[str]) -> subprocess.CompletedProcess[str]:
+    from accelerate.state import AcceleratorState
+
+    from trainer.cli import train_command
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["train", *words])
+        AcceleratorState._reset_state(reset_partial_state=True)  # the precision is each recipe's own
+        with pytest.raises(SystemExit) as ended:
+            train_command()
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -197,7 +229,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path]) ->
     recipe = root / "exported.yaml"
     recipe.write_text(
         f"{{name: exported, data: {{path: {root / 'set'}}}, retriever: {{kind: bm25, depth: 6}}, "
-        f"reranker: {{model: {tiny['bert']}, max_length: 32}}, train: {{queries_per_step: 4}}}}\n"
+        f"reranker: {{model: {tiny['bert']}, max_length: 32}}, train: {{queries_per_step: 4, precision: fp32}}}}\n"
     )
     run(load_recipe(recipe), root / "runs", force=True)
     return recipe, root / "runs"

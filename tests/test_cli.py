@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -89,14 +90,15 @@ def test_check_prints_all_five_faults_of_a_recipe_in_order(call, five_faults):
         assert line.startswith(f"five.yaml:{place}")
 
 
-def test_check_answers_in_under_a_second(five_faults):
+def test_check_answers_in_under_a_second_of_work(five_faults):
     command, seconds = [script("reranker"), "check", "five.yaml"], []
-    for _ in range(4):  # the first one warms up; the best of the others, since other processes have their share
-        start = time.perf_counter()
+    for _ in range(2):  # the first one warms up
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended = subprocess.run(command, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 5), ended.stderr
-    assert min(seconds[1:]) < 1, seconds
+    assert min(seconds) < 1, seconds
 
 
 @pytest.mark.parametrize("recipe", ["five_faults", "recipe_file"])
@@ -265,11 +267,10 @@ def test_reranker_alone_lists_its_steps(call):
         assert re.search(rf"\b{step} ", answer.out + answer.err)
 
 
-def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(recipe_file, tmp_path):
-    words = [script("reranker"), "retrieve", recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere"]
-    ended = subprocess.run(words, env=os.environ | {"ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "bm25 (bm25 in english): 7 candidates for each" in ended.stdout
+def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path):
+    answer = call("reranker", "retrieve", recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
+    assert answer.code == 0, answer.err
+    assert "bm25 (bm25 in english): 7 candidates for each" in answer.out
     left = {path.name for path in (tmp_path / "elsewhere/tiny").iterdir()}
     assert {"data", "retrieve"} <= left
     assert not {"mine", "train", "evaluate", "export"} & left

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from trainer.metrics import bootstrap, paired_p, per_query, unknown_metrics
+from trainer import metrics
+from trainer.metrics import bootstrap, can_choose, paired_p, per_query, unknown_metrics
 
 
 @pytest.mark.parametrize("metric", ["nDCG@10", "nDCG", "RR@10", "RR", "AP", "R@5", "P@3", "Success@1"])
@@ -64,6 +65,23 @@ def test_queries_without_a_ranking_count_as_zero_and_those_without_judgements_do
         assert list(numbers.items()) == [("missing", 0.0), ("found", 1.0), ("empty", 0.0)]
 
 
+@pytest.mark.parametrize(
+    ("metric", "depth", "chooses"),
+    [
+        *[(name, 50, True) for name in ("nDCG@10", "RR@10", "RR", "AP", "AP(rel=2)@100", "P@5", "R@10", "Success@5")],
+        *[(name, 50, True) for name in ("nDCG", "Bpref", "ERR@20", "RBP(p=0.8)", "infAP")],
+        *[(name, 12, True) for name in ("nDCG@20", "RR@100", "AP", "R@11")],  # deeper than what is reranked
+        *[(name, 12, False) for name in ("R@12", "R@50", "P@12", "Success@12", "SetP", "SetF")],
+        *[(name, 50, False) for name in ("R@50", "R@100", "NumRet", "NumQ", "NumRel", "Judged@10", "Judged@100")],
+        ("nDCG@10", 1, False),
+    ],
+)
+def test_a_metric_chooses_only_where_a_better_order_is_worth_more(metric, depth, chooses):
+    if unknown_metrics([metric]):
+        pytest.skip(f"no tool here computes {metric}")
+    assert can_choose(metric, depth) is chooses
+
+
 def test_two_spellings_of_one_measure_both_get_its_values():
     values = per_query(["RR@10", "MRR@10"], {"q": {"a": 1}}, {"q": ["b", "a"]})
     assert values == {"RR@10": {"q": 0.5}, "MRR@10": {"q": 0.5}}
@@ -101,6 +119,14 @@ def test_bootstrap_is_seeded_and_equal_values_leave_no_doubt():
     values = np.random.default_rng(0).random(50).tolist()
     assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
     assert bootstrap([0.5] * 20, seed=1) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 50, 158])
+def test_resamples_drawn_in_blocks_are_those_drawn_one_by_one(count, monkeypatch):
+    ours, theirs = np.random.default_rng(5).random((2, count))
+    in_blocks = bootstrap(ours, seed=7), paired_p(ours, theirs, seed=7)
+    monkeypatch.setattr(metrics, "BLOCK", 1)  # one resample a block
+    assert (bootstrap(ours, seed=7), paired_p(ours, theirs, seed=7)) == in_blocks
 
 
 @pytest.mark.parametrize(

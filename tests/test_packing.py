@@ -20,7 +20,8 @@ from transformers import (
 
 from trainer import packing
 from trainer.errors import ModelError
-from trainer.reranker import Batches, Reranker, ScoringModel, autocast
+from trainer.precision import autocast
+from trainer.reranker import Batches, Reranker, ScoringModel
 
 SIZE: dict[str, Any] = {
     "vocab_size": 50,
@@ -109,7 +110,7 @@ def test_heads_of_any_width_are_packed(batch):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
 def test_the_interaction_head_reads_packed_pairs_alike(kind, tiny, words):
-    reranker = Reranker.load(tiny[kind], max_length=48)
+    reranker = Reranker.load(tiny[kind], max_length=48, precision="bf16")
     rng = np.random.default_rng(5)
     texts = [" ".join(rng.choice(words, size=size)) for size in (3, 30, 1, 12, 4, 4)]
     tokens = reranker.pairs.tokenize(texts)
@@ -166,7 +167,7 @@ def test_without_memory_batches_shrink_and_scores_stay(tiny, capsys):
 
 def pairs_of_many_lengths(kind, tiny, words):
     """A model whose scores differ by much more than half precision rounds, and a batch for it."""
-    reranker = Reranker.load(tiny[kind], max_length=48)
+    reranker = Reranker.load(tiny[kind], max_length=48, precision="bf16")
     rng = np.random.default_rng(5)
     tokens = reranker.pairs.tokenize([" ".join(rng.choice(words, size=size)) for size in rng.integers(1, 40, size=100)])
     batch = reranker.pairs.pad(list(zip(tokens[::2], tokens[1::2], strict=True)))
@@ -183,7 +184,7 @@ def assert_layouts_agree_in_half_precision(reranker, batch):
     With attention 1.3 times as sharp in one layout these are .58 and .046 at least.
     """
     model = reranker.model
-    with autocast(model.device):
+    with autocast(model.device, "bf16"):
         padded, packed = (packing.logits(model, batch, layout).detach().cpu() for layout in (False, True))
         by_layout = [gradients(model, batch, layout) for layout in (False, True)]
     assert packed.isfinite().all()

@@ -350,10 +350,10 @@ def test_an_export_of_another_recipe_does_not_leave(exported):
     ("base", "first_stage", "untrained", "trained", "fused", "blamed"),
     [
         ("bert", 0.6, 0.2, 0.7, 0.7, None),
-        ("bert", 0.6, 0.8, 0.7, 0.7, None),
+        ("bert", 0.6, 0.8, 0.7, 0.7, None),  # a fresh head before training is not what the user had
         ("bert", 0.6, 0.2, 0.6, 0.6, "the first stage"),
         ("bert", 0.6, 0.2, 0.5, 0.5, "the first stage"),
-        ("bert", 0.6, 0.2, 0.5, 0.7, None),  # beside the first stage's score it helps
+        ("bert", 0.6, 0.2, 0.5, 0.7, "the first stage"),  # fused it helps, but servers rank by the model alone
         ("reranker", 0.6, 0.8, 0.7, 0.9, "the base model"),  # the base could be fused as well
         ("reranker", 0.6, 0.2, 0.7, 0.7, None),
         ("reranker", 0.6, 0.8, 0.7, 0.7, "the base model"),
@@ -366,9 +366,8 @@ def test_only_a_model_that_is_better_on_dev_leaves_unforced(
 ):
     recipe = load_recipe(exported[0], [f"reranker.model={tiny[base]}", "push.repository=me/tiny"])
     pipeline = Pipeline(recipe, tmp_path)
-    pipeline.stages["retrieve"].finish(first_stage_dev=first_stage)
-    pipeline.stages["train"].finish(best_dev=trained, untrained_dev=untrained)
-    pipeline.stages["evaluate"].finish(fused_dev=fused)
+    dev = {"first_stage": first_stage, "tuned": trained, "fused": fused}
+    pipeline.stages["evaluate"].finish(dev=dev | ({"base": untrained} if base == "reranker" else {}))
     pipeline.stages["export"].finish()
     if blamed:
         before = untrained if blamed == "the base model" else first_stage

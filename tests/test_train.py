@@ -14,17 +14,16 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from trainer.data import build_collection
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RunError
 from trainer.groups import Group
-from trainer.launch import check_launch, mixed_precision
+from trainer.launch import check_launch
 from trainer.losses import LOSSES
 from trainer.pipeline import Pipeline
 from trainer.recipe import Train, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection, autocast
+from trainer.reranker import Reranker, TokenizedCollection
 from trainer.train import default_rate, evaluation_steps, rate_factor, steps, train
 
 
@@ -85,7 +84,7 @@ LARGE = ("mine.negatives_per_positive=30", "mine.random_share=0.8")  # groups of
 @pytest.mark.parametrize(
     ("loss", "mining", "several"),
     [
-        ("listwise", (), (2,)),
+        pytest.param("listwise", (), (2,), marks=pytest.mark.slow),
         pytest.param("listwise", (), (4,), marks=pytest.mark.slow),
         pytest.param("pointwise", LARGE, (2,), marks=pytest.mark.slow),
     ],
@@ -110,10 +109,12 @@ def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path
         assert results(tmp_path / processes)["systems"]["tuned"] == tuned
 
 
-def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path, precision):
     words = [
+        f"train.precision={precision}",
         "train.dropout=0.2",  # random numbers must go on where they were, not only batches
-        "train.epochs=20",
+        "train.epochs=6",
         "train.evaluations_per_epoch=1",
         "train.checkpoint_steps=7",
         "--force",
@@ -123,12 +124,11 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
 
     started = subprocess.Popen(
         [sys.executable, "-m", "trainer", str(recipe_file), *words, "--runs", str(killed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not list((killed / "tiny" / "train").glob("checkpoint-000003*")):
+    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
         assert time.monotonic() < deadline, "no checkpoint came"
         assert started.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
@@ -137,11 +137,24 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
     resumed = command(recipe_file, *words, "--runs", killed)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resumed at step" in resumed.stdout
+    assert json.loads((killed / "tiny" / "train" / "done.json").read_text())["precision"] == precision
 
     assert losses(undisturbed) == losses(killed)
-    for part in ("train/best", "train/checkpoint-0000120"):
+    for part in ("train/best", "train/checkpoint-0000036"):
         ours, theirs = weights(undisturbed / "tiny" / part), weights(killed / "tiny" / part)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+
+
+@pytest.mark.slow
+def test_in_bf16_several_processes_give_the_losses_of_one_to_its_rounding(command, recipe_file, tmp_path):
+    """A process computes other batches than one alone, whose bf16 products round otherwise: 2e-3 of losses near 2."""
+    words = ["train.precision=bf16", "train.epochs=4", "train.queries_per_step=5", "train.tokens_per_pass=512"]
+    for processes in (1, 2):
+        result = command(recipe_file, *words, "--force", "--runs", tmp_path / str(processes), processes=processes)
+        assert result.returncode == 0, result.stdout + result.stderr
+    one = losses(tmp_path / "1")
+    assert one[-1] < one[0]
+    np.testing.assert_allclose(losses(tmp_path / "2"), one, atol=2e-3)
 
 
 @pytest.mark.slow
@@ -216,7 +229,7 @@ def train_here(recipe_file, beir, tmp_path):
         tokenized = TokenizedCollection(collection, reranker.pairs)
         left = iter(dev_scores)
         (tmp_path / "train").mkdir(exist_ok=True)
-        measure = lambda: (next(left), np.zeros(1))  # noqa: E731
+        measure = lambda: next(left)  # noqa: E731
         accelerator = Accelerator(cpu=True)
         folder = tmp_path / "train"
         progress = train(recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False)
@@ -274,19 +287,6 @@ def test_scores_that_are_no_numbers_never_pass_for_the_order_of_the_first_stage(
         pipeline.measure("dev", reranker, TokenizedCollection(pipeline.collection, reranker.pairs))
 
 
-def test_the_precision_that_is_asked_for_is_that_of_the_device_or_told(capsys, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert mixed_precision("auto", cuda=False) == "no"
-    assert mixed_precision("auto", cuda=True) == "bf16"
-    assert mixed_precision("fp32", cuda=True) == "no"
-    assert mixed_precision("fp16", cuda=True) == "fp16"
-    with pytest.raises(RecipeError, match="train.precision: fp16 needs a CUDA GPU, and there is none here; take auto"):
-        mixed_precision("fp16", cuda=False)
-    assert not capsys.readouterr().out
-    assert mixed_precision("bf16", cuda=False) == "bf16"
-    assert "bf16 takes about eight times as long as fp32 on a CPU" in capsys.readouterr().out
-
-
 def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
     told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     with pytest.raises(RunError) as caught:
@@ -299,15 +299,6 @@ def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
     assert "fsdp_version: 1, but only 2 can be trained with; set it to 2" in str(caught.value)
     check_launch({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, cuda=True)
     check_launch({}, cuda=False)
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
-def test_scores_are_computed_in_the_precision_of_training(precision, dtype):
-    AcceleratorState._reset_state()
-    Accelerator(cpu=True, mixed_precision=precision)
-    with autocast(torch.device("cpu")):
-        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
-    AcceleratorState._reset_state()
 
 
 def test_weights_and_biases_offline_leaves_files(command, recipe_file, tmp_path):

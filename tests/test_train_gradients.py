@@ -183,6 +183,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(tiny, collection
     assert most[1] < most[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own, on import
 def test_a_compiled_model_is_saved_under_plain_names(tiny, tmp_path):
     names = []

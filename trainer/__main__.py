@@ -1,6 +1,33 @@
-"""`python -m trainer RECIPE` is `train RECIPE`; launchers of several processes need a module."""
+"""The entry points: `train RECIPE`, which is `python -m trainer RECIPE` for launchers of processes, and `reranker`.
 
-from trainer.cli import train_command
+Ctrl-C is taken care of before anything slow is imported.
+"""
+
+import signal
+
+from trainer import processes
+
+
+def train() -> None:
+    """Run the command `train`."""
+    _stop_quietly_while_importing()
+    from trainer.cli import train_command
+
+    train_command()
+
+
+def reranker() -> None:
+    """Run the command `reranker`."""
+    _stop_quietly_while_importing()
+    from trainer.cli import reranker_command
+
+    reranker_command()
+
+
+def _stop_quietly_while_importing() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, processes.stop_at_once)
+
 
 if __name__ == "__main__":
-    train_command()
+    train()

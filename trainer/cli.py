@@ -1,6 +1,13 @@
 """The commands: `train RECIPE` is the whole pipeline, `reranker` holds the single steps.
 
-Exit codes: 0 done; 2 the user can mend it (one message, no traceback); 1 our own fault (with its traceback).
+Exit codes:
+
+    0    done
+    1    our own fault, with its traceback
+    2    the user can mend it: one message, no traceback
+    3    measured, and not shown to be better than what was there before
+    130  stopped by Ctrl-C
+    141  nobody reads the output any more (`| head`)
 """
 
 from __future__ import annotations
@@ -8,12 +15,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import Annotated, Any
 
 import typer
 
 from trainer.errors import TrainerError
+from trainer.machine import explained
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, e.g. recipes/quickstart.yaml", metavar="RECIPE")]
 Overrides = Annotated[
@@ -46,21 +56,36 @@ def _guarded(app: Callable[[], None]) -> None:
         console.quiet()
     if processes.several():
         processes.watch()
-    try:
-        app()
-    except TrainerError as error:
-        console.console.quiet = not processes.speaks()
-        for fault in error.faults:
-            console.error(fault)
-        sys.exit(2)
-    except RuntimeError as error:
-        if not processes.is_loss(error):
-            raise
-        processes.leave()
-    except SystemExit as end:  # typer's answer to Ctrl-C
-        if end.code == 130:
-            console.error("stopped; the same command goes on from the last checkpoint")
-        raise
+    with processes.interruptible():
+        try:
+            app()
+        except TrainerError as error:
+            console.console.quiet = not processes.speaks()
+            for fault in error.faults:
+                console.error(fault)
+            sys.exit(error.exit_code)
+        except RuntimeError as error:
+            if not processes.is_loss(error):
+                raise
+            processes.leave()
+
+
+def _command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function to an app as a command."""
+    return lambda function: app.command(name)(explained(_without_end_of_file(function)))
+
+
+def _without_end_of_file(function: Callable[..., None]) -> Callable[..., None]:
+    """Raise an EOFError, as a file that was cut short gives it, as another error: typer takes it for Ctrl-D."""
+
+    @wraps(function)
+    def call(**arguments: Any) -> None:
+        try:
+            function(**arguments)
+        except EOFError as error:
+            raise RuntimeError(f"a file ends too early: {error}") from error
+
+    return call
 
 
 def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str, force: bool = False) -> None:
@@ -72,21 +97,20 @@ def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str,
     pipeline.run(recipe, runs, until, force)
 
 
-@train_app.command()
+@_command(train_app)
 def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs"), force: Force = False) -> None:
     """From a corpus, queries and judgements to a measured, exported reranker. Run it again to go on after a stop."""
     _run(recipe, overrides, runs, "export", force)
 
 
-@reranker_app.command()
+@_command(reranker_app)
 def check(
     recipe: Annotated[Path | None, typer.Argument(help="The recipe", metavar="RECIPE")] = None,
     overrides: Overrides = None,
+    runs: Runs = Path("runs"),
     schema: Annotated[bool, typer.Option("--schema", help="Print every key, its default and its meaning")] = False,
 ) -> None:
     """Judge recipe and data in a second, without loading a model."""
-    from rich.markup import escape
-
     from trainer import console
     from trainer.recipe import Recipe, load_recipe, schema_table, sections
 
@@ -101,11 +125,11 @@ def check(
     loaded = load_recipe(recipe, overrides or ())
     from trainer.check import check as judge
 
-    judge(loaded)
-    console.stage("check", f"[green]{escape(str(recipe))} can run[/]")
+    judge(loaded, runs)
+    console.stage("check", f"{recipe} can run", style="green")
 
 
-@reranker_app.command()
+@_command(reranker_app)
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder with documents, queries and judgements, or with pairs")],
     output: Annotated[
@@ -113,17 +137,15 @@ def init(
     ] = None,
 ) -> None:
     """Look at a folder and write a recipe that trains on it."""
-    from rich.markup import escape
-
     from trainer import console
     from trainer.init import write_recipe
 
     recipe, layout = write_recipe(folder, output)
     for line in layout.said:
-        console.stage("init", escape(line))
+        console.stage("init", line)
     if layout.missing:
         console.stage("init", f"{' and '.join(layout.missing)} will be split off from train")
-    console.stage("init", f"{escape(str(recipe))} is written; next: reranker check {escape(str(recipe))}")
+    console.stage("init", f"{recipe} is written; next: reranker check {quote(str(recipe))}")
 
 
 def _step(name: str, explanation: str) -> None:
@@ -133,7 +155,7 @@ def _step(name: str, explanation: str) -> None:
         _run(recipe, overrides, runs, name, force)
 
     step.__doc__ = explanation
-    reranker_app.command(name)(step)
+    _command(reranker_app, name)(step)
 
 
 _step("retrieve", "Find candidates for every judged query.")
@@ -144,7 +166,7 @@ _step("evaluate", "... and measure it on test.")
 _step("export", "... and write the serving folder (and push it, where the recipe says so).")
 
 
-@reranker_app.command()
+@_command(reranker_app)
 def review(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Judge the labels that mining suspects, a pair a screen; leave with q, and the same command goes on."""
     from trainer import console
@@ -152,24 +174,41 @@ def review(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("r
     from trainer.recipe import load_recipe
     from trainer.review import review
 
-    folder = runs / load_recipe(recipe, overrides or ()).name
+    loaded = load_recipe(recipe, overrides or ())
+    folder = runs / loaded.name
     judgements = folder / "judgements.jsonl"
-    if review(folder / "mine" / FILE, judgements, _key):
-        console.stage("review", f"to train with them: train {recipe} data.judgements={judgements}")
+    mined = folder / ("mine-2" if loaded.mine.rounds == 2 else "mine")
+    if review(mined / FILE, judgements, _key):
+        again = f"train {quote(str(recipe))} {quote(f'data.judgements={judgements}')}"
+        console.stage("review", f"to train with them: {again}")
 
 
 def _key() -> str:
-    """One of y, n, s, q: a key on a terminal, a line elsewhere, where the end means q."""
+    """One of the keys of a review: pressed on a terminal, the first of a line elsewhere, where the end means q."""
+    from rich.text import Text
+
     from trainer import console
+    from trainer.review import KEYS
 
-    console.console.print("[bold]y[/] relevant   [bold]n[/] not   [bold]s[/] skip   [bold]q[/] leave")
+    console.console.print(Text("   ").join(Text.assemble((key, "bold"), f" {word}") for key, word in KEYS.items()))
     while True:
-        key = typer.getchar() if sys.stdin.isatty() else (sys.stdin.readline()[:1] or "q")
-        if key.lower() in ("y", "n", "s", "q"):
-            return key.lower()
+        key = _pressed().lower()
+        if key in KEYS:
+            return key
 
 
-@reranker_app.command()
+def _pressed() -> str:
+    if sys.stdin is None:
+        return "q"
+    if not sys.stdin.isatty():
+        return sys.stdin.readline()[:1] or "q"
+    try:
+        return typer.getchar()
+    except EOFError:  # Ctrl-D
+        return "q"
+
+
+@_command(reranker_app)
 def push(
     recipe: RecipeFile,
     overrides: Overrides = None,

@@ -5,21 +5,26 @@ TrainerError
  +-- DataError       corpus, queries or qrels: unreadable line, missing document, a query in two splits
  +-- ModelError      a model reference that cannot be found, read or trusted
  +-- RunError        a run that cannot go on: another recipe's work, too little memory, a loss that is not finite
- +-- ExportError     an export that does not give the trained model's scores, or must not leave
+ +-- ExportError     an export that does not give the trained model's scores
+ |    +-- NotBetterError  a model that was measured and is not better than what was there before
  +-- PushError       the Hub: no token, no network, a refused name
+ +-- MachineError    the machine: a full disk, a missing permission, too little memory
 
 Each message says where, what is wrong, what was given and what to do next. The commands print it without a
-traceback and exit with 2; anything else that escapes is our own fault and exits with 1.
+traceback and exit with the error's exit code; anything else that escapes is our own fault and exits with 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class TrainerError(Exception):
     """Base of all errors that the user can mend; `faults` holds one line each, all found at once."""
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, faults: str | Iterable[str]) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
@@ -43,11 +48,21 @@ class RunError(TrainerError):
 
 
 class ExportError(TrainerError):
-    """The exported model is not the trained one, or is not good enough to leave."""
+    """The exported model does not give the trained model's scores."""
+
+
+class NotBetterError(ExportError):
+    """The model was measured, and nothing shows that it is better than what was there before."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class PushError(TrainerError):
     """The Hub did not take the model."""
+
+
+class MachineError(TrainerError):
+    """The machine refuses what the run needs: room on a disk, a permission, memory, open files."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

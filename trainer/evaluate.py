@@ -23,26 +23,33 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the first stage be
 
 
 def order(candidates: Candidates, scores: np.ndarray | None = None) -> list[list[int]]:
-    """Document rows of each query, best first; equal scores keep the order of the first stage."""
-    if scores is None:
-        return [candidates.found(place) for place in range(len(candidates.queries))]
-    assert scores.shape == candidates.documents.shape
-    ranked = np.take_along_axis(candidates.documents, np.argsort(-scores, axis=1, kind="stable"), axis=1)
-    return [row[row != NOTHING].tolist() for row in ranked]
+    """Return the document rows of each query, best first; equal scores keep the order of the first stage.
+
+    `scores` (queries, depth) are those of the first `depth` candidates. The others follow in the first stage's order,
+    so that a metric deeper than what was reranked is that of the list which a user would see.
+    """
+    documents = candidates.documents
+    if scores is not None:
+        depth = scores.shape[1]
+        ranked = np.take_along_axis(documents[:, :depth], np.argsort(-scores, axis=1, kind="stable"), axis=1)
+        documents = np.concatenate([ranked, documents[:, depth:]], axis=1)
+    return [row[row != NOTHING].tolist() for row in documents]
 
 
-def ceiling(candidates: Candidates, qrels: Mapping[int, Mapping[int, int]]) -> list[list[int]]:
-    """The best order that any reranker could give to what was retrieved."""
-    return [
-        sorted(candidates.found(place), key=lambda document: -qrels[query].get(document, 0))
-        for place, query in enumerate(candidates.queries.tolist())
+def ceiling(candidates: Candidates, qrels: Mapping[int, Mapping[int, int]], depth: int) -> list[list[int]]:
+    """Return the best order that any reranker of the first `depth` candidates could give."""
+    documents = candidates.documents[:, :depth]
+    grades = [
+        [qrels[query].get(document, 0) for document in row]
+        for query, row in zip(candidates.queries.tolist(), documents.tolist(), strict=True)
     ]
+    return order(candidates, np.where(documents == NOTHING, -np.inf, np.array(grades, dtype=np.float64)))
 
 
 def mean_score(
     collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray | None = None
 ) -> float:
-    """Mean of one metric over a split's queries, of the first stage's order or of `scores`."""
+    """Return the mean of one metric over a split's queries, of the first stage's order or of `scores`."""
     return float(np.mean(list(query_scores(collection, split, candidates, metric, scores).values())))
 
 
@@ -55,10 +62,11 @@ def query_scores(
 
 
 def fuse(candidates: Candidates, scores: np.ndarray, weight: float) -> np.ndarray:
-    """A reranker's scores (queries, depth) with the first stage's beside them, `weight` times.
+    """Return a reranker's scores (queries, depth) plus `weight` times the first stage's, both standardised.
 
-    Both are standardised over the query's candidates, since neither has a scale of its own.
+    They are standardised over the query's first `depth` candidates, since neither has a scale of its own.
     """
+    candidates = candidates.top(scores.shape[1])
     found = candidates.documents != NOTHING
     both = _standardised(scores, found) + weight * _standardised(candidates.scores, found)
     return np.where(found, both, -np.inf).astype(np.float32)
@@ -92,18 +100,21 @@ def evaluate(
     seed: int,
     folder: Path | None = None,
     weight: float = 0.0,
+    training_helped: bool = True,
     default: Candidates | None = None,
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
 
-    `candidates` are those that were reranked; `scores[system]` has their shape, (queries, depth). `weight` is the first
-    stage's beside the tuned model's in the system `fused`, and only noted here. `default` is what the first stage would
-    have returned without tuning, for the system `first_stage_default`.
+    `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
+    `weight` is the first stage's in the system `fused`, and like `training_helped` (whether dev rose above its value
+    before the first step) only recorded here. `default` is what the first stage returns without tuning, for the system
+    `first_stage_default`.
     """
     orders = {"first_stage_default": order(default)} if default else {}
     orders["first_stage"] = order(candidates)
     orders |= {system: order(candidates, values) for system, values in scores.items()}
-    orders["ceiling"] = ceiling(candidates, collection.qrels[split])
+    depth = min(values.shape[1] for values in scores.values())
+    orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
     qrels = collection.named_qrels(split)
     values = {
         system: per_query(metrics, qrels, _named(collection, candidates, rows)) for system, rows in orders.items()
@@ -111,8 +122,9 @@ def evaluate(
     results = Results(
         split=split,
         queries=len(qrels),
-        depth=candidates.documents.shape[1],
+        depth=depth,
         first_stage_weight=weight,
+        training_helped=training_helped,
         systems={
             system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
             for system, by_metric in values.items()

@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from trainer import console
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from trainer.precision import Precision
 
-def start_accelerator(precision: str) -> Accelerator:
-    """Accelerate for the devices here; raises RecipeError or RunError where they cannot do what is asked of them."""
+
+def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
+    """Return Accelerate for the devices here.
+
+    Precision is the `Reranker`'s own affair; of Accelerate fp16 only takes the scaling of gradients. Raises RecipeError
+    or RunError where the devices cannot do what is asked of them.
+    """
     import datasets
     import torch
     import transformers
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    from trainer.precision import best_device, resolve
 
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -29,30 +36,16 @@ def start_accelerator(precision: str) -> Accelerator:
     # On Hopper torch would take cuDNN for padded batches with a mask, which plans anew for every shape, and whose
     # gradients are no numbers where a row's scores are all very low (torch 2.13, PyTorch issue 196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
+    device = torch.device(best_device())
     return Accelerator(
-        cpu=not cuda and not torch.backends.mps.is_available(),
-        mixed_precision=mixed_precision(precision, cuda),
+        cpu=device.type == "cpu",
+        mixed_precision="fp16" if resolve(precision, device) == "fp16" else "no",
         kwargs_handlers=[
             # Buffers are constants here; to exchange them, all would wait for one that does a step again.
             DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
         ],
     )
-
-
-def mixed_precision(precision: str, cuda: bool) -> str:
-    """What Accelerate is told; raises RecipeError where the device cannot do what the recipe wants."""
-    import torch
-
-    if precision == "auto":
-        best = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-        # What the launcher was told, but never on a CPU, where half precision is many times slower.
-        return os.environ.get("ACCELERATE_MIXED_PRECISION", best) if cuda else "no"
-    if precision == "fp16" and not cuda:
-        raise RecipeError("train.precision: fp16 needs a CUDA GPU, and there is none here; take auto")
-    if precision == "bf16" and not cuda:
-        console.warn("train", "train.precision: bf16 takes about eight times as long as fp32 on a CPU; auto is faster")
-    return "no" if precision == "fp32" else precision
 
 
 def check_launch(told: Mapping[str, str], cuda: bool) -> None:

@@ -14,15 +14,18 @@ Under several processes all of them embed, train and score; the rest is the main
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, partial
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import console, models
 from trainer.check import check, faults_of_distil
 from trainer.data import Collection, build_collection, fingerprint_data
-from trainer.errors import ExportError, RecipeError, RunError
+from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
+from trainer.machine import explained
 from trainer.recipe import Recipe
 from trainer.runs import Stage, fingerprint, write_json
 
@@ -31,18 +34,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from trainer.groups import Group
+    from trainer.precision import Precision
     from trainer.reranker import Reranker, TokenizedCollection
     from trainer.retriever import Candidates, Embeddings
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 3, "mine": 3, "train": 3, "distil": 1, "evaluate": 4, "export": 2}
+VERSIONS = {"data": 3, "retrieve": 3, "mine": 3, "train": 4, "distil": 2, "evaluate": 5, "export": 2}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 
 
+@explained
 def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) -> None:
     """Carry out the recipe up to a stage; push follows where the recipe has the section and `until` is export.
 
@@ -51,7 +56,9 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
     """
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
-    check(recipe)
+    if until not in VERSIONS:
+        raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, VERSIONS)}")
+    check(recipe, runs)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
@@ -127,7 +134,7 @@ class Pipeline:
         stage = self.stages[name]
         notes = stage.done
         if notes is not None:
-            console.stage(name, f"{notes['said']}  [dim](stands)[/]")
+            console.stage(name, notes["said"], note="(stands)")
         else:
             if name == "export":
                 self._refuse_to_harm(force)
@@ -162,8 +169,7 @@ class Pipeline:
         found = retrieve_splits(section, self.collection, embeddings, folder)
         default = self.default_candidates("dev", folder) or found["dev"]
         score, plain = (
-            mean_score(self.collection, "dev", candidates.top(self.recipe.rerank_depth), self.metric)
-            for candidates in (found["dev"], default)
+            mean_score(self.collection, "dev", candidates, self.metric) for candidates in (found["dev"], default)
         )
         if tuned := Tuning.load(folder).describe(f"dev {self.metric} {score:.4f}, default {plain:.4f}"):
             console.stage("retrieve", tuned)
@@ -191,7 +197,12 @@ class Pipeline:
         bi_encoder = BiEncoder(
             models.locate(reference), section.max_length, section.query_prompt, section.document_prompt
         )
-        parts = shards(bi_encoder, collection, self.folder.parent / ".embeddings", queries)
+        cache = self.folder.parent / ".embeddings"
+        parts = shards(bi_encoder, collection, cache, queries)
+        if any(part.missing for part in parts):
+            device = str(self.accelerator.device)
+            precision = self.precision("retrieve", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
+            parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
         self.accelerator.wait_for_everyone()  # all have seen what is missing before anybody adds to it
         for part in parts:
             part.encode(self.accelerator)
@@ -229,6 +240,8 @@ class Pipeline:
 
         set_seed(self.recipe.seed)
         reranker = self.load_base()
+        base = models.locate(self.recipe.reranker.model)
+        reranker.compute_in(self.precision(folder.name, base, reranker.bf16_speedup))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
         first_stage = self._notes("retrieve")["first_stage_dev"]
@@ -239,7 +252,7 @@ class Pipeline:
             self.lists(),
             reranker,
             tokenized,
-            partial(self.measure, "dev", reranker, tokenized, self.reranked("dev")),
+            self.dev_measure(reranker, tokenized),
             self.accelerator,
             folder,
             fresh_head=self.has_fresh_head,
@@ -249,7 +262,7 @@ class Pipeline:
         said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
         said += f"; {progress.ending}" if progress.ending else ""
         notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
-        return {"said": said, **notes}
+        return {"said": said, **notes, "precision": progress.precision}
 
     def _distil(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
@@ -268,6 +281,7 @@ class Pipeline:
         console.stage("distil", learned)
         set_seed(self.recipe.seed)  # behind the teacher, who draws numbers too where it has to be loaded
         student = distil.load_student(self.recipe, self._best())
+        student.compute_in(self.precision("distil", self._best(), student.bf16_speedup))
         tokenized = TokenizedCollection(collection, student.pairs)
         progress = train(
             distil.student_recipe(self.recipe),
@@ -275,7 +289,7 @@ class Pipeline:
             [],
             student,
             tokenized,
-            partial(self.measure, "dev", student, tokenized, self.reranked("dev")),
+            self.dev_measure(student, tokenized),
             self.accelerator,
             folder,
             fresh_head=distil.has_fresh_classifier(self.recipe),
@@ -326,50 +340,54 @@ class Pipeline:
         logits = candidates.scored(self.teacher(str(self._best()), collection))
         if self.recipe.distil.teacher == "tuned":
             return logits
-        weight, _ = self._choose_weight()
+        weight, _ = self._choose_weight(self._rerank(str(self._best()), self.reranked("dev")))
         console.stage("distil", f"the teacher's scores with the first stage's beside them, {weight:g} times")
         return distil.on_scale(fuse(candidates, logits, weight), logits)
 
-    def _choose_weight(self) -> tuple[float, float]:
-        """The first stage's weight beside the tuned model that is best on dev, and the score there."""
-        import numpy as np
-
+    def _choose_weight(self, tuned: np.ndarray) -> tuple[float, float]:
+        """Return the first stage's weight that is best on dev, given the tuned model's scores there, and that best."""
         from trainer.evaluate import choose_weight
 
-        dev = self.reranked("dev")
-        tuned = np.load(self.stages[self._last_training].folder / "best_dev.npy")
-        return choose_weight(self.collection, "dev", dev, self.metric, tuned)
+        return choose_weight(self.collection, "dev", self.candidates("dev"), self.metric, tuned)
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
-        from trainer.evaluate import evaluate, fuse
+        """Measure on dev, for the gate, and on test, for people; in float32, as the model will be exported."""
+        from trainer.evaluate import evaluate, fuse, mean_score
 
-        systems = {"tuned": str(self._best())}
-        if not self.has_fresh_head:
-            systems = {"base": self.recipe.reranker.model, **systems}
-        test = self.reranked("test")
-        scores = {system: self._rerank(reference, test) for system, reference in systems.items()}
-        weight, fused_dev = self._choose_weight()
-        if weight:
-            scores["fused"] = fuse(test, scores["tuned"], weight)
+        systems = {"base": self.recipe.reranker.model} if not self.has_fresh_head else {}
+        systems["tuned"] = str(self._best())
         if "distil" in self.stages:
-            scores["distilled"] = self._rerank(str(self._best("distil")), test)
+            systems["distilled"] = str(self._best("distil"))
+        by_split = {
+            split: {system: self._rerank(reference, self.reranked(split)) for system, reference in systems.items()}
+            for split in ("dev", "test")
+        }
+        candidates = {split: self.candidates(split) for split in by_split}
+        dev = {"first_stage": mean_score(self.collection, "dev", candidates["dev"], self.metric)}
+        for system, scores in by_split["dev"].items():
+            dev[system] = mean_score(self.collection, "dev", candidates["dev"], self.metric, scores)
+        weight, dev["fused"] = self._choose_weight(by_split["dev"]["tuned"])
+        scores = by_split["test"]
+        if weight:
+            scores["fused"] = fuse(candidates["test"], scores["tuned"], weight)
         if self.accelerator.is_main_process:
-            metrics, default = self.recipe.evaluate.metrics, self.default_candidates("test")
-            if default is not None:  # whether tuning found more is the first thing to know of it
-                default = default.top(self.recipe.rerank_depth)
-                metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.rerank_depth}"]))
-            evaluate(self.collection, "test", test, scores, metrics, self.recipe.seed, folder, weight, default)
+            metrics, seed, default = self.recipe.evaluate.metrics, self.recipe.seed, self.default_candidates("test")
+            if default is not None:
+                metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.retriever.depth}"]))
+            helped = self._notes(self._last_training)["best_step"] > 0
+            test = candidates["test"]
+            evaluate(self.collection, "test", test, scores, metrics, seed, folder, weight, helped, default)
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
-        return {"said": said, "fused_dev": fused_dev, "first_stage_weight": weight}
+        return {"said": said, "dev": dev, "first_stage_weight": weight}
 
-    def _rerank(self, reference: str, test: Candidates) -> np.ndarray:
-        """Scores (queries, depth) of the test candidates by a model as it is."""
+    def _rerank(self, reference: str, candidates: Candidates) -> np.ndarray:
+        """Return float32 scores (queries, depth) of candidates by a model as it was saved."""
         from trainer.reranker import Reranker, TokenizedCollection, rerank
 
         section = self.recipe.reranker
         reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
-        return rerank(reranker, tokenized, test, self.accelerator, note="test")
+        return rerank(reranker, tokenized, candidates, self.accelerator, note="evaluate")
 
     def _export(self, folder: Path) -> dict[str, Any]:
         import numpy as np
@@ -395,6 +413,8 @@ class Pipeline:
         if section is None:
             raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
         if self.stages["export"].done is None:
+            if self.stages["evaluate"].done is not None:
+                self._refuse_to_harm(force)
             raise RunError(f"push: {self.folder / 'export'} does not hold this recipe's model; run the recipe first")
         self._refuse_to_harm(force)
         folder = self.stages["export"].folder / "model"
@@ -405,7 +425,7 @@ class Pipeline:
             for name, length in files:
                 console.stage("push", f"{length:>12,} bytes  {name}")
             console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
-        elif not console.console.quiet:  # one process uploads
+        elif os.environ.get("RANK", "0") == "0":  # one process uploads
             console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}) ...")
             console.stage("push", f"done: {push(section, folder)}")
 
@@ -451,23 +471,30 @@ class Pipeline:
         """Those of them that are reranked and measured."""
         return self.candidates(split).top(self.recipe.rerank_depth)
 
-    def measure(
-        self,
-        split: str,
-        reranker: Reranker,
-        tokenized: TokenizedCollection,
-        candidates: Candidates | None = None,
-    ) -> tuple[float, np.ndarray]:
-        """The two-stage score of the model as it stands, and its scores (queries, depth).
+    def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
+        """Return the two-stage score of the model in its precision, and its scores (queries, depth)."""
+        return self._measure(split, self.candidates(split), reranker, tokenized)
 
-        Whoever measures often brings what `reranked` gives, so that it is not read from disk every time.
-        """
+    def dev_measure(self, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], float]:
+        """Return a function that gives the dev score of the model at the time of the call."""
+        dev = self.candidates("dev")  # read once for all evaluations
+        return lambda: self._measure("dev", dev, reranker, tokenized)[0]
+
+    def _measure(
+        self, split: str, candidates: Candidates, reranker: Reranker, tokenized: TokenizedCollection
+    ) -> tuple[float, np.ndarray]:
         from trainer.evaluate import mean_score
         from trainer.reranker import rerank
 
-        candidates = candidates or self.reranked(split)
-        scores = rerank(reranker, tokenized, candidates, self.accelerator, note=split)
+        scores = rerank(reranker, tokenized, candidates.top(self.recipe.rerank_depth), self.accelerator, note=split)
         return mean_score(self.collection, split, candidates, self.metric, scores), scores
+
+    def precision(self, stage: str, model: Path, measure: Callable[[], float]) -> Precision:
+        """The precision that a model trains, mines or teaches in; what is measured at the end is float32."""
+        from trainer.precision import Precisions
+
+        choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
+        return choices.of(stage, models.fingerprint(model), measure)
 
     @property
     def has_fresh_head(self) -> bool:
@@ -496,17 +523,15 @@ class Pipeline:
 
     def teacher(self, reference: str, collection: Collection) -> Teacher:
         """A cross-encoder that is asked for scores of the collection's rows."""
+        from trainer.reranker import Reranker
         from trainer.teacher import Teacher
 
         section = self.recipe.reranker
-        return Teacher(
-            reference,
-            collection,
-            self.folder.parent / ".teachers",
-            self.accelerator,
-            max_length=section.max_length,
-            trust_remote_code=section.trust_remote_code,
-        )
+        options = {"max_length": section.max_length, "trust_remote_code": section.trust_remote_code}
+        folder = models.locate(reference)
+        precision = self.precision("teacher", folder, lambda: Reranker.load(folder, **options).bf16_speedup())
+        cache = self.folder.parent / ".teachers"
+        return Teacher(reference, collection, cache, self.accelerator, precision=precision, **options)
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -521,27 +546,19 @@ class Pipeline:
         return notes
 
     def _refuse_to_harm(self, force: bool) -> None:
-        """A model that is no better on dev than what was there before does not leave unless it is forced to.
+        """Keep a model here that by itself is no better on dev than what the user had, unless forced."""
+        from trainer.gate import fault_of
 
-        Where no reranker was there before, its fusion with the first stage counts too: both are ways to use it. Not
-        so for a distilled model, which leaves alone.
-        """
-        first_stage, trained = self._notes("retrieve")["first_stage_dev"], self._notes(self._last_training)
-        had_reranker = not self.has_fresh_head
-        before = max(first_stage, trained["untrained_dev"]) if had_reranker else first_stage
-        best = self._notes(self._exported)["best_dev"]
-        if not had_reranker and self._exported != "distil":
-            best = max(best, self._notes("evaluate")["fused_dev"])
-        if best > before:
+        fault = fault_of(self._notes("evaluate")["dev"], "distilled" if "distil" in self.stages else "tuned")
+        if fault is None:
             return
-        name = "the base model" if had_reranker and trained["untrained_dev"] >= first_stage else "the first stage"
-        fault = f"dev {self.metric} {best:.4f} is no better than {name}'s {before:.4f}"
+        fault = f"dev {self.metric} {fault}"
         if not force:
-            raise ExportError(
+            raise NotBetterError(
                 f"export: {fault}, so the model stays here; look at mine/report.md, try more or better judgements or "
                 "another base, or take it all the same with --force"
             )
-        console.console.print(f"[bold cyan]export   [/] [red]{fault}; forced[/]")
+        console.stage("export", f"{fault}; forced", style="red")
 
     def _show_results(self) -> None:
         from trainer.report import Results, show

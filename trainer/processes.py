@@ -1,7 +1,7 @@
-"""One run in several processes: what is said, once, when one of them is lost.
+"""The end of a process that did not come by itself: Ctrl-C, or the loss of another process of the same run.
 
-The others then get an error of the network's, or wait in an exchange that never ends, and the launcher ends them with
-SIGTERM. Whoever comes first speaks for all; which process it was and why stands in the launcher's own report.
+When a process is lost, the others get a network error, or wait in an exchange that never ends, and the launcher ends
+them with SIGTERM. The first of them prints the message for all; the launcher's own report says which process it was.
 """
 
 from __future__ import annotations
@@ -10,15 +10,66 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
-
-from trainer import console
+from types import FrameType
+from typing import Any, NoReturn
 
 LOST = (
     "another process of this run was lost, or its launcher was stopped (see its report); "
     "the same command goes on from the last checkpoint"
 )
+
+STOPPED = "stopped; the same command goes on from the last checkpoint"
+INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the program with one line and code 130, wherever it is, also inside of an import.
+
+    Python turns a KeyboardInterrupt in the middle of an import into another error, and loses one in a destructor. A
+    second Ctrl-C ends at once. Where the parent asked to ignore the signal (nohup), it stays ignored.
+    """
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    ours = before not in (signal.SIG_IGN, None) and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _lost_interrupt
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else None
+        interrupted = isinstance(error, KeyboardInterrupt) or code == INTERRUPTED
+        if not interrupted and not (ours and signal.getsignal(signal.SIGINT) is stop_at_once):
+            raise
+        from trainer import console
+
+        console.error(STOPPED)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
+
+
+def stop_at_once(*_: Any) -> NoReturn:
+    """End without any clean-up; whatever is on disk is complete at any moment."""
+    show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden it
+    os.write(2, f"{show_cursor}{STOPPED}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGINT, stop_at_once)
+    raise KeyboardInterrupt
+
+
+def _lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        stop_at_once()
+    sys.__unraisablehook__(unraisable)
 
 
 def several() -> bool:
@@ -49,6 +100,8 @@ def is_loss(error: RuntimeError) -> bool:
 
 def leave() -> NoReturn:
     """End at once: what would be cleaned up otherwise waits for the lost process."""
+    from trainer import console
+
     if speaks():
         console.console.quiet = False
         console.error(LOST)
@@ -59,6 +112,8 @@ def leave() -> NoReturn:
 
 def speaks() -> bool:
     """Whether this process is the first of its run to tell of its end; before torch is there, the main one tells."""
+    from trainer import console
+
     if not several() or "torch" not in sys.modules:
         return not console.console.quiet
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]

@@ -1,22 +1,39 @@
 """The recipe: what the user asks for, checked whole before anything heavy is imported.
 
 `load_recipe` reads the YAML, lays `section.key=value` overrides on top and returns a frozen `Recipe`, or raises one
-RecipeError that lists every fault with `file:line`. A recipe says *what*; `accelerate_config.yaml` says *where*.
+RecipeError that lists every fault with `file:line`. Relative paths count from the recipe's folder, then from the
+working directory (on the command line the other way round).
+
+A recipe says *what*; `accelerate_config.yaml` says *where*.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trainer.errors import RecipeError, did_you_mean
 
 OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
+PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
+PATHS += [("retriever", "run")]
+REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # or folders
+LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
 
@@ -31,6 +48,16 @@ class Section(BaseModel):
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
             raise ValueError(f"is a number, got {value}")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _is_text_that_can_be_used(cls, value: Any) -> Any:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path) and "\0" in str(text):
+                raise ValueError(f"holds a NUL character: {str(text)!r:.100}; remove it")
+            if isinstance(text, str | Path) and len(str(text)) > LONGEST_TEXT:
+                raise ValueError(f"has {len(str(text)):,} characters, more than {LONGEST_TEXT:,}: {str(text)!r:.100}")
         return value
 
 
@@ -328,7 +355,8 @@ class Train(Section):
     compile: bool = False
     """torch.compile of the model: the first steps take long, those after them less time; for long runs on a GPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of training and scoring on a GPU; auto: what the launcher was told, else bf16 where the GPU has it, else fp32."""
+    """Of training, mining and dev on the way; auto: bf16 where the device computes it natively and faster, else fp32.
+    The gate, the test table and the export are float32."""
     evaluations_per_epoch: int = Field(default=2, ge=1)
     """How often dev is reranked; the best of these (and the start) is kept."""
     patience: int | None = Field(default=None, ge=1)
@@ -413,10 +441,10 @@ class Track(Section):
 class Recipe(Section):
     """One training run from collection to exported model. Sections stand in the order in which they run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Results go to runs/NAME."""
-    seed: int = Field(default=13, ge=0)
-    """Of everything that is drawn."""
+    seed: int = Field(default=13, ge=0, le=2**32 - 1)
+    """Seed of every random number."""
     data: Data
     retriever: Retriever = Retriever()
     mine: Mine = Mine()
@@ -427,6 +455,12 @@ class Recipe(Section):
     export: Export = Export()
     push: Push | None = None
     track: Track = Track()
+    _tried: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """Where relative paths that lead nowhere were looked for, a sentence each."""
+        return self._tried
 
     @field_validator("mine")
     @classmethod
@@ -491,6 +525,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     source = Source.read(Path(path))
     for override in overrides:
         source.override(override)
+    source.find_paths()
     recipe = None
     try:
         recipe = Recipe.model_validate(source.values)
@@ -498,6 +533,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         source.faults += [source.explain(details) for details in error.errors()]
     if recipe is None or source.faults:
         raise RecipeError([text for _, text in sorted(source.faults, key=lambda fault: fault[0])])
+    recipe._tried = tuple(source.tried)
     return recipe
 
 
@@ -531,6 +567,10 @@ def _plain(value: Any) -> str:
 
 
 COMMAND_LINE = 10**9  # sorts behind every line of the file
+LARGEST = 1 << 20  # bytes of a recipe; a larger file is something else
+DEEPEST = 20  # levels of lists and mappings in each other; a recipe needs four
+REPEATED = 5000  # values that aliases may repeat; without a limit a few lines can be billions
+LONGEST_MESSAGE, LONGEST_VALUE = 600, 100  # characters
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -550,21 +590,15 @@ class Source:
         self.values: dict[str, Any] = {}
         self.lines: dict[tuple[str, ...], int] = {}
         self.faults: list[tuple[int, str]] = []
+        self.tried: list[str] = []
 
     @classmethod
     def read(cls, path: Path) -> Source:
         """Parse the YAML safely; what is not even a mapping ends here, duplicate keys are noted as faults."""
         source = cls(path)
+        text = _read_text(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            beside = [file.name for file in path.parent.glob("*.yaml")]
-            near = did_you_mean(path.name, beside) if beside else f"; {path.parent} holds no .yaml file"
-            raise RecipeError(f"{path}: no such recipe{near}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-        try:
-            root = yaml.compose(text, Loader=PlainLoader)
+            root = _compose(text)
         except yaml.MarkedYAMLError as error:
             line = (error.problem_mark.line + 1) if error.problem_mark else 1
             raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}; check indentation and colons") from None
@@ -609,12 +643,15 @@ class Source:
         name, equals, value = text.partition("=")
         place = tuple(name.split("."))
         if not equals or not all(place) or len(place) > 2:
-            self._fault(COMMAND_LINE, (), f"{text!r} is no override; write section.key=value, e.g. train.epochs=3")
+            self._fault(
+                COMMAND_LINE, (), f"{_shown(text)} is no override; write section.key=value, e.g. train.epochs=3"
+            )
             return
         try:
-            parsed = yaml.load(value, Loader=PlainLoader)
+            node = _compose(value)
+            parsed = None if node is None else PlainLoader("").construct_document(node)
         except (yaml.YAMLError, ValueError):
-            self._fault(COMMAND_LINE, place, f"{value!r} is not a YAML value; quote it")
+            self._fault(COMMAND_LINE, place, f"{_shown(value)} is not a YAML value; quote it")
             return
         target = self.values
         for part in place[:-1]:
@@ -627,10 +664,47 @@ class Source:
         self.lines[place] = COMMAND_LINE
         self.lines.setdefault(place[:1], COMMAND_LINE)
 
+    def find_paths(self) -> None:
+        """Replace relative paths by where they lead, and note in `tried` those that lead nowhere."""
+        for section, key in PATHS + REFERENCES:
+            values = self.values.get(section)
+            given = values.get(key) if isinstance(values, dict) else None
+            if isinstance(values, dict) and isinstance(given, str):
+                values[key] = self._found((section, key), given)
+            elif isinstance(values, dict) and isinstance(given, list):
+                values[key] = [self._found((section, key), path) if isinstance(path, str) else path for path in given]
+
+    def _found(self, place: tuple[str, str], given: str) -> str:
+        """Return the path that a value names, from the recipe's folder or from here; the value itself if none does."""
+        prefix = HUB if place == ("data", "path") and given.startswith(HUB) else ""
+        path = given.removeprefix(prefix)
+        if not path or "\0" in path or len(path) > LONGEST_TEXT or path.startswith("package:"):
+            return given
+        if path.startswith("~"):
+            return prefix + self._home(place, path)
+        bases = [self.path.parent, Path()]
+        if self._line(place) == COMMAND_LINE:
+            bases.reverse()
+        for base in bases:
+            if _leads_somewhere(base / path):
+                return prefix + str(base / path)
+        apart = self.path.parent.absolute() != Path.cwd() and not Path(path).is_absolute()
+        if apart and not prefix and place not in REFERENCES:
+            folders = " and in ".join(str(base.absolute()) for base in bases)
+            self.tried.append(f"{'.'.join(place)}: {path} was looked for in {folders}")
+        return given
+
+    def _home(self, place: tuple[str, str], path: str) -> str:
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            self._fault(self._line(place), place, f"{path}: there is no user {path[1:].partition('/')[0]!r} here")
+            return path
+
     def explain(self, error: ErrorDetails) -> tuple[int, str]:
         """One pydantic error in the user's words, with the line it stands on."""
         place = tuple(str(part) for part in error["loc"] if not isinstance(part, int))
-        given = error["input"]
+        given = _shown(error["input"])
         if error["type"] == "extra_forbidden":
             known = Recipe if len(place) == 1 else sections().get(place[0], Recipe)
             elsewhere = [
@@ -648,13 +722,13 @@ class Source:
             context = error.get("ctx", {})
             place, message = (*place, context["key"]), context["message"]
         elif error["type"] == "tuple_type":
-            message = f"is a list, e.g. [{given}], got {given!r}"
+            message = f"is a list, e.g. [{error['input']!s:.40}], got {given}"
         elif error["type"] == "value_error":
             message = error["msg"].removeprefix("Value error, ")
         elif error["type"] in ("model_type", "model_attributes_type"):
-            message = f"is a section with keys of its own, got {given!r}"
+            message = f"is a section with keys of its own, got {given}"
         else:
-            message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
+            message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given}"
         return self._place(self._line(place), place, message)
 
     def _fault(self, line: int, place: tuple[str, ...], message: str) -> None:
@@ -662,6 +736,8 @@ class Source:
 
     def _place(self, line: int, place: tuple[str, ...], message: str) -> tuple[int, str]:
         where = "command line" if line == COMMAND_LINE else f"{self.path}:{line}"
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]} ... ({len(message) - LONGEST_MESSAGE:,} more characters)"
         return line, f"{where}: {'.'.join(place)}: {message}" if place else f"{where}: {message}"
 
     def _line(self, place: tuple[str, ...]) -> int:
@@ -669,3 +745,71 @@ class Source:
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
+
+
+def _read_text(path: Path) -> str:
+    """Return the content of a recipe; raises RecipeError where it cannot be one."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise RecipeError(f"{path}: has more than {LARGEST:,} bytes, so it is no recipe")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError:
+        beside = [file.name for file in path.parent.glob("*.yaml")]
+        near = did_you_mean(path.name, beside) if beside else f"; {path.parent} holds no .yaml file"
+        raise RecipeError(f"{path}: no such recipe{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{str(path)[:200]}: cannot be read as UTF-8 text: {str(error)[:200]}") from None
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Return the nodes of a YAML text; raises MarkedYAMLError also for one that is nested or repeats without end."""
+    try:
+        root = yaml.compose(text, Loader=PlainLoader)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep") from None
+    if root is not None:
+        _limit(root)
+    return root
+
+
+def _limit(root: yaml.Node) -> None:
+    """Raise MarkedYAMLError for what is nested too deep, or for aliases that repeat too many values.
+
+    A value that holds itself is left to the constructor, which names it.
+    """
+    seen: set[int] = set()
+    repeated = 0
+    stack: list[tuple[yaml.Node, tuple[int, ...]]] = [(root, ())]
+    while stack:
+        node, above = stack.pop()
+        if id(node) in above:
+            continue
+        repeated += id(node) in seen
+        seen.add(id(node))
+        if repeated > REPEATED:
+            problem = f"its aliases (*) repeat more than {REPEATED:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        if len(above) > DEEPEST:
+            problem = f"nested more than {DEEPEST} levels deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        stack += [(part, (*above, id(node))) for part in below if isinstance(part, yaml.Node)]
+
+
+def _leads_somewhere(path: Path) -> bool:
+    """Return whether a path, or a pattern, names anything."""
+    try:
+        return path.exists() or (glob.has_magic(str(path)) and next(glob.iglob(str(path), recursive=True), "") != "")
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it was given, cut where it is long."""
+    try:
+        shown = repr(value)
+    except ValueError:  # a number of more than 4,300 digits
+        return "a number with thousands of digits"
+    return shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]} ..."

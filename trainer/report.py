@@ -22,6 +22,7 @@ LABELS = {
 }
 BEFORE = {"first_stage": "the first stage", "base": "the base model"}  # what the user had, where there is a base
 SIGNIFICANT = 0.05
+UNTRAINED = "training did not help: no checkpoint was better on dev than the model before the first step, which is kept"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Results:
     systems: dict[str, dict[str, Interval]]
     comparisons: list[dict[str, Any]]
     first_stage_weight: float = 0.0  # in the system `fused`; 0: there is none
+    training_helped: bool = True  # whether some checkpoint was better on dev than the model before the first step
 
     def save(self, folder: Path) -> None:
         """Write results.json; other programs read it, so its shape stays."""
@@ -72,9 +74,15 @@ class Results:
             gain = [f"{compared['difference']:+.3f}", _p(compared["p"])] if compared else ["", ""]
             interval = f"{first.low:.3f} to {first.high:.3f}"
             rows.append(
-                [LABELS[system], f"{first.mean:.3f}", interval, *(f"{other.mean:.3f}" for other in others), *gain]
+                [self.label(system), f"{first.mean:.3f}", interval, *(f"{other.mean:.3f}" for other in others), *gain]
             )
         return rows
+
+    def label(self, system: str) -> str:
+        """Return the system's name in the table; a model that training did not improve is not called tuned."""
+        if system in ("tuned", "fused") and not self.training_helped:
+            return {"tuned": "untrained model", "fused": "untrained + first"}[system]
+        return LABELS[system]
 
     def compared(self) -> list[dict[str, Any]]:
         """The comparisons by the first metric."""
@@ -89,8 +97,10 @@ def show(results: Results) -> None:
     """Print the table, and say in words whether what was trained helps."""
     title = f"{results.split}: {results.queries} queries, the best {results.depth} candidates of each reranked"
     console.table(title, results.columns(), results.rows())
+    if not results.training_helped:
+        console.warn("evaluate", UNTRAINED)
     names = {
-        "tuned": "the tuned model",
+        "tuned": "the tuned model" if results.training_helped else "the untrained model",
         "fused": f"with the first stage's score beside it (weight {results.first_stage_weight:g}, by dev) it",
         "distilled": "the distilled model",
     }
@@ -104,9 +114,9 @@ def _say(what: str, row: Mapping[str, Any]) -> None:
     before, difference, p = BEFORE[row["against"]], row["difference"], row["p"]
     queries = f"{row['wins']} queries better, {row['losses']} worse"
     if difference > 0 and p < SIGNIFICANT:
-        console.stage("evaluate", f"[green]{what} is better than {before} by {difference:.3f}[/] ({queries})")
+        console.stage("evaluate", f"{what} is better than {before} by {difference:.3f} ({queries})", style="green")
     elif difference > 0:
         chance = f"which may be chance (p = {p:.2f}; {queries})"
         console.warn("evaluate", f"{what} is ahead of {before} by {difference:.3f}, {chance}")
     else:
-        console.stage("evaluate", f"[red]{what} is no better than {before} ({difference:+.3f})[/] ({queries})")
+        console.stage("evaluate", f"{what} is no better than {before} ({difference:+.3f}) ({queries})", style="red")

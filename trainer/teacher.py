@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from trainer import models
 from trainer.data import Collection
+from trainer.precision import Precision
 from trainer.reranker import Reranker, TokenizedCollection, score_rows
 from trainer.runs import fingerprint
 
@@ -32,14 +33,18 @@ class Teacher:
         accelerator: Accelerator,
         *,
         max_length: int,
+        precision: Precision = "fp32",
         trust_remote_code: bool = False,
     ) -> None:
         self._reference = reference
         self._collection = collection
         self._accelerator = accelerator
         self._max_length = max_length
+        self._precision: Precision = precision
         self._trust_remote_code = trust_remote_code
-        self._folder = cache / fingerprint(models.fingerprint(models.locate(reference)), max_length)[:16]
+        parts = [models.fingerprint(models.locate(reference)), max_length]
+        parts += [] if precision == "fp32" else [precision]
+        self._folder = cache / fingerprint(*parts)[:16]
         self._known: dict[bytes, float] = {}
         for path in sorted(self._folder.glob("*.npz")):
             with np.load(path) as kept:
@@ -53,7 +58,10 @@ class Teacher:
         new = list(missing.items())
         if new:
             reranker = Reranker.load(
-                self._reference, max_length=self._max_length, trust_remote_code=self._trust_remote_code
+                self._reference,
+                max_length=self._max_length,
+                precision=self._precision,
+                trust_remote_code=self._trust_remote_code,
             )
             tokenized = TokenizedCollection(self._collection, reranker.pairs)
             for start in range(0, len(new), CHUNK):

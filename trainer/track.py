@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from trainer.errors import RunError
 from trainer.recipe import Recipe
+from trainer.weights_and_biases import start
 
 
 class Log:
@@ -18,7 +17,7 @@ class Log:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_step] if resumed_step else []
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.wandb = _start_wandb(folder, recipe) if recipe.track.mode != "off" else None
+        self.wandb = start(folder, recipe, resumed_step > 0) if recipe.track.mode != "off" else None
 
     def _lines(self) -> list[str]:
         """The whole lines; a kill may have cut the last one short."""
@@ -37,23 +36,3 @@ class Log:
         """Flush and end the W&B run."""
         if self.wandb is not None:
             self.wandb.finish()
-
-
-def _start_wandb(folder: Path, recipe: Recipe) -> Any:
-    """One W&B run for each training stage of a recipe; started again after a kill, it goes on where it was."""
-    import wandb
-
-    name = recipe.name if folder.name == "train" else f"{recipe.name}-{folder.name}"
-    try:
-        return wandb.init(
-            project=recipe.track.project,
-            name=name,
-            mode=recipe.track.mode if recipe.track.mode != "off" else "disabled",
-            dir=str(folder),
-            config=recipe.model_dump(mode="json"),
-            resume="allow" if recipe.track.mode == "online" else None,
-            id=name if recipe.track.mode == "online" else None,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except wandb.Error as error:
-        raise RunError(f"track: W&B did not start ({error}); run `wandb login`, or set track.mode=offline") from None

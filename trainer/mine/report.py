@@ -154,7 +154,7 @@ def _histograms(mined: Mined) -> list[str]:
 def _examples(mined: Mined, collection: Collection) -> list[str]:
     lines = []
     for group in mined.groups[:: max(1, len(mined.groups) // EXAMPLES)][:EXAMPLES]:
-        lines += [f"**{collection.queries[group.query]['text']}**", ""]
+        lines += [f"**{console.markdown(collection.queries[group.query]['text'])}**", ""]
         lines += [
             f"- positive ({grade}): {_short(collection, row)}"
             for row, grade in zip(group.positives, group.grades, strict=True)
@@ -165,4 +165,5 @@ def _examples(mined: Mined, collection: Collection) -> list[str]:
 
 def _short(collection: Collection, row: int) -> str:
     document = collection.documents[row]
-    return f"`{document['id']}` {' '.join(document['passage'].split())[:160]}"
+    beginning = " ".join(document["passage"].split())[:160]
+    return f"**{console.markdown(document['id'])}** {console.markdown(beginning)}"

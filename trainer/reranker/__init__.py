@@ -4,12 +4,11 @@ Imports inside run down, like the package's own:
 
     rows                                a collection's rows, tokenised once and scored by all processes
     model                               the model with its tokenizer
-    heads  precision                    fresh heads; devices and half precision
+    heads                               fresh heads
 """
 
 from trainer.reranker.heads import with_classifier
 from trainer.reranker.model import Batches, Ranked, Reranker, ScoringModel
-from trainer.reranker.precision import autocast
 from trainer.reranker.rows import TokenizedCollection, rarity, rerank, score_rows
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "Reranker",
     "ScoringModel",
     "TokenizedCollection",
-    "autocast",
     "rarity",
     "rerank",
     "score_rows",

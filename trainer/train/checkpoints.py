@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from trainer import console
 from trainer.errors import RunError
+from trainer.precision import Precision
 from trainer.runs import read_json, write_json
 from trainer.train.devices import is_sharded
 
@@ -24,6 +25,7 @@ class Progress:
     best_step: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
     planned: int = 0  # steps, if nothing ends it early
+    precision: Precision = "fp32"  # what the first start chose; a resumed run keeps it
 
     def stalled(self, patience: int | None) -> bool:
         """Whether so many evaluations in a row brought no new best."""
@@ -58,6 +60,11 @@ def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint, where there is one."""
     return max(folder.glob("checkpoint-*"), default=None)
+
+
+def precision_of(checkpoint: Path) -> Precision:
+    """Return the precision that a checkpoint was trained in."""
+    return read_json(checkpoint / "progress.json").get("precision", "fp32")
 
 
 def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:

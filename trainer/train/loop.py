@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -25,14 +24,14 @@ from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection
 from trainer.runs import write_json
 from trainer.track import Log
-from trainer.train.checkpoints import Progress, last_checkpoint, resume, save_checkpoint
-from trainer.train.devices import spread, whole, whole_weights
+from trainer.train.checkpoints import Progress, last_checkpoint, precision_of, resume, save_checkpoint
+from trainer.train.devices import is_sharded, spread, whole, whole_weights
 from trainer.train.gradients import Engine
 from trainer.train.head import start_head
 from trainer.train.model import make_optimizer, prepare_model
 from trainer.train.schedule import evaluation_steps, rate_factor, steps
 
-Measure = Callable[[], tuple[float, np.ndarray]]  # the dev score, larger is better, and the scores of all candidates
+Measure = Callable[[], float]  # the dev score, larger is better
 
 
 def train(
@@ -51,26 +50,29 @@ def train(
 
     A fresh head has a faster rate than the encoder; `lists` are whole lists of candidates that a fresh interaction head
     is fitted to first, and empty where there is nothing to fit.
-    `measure()` gives the two-stage dev score of the model as it stands and the scores of all candidates, which are kept
-    beside the best state as `best_dev.npy`; every process calls it.
+    `measure()` returns the two-stage dev score of the model at that step; every process calls it.
     Raises RunError where the loss is no longer finite or memory does not suffice.
     """
     section = recipe.train
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        reranker.compute_in(precision_of(checkpoint))
     prepare_model(section, reranker)
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
-    optimizer = make_optimizer(section, reranker, fresh_head)
-    checkpoint = last_checkpoint(folder)
+    optimizer = make_optimizer(section, reranker, fresh_head, fused=not is_sharded(accelerator))
     if lists and checkpoint is None:
         start_head(reranker, tokenized, lists)
     untrained = None if checkpoint else measure()  # before the model is shared out over devices, perhaps
     stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
 
-    progress = resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan))
+    progress = (
+        resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan), precision=reranker.precision)
+    )
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
     if untrained is not None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
-        _keep_if_best(progress, *untrained, reranker, stepper.model, accelerator, folder, log)
+        _keep_if_best(progress, untrained, reranker, stepper.model, accelerator, folder, log)
     with console.progress(folder.name, total=len(plan), completed=progress.step) as advance:
         for positions in plan[progress.step :]:
             if progress.stalled(section.patience):
@@ -84,7 +86,7 @@ def train(
             if progress.step in evaluate_at:
                 with whole(accelerator, stepper.model):
                     measured = measure()
-                _keep_if_best(progress, *measured, reranker, stepper.model, accelerator, folder, log)
+                _keep_if_best(progress, measured, reranker, stepper.model, accelerator, folder, log)
             if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
                 save_checkpoint(progress, accelerator, folder)
     if log:
@@ -147,7 +149,7 @@ class _Stepper:
             write_json(path, [self.groups[position].described(self.collection) for position in positions])
         self.accelerator.wait_for_everyone()
         advice = f"lower {stage.partition('-')[0]}.learning_rate"
-        if self.accelerator.mixed_precision != "no":
+        if self.engine.reranker.precision != "fp32":
             advice += ", or set train.precision=fp32"
         raise RunError(f"{stage}: step {number + 1} is not finite: {fault}; its groups are in {path}; {advice}")
 
@@ -155,14 +157,13 @@ class _Stepper:
 def _keep_if_best(
     progress: Progress,
     score: float,
-    scores: np.ndarray,
     reranker: Reranker,
     model: nn.Module,
     accelerator: Accelerator,
     folder: Path,
     log: Log | None,
 ) -> None:
-    """Note a dev score and keep the model, and what it scored, where it is the best so far."""
+    """Record a dev score and save the model where it is the best so far."""
     progress.curve.append((progress.step, score))
     best = score > progress.best_score
     weights = whole_weights(accelerator, model) if best else None
@@ -170,7 +171,6 @@ def _keep_if_best(
         progress.best_score, progress.best_step = score, progress.step
     if accelerator.is_main_process:
         if best:
-            np.save(folder / "best_dev.npy", scores)
             reranker.save(folder / "best", weights)
         assert log is not None
         log.write(progress.step, dev_score=score)

@@ -19,6 +19,7 @@ ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 1.5e-5), (600, 7e-6), (math.inf,
 # What ranks well before the first step, a ready reranker or a fitted interaction head, goes so much slower: users of
 # other tools report collapse at 6e-5, and here 5e-5 lost on dev what 2e-5 kept (docs/results.md).
 GENTLER = 2.5
+FUSED = ("cpu", "cuda")  # devices with one kernel for a whole AdamW step
 HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
 
 
@@ -43,7 +44,7 @@ def default_rate(parameters: int, fresh_classifier: bool) -> float:
     return by_size if fresh_classifier else by_size / GENTLER
 
 
-def make_optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torch.optim.AdamW:
+def make_optimizer(section: Train, reranker: Reranker, fresh_head: bool, fused: bool = True) -> torch.optim.AdamW:
     """AdamW: matrices of the encoder decay, vectors do not; a fresh head's own weights have a faster rate and no decay.
 
     The interaction head's linear term over the first state counts as encoder: hundreds of weights that all move at the
@@ -64,7 +65,8 @@ def make_optimizer(section: Train, reranker: Reranker, fresh_head: bool) -> torc
             {"params": matrices, "lr": rate, "weight_decay": section.weight_decay},
             {"params": vectors, "lr": rate, "weight_decay": 0.0},
             {"params": [named[name] for name in fast], "lr": section.head_learning_rate or usual, "weight_decay": 0.0},
-        ]
+        ],
+        fused=fused and reranker.device.type in FUSED,
     )
 
 

@@ -1,0 +1,302 @@
+"""Parts of scripts/gpu_check that measure speed: scoring and training, ours beside sentence-transformers.
+
+The sides are those of bench_score.py and bench_train.py, on random models. They come one after the other in one
+process, each loaded after the one before it was let go, so that the peak of memory is its own. sentence-transformers
+computes in bf16 with torch's attention and a fused AdamW, sorts what it scores, and takes its fastest batch size.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_chip import chip_peak, device_of, synchronize
+from gpu_parts import Results
+
+ROUNDS = 3  # of scoring; the median counts
+THEIRS = "sentence-transformers"
+WIDE_PASS = 65536  # tokens: four times the default, to see whether that is too few for a large GPU
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much of one shape is scored and trained on."""
+
+    pairs: int  # that are scored
+    steps: int
+    queries_per_step: int = 16
+    negatives: int = 7
+    max_length: int = 512
+    words: int = 120  # of a document
+    passes: tuple[int, ...] = (16, 32, 64, 128)  # pairs in a pass of theirs, the fastest of which counts
+
+
+LOADS = {
+    "minilm": Load(pairs=4096, steps=20),
+    "modernbert": Load(pairs=1024, steps=12, passes=(32, 64, 128)),
+    "decoder": Load(pairs=512, steps=6, queries_per_step=8, passes=(16, 32)),
+}
+DRY_LOAD = Load(pairs=24, steps=4, queries_per_step=2, negatives=3, max_length=64, words=20, passes=(8,))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One shape ready to be measured: where it lies, what both sides are told, and what the chip can do."""
+
+    shape: str
+    dry: bool
+    results: Results
+    folder: Path
+    task: dict[str, Any]
+    peak: float  # TFLOP/s
+
+    def add(self, what: str, seconds: float, sizes: Sequence[int], forwards: int, **more: Any) -> None:
+        """Report `forwards` times the work of scoring pairs of these sizes; a backward pass is two."""
+        from bench_sides import model_flops, peak_mib
+        from gpu_models import classifier
+
+        model = classifier(self.shape, self.dry, "meta")
+        flops = forwards * model_flops(model, sizes, causal=self.shape == "decoder")
+        self.results.add(
+            what,
+            pairs_per_second=len(sizes) / seconds,
+            tokens_per_second=sum(sizes) / seconds,
+            share_of_peak=flops / seconds / 1e12 / self.peak,
+            peak_mib=peak_mib(),
+            **more,
+        )
+
+    def attempt(self, what: str, do: Callable[[], None]) -> None:
+        """Do it with the memory that others held let go."""
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.results.attempt(what, do)
+
+
+def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
+    """Save collection, groups and base model in the folder."""
+    from bench_sides import be_quiet
+    from bench_train import pipeline_of
+    from gpu_models import save_classifier, save_collection
+
+    device = device_of(dry)
+    be_quiet()
+    load = DRY_LOAD if dry else LOADS[shape]
+    needed = load.steps * load.queries_per_step
+    save_collection(folder / "set", {"train": needed, "dev": 4, "test": 100}, max(1000, 2 * needed), load.words)
+    save_classifier(shape, dry, device, folder / "base")
+    task = {
+        "path": str(folder / "set"),
+        "steps": load.steps,
+        "queries_per_step": load.queries_per_step,
+        "negatives": load.negatives,
+        "max_length": load.max_length,
+        "loss": "listwise",
+        "precision": "fp32" if dry else "bf16",
+        "passes": load.passes,
+        "save": False,
+    }
+    pipeline = pipeline_of(task, folder)
+    pipeline.carry_out("data", force=False)
+    (folder / "data").symlink_to(pipeline.stages["data"].folder)  # where the bench of scoring looks for it
+    _write_groups(pipeline.collection, load.negatives, folder)
+    return Bench(shape, dry, results, folder, task, chip_peak(dry))
+
+
+def _write_groups(collection: Any, negatives: int, folder: Path) -> None:
+    """A group for every train query, with negatives drawn from all documents."""
+    from trainer.groups import Group, write_groups
+
+    rng = np.random.default_rng(13)
+    judged = {query: next(iter(grades)) for query, grades in collection.qrels["train"].items()}
+    drawn = rng.integers(len(collection.documents), size=(len(judged), negatives)).tolist()
+    write_groups([Group(query, [row], [1], drawn[place]) for place, (query, row) in enumerate(judged.items())], folder)
+
+
+# Scoring.
+
+
+def score(bench: Bench) -> None:
+    """Score the same pairs: ours in both layouts and from tokens, then theirs."""
+    from bench_score import Ours, Theirs, draw_pairs
+
+    from trainer.data import Collection
+
+    load = DRY_LOAD if bench.dry else LOADS[bench.shape]
+    rows = draw_pairs(Collection.open(bench.folder / "data"), load.pairs)
+    task = bench.task | {"pairs": rows}
+    scores: dict[str, np.ndarray] = {}
+
+    def side(what: str, make: Callable[[], Any]) -> None:
+        bench.attempt(what, lambda: scores.update({what: _score_side(bench, what, make(), rows)}))
+
+    def ours(packed: bool | None) -> Any:
+        made = Ours(bench.folder, task)
+        made.reranker.packed = made.reranker.packed if packed is None else packed
+        return made
+
+    side("score, ours", lambda: ours(None))
+    side("score, ours padded", lambda: ours(False))
+    if bench.dry and bench.shape != "decoder":  # a GPU's own layout
+        side("score, ours packed", lambda: ours(True))
+    bench.attempt("score, ours tokenised before", lambda: _score_tokens(bench, ours(None), rows))
+    side(f"score, {THEIRS}", lambda: Theirs(bench.folder, task))
+    if {"score, ours", f"score, {THEIRS}"} <= scores.keys():
+        found, theirs = scores["score, ours"], scores[f"score, {THEIRS}"]
+        bench.results.add(
+            "difference of scores", largest=float(np.abs(found - theirs).max()), spread=float(found.std())
+        )
+
+
+def _score_side(bench: Bench, what: str, side: Any, rows: list[tuple[int, int]]) -> np.ndarray:
+    """Measure one side from texts to scores, and return the scores."""
+    from bench_score import Ours, timed
+    from bench_sides import padding
+
+    side.score(rows)  # what is done once, is done
+    found = [timed(lambda: side.score(rows)) for _ in range(1 if bench.dry else ROUNDS)]
+    seconds = float(np.median([took for took, _ in found]))
+    sizes = pair_sizes(bench, rows)
+    batches = side.batches(sizes) if isinstance(side, Ours) else side.batches(rows)
+    more = {"packed": side.reranker.packed} if isinstance(side, Ours) else {"batch_size": side.batch_size}
+    bench.add(what, seconds, sizes, 1, padding=padding(sizes, batches), **more)
+    return found[-1][1]
+
+
+def _score_tokens(bench: Bench, side: Any, rows: list[tuple[int, int]]) -> None:
+    """What is left of ours when texts are tokens already: the GPU, and how fast it is given work."""
+    from bench_score import timed
+
+    from trainer.reranker import TokenizedCollection
+
+    pairs = TokenizedCollection(side.collection, side.reranker.pairs).pairs(rows)
+    side.reranker.score_tokens(pairs)
+    found = [timed(lambda: side.reranker.score_tokens(pairs))[0] for _ in range(1 if bench.dry else ROUNDS)]
+    bench.add("score, ours tokenised before", float(np.median(found)), pair_sizes(bench, rows), 1)
+
+
+def pair_sizes(bench: Bench, rows: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens of the joined pairs."""
+    from gpu_models import tokenizer
+
+    from trainer.batches import PairEncoder
+    from trainer.data import Collection
+    from trainer.reranker import TokenizedCollection
+
+    encoder = PairEncoder(tokenizer(segments=bench.shape == "minilm"), bench.task["max_length"])
+    collection = Collection.open(bench.folder / "data")
+    return [encoder.size(pair) for pair in TokenizedCollection(collection, encoder).pairs(rows)]
+
+
+# Training.
+
+
+def train(bench: Bench, sides: dict[str, dict[str, Any]]) -> None:
+    """Train on the same groups: ours, once for each of `sides` (what the task has besides)."""
+    import bench_train
+
+    run = _train_decoder if bench.shape == "decoder" else bench_train.ours
+    for what, more in sides.items():
+        bench.attempt(what, lambda what=what, more=more: _train_side(bench, what, bench.task | more, run))
+
+
+def train_theirs(bench: Bench) -> None:
+    """Train theirs, with as many pairs in a pass as is fastest on a few steps."""
+    import bench_train
+
+    def fastest() -> None:
+        best = bench_train.fastest_pass(bench.task, bench.folder)
+        _train_side(bench, f"train, {THEIRS}", bench.task | best, bench_train.theirs)
+
+    bench.attempt(f"train, {THEIRS}", fastest)
+
+
+def _train_side(
+    bench: Bench, what: str, task: dict[str, Any], run: Callable[[dict[str, Any], Path], dict[str, Any]]
+) -> None:
+    from bench_sides import padding
+    from bench_train import WARM_STEPS, in_order, passes
+
+    from trainer.groups import read_groups
+
+    found = run(task, bench.folder)
+    groups = in_order(read_groups(bench.folder), task, bench.folder)
+    sizes = pair_sizes(bench, [(group.query, row) for group in groups for row in group.documents])
+    wasted = found["padding"] if "padding" in found else padding(sizes, passes(len(sizes), task))
+    seconds = float(np.median(found["seconds"][WARM_STEPS:])) * task["steps"]
+    first = float(found["seconds"][0])
+    more = {"first_step_seconds": None if np.isnan(first) else first, "pairs_in_a_pass": task.get("pass")}
+    bench.add(what, seconds, sizes, 3, padding=wasted, last_loss=found["losses"][-1], **more)
+
+
+def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same as `bench_train.ours` without its checkpoints, which are ten gigabytes here."""
+    import time
+
+    import torch
+    from bench_train import RATE, in_order, pipeline_of
+
+    from trainer.groups import read_groups
+    from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
+    from trainer.train.gradients import Engine
+
+    pipeline = pipeline_of(task, folder)
+    accelerator = pipeline.accelerator
+    groups = in_order(read_groups(folder), task, folder)
+    reranker = Reranker.load(folder / "base", max_length=task["max_length"], precision=task["precision"])
+    tokenized = TokenizedCollection(pipeline.collection, reranker.pairs)
+    optimizer = torch.optim.AdamW(reranker.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    engine = Engine(pipeline.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
+    losses, seconds = [], []
+    for start in range(0, len(groups), task["queries_per_step"]):
+        started = time.perf_counter()
+        losses.append(engine.gradients(range(start, start + task["queries_per_step"]))[0])
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize(accelerator.device.type)
+        seconds.append(time.perf_counter() - started)
+    return {"losses": losses, "seconds": seconds, "padding": engine.padding}
+
+
+# The parts.
+
+
+def minilm(results: Results, folder: Path, dry: bool) -> None:
+    """Score with and train a model of MiniLM-L6's shape."""
+    _encoder(prepare("minilm", results, folder, dry))
+
+
+def modernbert(results: Results, folder: Path, dry: bool) -> None:
+    """Score with and train a model of ModernBERT-base's shape."""
+    _encoder(prepare("modernbert", results, folder, dry))
+
+
+def _encoder(bench: Bench) -> None:
+    score(bench)
+    layouts = {"train, ours": {}, "train, ours padded": {"packed": False}}
+    train(bench, layouts | ({"train, ours packed": {"packed": True}} if bench.dry else {}))
+    train_theirs(bench)
+    train(bench, {f"train, ours {WIDE_PASS} tokens a pass": {"tokens_per_pass": WIDE_PASS}})
+
+
+def decoder(results: Results, folder: Path, dry: bool) -> None:
+    """Score with and train a model of Qwen3-0.6B's shape, whose last token is read."""
+    results.add("decoders", note="not supported by us yet: transformers' own forward and backward in our batches")
+    bench = prepare("decoder", results, folder, dry)
+    score(bench)
+    train(bench, {"train, ours": {"tokens_per_pass": 8192}})
+    train_theirs(bench)
+
+
+def compiled(results: Results, folder: Path, dry: bool) -> None:
+    """Train MiniLM-L6's shape with torch.compile and, in the same layout, without."""
+    bench = prepare("minilm", results, folder, dry)
+    train(bench, {"train, ours padded": {"packed": False}, "train, ours compiled": {"compile": True}})

@@ -1,0 +1,279 @@
+"""Errors of the machine: one sentence that names the path and the remedy, whatever library raises them how."""
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer import console
+from trainer.errors import MachineError, TrainerError
+from trainer.machine import explain, explained, folder_faults
+from trainer.pipeline import run
+from trainer.recipe import load_recipe
+
+BIG = np.arange(100_000.0)
+
+
+@contextmanager
+def file_limit(size):
+    """No file of this process grows beyond `size` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def another_user():
+    """Root may write everywhere, so it becomes nobody for a while; others have no rights to give up."""
+    root = os.geteuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+
+
+def raised(function, *arguments):
+    with pytest.raises(Exception) as caught:  # noqa: B017 whatever the library raises
+        function(*arguments)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"a" * 9999),
+        lambda path: torch.save(torch.zeros(9999), path),
+        lambda path: save_file({"a": torch.zeros(9999)}, path),
+        lambda path: np.save(path, BIG),
+        lambda path: np.savez(path, a=BIG, b=BIG),
+        lambda path: pyarrow.parquet.write_table(pyarrow.table({"a": BIG}), path, compression=None),
+        lambda path: shutil.copytree(Path(__file__).parent, path),
+    ],
+    ids=["python", "torch", "safetensors", "numpy", "numpy zip", "arrow", "shutil"],
+)
+def test_a_disk_that_is_full_is_known_in_every_disguise(tmp_path, write):
+    with file_limit(1000):
+        error = raised(write, tmp_path / "file")
+    said = explain(error, tmp_path)
+    assert said is not None, error
+    assert str(tmp_path) in said
+    assert "free some room" in said or "ulimit -f" in said
+
+
+def test_a_full_disk_without_a_path_names_the_fullest_that_a_run_writes_to(tmp_path):
+    with open("/dev/full", "w") as full:
+        full.write("a")
+        error = raised(full.flush)
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+    said = explain(error, tmp_path / "runs" / "not made yet")
+    assert f"{tmp_path}/runs/not made yet (" in said or f"{tmp_path.parents[2]} (" in said
+    assert "MB free): the disk is full; free some room" in said
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50)], ids=["numpy", "torch"])
+def test_memory_that_ran_out_is_told(allocate):
+    assert explain(raised(allocate), Path("runs")).startswith("memory: memory ran out; end other programs")
+
+
+def test_too_many_open_files_are_told(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        error = raised(open, tmp_path / "one-more", "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert explain(error, tmp_path) == f"{tmp_path}/one-more: too many open files; raise the limit (ulimit -n 65536)"
+
+
+def test_paths_that_cannot_be_are_told(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    long = explain(raised((tmp_path / ("a" * 300)).mkdir), tmp_path)
+    assert long.endswith("the path is too long; choose a shorter name or folder")
+    assert len(long) < 300
+    below = tmp_path / "file" / "below"
+    assert explain(raised(below.mkdir), tmp_path).startswith(f"{below}: a file stands where a folder is needed")
+    assert "links lead in a circle" in explain(raised((tmp_path / "circle").read_text), tmp_path)
+    assert "a folder stands where a file is needed" in explain(raised(tmp_path.read_text), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("No space left on device"),
+        ValueError("[Errno 28] No space left on device"),
+        ZeroDivisionError(),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_ours_stays_what_it_is(error):
+    assert explain(error, Path("runs")) is None
+
+    @explained
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
+    assert caught.value is error
+
+
+def chained(first, second, cause):
+    try:
+        try:
+            raise first
+        except OSError as error:
+            raise second from (error if cause else None)
+    except type(second) as error:
+        if not cause:
+            error.__suppress_context__ = False
+        return error
+
+
+def test_an_error_that_was_handled_is_not_blamed_for_the_next_one_but_a_full_disk_is():
+    denied, full = PermissionError(errno.EACCES, "denied", "a"), OSError(errno.ENOSPC, "No space left", "a")
+    assert explain(chained(denied, KeyError("b"), cause=False), Path("runs")) is None
+    assert explain(chained(denied, KeyError("b"), cause=True), Path("runs")).startswith("a: permission denied")
+    assert explain(chained(full, ValueError("can't close"), cause=False), Path("runs")).startswith(
+        "a: the disk is full"
+    )
+
+
+def test_errors_that_are_told_already_are_left_alone():
+    @explained
+    def fail():
+        raise TrainerError("recipe.yaml:1: no space left on device")
+
+    with pytest.raises(TrainerError) as caught:
+        fail()
+    assert type(caught.value) is TrainerError
+
+
+# The run folder
+
+
+def test_a_run_folder_that_can_be_made_or_is_there_has_no_fault_and_nothing_is_written(tmp_path):
+    assert folder_faults(tmp_path / "a" / "runs", "tiny") == []
+    (tmp_path / "runs" / "tiny" / "train").mkdir(parents=True)
+    assert folder_faults(tmp_path / "runs", "tiny") == []
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["runs", "tiny", "train"]
+
+
+def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").touch()
+    (fault,) = folder_faults(tmp_path / "runs", "tiny")
+    assert fault.startswith(f"{tmp_path}/runs/tiny: a file stands where a folder is needed")
+    (fault,) = folder_faults(tmp_path / "runs" / "tiny", "again")
+    assert fault.startswith(f"{tmp_path}/runs/tiny: a file stands where a folder is needed")
+    (tmp_path / "linked").symlink_to(tmp_path / "gone")
+    (fault,) = folder_faults(tmp_path / "linked", "tiny")
+    assert fault == (
+        f"{tmp_path}/linked: a link to {tmp_path}/gone, which is not there; make that folder or remove the link"
+    )
+
+
+@pytest.mark.parametrize("name", [".", "tiny", "tiny/train", ".embeddings"])
+def test_a_folder_of_another_user_is_told(tmp_path, name):
+    runs = tmp_path / "runs"
+    for folder in ("tiny/train", ".embeddings"):
+        (runs / folder).mkdir(parents=True)
+    for folder in (runs, *runs.rglob("*")):
+        folder.chmod(0o777)
+    locked = runs / name
+    locked.chmod(0o555)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)  # pytest's own are for their owner alone
+    with another_user():
+        faults = folder_faults(runs, "tiny")
+    assert any(fault.startswith(f"{locked}: permission denied; look at its owner") for fault in faults), faults
+
+
+def test_check_and_a_run_look_at_the_folder_before_anything_is_done(recipe_file, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").touch()
+    with pytest.raises(MachineError, match="runs/tiny: a file stands where a folder is needed"):
+        run(load_recipe(recipe_file), tmp_path / "runs")
+    assert (tmp_path / "runs" / "tiny").is_file()
+
+
+# A disk that fills at every stage
+
+
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [
+        ("data", 10),
+        ("data", 1_000),
+        ("retrieve", 500),
+        ("mine", 300),
+        ("mine", 1_500),
+        ("train", 50),
+        ("train", 20_000),
+        ("train", 150_000),
+        ("evaluate", 300),
+        ("export", 20_000),
+    ],
+)
+def test_a_disk_that_fills_ends_the_run_with_a_sentence_and_the_same_command_goes_on(
+    exported, tmp_path, monkeypatch, stage, size
+):
+    recipe_file, finished = exported
+    recipe, runs = load_recipe(recipe_file, ["export.formats=[]"]), tmp_path / "runs"
+    shutil.copytree(finished, runs)
+    stages = ["data", "retrieve", "mine", "train", "evaluate", "export"]
+    for later in stages[stages.index(stage) :]:
+        shutil.rmtree(runs / "exported" / later)
+    whole = {path: path.read_bytes() for path in runs.rglob("*.json") if path.parent.name in stages}
+    monkeypatch.setattr(console.console, "quiet", True)  # what pytest captures is a file as well
+    with file_limit(size), pytest.raises(MachineError, match=r"^\S*.*: (the disk is full|the file would be larger)"):
+        run(recipe, runs, stage, force=True)
+    assert {path: path.read_bytes() for path in whole} == whole
+    run(recipe, runs, stage, force=True)
+    for name in ("mine/groups.json", "evaluate/results.json"):
+        if (runs / "exported" / name).is_file():
+            assert (runs / "exported" / name).read_bytes() == (finished / "exported" / name).read_bytes()
+
+
+# The commands
+
+
+def call(*words, stdout=subprocess.PIPE, **environment):
+    program = "import sys\nfrom trainer.__main__ import reranker\nsys.argv[0] = 'reranker'\nreranker()"
+    words = [sys.executable, "-c", program, *map(str, words)]
+    return subprocess.Popen(words, stdout=stdout, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+
+
+def test_where_nobody_reads_the_output_a_command_ends_without_a_word():
+    with call("check", "--schema") as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
+def test_an_output_on_a_full_disk_is_told():
+    with open("/dev/full", "w") as full, call("check", "--schema", stdout=full) as process:
+        said = process.stderr.read()
+    assert process.returncode == 2
+    assert said == (
+        "standard output: the disk is full; free some room, then the same command goes on from what was finished\n"
+    )
