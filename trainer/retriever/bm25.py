@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 K1, B = 1.2, 0.75  # Lucene's
-POSTINGS_AT_ONCE = 20_000_000  # (word, document) pairs whose scores are in memory together: about 240 MB
+POSTINGS_AT_ONCE = 4_000_000  # (word, document) pairs whose scores are in memory together: about 50 MB
 # Han, kana, Thai, Lao, Tibetan, Burmese, Khmer; Korean puts spaces between words but joins particles to them.
 _UNSPACED_RUN = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff]+"
