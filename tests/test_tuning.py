@@ -212,7 +212,7 @@ def test_stop_words_are_kept_where_train_queries_need_them(kind, songs, vectors,
     said = tuning.describe("dev .9")
     assert said.startswith("first stage tuned on 60 train queries: BM25 k1 1.2, b ")
     assert "stop words kept" in said
-    assert f"train (cross-validated) {tuning.cross_validated:.4f}, default {tuning.default:.4f}; dev .9" in said
+    assert f"train nDCG@10 (cross-validated) {tuning.cross_validated:.4f}, default {tuning.default:.4f}; dev .9" in said
     # In every split the document that was asked for is first, and what the defaults return is kept beside it.
     for split in SPLITS:
         assert [found[split].found(row, 1) for row in range(len(found[split].queries))] == [
@@ -263,7 +263,7 @@ def test_a_tuning_without_gain_leaves_the_defaults(tmp_path):
     assert tuning.settings == Settings()
     assert tuning.describe("dev 1") == (
         "first stage not tuned: cross-validation shows no gain over the default: "
-        "train (cross-validated) 1.0000, default 1.0000; dev 1"
+        "train nDCG@10 (cross-validated) 1.0000, default 1.0000; dev 1"
     )
     assert not list(tmp_path.glob("default-*"))
 
@@ -355,7 +355,7 @@ def test_the_run_says_what_was_chosen_and_keeps_it(tiny, tmp_path, capsys):
     for stage in ("data", "retrieve"):
         pipeline.carry_out(stage, force=False)
     out = " ".join(capsys.readouterr().out.split())
-    assert "first stage tuned on 60 train queries: BM25 k1 1.2, b 0.75, stop words kept: train" in out
+    assert "first stage tuned on 60 train queries: BM25 k1 1.2, b 0.75, stop words kept: train nDCG@10" in out
     assert "dev nDCG@10 1.0000, default 0." in out
     before, after = pipeline.default_candidates("test"), pipeline.candidates("test")
     assert before is not None

@@ -57,7 +57,7 @@ class Tuning:
         """Return a sentence about the settings; `dev` tells what they are worth there."""
         if not self.queries:
             return f"first stage not tuned: {self.note}" if self.note else ""
-        train = f"train (cross-validated) {self.cross_validated:.4f}, default {self.default:.4f}; {dev}"
+        train = f"train nDCG@10 (cross-validated) {self.cross_validated:.4f}, default {self.default:.4f}; {dev}"
         if self.note:
             return f"first stage not tuned: {self.note}: {train}"
         return f"first stage tuned on {self.queries} train queries: {', '.join(self._chosen())}: {train}"
