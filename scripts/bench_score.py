@@ -111,13 +111,14 @@ class Theirs:
         queries, documents = map(set, zip(*task["pairs"], strict=True))
         self.queries = texts(collection.queries, "text", queries)
         self.documents = texts(collection.documents, "passage", documents)
-        half = torch.cuda.is_available()
+        cuda = torch.cuda.is_available()
+        half = task["precision"] == "bf16" if "precision" in task else cuda
         self.model = CrossEncoder(
             str(folder / "base"),
             max_length=task["max_length"],
             model_kwargs={"dtype": torch.bfloat16 if half else torch.float32, "attn_implementation": "sdpa"},
         )
-        self.batch_size = task.get("batch_size") or self._fastest("cuda" if half else "cpu", task["pairs"])
+        self.batch_size = task.get("batch_size") or self._fastest("cuda" if cuda else "cpu", task["pairs"])
 
     def _fastest(self, device: str, rows: Pairs) -> int:
         """The batch size that takes the least time on some of the pairs, after a pass that warms up."""

@@ -148,6 +148,8 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     from trainer.train import rate_factor
 
     cuda = torch.cuda.is_available()
+    has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = task["precision"] == "bf16" if "precision" in task else has_bf16
     lists = task["loss"] == "listwise"
     in_step = task["queries_per_step"] * (1 + task["negatives"])
     accumulated = 1 if lists else in_step // task["pass"]
@@ -178,7 +180,8 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
             gradient_accumulation_steps=accumulated,
             max_steps=task["steps"],
             batch_sampler=_one_after_the_other,
-            bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+            bf16=half,
+            use_cpu=half and not cuda,  # else it would not take bf16 there
             tf32=cuda or None,
             dataloader_num_workers=2 if cuda else 0,
             dataloader_pin_memory=cuda,

@@ -30,11 +30,11 @@ def measured_tflops(device: str) -> float:
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (256, torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
-        left @ right
+        torch.matmul(left, right)
     synchronize(device)
     started = time.perf_counter()
     for _ in range(10):
-        left @ right
+        torch.matmul(left, right)
     synchronize(device)
     return 10 * 2 * size**3 / (time.perf_counter() - started) / 1e12
 

@@ -15,9 +15,19 @@ CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LONGEST = 512  # tokens that every shape reads
 # The published sizes; in a dry run the same architectures at a few thousand parameters.
-MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-QWEN3 = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072}
-TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+QWEN3: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "intermediate_size": 3072,
+}
+TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 
 
 def words() -> list[str]:
@@ -41,13 +51,10 @@ def tokenizer(segments: bool) -> PreTrainedTokenizerFast:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1" if segments else "[CLS] $A [SEP] $B [SEP]",
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
+    special: dict[str, Any] = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+    names = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")},
-        model_max_length=LONGEST,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"]
-        if segments
-        else ["input_ids", "attention_mask"],
+        tokenizer_object=backend, model_max_length=LONGEST, model_input_names=names, **special
     )
 
 
@@ -57,13 +64,13 @@ def config(shape: str, dry: bool) -> Any:
 
     label: dict[str, Any] = {"num_labels": 1, "pad_token_id": 0}
     if shape == "minilm":
-        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        still: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         return transformers.BertConfig(**(TINY if dry else MINILM), **label, **still)
     if shape == "modernbert":
-        special = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+        special: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
         return transformers.ModernBertConfig(**(TINY if dry else {}), **label, **special)
-    ids = {"bos_token_id": 2, "eos_token_id": 3, "tie_word_embeddings": True}
-    heads = {"num_key_value_heads": 1, "head_dim": 16} if dry else {"num_key_value_heads": 8, "head_dim": 128}
+    ids: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "tie_word_embeddings": True}
+    heads: dict[str, Any] = {"num_key_value_heads": 1 if dry else 8, "head_dim": 16 if dry else 128}
     return transformers.Qwen3Config(**(TINY if dry else QWEN3), **heads, **label, **ids)
 
 

@@ -141,6 +141,7 @@ def tests(results: Results, folder: Path, dry: bool) -> None:
 
 def recipe(results: Results, folder: Path, dry: bool) -> None:
     """Carry out a whole recipe in bf16 with a tiny model, up to the formats that are exported by default."""
+    from accelerate.state import AcceleratorState
     from bench_sides import be_quiet
     from gpu_models import save_collection, save_encoder
     from sentence_transformers import SentenceTransformer
@@ -148,6 +149,7 @@ def recipe(results: Results, folder: Path, dry: bool) -> None:
     from trainer.pipeline import run
     from trainer.recipe import Recipe
     from trainer.runs import read_json
+    from trainer.train.checkpoints import last_checkpoint, precision_of
 
     device_of(dry)
     be_quiet()
@@ -166,19 +168,13 @@ def recipe(results: Results, folder: Path, dry: bool) -> None:
         }
     )
     run(whole, folder / "runs", force=True)
-    notes = {name: read_json(folder / "runs" / "tiny" / name / "done.json") for name in ("train", "evaluate", "export")}
+    notes = {name: read_json(folder / "runs" / "tiny" / name / "done.json") for name in ("train", "export")}
+    checkpoint = last_checkpoint(folder / "runs" / "tiny" / "train")
     results.add(
         "recipe",
         seconds=time.perf_counter() - started,
         dev=notes["train"]["best_dev"],
         exported=notes["export"]["differences"],
-        **precision_of_run(),
+        device=str(AcceleratorState().device),
+        precision=precision_of(checkpoint) if checkpoint else None,
     )
-
-
-def precision_of_run() -> dict[str, Any]:
-    """What the run that has just ended computed in."""
-    from accelerate.state import AcceleratorState
-
-    state = AcceleratorState()
-    return {"precision": state.mixed_precision, "device": str(state.device)}

@@ -71,9 +71,11 @@ class Bench:
         )
 
     def attempt(self, what: str, do: Callable[[], None]) -> None:
-        """Do it with the memory that others held let go."""
+        """Do it as the first in a process would: without the memory and the Accelerate settings that others left."""
         import torch
+        from accelerate.state import AcceleratorState
 
+        AcceleratorState._reset_state(reset_partial_state=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -100,7 +102,7 @@ def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
         "negatives": load.negatives,
         "max_length": load.max_length,
         "loss": "listwise",
-        "precision": "fp32" if dry else "bf16",
+        "precision": "bf16",
         "passes": load.passes,
         "save": False,
     }
@@ -133,6 +135,7 @@ def score(bench: Bench) -> None:
     load = DRY_LOAD if bench.dry else LOADS[bench.shape]
     rows = draw_pairs(Collection.open(bench.folder / "data"), load.pairs)
     task = bench.task | {"pairs": rows}
+    task |= {"precision": "fp32"} if bench.dry else {}  # theirs scores in float32 on a CPU
     scores: dict[str, np.ndarray] = {}
 
     def side(what: str, make: Callable[[], Any]) -> None:

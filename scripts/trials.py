@@ -83,7 +83,11 @@ class Trials:
     def mine(self, section: Mine, seed: int) -> Mined:
         """Groups for all train queries."""
         collection, candidates = self.pipeline.collection, self.pipeline.candidates("train")
-        teacher = self.pipeline.teacher(section.teacher, collection) if section.teacher else None
+        teacher = (
+            self.pipeline.teacher(section.teacher, collection, section.teacher_trust_remote_code)
+            if section.teacher
+            else None
+        )
         return mine(section, collection, candidates, seed, teacher)
 
     def train(

@@ -51,6 +51,10 @@ DETAILS = [
 @pytest.fixture(scope="session")
 def words() -> list[str]:
     """The vocabulary of the tiny collection."""
+    return vocabulary()
+
+
+def vocabulary() -> list[str]:
     texts = [*TOPICS, *TOPICS.values(), *DETAILS, "why does happen how do i fix at night a b c d e f g h"]
     return sorted({word for text in texts for word in text.split()})
 
@@ -77,7 +81,10 @@ def _tokenizer(words: list[str], cls: str, sep: str, pair: str, segments: bool) 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> dict[str, Path]:
     """Folders of tiny random models: bert, roberta, modernbert (encoders) and reranker (a one-label BERT)."""
-    root = tmp_path_factory.mktemp("tiny")
+    return build_models(tmp_path_factory.mktemp("tiny"), words)
+
+
+def build_models(root: Path, words: list[str]) -> dict[str, Path]:
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     bert = _tokenizer(words, "[CLS]", "[SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", segments=True)
@@ -112,7 +119,16 @@ def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""
-    folder = tmp_path / "tiny-set"
+    return build_collection_folder(tmp_path / "tiny-set")
+
+
+@pytest.fixture(scope="session")
+def shared_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that do not change it."""
+    return build_collection_folder(tmp_path_factory.mktemp("shared") / "tiny-set")
+
+
+def build_collection_folder(folder: Path) -> Path:
     (folder / "qrels").mkdir(parents=True)
     documents, queries, qrels = [], [], {"train": [], "dev": [], "test": []}
     for topic, (name, text) in enumerate(TOPICS.items()):

@@ -16,12 +16,12 @@ import pytest
 
 from trainer import console
 from trainer.cli import _guarded, reranker_command, train_command
-from trainer.errors import DataError
+from trainer.errors import DataError, NotBetterError
 from trainer.pipeline import VERSIONS
 from trainer.recipe import Recipe, schema_table, sections
 
 HEAVY = {"accelerate", "datasets", "faiss", "pyarrow", "sentence_transformers", "torch", "transformers", "wandb"}
-FIVE_FAULTS = """name: two words
+SIX_FAULTS = """name: two words
 data:
   path: nowhere
 retriever:
@@ -32,8 +32,9 @@ train:
 evaluate:
   metrics: [ndgc@10]
 """
-FIVE_PLACES = [
+SIX_PLACES = [
     "1: name: ",
+    "3: data.path: no such file or folder: 'nowhere'",
     "5: retriever.kind: ",
     "7: train.batch_size: ",
     "8: train.epochs: ",
@@ -64,10 +65,10 @@ def call(monkeypatch, capsys) -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def five_faults(tmp_path, monkeypatch) -> Path:
+def six_faults(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("five.yaml").write_text(FIVE_FAULTS)
-    return Path("five.yaml")
+    Path("six.yaml").write_text(SIX_FAULTS)
+    return Path("six.yaml")
 
 
 def script(name: str) -> str:
@@ -80,28 +81,28 @@ def script(name: str) -> str:
 # Check
 
 
-def test_check_prints_all_five_faults_of_a_recipe_in_order(call, five_faults):
-    answer = call("reranker", "check", five_faults)
+def test_check_prints_all_six_faults_of_a_recipe_in_order(call, six_faults):
+    answer = call("reranker", "check", six_faults)
     lines = answer.err.splitlines()
     assert answer.code == 2
     assert answer.out == ""
-    assert len(lines) == 5
-    for line, place in zip(lines, FIVE_PLACES, strict=True):
-        assert line.startswith(f"five.yaml:{place}")
+    assert len(lines) == 6
+    for line, place in zip(lines, SIX_PLACES, strict=True):
+        assert line.startswith(f"six.yaml:{place}")
 
 
-def test_check_answers_in_under_a_second_of_work(five_faults):
-    command, seconds = [script("reranker"), "check", "five.yaml"], []
+def test_check_answers_in_under_a_second_of_work(six_faults):
+    command, seconds = [script("reranker"), "check", "six.yaml"], []
     for _ in range(2):  # the first one warms up
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended = subprocess.run(command, capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 5), ended.stderr
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 6), ended.stderr
     assert min(seconds) < 1, seconds
 
 
-@pytest.mark.parametrize("recipe", ["five_faults", "recipe_file"])
+@pytest.mark.parametrize("recipe", ["six_faults", "recipe_file"])
 def test_check_imports_nothing_heavy(recipe, request):
     path = request.getfixturevalue(recipe)
     program = (
@@ -111,7 +112,7 @@ def test_check_imports_nothing_heavy(recipe, request):
         "finally:\n    print('imported', *sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, "check", path], capture_output=True, text=True)
-    assert ended.returncode == (2 if recipe == "five_faults" else 0), ended.stderr
+    assert ended.returncode == (2 if recipe == "six_faults" else 0), ended.stderr
     imported = set(ended.stdout.splitlines()[-1].split())
     assert {"trainer", "yaml"} <= imported
     assert not imported & HEAVY
@@ -224,14 +225,14 @@ def test_every_fault_is_one_line_on_standard_error_as_it_stands(capsys):
     assert err.splitlines() == faults
 
 
-def test_of_several_processes_only_the_main_one_speaks(call, five_faults, monkeypatch):
+def test_of_several_processes_only_the_main_one_speaks(call, six_faults, monkeypatch):
     monkeypatch.setattr(console.console, "quiet", False)  # put back afterwards
     monkeypatch.setenv("RANK", "1")
-    assert call("train", five_faults) == (2, "", "")
+    assert call("train", six_faults) == (2, "", "")
     monkeypatch.setattr(console.console, "quiet", False)
     monkeypatch.setenv("RANK", "0")
-    answer = call("train", five_faults)
-    assert (answer.code, len(answer.err.splitlines())) == (2, 5)
+    answer = call("train", six_faults)
+    assert (answer.code, len(answer.err.splitlines())) == (2, 6)
 
 
 def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path):
@@ -256,6 +257,126 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
     assert process.returncode == 130
     assert "the same command goes on from the last checkpoint" in err
     assert "Traceback" not in err
+
+
+def stopped(program, **environment):
+    """Exit code and standard error of a program that is sent Ctrl-C by itself."""
+    program = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+    return ended.returncode, ended.stderr
+
+
+STOPPED = "stopped; the same command goes on from the last checkpoint\n"
+
+
+def test_control_c_while_the_command_is_imported_ends_in_one_line(tmp_path):
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    assert stopped("from trainer.__main__ import train\ntrain()", PYTHONPATH=path) == (130, STOPPED)
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Send Ctrl-C to this process, as from a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_control_c_that_an_import_turns_into_another_error_is_still_one_line(ctrl_c, capsys):
+    def app():
+        try:
+            ctrl_c()
+            time.sleep(9)
+        except KeyboardInterrupt:
+            raise ImportError("numpy.core.multiarray failed to import") from None
+
+    with pytest.raises(SystemExit) as ended:
+        _guarded(app)
+    assert (ended.value.code, capsys.readouterr().err) == (130, STOPPED)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_control_c_ends_at_once():
+    program = """
+import os, time
+from trainer.cli import _guarded
+def app():
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(9)
+        except KeyboardInterrupt:
+            pass  # somebody else's code swallows it
+    print("never reached")
+_guarded(app)
+"""
+    assert stopped(program) == (130, STOPPED)
+
+
+def test_control_c_that_a_destructor_loses_ends_at_once():
+    program = """
+import os, time
+from trainer.cli import _guarded
+class Kept:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(9)
+def app():
+    Kept()
+    time.sleep(9)
+_guarded(app)
+"""
+    assert stopped(program) == (130, STOPPED)
+
+
+def test_a_file_that_ends_too_early_is_not_taken_for_the_end_of_the_input(monkeypatch):
+    def fail(path, overrides):
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("trainer.recipe.load_recipe", fail)
+    monkeypatch.setattr(sys, "argv", ["train", "r.yaml"])
+    with pytest.raises(RuntimeError, match="a file ends too early: No data left in file"):
+        train_command()
+
+
+def test_measured_and_not_better_has_an_exit_code_of_its_own(capsys):
+    def refuse():
+        raise NotBetterError("export: dev nDCG@10 0.6 is no better")
+
+    with pytest.raises(SystemExit) as ended:
+        _guarded(refuse)
+    assert (ended.value.code, capsys.readouterr().err) == (3, "export: dev nDCG@10 0.6 is no better\n")
+
+
+def test_check_says_where_a_relative_path_was_looked_for(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/r.yaml").write_text("name: a\ndata: {path: set}\nretriever: {kind: bm25}\nreranker: {model: ./gone}\n")
+    answer = call("reranker", "check", "sub/r.yaml")
+    assert answer.code == 2
+    assert "model './gone': no such folder" in answer.err
+    assert "set: no such folder" in answer.err
+    assert f"data.path: set was looked for in {tmp_path}/sub and in {tmp_path}\n" in answer.err
+
+
+def test_check_looks_at_the_run_folder(call, recipe_file, tmp_path):
+    (tmp_path / "runs").touch()
+    answer = call("reranker", "check", recipe_file, "--runs", tmp_path / "runs")
+    assert answer.code == 2
+    assert answer.err.startswith(f"{tmp_path}/runs: a file stands where a folder is needed")
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_review_takes_the_list_of_the_last_round(call, recipe_file, tmp_path, rounds):
+    name = "mine" if rounds == 1 else "mine-2"
+    answer = call("reranker", "review", recipe_file, f"mine.rounds={rounds}", "--runs", tmp_path / "runs")
+    assert answer.code == 2
+    assert f"/tiny/{name}/suspected_false_negatives.jsonl is not there" in answer.err
 
 
 # Steps

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.data import Summary, check_collection, describe_lengths
 from trainer.data.audit import detectable
-from trainer.data.lengths import SAMPLE, Sample
+from trainer.data.lengths import SAMPLE, LengthCounter, Lengths
 from trainer.data.twins import NEAR_DOCUMENTS, NEAR_WORDS, Twins, jaccard
 from trainer.recipe import Data
 
@@ -127,7 +127,7 @@ def test_shared_positives_of_train_and_test_are_noted(tmp_path):
     summary = checked(tmp_path, ["x", "y", "z"], SMALL, qrels)
     assert any(note.startswith("1 of 2 documents that are positives in test (50%) are") for note in summary.notes)
     summary = checked(tmp_path, ["x", "y", "z"], SMALL, QRELS)
-    assert "no positive of test is one in train: test says how new queries and new documents fare" in summary.notes
+    assert "no positive of test is one in train: test measures new queries on new documents" in summary.notes
 
 
 def test_queries_that_are_not_used_are_noted_or_warned_of(tmp_path):
@@ -151,8 +151,9 @@ def test_the_difference_that_can_be_shown_is_that_of_the_power_formula():
 
 def test_dev_and_test_are_noted_with_what_they_can_show(tmp_path):
     summary = checked(tmp_path, ["x", "y"], SMALL, QRELS)
-    assert "1 dev queries show differences of 0.840 nDCG@10 or more (power 80 %)" in summary.notes
-    assert "1 test queries show differences of 0.840 nDCG@10 or more (power 80 %)" in summary.notes
+    for split in ("dev", "test"):
+        said = f"with 1 {split} queries only differences of 0.840 nDCG@10 or more can be detected (power 80 %)"
+        assert said in summary.notes
     assert "1 dev queries can hardly tell two models apart; 100 or more do" in summary.warnings
 
 
@@ -162,24 +163,46 @@ def test_dev_and_test_are_noted_with_what_they_can_show(tmp_path):
 def test_the_share_of_texts_that_are_cut_is_counted_in_the_model_s_own_tokens(tiny, words):
     tokenizer = tiny["bert"] / "tokenizer.json"
     one = words[0]
-    documents = [" ".join([one] * length) for length in (5, 10, 20, 40)]
-    queries = [" ".join([one] * length) for length in (3, 3, 3, 20)]
-    said = describe_lengths(documents, queries, tokenizer, 32)
+    documents = counted([" ".join([one] * length) for length in (5, 10, 20, 40)])
+    queries = counted([" ".join([one] * length) for length in (3, 3, 3, 20)])
+    cut = describe_lengths(documents, queries, tokenizer, 32)
     # 32 tokens, 3 of them special and 3 the median query's: 26 are left; half of 29 is 14
-    assert said == (
-        "25% of the documents are longer than the 26 tokens that the median query leaves of 32 (reranker.max_length) "
-        "and are cut; 25% of the queries are; median document 20 tokens, longest 40 (of 4 looked at)"
+    characters = 40 * len(one) + 39
+    assert cut.said == (
+        "25% of 4 documents are longer than the 26 tokens that the median query leaves of 32 (reranker.max_length) "
+        f"and are cut; 25% of the queries are; median document 20 tokens, longest 40 ({characters} characters)"
     )
+    assert (cut.documents, cut.queries) == (0.25, 0.25)
+
+
+def counted(texts: list[str]) -> Lengths:
+    counter = LengthCounter()
+    for text in texts:
+        counter.add(text)
+    return counter.lengths()
+
+
+def test_the_lengths_of_all_documents_count_and_not_those_of_a_sample_alone(tiny, words):
+    word = min(words, key=len)
+    texts = [" ".join([word] * 10)] * 2991 + [" ".join([word] * 500)] * 9  # nine that a sample of 100 mostly misses
+    documents, queries = counted(texts), counted([word] * 50)
+    cut = describe_lengths(documents, queries, tiny["bert"] / "tokenizer.json", 32)
+    assert documents.characters[-1] == 500 * (len(word) + 1) - 1
+    assert cut.documents == pytest.approx(0.003, abs=0.001)
+    assert cut.said.startswith("about 0% of 3000 documents are longer")
+    assert "longest 500 (" in cut.said
+
+
+def test_a_huge_document_is_counted_by_its_beginning(tiny, words):
+    word = min(words, key=len)
+    said = describe_lengths(counted([f"{word} " * 400_000]), counted([word]), tiny["bert"] / "tokenizer.json", 32).said
+    (longest,) = re.findall(r"longest (\d+) \(", said)
+    assert int(longest) == pytest.approx(400_000, rel=0.01)
 
 
 def test_the_sample_is_bounded_and_the_same_each_time():
     texts = [f"text {number}" for number in range(5000)]
-    samples = []
-    for _ in range(2):
-        sample = Sample()
-        for text in texts:
-            sample.add(text)
-        samples.append(sample.texts)
+    samples = [counted(texts).texts for _ in range(2)]
     assert samples[0] == samples[1]
     assert len(set(samples[0])) == SAMPLE
     numbers = [int(re.sub(r"\D", "", text)) for text in samples[0]]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,7 @@ CORPUS_FILES = {
         "corpus.csv",
         f"{CSV}d3,,caf\xe9\n".encode("latin-1"),
         "corpus.csv:4: not UTF-8 (",
-        "looks like LATIN1; convert the file: iconv -f LATIN1 -t UTF-8 corpus.csv > utf8-corpus.csv",
+        "looks like CP1252; convert the file: iconv -f CP1252 -t UTF-8 corpus.csv > utf8-corpus.csv",
     ),
     "windows-1252": ("corpus.csv", f"{CSV}d3,,\u201cquoted\u201d\n".encode("cp1252"), "corpus.csv:4: ", "-f CP1252"),
     "shift-jis": ("corpus.csv", f"{CSV}d3,,\u30e9\u30fc\u30e1\u30f3\n".encode("shift-jis"), ":4: ", "SHIFT_JIS"),
@@ -92,7 +93,7 @@ CORPUS_FILES = {
         "corpus.csv.gz",
         gzip.compress(f"{CSV}d3,,caf\xe9\n".encode("latin-1")),
         "corpus.csv.gz:4: ",
-        "gzip -dc corpus.csv.gz | iconv -f LATIN1 -t UTF-8 | gzip > utf8-corpus.csv.gz",
+        "gzip -dc corpus.csv.gz | iconv -f CP1252 -t UTF-8 | gzip > utf8-corpus.csv.gz",
     ),
     "half a line of JSON": (
         "corpus.jsonl",
@@ -178,11 +179,41 @@ CORPUS_FILES = {
     "null id": ("corpus.jsonl", '{"id": null, "text": "a"}\n', 'corpus.jsonl:1: needs "id"', "got None"),
     "true id": ("corpus.jsonl", '{"id": true, "text": "a"}\n', 'corpus.jsonl:1: needs "id"', "got True"),
     "empty id": ("corpus.csv", f"{CSV},,third\n", 'corpus.csv:4: needs "id" as a text or whole number', "got ''"),
-    "id with spaces": (
+    "id that is another one in run files": (
         "corpus.csv",
-        f"{CSV}d 3,,third\n",
-        "corpus.csv:4: \"id\" 'd 3' holds white space",
-        "replace it",
+        f"{CSV}d 3,,third\nd%203,,fourth\n",
+        "corpus.csv:4: document id 'd 3' is 'd%203' in run files, which is another id; ",
+        "rename one",
+    ),
+    "spreadsheet": (
+        "corpus.csv",
+        b"PK\x03\x04\x14\0\x06\0",
+        "corpus.csv:1: no text but a zip archive, as .xlsx is; ",
+        "save the sheet as CSV",
+    ),
+    "old spreadsheet": ("corpus.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "corpus.csv:1: no text but an old Office", "save"),
+    "gzip without its ending": ("corpus.csv", gzip.compress(CSV.encode()), "packed with gzip; ", "name it .gz"),
+    "zstd": ("corpus.jsonl", b"\x28\xb5\x2f\xfd\x04\0", "packed with zstd; ", "unpack it: zstd -d"),
+    "login page": ("corpus.jsonl", b"\n<!DOCTYPE html><html>", "corpus.jsonl:1: no text but a web page", "download it"),
+    "Git LFS pointer": (
+        "corpus.jsonl",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        "a Git LFS pointer",
+        "git lfs pull",
+    ),
+    "latin-1 with control characters": ("corpus.csv", f"{CSV}d3,,\x81\xe9\n".encode("latin-1"), ":4: ", "-f LATIN1"),
+    "stray carriage return": (
+        "corpus.csv",
+        f"{CSV}d3,,third\rhalf\n",
+        "corpus.csv:4: not valid in the row that begins here: a carriage return stands inside a line; ",
+        "nothing behind it was read",
+    ),
+    "cut off xz": ("corpus.csv.xz", lzma.compress(CSV.encode())[:-20], "corpus.csv.xz:", "get or pack the file again"),
+    "bz2 that is none": (
+        "corpus.csv.bz2",
+        CSV,
+        "corpus.csv.bz2:1: cannot be read to its end: Invalid",
+        "pack the file",
     ),
     "id twice": (
         "corpus.csv",
@@ -272,13 +303,17 @@ def test_a_broken_parquet_file_is_told_with_its_row(columns, place, remedy):
 QRELS = {
     "missing document": ("train.tsv", "q1\td9\t1\n", "train.tsv:3: document 'd9' is not in corpus.csv"),
     "missing query": ("train.tsv", "q9\td1\t1\n", "train.tsv:3: query 'q9' is not in queries.csv"),
-    "negative grade": ("train.tsv", "q1\td2\t-1\n", "train.tsv:3: the grade is a whole number of 0 or more, got '-1'"),
+    "negative fraction": ("train.tsv", "q1\td2\t-0.5\n", "train.tsv:3: the grade is a whole number (below 1: not rel"),
     "fractional grade": (
         "train.tsv",
         "q1\td2\t0.5\n",
-        "train.tsv:3: the grade is a whole number of 0 or more, got '0.5'",
+        "train.tsv:3: the grade is a whole number (below 1: not relevant), got '0.5'",
     ),
-    "grade as text": ("train.csv", "q1,d2,good\n", "train.csv:3: the grade is a whole number of 0 or more, got 'good'"),
+    "grade as text": (
+        "train.csv",
+        "q1,d2,good\n",
+        "train.csv:3: the grade is a whole number (below 1: not relevant), got 'good'",
+    ),
     "two grades": (
         "train.csv",
         "q1,d1,2\n",
@@ -313,13 +348,6 @@ def test_ids_that_lost_their_type_are_recognised():
     assert faults(BY_FILES) == [
         "train.tsv:1: document '1.0' is not in corpus.csv, but '1' is: write the ids as whole numbers"
     ]
-
-
-def test_trec_qrels_under_another_name_are_recognised():
-    write("train.tsv", "q1\t0\td1\t1\n")
-    assert faults(BY_FILES)[0] == (
-        "train.tsv:1: looks like TREC qrels (query, 0, document, grade); name the file .qrels"
-    )
 
 
 def test_a_column_that_is_not_there_comes_with_those_that_are_and_the_nearest():
@@ -393,11 +421,14 @@ def test_pairs_without_a_usable_column_are_told():
     assert second.startswith("pairs.csv: no column for the relevant text; columns here: left, right; name it with")
 
 
-def test_a_label_beside_pairs_is_not_passed_over():
-    write("pairs.csv", "query,passage,label\na,first,0\nb,second,1\n")
+def test_a_label_beside_pairs_has_to_be_a_grade():
+    write("pairs.csv", "query,passage,label\na,first,0.5\n")
     (told,) = faults(BY_PAIRS)
-    assert told.startswith("pairs.csv: column 'label' seems to say how well a pair matches, but every pair counts as")
-    write("pairs.csv", "query,passage,label\na,first,5\n")  # whoever names the column knows
+    assert told == (
+        "pairs.csv:2: the grade is a whole number (below 1: not relevant), got '0.5'; "
+        "name another column with data.pairs_label"
+    )
+    write("pairs.csv", "query,passage,label\na,first,0.5\n")  # who names the column of the text alone means it
     write("pairs-dev.csv", "query,passage\nb,second\n")
     write("pairs-test.csv", "query,passage\nc,second\n")
     assert check_collection(Data(**BY_PAIRS, pairs_positive="passage")).documents == 2
@@ -417,7 +448,7 @@ LABELS = {
         '{"query_id": "q1", "document_id": "d1", "relevant": "yes"}',
         '"relevant" is true, false, null or a grade',
     ),
-    "negative": ('{"query_id": "q1", "document_id": "d1", "relevant": -1}', "or a grade of 0 or more, got -1"),
+    "fraction": ('{"query_id": "q1", "document_id": "d1", "relevant": 0.5}', "null or a grade, got 0.5"),
     "no label": ('{"query_id": "q1", "document_id": "d1"}', "got 'nothing'"),
     "twice": ('{"query_id": "q1", "document_id": "d2", "relevant": false}', "is labelled in labels.jsonl:1 already"),
     "broken": ('{"query_id": "q1"', "not valid JSON"),

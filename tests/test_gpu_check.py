@@ -177,10 +177,12 @@ def test_a_shape_is_measured_dry(scripts, tmp_path, shape):
     assert_real_speeds(found, names)
     difference = found["difference of scores"]
     assert difference["largest"] < 1e-3 * difference["spread"]
-    assert found["train, ours"]["last_loss"] == pytest.approx(found["train, sentence-transformers"]["last_loss"])
+    losses = [found[f"train, {side}"]["last_loss"] for side in ("ours", "sentence-transformers")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # in bf16
     if shape != "decoder":
         assert_real_speeds(found, ["score, ours packed", "train, ours packed"])
-        assert found["train, ours packed"]["last_loss"] == pytest.approx(found["train, ours padded"]["last_loss"])
+        losses = [found[f"train, ours {layout}"]["last_loss"] for layout in ("packed", "padded")]
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 @pytest.mark.slow
@@ -196,6 +198,16 @@ def test_all_parts_run_dry(tmp_path):
     assert parts["tests"]["results"][0]["collected"] >= 4
 
 
+def test_a_part_ends_where_there_is_no_gpu(scripts):
+    from gpu_chip import NO_GPU, device_of
+
+    assert device_of(dry=True) == "cpu"
+    with pytest.raises(SystemExit) as ended:  # the suite hides GPUs from itself
+        device_of(dry=False)
+    assert ended.value.code == NO_GPU
+
+
+@pytest.mark.slow
 def test_without_a_gpu_the_script_says_so():
     command = [SCRIPTS / "gpu_check", "--only", "machine", "--json", os.devnull]
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}

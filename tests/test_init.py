@@ -15,7 +15,7 @@ from trainer.cli import reranker_command
 from trainer.data import check_collection
 from trainer.errors import DataError
 from trainer.init import write_recipe
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import Data, Recipe, load_recipe
 
 QUERIES = [(f"q{number}", f"how does thing number {number} work") for number in range(60)]
 DOCUMENTS = [(f"d{number}", f"thing number {number} works like this") for number in range(20)]
@@ -208,19 +208,79 @@ def test_nothing_is_written_over(monkeypatch, capsys):
     assert Path("my-set.yaml").read_text() == "mine"
 
 
-def test_a_folder_that_tells_nothing_is_told_with_what_was_seen_and_what_is_needed(monkeypatch, capsys):
+def test_where_columns_have_other_names_a_skeleton_says_which_role_lacks_which_column(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [])
-    lines("table.csv", ["left", "right"], [("a", "b")])
+    lines("articles.csv", ["Article Number", "Headline", "Body (HTML)"], [("d1", "a", "b")])
     lines("corpus.jsonl", ["_id", "text"], DOCUMENTS)
-    Path("my set/notes.docx").write_bytes(b"")
-    assert call("my set") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("my set: no collection is recognised; needed are corpus.jsonl, queries.jsonl and")
-    assert told[1:] == [
+    lines("searches.csv", ["Who", "Query"], [("q1", "why")])
+    lines("clicks.tsv", ["visitor", "corpus id", "clicks"], [("q1", "d1", 3)])
+    lines("other.csv", ["left", "right"], [("a", "b")])
+    assert call("my set") == 0
+    told = [line.removeprefix("init").strip() for line in capsys.readouterr().out.splitlines()]
+    lacks = "a column with a usual name for"
+    assert told[:6] == [
+        "my set/articles.csv: not recognised (columns: Article Number, Headline, Body (HTML)); for corpus it lacks "
+        f"{lacks}: document id (data.corpus_id), document's text (data.corpus_text)",
+        "my set/clicks.tsv: not recognised (columns: visitor, corpus id, clicks); for qrels it lacks "
+        f"{lacks}: query id (data.qrels_query), grade (data.qrels_grade)",
         "my set/corpus.jsonl: corpus (columns: _id, text)",
-        "my set/table.csv: not recognised (columns: left, right)",
-        "my set: also holds notes.docx",
+        "my set/other.csv: not recognised (columns: left, right)",
+        f"my set/searches.csv: not recognised (columns: Who, Query); for queries it lacks {lacks}: query id "
+        "(data.query_id)",
+        "no collection is recognised, so the recipe is a skeleton: fill in query_id, qrels_query, qrels_grade",
     ]
+    data = load_recipe(Path("my-set.yaml")).data
+    assert data.corpus == (Path("my set/articles.csv"), Path("my set/corpus.jsonl"))
+    assert (data.query_text, data.query_id) == ("Query", "FILL-IN")
+    assert "  query_id: FILL-IN" in Path("my-set.yaml").read_text()
+    assert "# query id: one of visitor, corpus id, clicks\n" in Path("my-set.yaml").read_text()
+    with pytest.raises(DataError, match="no column 'FILL-IN', which data.query_id names; columns here: Who, Query"):
+        check_collection(data)
+
+
+def test_a_skeleton_names_what_no_file_holds(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    lines("corpus.jsonl", ["_id", "text"], DOCUMENTS)
+    assert call("my set") == 0
+    written = Path("my-set.yaml").read_text()
+    assert "queries: FILL-IN               # a file with query id, query's text" in written
+    assert "qrels: FILL-IN                 # a file with query id, document id, grade" in written
+    told = "\n".join(faults_of(load_recipe(Path("my-set.yaml")).data))
+    assert "FILL-IN: no such file (data.queries)" in told
+    assert "FILL-IN: no such file (data.qrels)" in told
+
+
+def faults_of(section: Data) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        check_collection(section)
+    return caught.value.faults
+
+
+def test_a_skeleton_with_its_names_filled_in_is_a_recipe():
+    lines("articles.csv", ["number", "headline", "body (html)"], [(name, "", text) for name, text in DOCUMENTS])
+    lines("searches.csv", ["who", "query"], QUERIES)
+    lines("clicks.tsv", ["who", "what", "clicks"], QRELS)
+    path, _ = write_recipe(Path("my set"))
+    text = path.read_text()
+    for key, name in (
+        *(("corpus_id", "number"), ("corpus_text", "body (html)"), ("query_id", "who")),
+        *(("qrels_query", "who"), ("qrels_document", "what"), ("qrels_grade", "clicks")),
+    ):
+        assert f"  {key}: FILL-IN" in text
+        text = text.replace(f"  {key}: FILL-IN", f"  {key}: {name}")
+    path.write_text(text)
+    assert "FILL-IN" not in text
+    assert sum(check_collection(load_recipe(path).data).judged.values()) >= 60
+
+
+@pytest.mark.parametrize("name", ["notes.docx", "broken.csv"])
+def test_a_folder_without_anything_to_read_is_told_with_what_is_needed(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    Path("my set", name).write_bytes(b"PK\x03\x04" if name == "broken.csv" else b"")
+    assert call("my set") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("my set: no collection is recognised; needed are corpus.jsonl, queries.jsonl and")
+    assert name in told
     assert not Path("my-set.yaml").exists()
     assert call("nowhere") == 2
     assert "nowhere: no such folder; name one with corpus.jsonl" in capsys.readouterr().err
@@ -228,8 +288,29 @@ def test_a_folder_that_tells_nothing_is_told_with_what_was_seen_and_what_is_need
 
 def test_labelled_pairs_are_not_taken_for_judgements():
     lines("pairs.csv", ["query", "document", "label"], [("how does it work", "like this", 1)])
-    with pytest.raises(DataError, match=r"pairs.csv: not recognised \(columns: query, document, label\)"):
-        write_recipe(Path("my set"))
+    keys = {"pairs": ["my set/pairs.csv"], "pairs_query": "query", "pairs_positive": "document", "pairs_label": "label"}
+    recipe = load_recipe(write_recipe(Path("my set"))[0])
+    assert recipe.data.model_dump(mode="json", exclude_defaults=True) == keys
+
+
+def test_tables_of_ms_marco_without_head_lines_are_recognised():
+    rows = [(number, text) for number, (_, text) in enumerate(DOCUMENTS)]
+    Path("my set/collection.tsv").write_text("".join(f"{number}\t{text}\n" for number, text in rows))
+    Path("my set/queries.train.tsv").write_text("".join(f"{n}\t{text}\n" for n, (_, text) in enumerate(QUERIES)))
+    Path("my set/qrels.train.tsv").write_text("".join(f"{n}\t0\t{n % len(rows)}\t1\n" for n in range(len(QUERIES))))
+    recipe = load_recipe(write_recipe(Path("my set"))[0])
+    assert check_collection(recipe.data).documents == len(rows)
+
+
+def test_columns_that_differ_between_train_and_test_are_all_named():
+    lines("docs.csv", ["docid", "body"], DOCUMENTS)
+    lines("queries.csv", ["qid", "query"], QUERIES)
+    lines("clicks.csv", ["qid", "docid", "score"], QRELS[:50])
+    lines("judged-test.csv", ["query_id", "docid", "relevance"], QRELS[50:])
+    recipe = load_recipe(write_recipe(Path("my set"))[0])
+    assert recipe.data.qrels_query == ("qid", "query_id")
+    assert recipe.data.qrels_grade == ("score", "relevance")
+    assert sum(check_collection(recipe.data).judged.values()) == len(QRELS)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

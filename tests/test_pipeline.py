@@ -58,7 +58,7 @@ def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny
 
 def test_a_model_that_is_no_better_stays_here(command, recipe_file, tmp_path):
     result = command(recipe_file, "--runs", tmp_path / "runs")  # a random model under a good first stage
-    assert result.returncode == 2
+    assert result.returncode == 3
     assert "Traceback" not in result.stderr
     assert "no better than the first stage" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "export").exists()

@@ -86,6 +86,8 @@ class Hub(ThreadingHTTPServer):
             return 200, {"commitUrl": f"{self.url}/me/{self.created['name']}/commit/abc", "commitOid": "abc"}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
+        if "/tree/main" in path:
+            return 200, [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files]
         return (
             (200, self.repository | {"id": "me/tiny"}) if self.repository else (404, {"error": "Repository not found"})
         )
@@ -99,6 +101,8 @@ class Hub(ThreadingHTTPServer):
             value = line["value"]
             if line["key"] == "header":
                 self.summary = value["summary"]
+            elif line["key"] == "deletedFile":
+                del self.files[value["path"]]
             elif line["key"] == "file":
                 self.files[value["path"]] = base64.b64decode(value["content"])
             else:
@@ -229,8 +233,7 @@ def test_the_bytes_that_arrive_are_the_bytes_on_disk_in_a_repository_as_visible_
     assert (hub.created["organization"], hub.created["name"]) == ("me", "tiny")
     assert hub.created["visibility"] == visibility
     assert hub.summary == "First try"
-    assert f"me/tiny ({visibility})" in done.out
-    assert f"done: {hub.url}/me/tiny/commit/abc" in done.out
+    assert f"done ({visibility}): {hub.url}/me/tiny/commit/abc" in done.out
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert done.err == ""  # no bar is drawn where there is no terminal
 
@@ -279,6 +282,27 @@ def test_an_existing_private_repository_takes_the_upload(hub, reranker_push, exp
     done = reranker_push(hub.url)
     assert done.code == 0, done.err
     assert hub.files == on_disk(exported)
+
+
+def test_a_second_push_deletes_what_the_first_left_and_keeps_what_others_added(hub, reranker_push, exported):
+    hub.repository = {"private": True}
+    old = ["onnx/model.onnx.data", "onnx/old.onnx", "model-00001-of-00002.safetensors", "vocab.txt", "modeling_mine.py"]
+    others = ["LICENSE", ".gitattributes", "pictures/table.png", "evaluation/results.json", "notes/config.md"]
+    hub.files = dict.fromkeys([*old, *others, "config.json", "README.md"], b"of the first push")
+    done = reranker_push(hub.url)
+    assert done.code == 0, done.err
+    assert hub.files == on_disk(exported) | dict.fromkeys(others, b"of the first push")
+    assert sum("/commit/" in request for request in hub.requests) == 1
+
+
+def test_a_private_repository_stays_private_and_is_reported_as_it_is(hub, reranker_push, exported):
+    hub.repository = {"private": True}
+    done = reranker_push(hub.url, "push.private=false")
+    assert done.code == 0, done.err
+    assert hub.files == on_disk(exported)
+    assert "existed and is private" in done.out
+    assert "done (private): " in done.out
+    assert "(public)" not in done.out
 
 
 def test_nothing_private_goes_into_an_existing_public_repository(hub, reranker_push):

@@ -16,6 +16,8 @@ LEAST = "name: least\ndata:\n  path: somewhere\n"  # three lines, so what a test
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in ("somewhere", "a", "b", "c"):
+        Path(name).mkdir()
 
 
 def read(text, *overrides):
@@ -431,6 +433,134 @@ def test_what_is_no_recipe_is_told_with_its_line(text, line):
         assert "Node(" not in told
 
 
+@pytest.mark.parametrize(
+    "nested",
+    [
+        "[" * 3000,
+        "[" * 3000 + "]" * 3000,
+        "\n" + "- " * 3000 + "a",
+        "{a: " * 2000 + "1" + "}" * 2000,
+        "[" * 30 + "]" * 30,
+    ],
+)
+def test_endless_nesting_is_told(nested):
+    assert "nested more than 20 levels deep" in fault(f"{LEAST}seed: {nested}\n")
+    assert fault(LEAST, f"seed={nested}").startswith("command line: seed: ")
+
+
+def bomb(levels):
+    """A list of 9 times the list before, and so on."""
+    lines = ["x0: &x0 [a, a, a, a, a, a, a, a, a]"]
+    for level in range(1, levels):
+        lines.append(f"x{level}: &x{level} [{', '.join([f'*x{level - 1}'] * 9)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("levels", [6, 18])
+def test_aliases_that_repeat_without_end_are_told_at_once(levels):
+    text = f"{LEAST}{bomb(levels)}\ntrain:\n  epochs: *x{levels - 1}\n"
+    assert "its aliases (*) repeat more than 5,000 values" in fault(text)
+
+
+def test_aliases_that_nest_without_end_are_told():
+    assert "nested more than 20 levels deep" in fault(f"{LEAST}{bomb(60)}\ntrain:\n  epochs: *x59\n")
+
+
+def test_aliases_of_a_few_values_are_fine():
+    assert read(f"{LEAST}mine: {{last_rank: &n 20}}\nretriever: {{depth: *n}}\n").retriever.depth == 20
+
+
+def test_messages_stay_short_whatever_was_given():
+    for given in ("a" * 100_000, "[" + "a, " * 1_000 + "a]", "0x" + "f" * 20_000, '"' + "\\e" * 5000 + '"'):
+        for key in ("train.epochs", "retriever.kind", "evaluate.metrics", "retriever.language", "a" * 3000):
+            section, _, name = key.partition(".")
+            told = faults(f"{LEAST}{section}: {{{name}: {given}}}\n" if name else f"{LEAST}{key}: {given}\n")
+            assert all(len(line) < 4000 for line in told), [len(line) for line in told]
+    assert len(fault(f"{LEAST}train:\n  epochs: {'a' * 100_000}\n")) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LEAST.replace("least", "a" * 101), "1: name: string should have at most 100 characters"),
+        (f"{LEAST}seed: 4294967296\n", "4: seed: input should be less than or equal to 4294967295, got 4294967296"),
+        (f"{LEAST}seed: 1e20\n", "4: seed: "),
+        (f"{LEAST}reranker:\n  model: {'a' * 5000}\n", "5: reranker.model: has 5,000 characters, more than 4,096"),
+        ('name: a\ndata:\n  path: "a\\0b"\n', "3: data.path: holds a NUL character"),
+        ('name: a\ndata:\n  pairs: ["a\\0b"]\n', "3: data.pairs: holds a NUL character"),
+        ("name: a\ndata:\n  path: ~no-such-user/x\n", "3: data.path: ~no-such-user/x: there is no user 'no-such-user'"),
+        (f"{LEAST}reranker:\n  model: ~no-such-user/x\n", "5: reranker.model: ~no-such-user/x: there is no user"),
+    ],
+    ids=["name", "seed", "seed of 1e20", "model", "NUL", "NUL in a list", "home", "home of a model"],
+)
+def test_values_that_no_machine_can_use_are_told_with_their_line(text, said):
+    assert fault(text).startswith(f"r.yaml:{said}")
+
+
+def test_the_largest_seed_and_the_longest_name_are_fine():
+    assert read(f"{LEAST}seed: 4294967295\n").seed == 2**32 - 1
+    assert read(LEAST.replace("least", "a" * 100)).name == "a" * 100
+
+
+def test_a_large_file_is_no_recipe():
+    with pytest.raises(RecipeError, match="^/dev/zero: has more than 1,048,576 bytes, so it is no recipe$"):
+        load_recipe("/dev/zero")
+
+
+def test_a_file_name_of_a_recipe_that_is_too_long_is_told_in_short():
+    with pytest.raises(RecipeError, match="cannot be read") as caught:
+        load_recipe("a" * 5000)
+    assert len(str(caught.value)) < 500
+
+
+# Relative paths
+
+
+@pytest.fixture
+def apart():
+    """A recipe in a folder of its own, with files beside it and others in the working directory."""
+    for folder in ("sub/both", "sub/near", "both", "far"):
+        Path(folder).mkdir(parents=True)
+    for name in ("sub/a.csv", "sub/b.csv", "b.csv", "my.trec"):
+        Path(name).touch()
+    return Path("sub/r.yaml")
+
+
+def test_relative_paths_count_from_the_recipe_then_from_here(apart):
+    for given, found in (("near", "sub/near"), ("both", "sub/both"), ("far", "far"), ("../far", "sub/../far")):
+        apart.write_text(f"name: a\ndata: {{path: {given}}}\nreranker: {{model: {given}}}\n")
+        recipe = load_recipe(apart)
+        assert (recipe.data.path, recipe.reranker.model, recipe.tried) == (Path(found), found, ())
+        assert load_recipe(apart.absolute()).data.path == apart.parent.absolute() / given or given == "far"
+
+
+def test_on_the_command_line_they_count_from_here_first(apart):
+    apart.write_text("name: a\ndata: {path: near}\n")
+    for given, found in (("both", "both"), ("near", "sub/near"), ("far", "far")):
+        assert load_recipe(apart, [f"data.path={given}"]).data.path == Path(found)
+    assert load_recipe(apart, ["data={pairs: [both, near]}"]).data.pairs == (Path("both"), Path("sub/near"))
+
+
+def test_globs_lists_runs_sets_and_homes_are_found_too(apart, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    apart.write_text("name: a\ndata: {pairs: ['*.csv', b.csv]}\nretriever: {kind: run, run: my.trec}\n")
+    recipe = load_recipe(apart)
+    assert (recipe.data.pairs, recipe.retriever.run) == ((Path("sub/*.csv"), Path("sub/b.csv")), Path("my.trec"))
+    assert load_recipe(apart, ["data={path: 'hub:near'}"]).data.hub == "sub/near"
+    assert load_recipe(apart, ["data={path: 'hub:owner/name'}"]).data.hub == "owner/name"
+    assert load_recipe(apart, ["data={path: ~/set}"]).data.path == Path("/home/of/mine/set")
+    model = "package:near/model"
+    assert load_recipe(apart, [f"reranker.model={model}"]).reranker.model == model
+
+
+def test_what_was_tried_is_told(apart):
+    apart.write_text("name: a\ndata: {path: nowhere}\n")
+    here, there = Path.cwd(), Path.cwd() / "sub"
+    assert load_recipe(apart).tried == (f"data.path: nowhere was looked for in {there} and in {here}",)
+    assert load_recipe(apart, ["data.path=gone"]).tried == (f"data.path: gone was looked for in {here} and in {there}",)
+    assert load_recipe(apart, ["data.path=/gone"]).tried == ()
+
+
 # The schema as a table
 
 
@@ -450,4 +580,4 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
             if default != "required" and name not in OPTIONAL and (name, key) != ("data", "path"):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
-    assert defaults == {"repository": "required", "private": "true", "message": "Add fine-tuned reranker"}
+    assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"}

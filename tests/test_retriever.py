@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
-from trainer.errors import DataError, RecipeError
+from trainer.errors import DataError
+from trainer.languages import detect_language
 from trainer.recipe import Data, Retriever
 from trainer.retriever import (
     NOTHING,
@@ -24,7 +25,7 @@ from trainer.retriever import (
     retrieve_splits,
     shards,
 )
-from trainer.retriever.bm25 import Analyzer, Bm25, detect_language
+from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.candidates import as_candidates
 from trainer.retriever.dense import choose_index, search_dense, search_on_device
 from trainer.retriever.fusion import fuse
@@ -206,6 +207,20 @@ def test_a_changed_document_embeds_one_shard_anew(collection, encode):
     assert different == [13]
     assert encode([*texts, "one more"])[1] == 1
     assert encode(texts)[1] == 0  # and the old ones are still there
+
+
+def test_shards_that_hold_the_vectors_of_other_texts_are_encoded_again(encode, tmp_path, capsys):
+    texts = [f"why does {letter} happen" for letter in "abcdefgh"] * 3
+    texts = [f"{text} {place}" for place, text in enumerate(texts)]
+    before, _ = encode(texts)
+    one, other, *_ = sorted(tmp_path.glob("e/*/*.npy"))
+    held = one.read_bytes(), other.read_bytes()
+    one.write_bytes(held[1])
+    other.write_bytes(held[0])
+    after, encoded = encode(texts)
+    assert encoded == 2
+    assert "damaged embeddings, which are made again" in capsys.readouterr().out
+    np.testing.assert_array_equal(after, before)
 
 
 def test_another_model_in_a_folder_length_prompt_or_role_embeds_everything_anew(collection, encode, tiny, tmp_path):
@@ -440,11 +455,13 @@ def test_a_run_is_read_for_the_wanted_queries_in_their_order(read):
     ("line", "message"),
     [
         ("q0 d1 1 2.0", "expected `query Q0 document rank score tag`, got 'q0 d1 1 2.0'"),
-        ("", "expected `query Q0 document rank score tag`, got ''"),
         ("q0 Q0 d9 1 2.0 own", "document 'd9' is not in the corpus"),
         ("q9 Q0 d1 1 2.0 own", "query 'q9' is not among the queries"),
         ("q0 Q0 d1 1 high own", "the score is a number, got 'high'"),
         ("q0 Q0 d1 1 nan own", "the score is a number, got 'nan'"),
+        ("q0 Q0 d1 1 inf own", "the score is a number of at most 1e\\+30 in size, got 'inf'"),
+        ("q0 Q0 d1 1 1e308 own", "the score is a number of at most 1e\\+30 in size, got '1e308'"),
+        ("q0 Q0 d1 1 -1e39 own", "the score is a number of at most 1e\\+30 in size, got '-1e39'"),
         ("q0 Q0 d0 2 2.0 own", "document 'd0' .*line 1"),
     ],
 )
@@ -470,11 +487,43 @@ def test_a_judged_query_without_lines_is_told(read):
 
 
 def test_a_run_that_cannot_be_read_is_told(tmp_path):
-    with pytest.raises(RecipeError, match=r"retriever\.run: .*none\.trec"):
+    with pytest.raises(DataError, match=r"none\.trec:1: cannot be read to its end: "):
         read_run(tmp_path / "none.trec", {}, {}, [], 1)
     (tmp_path / "latin.trec").write_bytes(b"q0 Q0 caf\xe9 1 1.0 own\n")
-    with pytest.raises(RecipeError, match=r"retriever\.run: .*latin\.trec"):
+    with pytest.raises(DataError, match=r"latin\.trec:1: not UTF-8 \(.*iconv -f CP1252"):
         read_run(tmp_path / "latin.trec", {}, {}, [], 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.replace(b"\n", b"\r"),
+        lambda text: text.replace(b"\n", b"\n\n \n"),
+        lambda text: text.rstrip(b"\n"),
+        lambda text: text.replace(b" ", b"\t"),
+    ],
+    ids=["mark", "CRLF", "CR", "blank lines", "no last end", "tabs"],
+)
+def test_a_run_is_read_like_every_other_text_file(tmp_path, change):
+    path = tmp_path / "own.trec"
+    path.write_bytes(change(b"q0 Q0 d1 1 2.0 own\nq0 Q0 d0 2 1.0 own\nq1 Q0 d0 1 1.0 own\n"))
+    found = read_run(path, {"q0": 0, "q1": 1}, {"d0": 0, "d1": 1}, [0, 1], 2)
+    assert found.documents.tolist() == [[1, 0], [0, NOTHING]]
+
+
+def test_ids_with_blanks_are_percent_encoded_in_a_run_or_stand_between_tabs(tmp_path):
+    path = tmp_path / "own.trec"
+    path.write_text("kb%2012 Q0 100%25%20d 1 2 own\nkb 12\tQ0\t50%\t2\t1\town\n")
+    found = read_run(path, {"kb 12": 0}, {"100% d": 0, "50%": 1}, [0], 2)
+    assert found.documents.tolist() == [[0, 1]]
+
+
+def test_the_largest_scores_of_a_run_stay_numbers(read):
+    found = read("q0 Q0 d0 1 1e30 own", "q0 Q0 d1 2 -1e30 own", "q1 Q0 d0 1 1e-300 own", "q1 Q0 d1 1 0 own")
+    assert np.isfinite(found.scores).all()
+    assert found.documents.tolist() == [[0, 1, NOTHING], [0, 1, NOTHING]]
 
 
 # Candidates

@@ -65,6 +65,29 @@ def test_another_model_length_or_text_is_asked_anew(ask, tiny, beir, tmp_path):
     assert ask([(0, 1), (0, 2)], collection=changed)[1] == 1
 
 
+def test_a_deleted_file_of_answers_costs_its_own_pairs_only(ask, tmp_path):
+    for row in range(3):
+        ask([(0, row)])
+    sorted(tmp_path.glob("kept/*/*.npz"))[0].unlink()
+    ask([(0, 3)])
+    assert ask([(0, row) for row in range(4)])[1] == 1
+    assert len(list(tmp_path.glob("kept/*/*.npz"))) == 4
+
+
+def test_another_teachers_answers_are_not_taken(ask, tiny, tmp_path, capsys):
+    other = shutil.copytree(tiny["reranker"], tmp_path / "other")
+    (other / "config.json").write_text(
+        (other / "config.json").read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 0.1')
+    )
+    ask([(0, 1)])
+    (kept,) = tmp_path.glob("kept/*/*.npz")
+    ask([(0, 2)], model=other)
+    (folder,) = set(tmp_path.glob("kept/*")) - {kept.parent}
+    shutil.copy(kept, folder)
+    assert ask([(0, 1)], model=other)[1] == 1
+    assert "is damaged; it is deleted" in capsys.readouterr().out
+
+
 def test_answers_cut_off_by_a_kill_are_not_read(ask, tmp_path):
     ask([(0, 1)])
     (kept,) = tmp_path.glob("kept/*/*.npz")

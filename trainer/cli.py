@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from shlex import quote
@@ -221,4 +222,6 @@ def push(
     from trainer.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    Pipeline(loaded, runs / loaded.name).push(dry_run, force)
+    pipeline = Pipeline(loaded, runs / loaded.name)
+    with pipeline.locked() if pipeline.folder.is_dir() else nullcontext():
+        pipeline.push(dry_run, force)

@@ -144,12 +144,12 @@ def progress(description: str, total: int, completed: int = 0) -> Iterator[Advan
     On a terminal the bar moves; elsewhere (a log file, CI) nothing is drawn and the stage lines tell the story.
     """
     columns = (
-        TextColumn("[bold cyan]{task.description:<9}[/]"),
+        TextColumn("{task.description:<9}", style="bold cyan", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     hidden = console.quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:

@@ -127,12 +127,14 @@ def draw(candidates: Candidates, wanted: int, seed: int) -> Candidates:
 def with_own(candidates: Candidates, own: Sequence[int]) -> Candidates:
     """The candidates with each query's own document, in the last place where the first stage did not put it higher.
 
-    There it has the score of the place, which is more than the first stage gave it.
+    There it has the score of the place, which is more than the first stage gave it. NOTHING stands for no document,
+    where the query is all that its own says.
     """
     names = ("documents", "scores", "similarities", "ranks")
     documents, scores, similarities, ranks = (getattr(candidates, name).copy() for name in names)
     found = (documents != NOTHING).sum(axis=1)
-    lacks = np.flatnonzero(~(documents == np.array(own)[:, None]).any(axis=1))
+    wanted = np.array(own)[:, None]
+    lacks = np.flatnonzero(~((documents == wanted) | (wanted == NOTHING)).any(axis=1))
     last = np.minimum(found[lacks], documents.shape[1] - 1)
     documents[lacks, last] = np.array(own)[lacks]
     scores[lacks, last] = scores[lacks, np.maximum(found[lacks] - 1, 0)]
@@ -181,13 +183,17 @@ def has_fresh_classifier(recipe: Recipe) -> bool:
 
 def load_student(recipe: Recipe, tuned: Path) -> Reranker:
     """The student that `distil.model` names, else the tuned encoder under a fresh classifier."""
-    section = recipe.reranker
-    assert recipe.distil is not None
-    reference = recipe.distil.model or tuned
-    student = Reranker.load(
-        reference, head="classifier", max_length=section.max_length, trust_remote_code=section.trust_remote_code
-    )
-    return student if recipe.distil.model else _under_classifier(student, locate(section.model))
+    section = recipe.distil
+    assert section is not None
+    if section.model is not None:
+        return Reranker.load(
+            section.model,
+            head="classifier",
+            max_length=recipe.reranker.max_length,
+            trust_remote_code=section.trust_remote_code,
+        )
+    student = Reranker.load(tuned, head="trained", max_length=recipe.reranker.max_length)
+    return _under_classifier(student, locate(recipe.reranker.model))
 
 
 def _under_classifier(tuned: Reranker, base: Path) -> Reranker:
@@ -201,6 +207,7 @@ def _under_classifier(tuned: Reranker, base: Path) -> Reranker:
     config.num_labels = 1
     model: Any = with_classifier(base, trust_remote_code=False, config=config)
     state = tuned.model.encoder.state_dict()
-    unknown = model.base_model.load_state_dict(state, strict=False).unexpected_keys
-    assert not unknown, unknown
+    differing = model.base_model.load_state_dict(state, strict=False)
+    new = [name for name in differing.missing_keys if "pooler" not in name]
+    assert [*differing.unexpected_keys, *new] == []
     return Reranker(model.to(tuned.model.device).eval(), tuned.tokenizer, tuned.max_length)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data import Collection
+from trainer.data import Collection, trec_id
 from trainer.metrics import Ranking, bootstrap, paired_p, per_query
 from trainer.report import BEFORE, Results
 from trainer.retriever import NOTHING, Candidates
@@ -173,7 +173,7 @@ def _named(collection: Collection, candidates: Candidates, orders: Sequence[Sequ
 def _write_trec(path: Path, ranking: Ranking, tag: str) -> None:
     """A TREC run whose scores strictly fall, so that every evaluator reads the same order."""
     lines = [
-        f"{query} Q0 {document} {rank} {len(documents) - rank + 1} {tag}\n"
+        f"{trec_id(query)} Q0 {trec_id(document)} {rank} {len(documents) - rank + 1} {tag}\n"
         for query, documents in ranking.items()
         for rank, document in enumerate(documents, start=1)
     ]

@@ -31,7 +31,8 @@ COLUMN = 33  # comments begin here
 def write_recipe(folder: Path, output: Path | None = None) -> tuple[Path, Layout]:
     """Look at a folder and write a recipe that trains on it; returns its path and what was found.
 
-    Raises DataError where nothing is recognised and RecipeError where the file is there already.
+    Where the columns do not say what they hold, the recipe is a skeleton to be filled in. Raises DataError where there
+    is nothing to read and RecipeError where the file is there already.
     """
     layout = recognise(folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "my-reranker"
@@ -59,7 +60,7 @@ def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
         "",
         _line("name", name, f"results go to runs/{name}", indent=""),
         "data:",
-        *(_line(key, value, COMMENTS.get(key) or _meaning(key)) for key, value in data.items()),
+        *(_line(key, value, layout.open.get(key) or COMMENTS.get(key) or _meaning(key)) for key, value in data.items()),
     ]
     for section, model, role in (
         ("retriever", Retriever().model, "finds candidates; is not trained"),
@@ -88,4 +89,4 @@ def _line(key: str, value: Any, comment: str, indent: str = "  ") -> str:
         value = str(value)
     written = yaml.safe_dump(value, default_flow_style=None, allow_unicode=True, width=10**6)
     written = written.removesuffix("...\n").strip()
-    return f"{indent}{key}: {written}".ljust(COLUMN - 1) + f" # {comment}"
+    return f"{indent}{key}: {written}".ljust(COLUMN - 1) + f" # {' '.join(comment.split())}"

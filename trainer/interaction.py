@@ -11,22 +11,32 @@ model ranks sensibly before the first step and fine-tuning only has to improve i
   otherwise mixes them until everything resembles everything;
 - a linear term on the first token's state, zero at the start, learns the rest.
 
-The file stands alone (torch and transformers): an export carries it, and
+The file stands alone (torch and transformers, 4.51 to 5): an export carries it, and
 `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+try:
+    from transformers import PreTrainedConfig
+except ImportError:  # its name before transformers 5
+    from transformers import PretrainedConfig as PreTrainedConfig
+
 SHARPNESS = 50.0  # cosines of candidates differ by hundredths, logits have to by units
+BEFORE_5 = int(transformers.__version__.partition(".")[0]) < 5
 FEATURES = 3  # query to document, document to query, mean to mean
 
 
@@ -41,13 +51,16 @@ class InteractionConfig(PreTrainedConfig):
         layers: tuple[int, ...] = (),
         damping: float = 4.0,
         separator_id: int = 0,
+        opening_id: int | None = None,
         special_ids: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> None:
-        self.encoder = encoder or {}
+        # The type of the encoder's weights is that of the whole model, whatever it was when they were saved.
+        self.encoder = {name: value for name, value in (encoder or {}).items() if name not in ("dtype", "torch_dtype")}
         self.layers = list(layers)
         self.damping = damping
         self.separator_id = separator_id
+        self.opening_id = opening_id
         self.special_ids = list(special_ids)
         for name in ("vocab_size", "hidden_size", "max_position_embeddings", "pad_token_id"):
             kwargs.setdefault(name, self.encoder.get(name))
@@ -66,8 +79,9 @@ class InteractionForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         settings = dict(config.encoder)
         encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        encoder_config._attn_implementation = config._attn_implementation
+        encoder_config._attn_implementation = _attention_of(encoder_config, config._attn_implementation)
         self.encoder = AutoModel.from_config(encoder_config)
+        _accept_bias(self.encoder)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # never read here, and data parallelism wants a gradient for every weight
         self.mixture = nn.Parameter(torch.zeros(len(config.layers), FEATURES))
@@ -108,12 +122,21 @@ class InteractionForSequenceClassification(PreTrainedModel):
         query, document, behind = self.texts(input_ids, real.bool())
         bias = self._attention_bias(behind, real.bool())
         outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
-        states = [outputs.hidden_states[layer] for layer in self.config.layers]
+        # transformers 4 lists ModernBERT's last states without their norm.
+        every = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
+        states = [every[layer] for layer in self.config.layers]
         return self.compare(states, input_ids, query, document), outputs.last_hidden_state[:, 0]
 
     def texts(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which tokens are the query's, the document's, and behind the first separator: (batch, length) bool each."""
-        separators = (input_ids == self.config.separator_id).long()
+        """Return masks of the query's tokens, the document's, and all behind the query: (batch, length) bool each.
+
+        The document begins behind the first separator that the document's own [CLS] follows, so that a separator in the
+        query's text, where a tokenizer turns it into one, is not taken for it.
+        """
+        separators = input_ids == self.config.separator_id
+        if self.config.opening_id is not None:
+            separators = separators & (input_ids.roll(-1, dims=1) == self.config.opening_id)
+        separators = separators.long()
         behind = (separators.cumsum(dim=1) - separators) > 0
         special = torch.zeros_like(real)
         for identity in self.config.special_ids:
@@ -148,16 +171,44 @@ class InteractionForSequenceClassification(PreTrainedModel):
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
         """(batch, 1, length, length) added to attention scores: damping across the texts, minus infinity on padding."""
-        dtype = self.dtype
+        dtype = self.encoder.dtype
         across = (behind[:, :, None] != behind[:, None, :]).to(dtype)
         least = torch.finfo(torch.float16).min  # float32's would be infinite in half precision
         bias = (across * -self.config.damping).masked_fill(~real[:, None, :], least)[:, None]
-        window = getattr(self.encoder.config, "sliding_window", None)
-        if "sliding_attention" not in (getattr(self.encoder.config, "layer_types", None) or []) or not window:
+        config = self.encoder.config
+        window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", 0) // 2
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or []) or not window:
             return bias
         places = torch.arange(bias.shape[-1], device=bias.device)
         far = (places[:, None] - places[None, :]).abs() > window
         return {"full_attention": bias, "sliding_attention": bias.masked_fill(far, least)}
+
+
+def _attention_of(config: Any, attention: str | None) -> str | None:
+    """Return the kind of attention that the encoder has; in transformers 4 that is not sdpa for all of them."""
+    encoder: Any = transformers.MODEL_MAPPING[type(config)]
+    return "eager" if BEFORE_5 and not encoder._supports_sdpa else attention
+
+
+def _accept_bias(encoder: Any) -> None:
+    """Make an encoder of transformers 4 add a (batch, 1, length, length) bias as it is; those of 5 do."""
+    if not BEFORE_5:
+        return
+    encoder.get_extended_attention_mask = _unless_bias(encoder.get_extended_attention_mask)
+    encoder._update_attention_mask = lambda biases, *_, **__: (biases["full_attention"], biases["sliding_attention"])
+    module, name = sys.modules[type(encoder).__module__], "_prepare_4d_attention_mask_for_sdpa"  # ALBERT, DistilBERT
+    if hasattr(module, name) and not hasattr(getattr(module, name), "__wrapped__"):
+        setattr(module, name, _unless_bias(getattr(module, name)))
+
+
+def _unless_bias(expand: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap what expands a (batch, length) mask, so that it returns a bias unchanged."""
+
+    @wraps(expand)
+    def expand_masks(mask: Tensor, *others: Any, **named: Any) -> Tensor:
+        return mask if mask.dim() == 4 else expand(mask, *others, **named)
+
+    return expand_masks
 
 
 def _compare(states: Tensor, query: Tensor, document: Tensor, weights: Tensor) -> Tensor:

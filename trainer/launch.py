@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from trainer.errors import RunError
+from trainer.errors import RunError, TrainerError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from trainer.precision import Precision
+
+Result = TypeVar("Result")
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Return on every process what `work` returns on the main one, the only process that carries it out.
+
+    So that processes never disagree about what lies on disk. A TrainerError is raised on every process.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    if accelerator.num_processes == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except TrainerError as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:

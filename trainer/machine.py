@@ -48,14 +48,19 @@ for _name, _sentence in {
 }.items():
     if hasattr(errno, _name):  # Windows has not all of them
         SENTENCES[getattr(errno, _name)] = _sentence
-EXHAUSTED = {errno.ENOSPC, errno.EFBIG, errno.ENOMEM, getattr(errno, "EDQUOT", errno.ENOSPC)}
+CUT_SHORT = -1  # no number of the system: a library that only says that it wrote less than it should
+SENTENCES[CUT_SHORT] = (
+    f"a file could not be written whole: the disk or a quota is full, or ulimit -f is reached; {_ROOM}"
+)
+EXHAUSTED = {CUT_SHORT, errno.ENOSPC, errno.EFBIG, errno.ENOMEM, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 _NUMBER = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)  # Python's and Arrow's; Rust's
 _DISGUISES = [  # texts that come without a number
-    (re.compile(r"no space left on device|disk is full|file write failed|iostream error", re.IGNORECASE), errno.ENOSPC),
-    (re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos"), errno.ENOSPC),
-    (re.compile(r"^\d+ requested and \d+ written$"), errno.ENOSPC),  # NumPy
+    (re.compile(r"no space left on device|disk is full", re.IGNORECASE), errno.ENOSPC),
+    (re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos|file write failed|iostream error"), CUT_SHORT),
+    (re.compile(r"^\d+ requested and \d+ written$"), CUT_SHORT),  # NumPy
     (re.compile(r"can't allocate memory|cannot allocate memory|std::bad_alloc|out of memory", re.I), errno.ENOMEM),
+    (re.compile(r"failed to map segment from shared object"), errno.ENOMEM),  # an import
     (re.compile(r"can't start new thread"), errno.EAGAIN),
 ]
 
@@ -91,14 +96,20 @@ def explain(error: BaseException, runs: Path) -> str | None:
     return None
 
 
+def is_exhausted(error: BaseException) -> bool:
+    """Return whether room or memory ran out, so that what was at work when it did is not to blame."""
+    return any(_number(cause) in EXHAUSTED for cause, _ in _causes(error))
+
+
 def folder_faults(runs: Path, name: str) -> list[str]:
     """Return what keeps a run from writing to `runs/name` and to the caches beside it; nothing is written.
 
     Raises OSError where a folder cannot even be looked at.
     """
     run = runs / name
-    own = [path for path in run.iterdir() if path.is_dir()] if run.is_dir() else []
-    faults = [_folder_fault(folder) for folder in (run, *own, runs / ".embeddings", runs / ".teachers")]
+    faults = [_folder_fault(folder) for folder in (run, runs / ".embeddings", runs / ".teachers")]
+    if not faults[0] and run.is_dir():
+        faults += [_folder_fault(folder) for folder in run.iterdir() if folder.is_dir()]
     return list(dict.fromkeys(fault for fault in faults if fault))
 
 
@@ -143,7 +154,7 @@ def _number(error: BaseException) -> int:
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    own = type(error).__module__ == "builtins" and not isinstance(error, OSError | RuntimeError)
+    own = type(error).__module__ == "builtins" and not isinstance(error, OSError | RuntimeError | ImportError)
     if own and type(error) is not Exception:
         return 0  # a ValueError or KeyError that quotes such a text
     text = one_line(error)
@@ -160,7 +171,7 @@ def _place(error: BaseException, number: int, runs: Path) -> str:
         return path if len(path) <= 200 else f"{path[:100]}...{path[-60:]}"
     if number == errno.ENOMEM:
         return "memory"
-    if number != errno.ENOSPC:
+    if number not in (errno.ENOSPC, CUT_SHORT):
         return str(runs)
     free = {folder: shutil.disk_usage(_existing(folder)).free for folder in (runs, Path(tempfile.gettempdir()))}
     fullest = min(free, key=lambda folder: free[folder])

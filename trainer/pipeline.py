@@ -5,9 +5,10 @@
 With `mine.rounds: 2` mine and train come twice: mine-2 asks the model of the first round, train-2 starts from the base.
 Distil only comes where the recipe has the section, push likewise.
 
-Every stage leaves a folder under runs/NAME/ and stands as long as its fingerprint does: a chain of hashes over recipe
-sections, data, weights and the stages before it, all known before the first model loads. A stage that stands is
-skipped; the first that does not, and all behind it, are done. Killed anywhere, the same command goes on.
+Every stage leaves a folder under runs/NAME/. It is skipped as long as its files are as they were written and nothing
+changed that its result depends on: recipe keys, data, weights and the stages before it, all known before the first
+model loads. Else it is done again: what was there moves aside, and the terminal names what changed. Killed anywhere,
+the same command goes on. A lock keeps a second run of the same name out.
 
 Under several processes all of them embed, train and score; the rest is the main process's work.
 """
@@ -15,19 +16,25 @@ Under several processes all of them embed, train and score; the rest is the main
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer import console, models
-from trainer.check import check, faults_of_distil
+from pydantic import BaseModel
+
+from trainer import console, models, processes
+from trainer.check import check
 from trainer.data import Collection, build_collection, fingerprint_data
 from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
+from trainer.lock import hold
 from trainer.machine import explained
+from trainer.pins import read_pins, write_pins
 from trainer.recipe import Recipe
-from trainer.runs import Stage, fingerprint, write_json
+from trainer.runs import CONTENT, Stage, remove
+from trainer.verify import intact_archive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,11 +47,17 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 3, "retrieve": 3, "mine": 3, "train": 4, "distil": 2, "evaluate": 5, "export": 2}
+VERSIONS = {"data": 4, "retrieve": 3, "mine": 3, "train": 4, "distil": 2, "evaluate": 5, "export": 3}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
+# Keys of train that change time and memory, but not what comes out; a training goes on under another value.
+WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
+# Of files and models the content counts and not the name; permission to run a model's code changes nothing.
+DATA_FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}
+BY_CONTENT = {"model", "run", "trust_remote_code"}
+Result = TypeVar("Result")
 
 
 @explained
@@ -58,14 +71,49 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     if until not in VERSIONS:
         raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, VERSIONS)}")
-    check(recipe, runs)
+    models.pin(read_pins(runs / recipe.name))
+    check(recipe, runs, weights=True, pushes=until == "export", keep=True)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
     last = max(place for place, name in enumerate(names) if _kind(name) == until)
-    for name in names[: last + 1]:
-        pipeline.carry_out(name, force)
-    if recipe.push is not None and until == "export":
-        pipeline.push(force=force)
+    with pipeline.locked():
+        for name in names[: last + 1]:
+            pipeline.carry_out(name, force)
+        pipeline.report_stale(names[last + 1 :])
+        if recipe.push is not None and until == "export":
+            pipeline.push(force=force)
+
+
+def _unused(recipe: Recipe) -> set[str]:
+    """Return the keys of retriever and mine that nothing reads under this recipe."""
+    retriever, mine = recipe.retriever, recipe.mine
+    return {
+        *(() if recipe.bi_encoder else ("max_length", "query_prompt", "document_prompt", "index")),
+        *(() if retriever.has_bm25 else ("language", "tune")),
+        *(() if retriever.is_fused and retriever.tune != "off" else ("fusion",)),
+        *(() if mine.teacher or mine.rounds == 2 else ("teacher_margin",)),
+    }
+
+
+def _settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
+    """Return a section's keys and values under their names in the recipe; nothing where there is no section."""
+    values = section.model_dump(mode="json", exclude=without) if section is not None else {}
+    return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def _content(key: str, reference: str | None) -> dict[str, str]:
+    """Return the hash of the model that a key names; nothing where it names none."""
+    return {CONTENT + key: models.fingerprint(models.locate(reference))} if reference else {}
+
+
+def _refuse_judgements_in_a_stage(recipe: Recipe, folder: Path) -> None:
+    """Raise RecipeError where `data.judgements` lies where a stage would move it away."""
+    path = recipe.data.judgements
+    if path is not None and folder.resolve() in path.resolve().parents and path.resolve().parent != folder.resolve():
+        raise RecipeError(
+            f"data.judgements: {path} lies in the folder of a stage, which moves aside when it is done again; copy it "
+            "to another folder, and name the copy"
+        )
 
 
 def _kind(stage: str) -> str:
@@ -79,77 +127,93 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        if recipe.distil is not None:  # once more: of models on the Hub, check knew no more than the names
-            references = filter(None, (recipe.reranker.model, recipe.distil.model))
-            kinds: dict[str, models.Kind] = {
-                reference: models.kind_of(models.locate(reference)) for reference in references
-            }
-            if faults := faults_of_distil(recipe, kinds):
-                raise RecipeError(faults)
-        self.stages = self._plan()
+        models.pin(self._on_main(lambda: read_pins(folder)))
+        _refuse_judgements_in_a_stage(recipe, folder)
+        self.stages = self._on_main(self._plan)
+        models.pin(self._on_main(models.commits))  # those that were fingerprinted
+        self._known: dict[str, dict[str, Any]] = {}  # notes of finished stages, the same on all processes
 
     def _plan(self) -> dict[str, Stage]:
-        """Every stage with its fingerprint; each holds the one before it."""
+        """Every stage with all that its result depends on, which is what the stages before it depend on and more."""
         recipe = self.recipe
-        bi_encoder, student = recipe.bi_encoder, recipe.distil and recipe.distil.model
-        depends: dict[str, list[Any]] = {
-            "data": [fingerprint_data(recipe.data)],
-            "retrieve": [
-                recipe.retriever.model_dump(mode="json", exclude={"model", "run"}),
-                models.fingerprint(models.locate(bi_encoder)) if bi_encoder else None,
-                models.sha256(recipe.retriever.run) if recipe.retriever.run else None,
-            ],
-            "mine": [
-                recipe.mine.model_dump(mode="json", exclude={"teacher", "rounds"}),
-                models.fingerprint(models.locate(recipe.mine.teacher)) if recipe.mine.teacher else None,
-                recipe.reranker.max_length,
-                recipe.seed,
-            ],
-            "train": [
-                recipe.reranker.model_dump(mode="json", exclude={"model"}),
-                models.fingerprint(models.locate(recipe.reranker.model)),
-                recipe.train.model_dump(mode="json"),
-                recipe.rerank_depth,
-                recipe.evaluate.metrics[0],
-            ],
-            "distil": [
-                recipe.distil.model_dump(mode="json", exclude={"model"}) if recipe.distil else None,
-                models.fingerprint(models.locate(student)) if student else None,
-            ],
-            "evaluate": [recipe.evaluate.model_dump(mode="json")],
-            "export": [recipe.export.model_dump(mode="json"), recipe.name],
+        depends: dict[str, dict[str, Any]] = {
+            "data": _settings("data", recipe.data, DATA_FILES) | {CONTENT + "data": fingerprint_data(recipe.data)},
+            "retrieve": _settings("retriever", recipe.retriever, BY_CONTENT | _unused(recipe))
+            | _content("retriever.model", recipe.bi_encoder)
+            | ({CONTENT + "retriever.run": models.sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
+            "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds"} | _unused(recipe))
+            | _content("mine.teacher", recipe.mine.teacher)
+            | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
+            | {"seed": recipe.seed},
+            "train": _settings("reranker", recipe.reranker, BY_CONTENT)
+            | _content("reranker.model", recipe.reranker.model)
+            | _settings("train", recipe.train, WITHOUT_EFFECT)
+            | {"evaluate.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
+            "distil": _settings("distil", recipe.distil, BY_CONTENT)
+            | _content("distil.model", recipe.distil and recipe.distil.model),
+            "evaluate": {"evaluate.metrics": recipe.evaluate.metrics},
+            "export": _settings("export", recipe.export) | {"name": recipe.name},
         }
         names = [name for name in depends if name != "distil" or recipe.distil is not None]
         if recipe.mine.rounds == 2:
             after = names.index("train") + 1
             names[after:after] = ["mine-2", "train-2"]
-        stages, chain = {}, ""
+        stages: dict[str, Stage] = {}
+        known: dict[str, Any] = {}
+        previous = None
         for name in names:
-            chain = fingerprint(chain, name, VERSIONS[_kind(name)], *depends[_kind(name)])
-            stages[name] = Stage(self.folder / name, chain)
+            kind = _kind(name)
+            known |= depends[kind] | {f"the code of {kind}": VERSIONS[kind]}
+            known |= {"mine.rounds": 2} if name == "mine-2" else {}
+            previous = stages[name] = Stage.of(self.folder / name, known, previous)
         return stages
+
+    def _on_main(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns on the main process; a single process starts no torch for that."""
+        if not processes.several():
+            return work()
+        from trainer.launch import on_main
+
+        return on_main(self.accelerator, work)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the run folder; raises RunError where one is using it."""
+        with ExitStack() as held:
+            self._on_main(lambda: held.enter_context(hold(self.folder / ".lock", "run")))
+            yield
 
     def carry_out(self, name: str, force: bool) -> None:
         """Do one stage, or say that it stands."""
         stage = self.stages[name]
-        notes = stage.done
+        notes = self._on_main(lambda: stage.done)
         if notes is not None:
+            self._on_main(stage.tidy)
             console.stage(name, notes["said"], note="(stands)")
         else:
             if name == "export":
                 self._refuse_to_harm(force)
-            if self.accelerator.is_main_process:
-                write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
-                stage.begin()
-            self.accelerator.wait_for_everyone()
+            self._on_main(lambda: self._begin(stage))
+            made: dict[str, Any] = {}
             if self.accelerator.is_main_process or _kind(name) in SHARED:
-                notes = getattr(self, f"_{_kind(name)}")(stage.folder)
-                console.stage(name, notes["said"])
-                if self.accelerator.is_main_process:
-                    stage.finish(**notes)
-            self.accelerator.wait_for_everyone()
+                made = getattr(self, f"_{_kind(name)}")(stage.folder)
+            notes = self._on_main(lambda: stage.finish(**made))
+            console.stage(name, notes["said"])
+        self._known[name] = notes
         if name == "evaluate":
             self._show_results()
+
+    def _begin(self, stage: Stage) -> None:
+        """Prepare the stage's folder, and note the recipe and the commits of its models."""
+        write_pins((reference.name for reference in self.recipe.model_references), self.folder)
+        stage.begin(self.recipe.model_dump(mode="json"))
+
+    def report_stale(self, names: Sequence[str]) -> None:
+        """Warn of later stages that are finished, but not with this recipe's inputs."""
+        stages = [self.stages[name] for name in names]
+        stale = [stage.folder.name for stage in stages if (stage.folder / "done.json").exists() and stage.done is None]
+        if stale:
+            console.warn("run", f"not done again yet, still of other inputs (their recipe.json): {', '.join(stale)}")
 
     # The stages in their order. Each is given its folder and returns the notes for done.json; `said` is its line on
     # the terminal, now and whenever the stage is skipped later.
@@ -175,12 +239,11 @@ class Pipeline:
             console.stage("retrieve", tuned)
         total = sum(len(candidates.queries) for candidates in found.values())
         details = [new] if embeddings else []
-        if section.kind in ("bm25", "hybrid"):
+        if section.has_bm25:
             details.append(f"bm25 in {language_of(section, self.collection)}")
         engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
         found_for = f"{section.depth} candidates for each of {total} queries"
-        said = f"{engines}: {found_for}; dev {self.metric} {score:.4f}"
-        return {"said": said, "first_stage_dev": score}
+        return {"said": f"{engines}: {found_for}; dev {self.metric} {score:.4f}"}
 
     def embed(
         self, collection: Collection, queries: Sequence[int] | None = None
@@ -195,15 +258,19 @@ class Pipeline:
         if reference is None:
             return None, ""
         bi_encoder = BiEncoder(
-            models.locate(reference), section.max_length, section.query_prompt, section.document_prompt
+            models.locate(reference),
+            section.max_length,
+            section.query_prompt,
+            section.document_prompt,
+            trust_remote_code=section.trust_remote_code,
         )
         cache = self.folder.parent / ".embeddings"
         parts = shards(bi_encoder, collection, cache, queries)
-        if any(part.missing for part in parts):
+        missing = [part.find_missing(self.accelerator) for part in parts]
+        if any(missing):
             device = str(self.accelerator.device)
             precision = self.precision("retrieve", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
             parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
-        self.accelerator.wait_for_everyone()  # all have seen what is missing before anybody adds to it
         for part in parts:
             part.encode(self.accelerator)
         self.accelerator.wait_for_everyone()
@@ -215,16 +282,18 @@ class Pipeline:
         from trainer.groups import write_groups
 
         second = folder.name == "mine-2"
-        reference = str(self._best("train")) if second else self.recipe.mine.teacher
-        teacher = self.teacher(reference, self.collection) if reference else None
+        section = self.recipe.mine
+        reference = str(self._best("train")) if second else section.teacher
+        trust = self._trusts("train") if second else section.teacher_trust_remote_code
+        teacher = self.teacher(reference, self.collection, trust) if reference else None
         candidates = self.candidates("train")
-        mined = mine.mine(self.recipe.mine, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
-        report = mine.Report.of(mined, self.collection, self.recipe.mine)
+        mined = mine.mine(section, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
+        report = mine.Report.of(mined, self.collection, section)
         if not mined.groups:
             raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
         if self.accelerator.is_main_process:
             write_groups(mined.groups, folder)
-            suspects = mine.write_suspects(self.recipe.mine, mined, self.collection, folder)
+            suspects = mine.write_suspects(section, mined, self.collection, folder)
             report.write(mined, self.collection, folder)
             report.show()
             said = f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}"
@@ -244,7 +313,7 @@ class Pipeline:
         reranker.compute_in(self.precision(folder.name, base, reranker.bf16_speedup))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
-        first_stage = self._notes("retrieve")["first_stage_dev"]
+        first_stage = self.first_stage_dev
         console.stage("train", f"{len(groups)} groups; dev {self.metric} of the first stage {first_stage:.4f}")
         progress = train(
             self.recipe,
@@ -294,7 +363,7 @@ class Pipeline:
             folder,
             fresh_head=distil.has_fresh_classifier(self.recipe),
         )
-        tuned, first_stage = self._notes(self._last_training)["best_dev"], self._notes("retrieve")["first_stage_dev"]
+        tuned, first_stage = self._notes(self._last_training)["best_dev"], self.first_stage_dev
         said = f"{learned}; best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
         said += f" (tuned {tuned:.4f}, first stage {first_stage:.4f})"
         return {"said": said, "best_dev": progress.best_score, "best_step": progress.best_step}
@@ -302,7 +371,7 @@ class Pipeline:
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
         from trainer import distil
-        from trainer.retriever import Candidates, Tuning, retrieve_unjudged
+        from trainer.retriever import NOTHING, Candidates, Tuning, retrieve_unjudged
 
         section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
         assert section is not None
@@ -321,14 +390,20 @@ class Pipeline:
             return self.collection, train
         collection, rows = distil.add_queries(self.collection, drawn)
         path = folder / "pseudo_queries.npz"
-        if not path.is_file():
+        if not self._on_main(lambda: intact_archive(path)):
+            self._on_main(lambda: remove(path))
             embeddings, _ = self.embed(collection, rows)
             if self.accelerator.is_main_process:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
                 settings = Tuning.load(self.stages["retrieve"].folder).settings
                 retrieve_unjudged(retriever, collection, rows, embeddings, settings).save(path)
         self.accelerator.wait_for_everyone()
-        found = distil.with_own(Candidates.load(path).top(section.depth), [query.document for query in drawn])
+        # A document of one sentence is its pseudo-query itself, and no candidate of it.
+        own = [
+            NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
+            for row, query in zip(rows, drawn, strict=True)
+        ]
+        found = distil.with_own(Candidates.load(path).top(section.depth), own)
         return collection, train.joined(found)
 
     def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:
@@ -337,7 +412,7 @@ class Pipeline:
         from trainer.evaluate import fuse
 
         assert self.recipe.distil is not None
-        logits = candidates.scored(self.teacher(str(self._best()), collection))
+        logits = candidates.scored(self.teacher(str(self._best()), collection, self._trusts("train")))
         if self.recipe.distil.teacher == "tuned":
             return logits
         weight, _ = self._choose_weight(self._rerank(str(self._best()), self.reranked("dev")))
@@ -359,7 +434,10 @@ class Pipeline:
         if "distil" in self.stages:
             systems["distilled"] = str(self._best("distil"))
         by_split = {
-            split: {system: self._rerank(reference, self.reranked(split)) for system, reference in systems.items()}
+            split: {
+                system: self._rerank(reference, self.reranked(split), "distil" if system == "distilled" else "train")
+                for system, reference in systems.items()
+            }
             for split in ("dev", "test")
         }
         candidates = {split: self.candidates(split) for split in by_split}
@@ -380,12 +458,12 @@ class Pipeline:
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
         return {"said": said, "dev": dev, "first_stage_weight": weight}
 
-    def _rerank(self, reference: str, candidates: Candidates) -> np.ndarray:
-        """Return float32 scores (queries, depth) of candidates by a model as it was saved."""
+    def _rerank(self, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
+        """Return float32 scores (queries, depth) of candidates by a model as it was saved, a base or a stage's best."""
         from trainer.reranker import Reranker, TokenizedCollection, rerank
 
-        section = self.recipe.reranker
-        reranker = Reranker.load(reference, max_length=section.max_length, trust_remote_code=section.trust_remote_code)
+        length, trust = self.recipe.reranker.max_length, self._trusts(stage)
+        reranker = Reranker.load(reference, head="trained", max_length=length, trust_remote_code=trust)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         return rerank(reranker, tokenized, candidates, self.accelerator, note="evaluate")
 
@@ -394,16 +472,21 @@ class Pipeline:
 
         from trainer.export import export
         from trainer.report import Results
-        from trainer.reranker import Reranker, TokenizedCollection
+        from trainer.reranker import Reranker
 
-        reranker = Reranker.load(self._best(self._exported), trust_remote_code=self.recipe.reranker.trust_remote_code)
+        trust = self._trusts(self._exported)
+        best = self._best(self._exported)
+        reranker = Reranker.load(best, head="trained", precision="fp32", trust_remote_code=trust)
         dev = self.candidates("dev")
         rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
         some = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), PARITY_PAIRS)).tolist()]
-        pairs = TokenizedCollection(self.collection, reranker.pairs).pairs(some)
+        queries = self.collection.query_texts([query for query, _ in some])
+        documents = self.collection.passages([document for _, document in some])
+        pairs = list(zip(queries, documents, strict=True))
         results = Results.load(self.stages["evaluate"].folder)
-        differences = export(reranker, self.recipe, results, pairs, folder)
-        return {"said": f"{', '.join(differences)} in {folder / 'model'}", "differences": differences}
+        parity = export(reranker, self.recipe, results, pairs, folder, self._notes(self._exported)["best_step"])
+        said = f"{', '.join(parity.differences)} in {folder / 'model'}"
+        return {"said": said, "differences": parity.differences, "left_out": parity.left_out}
 
     def push(self, dry_run: bool = False, force: bool = False) -> None:
         """Upload what export left; with `dry_run` only list it."""
@@ -412,10 +495,13 @@ class Pipeline:
         section = self.recipe.push
         if section is None:
             raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
-        if self.stages["export"].done is None:
-            if self.stages["evaluate"].done is not None:
+        if self._on_main(lambda: self.stages["export"].done) is None:
+            if self._on_main(lambda: self.stages["evaluate"].done) is not None:
                 self._refuse_to_harm(force)
-            raise RunError(f"push: {self.folder / 'export'} does not hold this recipe's model; run the recipe first")
+            raise RunError(
+                f"push: {self.folder / 'export'} does not hold this recipe's model, whole and as it was written; "
+                "run the recipe first"
+            )
         self._refuse_to_harm(force)
         folder = self.stages["export"].folder / "model"
         files = files_to_push(folder)
@@ -426,8 +512,11 @@ class Pipeline:
                 console.stage("push", f"{length:>12,} bytes  {name}")
             console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
         elif os.environ.get("RANK", "0") == "0":  # one process uploads
-            console.stage("push", f"{size:.1f} MB to {section.repository} ({visibility}) ...")
-            console.stage("push", f"done: {push(section, folder)}")
+            console.stage("push", f"{size:.1f} MB to {section.repository} ...")
+            pushed = push(section, folder)
+            if pushed.private and not section.private:
+                console.warn("push", "the repository existed and is private; its settings on the Hub make it public")
+            console.stage("push", f"done ({'private' if pushed.private else 'public'}): {pushed.address}")
 
     # What stages share.
 
@@ -439,6 +528,13 @@ class Pipeline:
     def _best(self, stage: str | None = None) -> Path:
         """The best checkpoint of a training stage, of the last one unless it is named."""
         return self.stages[stage or self._last_training].folder / "best"
+
+    def _trusts(self, stage: str) -> bool:
+        """Whether the code that came with the model of a training stage may run: as for what it was trained from."""
+        section = self.recipe.distil
+        if stage == "distil" and section is not None:
+            return section.model is not None and section.trust_remote_code
+        return self.recipe.reranker.trust_remote_code
 
     @property
     def _last_training(self) -> str:
@@ -471,6 +567,13 @@ class Pipeline:
         """Those of them that are reranked and measured."""
         return self.candidates(split).top(self.recipe.rerank_depth)
 
+    @property
+    def first_stage_dev(self) -> float:
+        """The dev score of the first stage; the metric may be another than when it retrieved."""
+        from trainer.evaluate import mean_score
+
+        return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
+
     def measure(self, split: str, reranker: Reranker, tokenized: TokenizedCollection) -> tuple[float, np.ndarray]:
         """Return the two-stage score of the model in its precision, and its scores (queries, depth)."""
         return self._measure(split, self.candidates(split), reranker, tokenized)
@@ -496,7 +599,7 @@ class Pipeline:
         choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
         return choices.of(stage, models.fingerprint(model), measure)
 
-    @property
+    @cached_property
     def has_fresh_head(self) -> bool:
         """Whether the base brings no head of its own."""
         return models.kind_of(models.locate(self.recipe.reranker.model)) == "encoder"
@@ -521,15 +624,16 @@ class Pipeline:
         deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
         return candidate_lists(self.collection, self.candidates("train").top(deep)) if self.has_fresh_head else []
 
-    def teacher(self, reference: str, collection: Collection) -> Teacher:
+    def teacher(self, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
         """A cross-encoder that is asked for scores of the collection's rows."""
         from trainer.reranker import Reranker
         from trainer.teacher import Teacher
 
-        section = self.recipe.reranker
-        options = {"max_length": section.max_length, "trust_remote_code": section.trust_remote_code}
+        options = {"max_length": self.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
         folder = models.locate(reference)
-        precision = self.precision("teacher", folder, lambda: Reranker.load(folder, **options).bf16_speedup())
+        precision = self.precision(
+            "teacher", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
+        )
         cache = self.folder.parent / ".teachers"
         return Teacher(reference, collection, cache, self.accelerator, precision=precision, **options)
 
@@ -541,9 +645,13 @@ class Pipeline:
         return start_accelerator(self.recipe.train.precision)
 
     def _notes(self, name: str) -> dict[str, Any]:
-        notes = self.stages[name].done
-        assert notes is not None, name
-        return notes
+        """Return what a finished stage noted, the same on all processes."""
+        if name not in self._known:
+            notes = self._on_main(lambda: self.stages[name].done)
+            if notes is None:
+                raise RunError(f"{name}: {self.folder / name} is not finished or was changed; run the recipe again")
+            self._known[name] = notes
+        return self._known[name]
 
     def _refuse_to_harm(self, force: bool) -> None:
         """Keep a model here that by itself is no better on dev than what the user had, unless forced."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from trainer import console
 from trainer.errors import RecipeError
-from trainer.runs import read_json, write_json
+from trainer.runs import read_record, write_json
 
 Precision = Literal["fp32", "bf16", "fp16"]
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,7 +55,7 @@ class Precisions:
         return precision
 
     def _measured(self, stage: str, model: str, measure: Callable[[], float]) -> Precision:
-        known = read_json(self.measured) if self.measured.is_file() else {}
+        known = read_record(self.measured) or {}
         key = f"{model[:16]} on {machine()}"
         if key not in known:
             known[key] = round(measure(), 3)

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import console
 from trainer.errors import PushError, one_line
+from trainer.models import require_upload
 from trainer.recipe import Push
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
+
+
+# What an earlier export may have left in the repository: it goes in the same commit unless it is replaced. Files that
+# somebody added there, such as a licence or pictures of the card, stay.
+EXPORTED = [
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "interaction.py",
+    "modeling_*.py",
+    "configuration_*.py",
+    "onnx/*",
+]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The address of the commit, and whether the repository is private."""
+
+    address: str
+    private: bool
 
 
 def files_to_push(folder: Path) -> list[tuple[str, int]]:
@@ -20,27 +49,28 @@ def files_to_push(folder: Path) -> list[tuple[str, int]]:
     return [(str(name), size) for name, size in named if not any(part.startswith(".") for part in name.parts)]
 
 
-def push(section: Push, folder: Path) -> str:
+def push(section: Push, folder: Path) -> Pushed:
     """Create the repository where it does not exist (private unless the recipe says otherwise) and upload the folder.
 
-    Returns the address of the commit. Raises PushError where there is no token, no network or no permission.
+    One commit adds the files and deletes those of an earlier export that are no longer there. An existing repository
+    stays as visible as it is. Raises PushError where there is no token, no network or no permission.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
-        OfflineModeIsEnabled,
     )
     from huggingface_hub.utils import disable_progress_bars
 
-    _require_token()
+    require_upload()
     if not console.console.is_terminal:
         disable_progress_bars()
     api = HfApi()
     try:
         api.create_repo(section.repository, private=section.private, exist_ok=True)
-        if section.private and not api.model_info(section.repository).private:
+        private = bool(api.model_info(section.repository).private)
+        if section.private and not private:
             raise PushError(
                 f"push.private: {section.repository} exists and is public; make it private on the Hub, "
                 "choose another repository, or say private: false"
@@ -50,6 +80,7 @@ def push(section: Push, folder: Path) -> str:
             folder_path=folder,
             commit_message=section.message,
             allow_patterns=[name for name, _ in files_to_push(folder)],
+            delete_patterns=EXPORTED,
         )
     except HFValidationError as error:
         raise PushError(
@@ -57,8 +88,6 @@ def push(section: Push, folder: Path) -> str:
         ) from None
     except HfHubHTTPError as error:
         raise _refused(section, error) from None
-    except OfflineModeIsEnabled:
-        raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again") from None
     except (HTTPError, OSError) as error:
         message = f"push: the Hub at {api.endpoint} cannot be reached ({one_line(error)}); try again with a network"
         raise PushError(message) from None
@@ -66,19 +95,7 @@ def push(section: Push, folder: Path) -> str:
         if isinstance(error.__cause__, HfHubHTTPError) and isinstance(error, RuntimeError):
             raise _refused(section, error.__cause__) from None
         raise PushError(f"push: {section.repository}: the Hub refused: {one_line(error)}") from None
-    return str(commit.commit_url)
-
-
-def _require_token() -> None:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if not token:
-        raise PushError(
-            "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
-        )
-    if not token.isascii():
-        raise PushError("push: the Hugging Face token holds characters that are not ASCII; copy it once more")
+    return Pushed(str(commit.commit_url), private)
 
 
 def _refused(section: Push, error: HfHubHTTPError) -> PushError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import (
@@ -33,6 +33,7 @@ OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run")]
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # or folders
+LARGEST_NUMBER = 2**32 - 1  # of steps, tokens, documents; also NumPy's largest seed
 LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
@@ -52,7 +53,9 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _is_text_that_can_be_used(cls, value: Any) -> Any:
+    def _can_be_used(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST_NUMBER:
+            raise ValueError(f"is more than {LARGEST_NUMBER:,}")
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str | Path) and "\0" in str(text):
                 raise ValueError(f"holds a NUL character: {str(text)!r:.100}; remove it")
@@ -62,6 +65,8 @@ class Section(BaseModel):
 
 
 HUB = "hub:"
+FILES = ("corpus", "queries", "qrels", "pairs", "dev", "test")  # keys that name files or globs
+READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_documents", "separator")  # with any way in
 
 
 class Data(Section):
@@ -87,42 +92,59 @@ class Data(Section):
     """Share of the train queries that become test where there is none."""
     judgements: Path | None = None
     """JSONL of reviewed labels (query_id, document_id, relevant: true, false, null or a grade) that overrule qrels."""
-    corpus_id: str | None = None
-    """Column of the document id; null, here and below: the usual names are tried."""
-    corpus_title: str | None = None
+    relevant_from: int = Field(default=1, ge=1)
+    """Lowest grade that counts as relevant in training, mining and splits; metrics see all grades as they are."""
+    repeated: Literal["error", "sum", "max"] = "error"
+    """Grade of what is judged more than once, as in click logs: the sum or the highest; error: grades must agree."""
+    unknown_ids: Literal["error", "skip"] = "error"
+    """skip: judgements of documents or queries that are not in the files are left out and counted."""
+    self_documents: Literal["exclude", "keep"] = "exclude"
+    """exclude: a document with the id or the text of a query is no candidate and no negative of it, unless relevant."""
+    separator: str | None = None
+    """What separates the fields of .csv and .tsv files; null: told from the head line."""
+    corpus_id: str | tuple[str, ...] | None = None
+    """Column of the document id; null, here and below: the usual names; a list: each file's first that is there."""
+    corpus_title: str | tuple[str, ...] | None = None
     """Column of the title, where there is one."""
     corpus_text: tuple[str, ...] | None = None
     """Column of the text, or several that are joined by a space."""
-    query_id: str | None = None
+    query_id: str | tuple[str, ...] | None = None
     """Column of the query id."""
-    query_text: str | None = None
+    query_text: str | tuple[str, ...] | None = None
     """Column of the query's text."""
-    qrels_query: str | None = None
+    qrels_query: str | tuple[str, ...] | None = None
     """Column of the query id in the judgements."""
-    qrels_document: str | None = None
+    qrels_document: str | tuple[str, ...] | None = None
     """Column of the document id in the judgements."""
-    qrels_grade: str | None = None
-    """Column of the grade: 0 not relevant, 1 and more relevant."""
-    pairs_query: str | None = None
-    """Column of the query's text in pairs."""
-    pairs_positive: str | None = None
-    """Column of the relevant text (or of a list of them)."""
+    qrels_grade: str | tuple[str, ...] | None = None
+    """Column of the grade: 0 and below not relevant, 1 and more relevant."""
+    pairs_query: str | tuple[str, ...] | None = None
+    """Column of the query's text in pairs (or of messages, as chat models take them)."""
+    pairs_positive: str | tuple[str, ...] | None = None
+    """Column of the relevant text (or of a list of texts, of objects with title and text, or of messages)."""
     pairs_negatives: tuple[str, ...] | None = None
     """Columns of texts (or of lists of them) that are not relevant."""
+    pairs_label: str | tuple[str, ...] | None = None
+    """Column of the grade of each pair (or of a list of them); null: a usual name unless pairs_positive is given."""
 
-    @field_validator(
-        "corpus", "queries", "qrels", "pairs", "dev", "test", "corpus_text", "pairs_negatives", mode="before"
-    )
+    @field_validator(*FILES, "corpus_text", "pairs_negatives", mode="before")
     @classmethod
     def _one_is_a_list_too(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
 
-    @field_validator("corpus", "queries", "qrels", "pairs", "dev", "test", "corpus_text", "pairs_negatives")
+    @field_validator("*")
     @classmethod
-    def _a_list_is_not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    def _a_list_is_not_empty(cls, value: Any) -> Any:
         if value == ():
             raise ValueError("names nothing; name at least one, or remove the key")
         return value
+
+    @field_validator("separator")
+    @classmethod
+    def _a_separator_is_one_mark(cls, separator: str | None) -> str | None:
+        if separator is not None and (len(separator) != 1 or separator.isalnum() or separator in "\"'\r\n\0._-"):
+            raise ValueError(f'is one mark such as ";", "," or "\\t", got {separator!r}')
+        return separator
 
     @field_validator("test_share")
     @classmethod
@@ -149,13 +171,13 @@ class Data(Section):
                 missing[0], f"is missing: corpus, queries and qrels belong together; name its file{_also(missing)}"
             )
         for key in type(self).model_fields:
-            if key not in self._keys_of(ways[0]) and getattr(self, key) is not None:
+            if key not in self._keys_of(ways[0]) and getattr(self, key) != type(self).model_fields[key].default:
                 raise _contradiction(key, f"is not read with {ways[0]}{_INSTEAD.get(key, '')}; remove one of them")
         return self
 
     def _keys_of(self, way: str) -> set[str]:
         """Keys that are read with this way in."""
-        always = {way, "dev_share", "test_share", "judgements"}
+        always = {way, "dev_share", "test_share", *READING}
         of_pairs = {key for key in type(self).model_fields if key.startswith("pairs_")}
         of_ids = {key for key in type(self).model_fields if key.startswith(("corpus_", "query_", "qrels_"))}
         return (
@@ -198,6 +220,8 @@ class Retriever(Section):
     """dense: bi-encoder and FAISS; bm25; hybrid: both, fused; run: your own engine's TREC run."""
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Bi-encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
+    trust_remote_code: bool = False
+    """Run the Python code that the bi-encoder's folder brings along. Only for folders whose code you have read."""
     depth: int = Field(default=50, ge=1, le=1000)
     """Candidates kept for each query; mining looks at the best 200 in any case."""
     max_length: int = Field(default=256, ge=8)
@@ -218,6 +242,16 @@ class Retriever(Section):
     """Choose BM25's k1, b, stop words and stemming and the fusion's weights on the train queries; auto: from 50 on."""
     fusion: Literal["weighted", "rrf"] = "weighted"
     """weighted: sum of standardised scores with tuned weights, where tuned; rrf, and else: by reciprocal ranks."""
+
+    @property
+    def has_bm25(self) -> bool:
+        """Whether BM25 is among the engines."""
+        return self.kind in ("bm25", "hybrid") or self.fuse_run
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether there are several engines."""
+        return self.kind == "hybrid" or self.fuse_run
 
     @field_validator("tune", mode="before")
     @classmethod
@@ -275,6 +309,8 @@ class Mine(Section):
     """Passes over candidates whose similarity is not this much below the best positive's; null: none."""
     teacher: str | None = None
     """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates, for the check and for distillation."""
+    teacher_trust_remote_code: bool = False
+    """Run the Python code that the teacher's folder brings along. Only for folders whose code you have read."""
     teacher_margin: float | None = 0.0
     """Passes over candidates whose teacher score (a logit) is not this much below the best positive's; null: none."""
     rounds: Literal[1, 2] = 1
@@ -308,7 +344,7 @@ class Reranker(Section):
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0 = embeddings); deeper ones are cut off; null: chosen."""
     trust_remote_code: bool = False
-    """Run the Python code that a model folder brings along. Only for folders whose code you have read."""
+    """Run the Python code that the base's folder brings along. Only for folders whose code you have read."""
 
 
 class Train(Section):
@@ -370,6 +406,8 @@ class Distil(Section):
 
     model: str | None = None
     """The student, an encoder or a reranker (Hub id, folder, package:NAME/SUB); null: the tuned model's encoder."""
+    trust_remote_code: bool = False
+    """Run the Python code that the student's folder brings along. Only for folders whose code you have read."""
     queries: int = Field(default=2000, ge=1)
     """Queries without labels: those of train first, the rest titles and sentences drawn from the corpus."""
     depth: int = Field(default=20, ge=2, le=200)
@@ -410,7 +448,7 @@ class Export(Section):
     """What leaves: always the folder that transformers and sentence-transformers load."""
 
     formats: tuple[Literal["onnx"], ...] = ("onnx",)
-    """Further formats; each must give the trained model's scores or it is not kept."""
+    """Further formats; each must give the trained model's scores or it is left out."""
 
 
 class Push(Section):
@@ -420,7 +458,7 @@ class Push(Section):
     """OWNER/NAME on the Hub; it is made where it does not exist."""
     private: bool = True
     """Only you and those you let in can see it."""
-    message: str = "Add fine-tuned reranker"
+    message: str = "Add reranker"
     """Commit message."""
 
 
@@ -438,12 +476,21 @@ class Track(Section):
         return "off" if mode is False else mode
 
 
+class ModelReference(NamedTuple):
+    """One model that a recipe names: by which key, and whether its own Python code may run, by which other key."""
+
+    key: str
+    name: str
+    trust_key: str
+    trust_remote_code: bool
+
+
 class Recipe(Section):
     """One training run from collection to exported model. Sections stand in the order in which they run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Results go to runs/NAME."""
-    seed: int = Field(default=13, ge=0, le=2**32 - 1)
+    seed: int = Field(default=13, ge=0, le=LARGEST_NUMBER)
     """Seed of every random number."""
     data: Data
     retriever: Retriever = Retriever()
@@ -507,6 +554,19 @@ class Recipe(Section):
         return section.model if section.kind in ("dense", "hybrid") or section.fuse_run else None
 
     @property
+    def model_references(self) -> list[ModelReference]:
+        """The models that a run of this recipe loads, each with the key that allows its own code."""
+        retriever, mine, reranker, distil = self.retriever, self.mine, self.reranker, self.distil
+        used = [
+            ("retriever.model", self.bi_encoder, "retriever.trust_remote_code", retriever.trust_remote_code),
+            ("mine.teacher", mine.teacher, "mine.teacher_trust_remote_code", mine.teacher_trust_remote_code),
+            ("reranker.model", reranker.model, "reranker.trust_remote_code", reranker.trust_remote_code),
+        ]
+        if distil is not None:
+            used.append(("distil.model", distil.model, "distil.trust_remote_code", distil.trust_remote_code))
+        return [ModelReference(key, name, trust, allowed) for key, name, trust, allowed in used if name is not None]
+
+    @property
     def rerank_depth(self) -> int:
         """Candidates of a query that are reranked on dev and test."""
         return self.evaluate.depth or self.retriever.depth
@@ -532,6 +592,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         source.faults += [source.explain(details) for details in error.errors()]
     if recipe is None or source.faults:
+        source.look_for_files()
         raise RecipeError([text for _, text in sorted(source.faults, key=lambda fault: fault[0])])
     recipe._tried = tuple(source.tried)
     return recipe
@@ -569,6 +630,7 @@ def _plain(value: Any) -> str:
 COMMAND_LINE = 10**9  # sorts behind every line of the file
 LARGEST = 1 << 20  # bytes of a recipe; a larger file is something else
 DEEPEST = 20  # levels of lists and mappings in each other; a recipe needs four
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 REPEATED = 5000  # values that aliases may repeat; without a limit a few lines can be billions
 LONGEST_MESSAGE, LONGEST_VALUE = 600, 100  # characters
 
@@ -580,6 +642,12 @@ class PlainLoader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 the name in PyYAML
+        """Stop at a bracket too deep: the time that PyYAML takes grows with the square of the depth."""
+        if self.flow_level > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
 
 class Source:
@@ -722,7 +790,7 @@ class Source:
             context = error.get("ctx", {})
             place, message = (*place, context["key"]), context["message"]
         elif error["type"] == "tuple_type":
-            message = f"is a list, e.g. [{error['input']!s:.40}], got {given}"
+            message = f"is a list, e.g. [{given.strip(chr(39))[:40]}], got {given}"
         elif error["type"] == "value_error":
             message = error["msg"].removeprefix("Value error, ")
         elif error["type"] in ("model_type", "model_attributes_type"):
@@ -730,6 +798,19 @@ class Source:
         else:
             message = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given}"
         return self._place(self._line(place), place, message)
+
+    def look_for_files(self) -> None:
+        """Note files of the data section that are not there, so that they are told with the recipe's other faults.
+
+        What else is wrong with the data is found once the recipe is right.
+        """
+        section = self.values.get("data")
+        files = section if isinstance(section, dict) else {}
+        for place in (place for place in PATHS if place[0] == "data"):
+            given = files.get(place[1])
+            for name in given if isinstance(given, list) else [given]:
+                if isinstance(name, str) and not name.startswith(HUB) and not _leads_somewhere(Path(name)):
+                    self._fault(self._line(place), place, f"no such file or folder: {_shown(name)}")
 
     def _fault(self, line: int, place: tuple[str, ...], message: str) -> None:
         self.faults.append(self._place(line, place, message))
@@ -768,7 +849,7 @@ def _compose(text: str) -> yaml.Node | None:
     try:
         root = yaml.compose(text, Loader=PlainLoader)
     except RecursionError:
-        raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep") from None
+        raise yaml.MarkedYAMLError(problem=TOO_DEEP) from None
     if root is not None:
         _limit(root)
     return root
@@ -792,8 +873,7 @@ def _limit(root: yaml.Node) -> None:
             problem = f"its aliases (*) repeat more than {REPEATED:,} values"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         if len(above) > DEEPEST:
-            problem = f"nested more than {DEEPEST} levels deep"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         stack += [(part, (*above, id(node))) for part in below if isinstance(part, yaml.Node)]
 

@@ -16,6 +16,7 @@ from trainer import console
 from trainer.data import Faults
 from trainer.data.lines import read_lines
 from trainer.errors import RunError
+from trainer.lock import hold
 
 KEYS = {"y": "relevant", "n": "not", "s": "skip", "u": "undo the last", "q": "leave"}
 ANSWERS = {"y": True, "n": False, "s": None}  # a skipped pair is not asked again
@@ -28,10 +29,16 @@ Pair = tuple[str, str]  # ids of query and document
 def review(suspects: Path, judgements: Path, ask: Ask) -> int:
     """Ask about every suspect that has no answer in `judgements` yet; returns how many answers were given.
 
-    Raises RunError where there is nothing to review, and DataError with all lines that cannot be read.
+    Raises RunError where there is nothing to review or another review is going on, and DataError with all lines that
+    cannot be read.
     """
     if not suspects.is_file():
         raise RunError(f"review: {suspects} is not there; run `reranker mine` with this recipe first")
+    with hold(judgements.with_name(".review.lock"), "review"):
+        return _ask_about(suspects, judgements, ask)
+
+
+def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
     lines = {_pair(line): line for line in _lines(suspects, "delete it and mine again")}
     answers = _Answers(judgements)
     open_pairs = deque(pair for pair in lines if pair not in answers.pairs)

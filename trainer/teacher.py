@@ -7,17 +7,20 @@ scored twice, in this run or another, and a stopped run loses a chunk at most.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from accelerate import Accelerator
 
-from trainer import models
+from trainer import console, models
 from trainer.data import Collection
+from trainer.launch import on_main
 from trainer.precision import Precision
 from trainer.reranker import Reranker, TokenizedCollection, score_rows
-from trainer.runs import fingerprint
+from trainer.runs import fingerprint, remove, replacing
 
 CHUNK = 4096  # pairs scored between two writes: minutes on a CPU
 
@@ -45,10 +48,7 @@ class Teacher:
         parts = [models.fingerprint(models.locate(reference)), max_length]
         parts += [] if precision == "fp32" else [precision]
         self._folder = cache / fingerprint(*parts)[:16]
-        self._known: dict[bytes, float] = {}
-        for path in sorted(self._folder.glob("*.npz")):
-            with np.load(path) as kept:
-                self._known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
+        self._known = on_main(accelerator, self._read)
         self.asked = 0  # pairs that had to be scored
 
     def __call__(self, rows: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -59,6 +59,7 @@ class Teacher:
         if new:
             reranker = Reranker.load(
                 self._reference,
+                head="trained",
                 max_length=self._max_length,
                 precision=self._precision,
                 trust_remote_code=self._trust_remote_code,
@@ -71,6 +72,22 @@ class Teacher:
             self.asked += len(new)
         return np.array([self._known[key] for key in keys], dtype=np.float32)
 
+    def _read(self) -> dict[bytes, float]:
+        """Return all scores that were kept; a damaged file is deleted, and its pairs will be scored again."""
+        known: dict[bytes, float] = {}
+        for path in sorted(self._folder.glob("*.npz")):
+            try:
+                with path.open("rb") as file, np.load(file) as kept:
+                    if kept["teacher"] != self._folder.name:
+                        raise ValueError("another teacher's answers")
+                    known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except (IsADirectoryError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                console.warn("teacher", f"{path} is damaged; it is deleted, and its pairs are scored again")
+                remove(path)
+        return known
+
     def _keys(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
         """A name for each pair, made of its two texts."""
         queries = _named(self._collection.query_texts, {query for query, _ in rows})
@@ -81,18 +98,16 @@ class Teacher:
         self._known |= zip(keys, scores.tolist(), strict=True)
         if not self._accelerator.is_main_process:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{len(list(self._folder.glob('*.npz'))):06d}.npz"
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        # The name is of its own: other runs add files to the folder too, and users delete some.
+        with replacing(self._folder / f"{uuid4().hex}.npz") as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 keys=np.array([list(key) for key in keys], dtype=np.uint8),
                 scores=scores,
+                teacher=np.array(self._folder.name),
                 queries=np.array([self._collection.query_ids[query] for query, _ in rows]),
                 documents=np.array([self._collection.document_ids[document] for _, document in rows]),
             )
-        partial.replace(path)
 
 
 def _named(texts: Callable[[Sequence[int]], list[str]], rows: set[int]) -> dict[int, bytes]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from trainer.recipe import Recipe
+from trainer.runs import remove
 from trainer.weights_and_biases import start
 
 
@@ -15,7 +17,9 @@ class Log:
     def __init__(self, folder: Path, recipe: Recipe, resumed_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= resumed_step] if resumed_step else []
+        kept = [line for line in self._lines() if _step(line) <= resumed_step] if resumed_step else []
+        if self.path.is_dir():
+            remove(self.path)
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.wandb = start(folder, recipe, resumed_step > 0) if recipe.track.mode != "off" else None
 
@@ -23,7 +27,7 @@ class Log:
         """The whole lines; a kill may have cut the last one short."""
         if not self.path.is_file():
             return []
-        return [line for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+        return [line for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]
 
     def write(self, step: int, **numbers: float) -> None:
         """Note numbers under names that say their unit, e.g. pairs_per_second."""
@@ -36,3 +40,11 @@ class Log:
         """Flush and end the W&B run."""
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _step(line: str) -> float:
+    """Return the step of a line; infinity where it is damaged, so that it is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -14,15 +14,19 @@ Imports inside run down, like the package's own:
     hub  columns                data sets; which column is which
     tables                      files to rows
     lines  splits  lengths      text files to lines; dev and test where there are none; what is too long to be read
+    self_documents  values      documents that are queries too; texts of pairs
     records  faults  twins      what all speak of; documents that are alike
 """
 
-from trainer.data.collection import Collection, Summary, build_collection, check_collection
+from trainer.data.audit import Summary
+from trainer.data.collection import Collection, build_collection, check_collection
 from trainer.data.faults import Faults
 from trainer.data.layout import Layout, recognise
 from trainer.data.lengths import describe_lengths
-from trainer.data.records import SPLITS, Judgement, Record
+from trainer.data.lines import read_lines
+from trainer.data.records import SPLITS, Judgement, Record, trec_id
 from trainer.data.sources import fingerprint_data
+from trainer.data.tables import trec_fields
 
 __all__ = [
     "SPLITS",
@@ -36,5 +40,8 @@ __all__ = [
     "check_collection",
     "describe_lengths",
     "fingerprint_data",
+    "read_lines",
     "recognise",
+    "trec_fields",
+    "trec_id",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from trainer.data.audit import Audit
+from trainer.data.audit import Audit, Summary
 from trainer.data.pairs import PairReader
 from trainer.data.reader import Reader
-from trainer.data.records import SPLITS, Qrels, Record, normalised
+from trainer.data.records import SPLITS, Qrels, Record, has_positive, normalised
 from trainer.data.reviews import overrule
+from trainer.data.self_documents import DocumentTexts, find_self_documents
 from trainer.data.sources import find_sources
 from trainer.data.splits import require_positives, split_off
 from trainer.data.twins import BUILD_DOCUMENTS, BUILD_WORDS, Twins
@@ -22,24 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-
-@dataclass
-class Summary:
-    """What a checked collection holds; `notes` say what was done, `warnings` are for the eye and stop nothing."""
-
-    documents: int
-    queries: int
-    judged: dict[str, int]
-    notes: list[str]
-    warnings: list[str]
-    sample: SampledTexts
-
-
-class SampledTexts(NamedTuple):
-    """Some documents and queries, for what a tokenizer has to say about them."""
-
-    documents: list[str]
-    queries: list[str]
+ROWS_AT_ONCE = 1024  # documents read at once where all of them are compared
 
 
 def check_collection(section: Data) -> Summary:
@@ -49,14 +34,7 @@ def check_collection(section: Data) -> Summary:
     for query in audit.watch_queries(reader.queries()):
         texts[query.id] = normalised(query.text)
     qrels, notes = _qrels(reader, section, texts)
-    return Summary(
-        documents=len(reader.document_ids),
-        queries=len(reader.query_ids),
-        judged={split: len(queries) for split, queries in qrels.items()},
-        notes=notes + audit.notes(reader, qrels),
-        warnings=audit.warnings(reader, qrels, texts),
-        sample=SampledTexts(audit.documents.texts, audit.queries.texts),
-    )
+    return audit.summary(reader, qrels, texts, notes)
 
 
 def _reader(section: Data) -> Reader:
@@ -68,7 +46,7 @@ def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qre
     """The judgements of all three splits, reviews included, and what was done for them; raises every fault."""
     qrels = reader.qrels()
     given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
-    notes = split_off(qrels, texts, section)
+    notes = reader.notes() + split_off(qrels, texts, section)
     if section.judgements is not None:
         notes.append(overrule(section.judgements, qrels, reader))
     reader.faults.stop()  # a split may be empty only because of what is told here
@@ -79,12 +57,13 @@ def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qre
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader, twins, texts = _reader(section), Twins(BUILD_DOCUMENTS, BUILD_WORDS), {}
+    reader, twins, texts, read = _reader(section), Twins(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)
 
     def documents() -> Iterator[Record]:
         for document in reader.documents():
             twins.add(document.passage)
+            read.add(document.title, document.passage)
             yield document
 
     _write(
@@ -113,6 +92,11 @@ def build_collection(section: Data, folder: Path) -> Collection:
         for document, grade in grades.items()
     )
     _write(folder / "qrels.arrow", judgements, split=str, query=int, document=int, grade=int)
+    own = find_self_documents(texts, read, reader.document_ids, qrels, section)
+    pairs = ({"query": query_rows[query], "document": row} for query, rows in own.items() for row in rows)
+    _write(folder / "self_documents.arrow", pairs, query=int, document=int)
+    settings = {key: getattr(section, key) for key in ("relevant_from", "self_documents")}
+    (folder / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
     return Collection.open(folder)
 
 
@@ -134,27 +118,44 @@ class Collection:
 
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
     {query row: {document row: grade}}, with the queries in the order in which the qrels file names them first. `twins`
-    maps a document that (nearly) repeats another one to the first with that text.
+    maps a document that (nearly) repeats another one to the first with that text. `self_documents` are those rows that
+    are a query themselves, by its row, and no candidates of it; grades from `relevant_from` on say relevant.
     """
 
     documents: Dataset
     queries: Dataset
     qrels: dict[str, dict[int, dict[int, int]]]
     twins: dict[int, int]
+    self_documents: dict[int, list[int]] = field(default_factory=dict)
+    relevant_from: int = 1
+    excludes_self: bool = True
 
     @classmethod
     def open(cls, folder: Path) -> Collection:
         """Map what `build_collection` wrote."""
         from datasets import Dataset
 
-        documents, queries, judgements, twins = (
-            Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "queries", "qrels", "twins")
+        documents, queries, judgements, twins, pairs = (
+            Dataset.from_file(str(folder / f"{name}.arrow"))
+            for name in ("documents", "queries", "qrels", "twins", "self_documents")
         )
         qrels: dict[str, dict[int, dict[int, int]]] = {split: {} for split in SPLITS}
         columns = (judgements[name][:] for name in ("split", "query", "document", "grade"))
         for split, query, document, grade in zip(*columns, strict=True):
             qrels[split].setdefault(query, {})[document] = grade
-        return cls(documents, queries, qrels, dict(zip(twins["row"][:], twins["first"][:], strict=True)))
+        own: dict[int, list[int]] = {}
+        for query, document in zip(pairs["query"][:], pairs["document"][:], strict=True):
+            own.setdefault(query, []).append(document)
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        return cls(
+            documents,
+            queries,
+            qrels,
+            dict(zip(twins["row"][:], twins["first"][:], strict=True)),
+            own,
+            settings["relevant_from"],
+            settings["self_documents"] == "exclude",
+        )
 
     def with_queries(self, texts: Mapping[str, str]) -> Collection:
         """The same with more queries (texts by id), in the rows behind the others; nothing is judged for them."""
@@ -162,7 +163,21 @@ class Collection:
 
         columns = {"id": list(texts), "text": list(texts.values())}
         more = Dataset.from_dict(columns, features=self.queries.features)
-        return replace(self, queries=concatenate_datasets([self.queries, more]))
+        rows = {identity: len(self.queries) + place for place, identity in enumerate(texts)}
+        own = {rows[identity]: found for identity, found in self._documents_with_text(texts).items()}
+        queries = concatenate_datasets([self.queries, more])
+        return replace(self, queries=queries, self_documents=self.self_documents | own)
+
+    def _documents_with_text(self, texts: Mapping[str, str]) -> dict[str, list[int]]:
+        """The document rows that are one of the texts themselves, by its id, where such documents are left out."""
+        if not self.excludes_self:
+            return {}
+        read = DocumentTexts()
+        for start in range(0, len(self.documents), ROWS_AT_ONCE):
+            rows = self.documents[start : start + ROWS_AT_ONCE]
+            for title, passage in zip(rows["title"], rows["passage"], strict=True):
+                read.add(title, passage)
+        return read.find(texts)
 
     def query_texts(self, rows: Sequence[int]) -> list[str]:
         """The texts of query rows."""
@@ -183,14 +198,51 @@ class Collection:
 
     def answerable(self, split: str) -> list[int]:
         """Query rows of the split with at least one positive: only they can be measured or learned from."""
-        return [query for query, grades in self.qrels[split].items() if any(grade > 0 for grade in grades.values())]
+        return [query for query, grades in self.qrels[split].items() if has_positive(grades, self.relevant_from)]
+
+    def positives(self, split: str, query: int) -> list[int]:
+        """Document rows that are judged relevant for a query."""
+        return [row for row, grade in self.qrels[split][query].items() if grade >= self.relevant_from]
+
+    def relevant(self, split: str) -> dict[int, dict[int, int]]:
+        """The judgements that say relevant: {query row: {document row: grade}}."""
+        return {
+            query: {row: grade for row, grade in grades.items() if grade >= self.relevant_from}
+            for query, grades in self.qrels[split].items()
+        }
+
+    def judged_negatives(self, split: str, query: int) -> list[int]:
+        """Document rows that are judged not relevant for a query, without those that are the query itself.
+
+        Without those, too, that are relevant for another query with the same text.
+        """
+        passed = {*self.self_documents.get(query, ()), *self.positives_of_equal_queries(split, query)}
+        grades = self.qrels[split][query]
+        return [row for row, grade in grades.items() if grade < self.relevant_from and row not in passed]
+
+    def positives_of_equal_queries(self, split: str, query: int) -> list[int]:
+        """Document rows that are judged relevant for other queries of the split with the same text."""
+        others = (other for other in self._equal_queries[split].get(query, ()) if other != query)
+        return [row for other in others for row in self.positives(split, other)]
+
+    @cached_property
+    def _equal_queries(self) -> dict[str, dict[int, list[int]]]:
+        """By split: each query row that shares its text with others to all of them."""
+        found: dict[str, dict[int, list[int]]] = {}
+        for split, judged in self.qrels.items():
+            rows: dict[str, list[int]] = {}
+            for query, text in zip(judged, self.query_texts(list(judged)), strict=True):
+                rows.setdefault(normalised(text), []).append(query)
+            found[split] = {query: alike for alike in rows.values() if len(alike) > 1 for query in alike}
+        return found
 
     def named_qrels(self, split: str) -> dict[str, dict[str, int]]:
         """The answerable queries' judgements with ids, as metrics want them."""
         return {
-            self.query_ids[query]: {self.document_ids[document]: grade for document, grade in grades.items()}
-            for query, grades in self.qrels[split].items()
-            if any(grade > 0 for grade in grades.values())
+            self.query_ids[query]: {
+                self.document_ids[document]: grade for document, grade in self.qrels[split][query].items()
+            }
+            for query in self.answerable(split)
         }
 
     @cached_property

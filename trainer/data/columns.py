@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from trainer.data.faults import Faults
-from trainer.data.tables import COLUMNS, Choose, Table
+from trainer.data.tables import COLUMNS, SEPARATORS, Choose, Table
 from trainer.errors import did_you_mean
-from trainer.recipe import Data
+from trainer.recipe import READING, Data
 
 IDS = ("_id", "id")
 DOCUMENT = ("corpus-id", "corpus_id", "docid", "doc_id", "docno", "did", "pid", "document_id", "passage_id", "document")
@@ -22,11 +22,19 @@ USUAL = {
     "qrels_query": (*QUERY, "query"),
     "qrels_document": DOCUMENT,
     "qrels_grade": ("score", "grade", "relevance", "label", "rel"),
-    "pairs_query": ("query", "question", "anchor", "sentence1"),
-    "pairs_positive": ("positive", "pos", "positives", "answer", "document", "passage", "sentence2"),
-    "pairs_negatives": ("negative", "neg", "negatives"),
+    "pairs_query": ("query", "question", "anchor", "sentence1", "messages"),
+    "pairs_positive": (
+        *("positive", "pos", "positives", "positive_passages", "positive_messages", "positive_ctxs", "answer"),
+        *("document", "passage", "sentence2", "docs", "documents", "passages", "text"),
+    ),
+    "pairs_negatives": (
+        *("negative", "neg", "negatives", "negative_passages", "negative_messages"),
+        *("negative_ctxs", "hard_negative_ctxs"),
+    ),
+    "pairs_label": ("label", "labels", "score", "grade", "relevance", "rel"),
 }
-OPTIONAL = ("corpus_title", "pairs_negatives")
+OPTIONAL = ("corpus_title", "pairs_negatives", "pairs_label")
+SEVERAL = ("corpus_text", "pairs_negatives")  # roles that all named columns have together
 NUMBERED = re.compile(r"(negative|neg)_?\d+")
 WHAT = {
     "corpus_id": "document id",
@@ -43,7 +51,7 @@ Chosen = dict[str, tuple[str, ...]]  # role, which is the recipe's key, to colum
 
 
 def chooser(table: Table, section: Data, roles: Sequence[str], chosen: Chosen, faults: Faults) -> Choose:
-    """The `choose` of a table: fills `chosen` with the columns of the roles, or notes what is missing."""
+    """Return the `choose` of a table, which fills `chosen` with the columns of the roles or notes what is missing."""
 
     def choose(columns: Sequence[str]) -> list[str] | None:
         before = len(faults.kinds.get(COLUMNS, ()))
@@ -52,14 +60,11 @@ def chooser(table: Table, section: Data, roles: Sequence[str], chosen: Chosen, f
         for role in roles:
             given = getattr(section, role)
             names = (given,) if isinstance(given, str) else given
-            chosen[role] = names or usual(role, columns)
-            for name in names or ():
-                if name not in columns:
-                    faults.add(COLUMNS, table.name, _no_such(role, name, columns))
-            if not chosen[role]:
-                faults.add(COLUMNS, table.name, _none_usual(role, columns))
-        if roles == PAIRS_ROLES and not section.pairs_positive and (fault := _labelled(columns)):
-            faults.add(COLUMNS, table.name, fault)
+            if role == "pairs_label" and not names and section.pairs_positive:
+                names = ()  # who names the column of the relevant text says that it is relevant
+            chosen[role] = usual(role, columns) if names is None else _named(role, names, columns)
+            for fault in _missing(role, names or (), chosen[role], columns):
+                faults.add(COLUMNS, table.name, fault)
         failed = len(faults.kinds.get(COLUMNS, ())) > before
         return None if failed else [name for names in chosen.values() for name in names]
 
@@ -69,21 +74,41 @@ def chooser(table: Table, section: Data, roles: Sequence[str], chosen: Chosen, f
 CORPUS_ROLES = ("corpus_id", "corpus_title", "corpus_text")
 QUERIES_ROLES = ("query_id", "query_text")
 QRELS_ROLES = ("qrels_query", "qrels_document", "qrels_grade")
-PAIRS_ROLES = ("pairs_query", "pairs_positive", "pairs_negatives")
+PAIRS_ROLES = ("pairs_query", "pairs_positive", "pairs_negatives", "pairs_label")
+
+
+def _named(role: str, names: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the recipe's columns that a table has: all of them, or the first where one is wanted."""
+    there = tuple(name for name in names if name in columns)
+    return there if role in SEVERAL else there[:1]
+
+
+def _missing(role: str, names: Sequence[str], found: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return what is wrong about the columns of one role."""
+    if role in SEVERAL and names:
+        return [_no_such(role, name, columns) for name in names if name not in columns]
+    if names and not found:
+        return [_no_such(role, name, columns) for name in names[:1]]
+    return [] if found or role in OPTIONAL else [_none_usual(role, columns)]
 
 
 def usual(role: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """The first usual name that is there (of negatives: all); empty where there is none and the role needs one.
+    """Return the first usual name that is there (of negatives: all), empty where there is none.
 
-    Keys of JSON lines may be missing in the first object and stand in later ones, so what is optional keeps its
-    usual names.
+    Case and punctuation make no difference. Keys of JSON lines may be missing in the first object and stand in later
+    ones, so titles and negatives keep their usual names where none is there.
     """
-    known = {name.lower(): name for name in reversed(columns)}
-    found = [known[name] for name in USUAL[role] if name in known]
+    known = {_loose(name): name for name in reversed(columns)} | {name.lower(): name for name in reversed(columns)}
+    found = [known.get(name) or known.get(_loose(name)) for name in USUAL[role]]
+    names = list(dict.fromkeys(filter(None, found)))
     if role == "pairs_negatives":
-        found += [name for name in columns if NUMBERED.fullmatch(name.lower())]
-        return tuple(found) or USUAL[role]
-    return tuple(found[:1]) or (USUAL[role] if role in OPTIONAL else ())
+        names += [name for name in columns if NUMBERED.fullmatch(name.lower()) and name not in names]
+        return tuple(names) or USUAL[role]
+    return tuple(names[:1]) or (USUAL[role] if role == "corpus_title" else ())
+
+
+def _loose(name: str) -> str:
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
 
 
 def shown(columns: Sequence[str]) -> str:
@@ -105,23 +130,22 @@ def _no_such(role: str, name: str, columns: Sequence[str]) -> str:
 
 
 def _none_usual(role: str, columns: Sequence[str]) -> str:
+    mark = next((mark for mark in SEPARATORS if any(mark in name for name in columns)), None)
+    hint = f"; if {mark!r} separates the fields, set data.separator" if mark else ""
     return (
         f"no column for the {WHAT[role]}; columns here: {shown(columns)}; "
-        f"name it with data.{role} (tried: {', '.join(USUAL[role])})"
+        f"name it with data.{role} (tried: {', '.join(USUAL[role])}){hint or _no_head_line(columns)}"
     )
 
 
-def _labelled(columns: Sequence[str]) -> str:
-    """Pairs with a label hold pairs that do not match, which must not be learned as matches."""
-    labels = usual("qrels_grade", columns)
+def _no_head_line(columns: Sequence[str]) -> str:
     return (
-        f"column {labels[0]!r} seems to say how well a pair matches, but every pair counts as relevant; keep the "
-        "matching ones (others as negatives), and name the column of the relevant text with data.pairs_positive"
-        if labels
-        else ""
+        "; if this is no head line, put one above it" if any(" " in name or name.isdigit() for name in columns) else ""
     )
 
 
 def settings(section: Data) -> Mapping[str, object]:
-    """The recipe's column keys, as far as they are given."""
-    return {role: getattr(section, role) for role in USUAL if getattr(section, role) is not None}
+    """Return the recipe's keys that decide how files are read, as far as they are given."""
+    keys = [*USUAL, *(key for key in READING if key != "judgements")]
+    fields = type(section).model_fields
+    return {key: value for key in keys if (value := getattr(section, key)) != fields[key].default}

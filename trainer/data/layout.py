@@ -8,10 +8,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.data.columns import CORPUS_ROLES, OPTIONAL, PAIRS_ROLES, QRELS_ROLES, QUERIES_ROLES, shown, usual
+from trainer.data.columns import (
+    CORPUS_ROLES,
+    OPTIONAL,
+    PAIRS_ROLES,
+    QRELS_ROLES,
+    QUERIES_ROLES,
+    SEVERAL,
+    WHAT,
+    shown,
+    usual,
+)
 from trainer.data.faults import Faults
+from trainer.data.lines import PACKED
 from trainer.data.records import SPLITS
-from trainer.data.tables import QRELS_COLUMNS, READERS, FileTable, ending
+from trainer.data.tables import QRELS_COLUMNS, READERS, FileTable, ending, qrels_columns, record_columns
 from trainer.errors import DataError
 from trainer.recipe import HUB
 
@@ -21,14 +32,27 @@ NEEDED = (
 )
 ROLES = {"corpus": CORPUS_ROLES, "queries": QUERIES_ROLES, "qrels": QRELS_ROLES, "pairs": PAIRS_ROLES}
 FILES_LOOKED_AT = 50
+FILL_IN = "FILL-IN"  # stands in a skeleton where a person has to write a name
+# Names of files that say what they hold where their columns do not.
+NAMED = {
+    "qrels": re.compile(r"qrel|click|judg|label|relev|rating|annot|log"),
+    "queries": re.compile(r"quer|question|topic|search"),
+    "corpus": re.compile(r"doc|corpus|article|passage|collection|content|faq|product|item|page|kb|text"),
+}
+# Columns of relevant texts that are none of a query's own: with one of them, ids make no queries file of pairs.
+CLEARLY_PAIRS = {"positive", "positives", "pos", "docs", "positive_passages", "positive_messages", "positive_ctxs"}
 
 
 class Layout(NamedTuple):
-    """Keys for the recipe's data section, a line about each thing that was seen, and splits without judgements."""
+    """Keys for the recipe's data section, a line about each thing that was seen, and splits without judgements.
+
+    `open` has a comment for each key that a person has to fill in.
+    """
 
     keys: dict[str, Any]
     said: list[str]
     missing: list[str]
+    open: Mapping[str, str] = {}
 
 
 class Seen(NamedTuple):
@@ -49,7 +73,10 @@ class Seen(NamedTuple):
 
 
 def recognise(folder: Path) -> Layout:
-    """Say how a recipe names what lies in the folder; raises DataError with what was seen where that is not enough."""
+    """Say how a recipe names what lies in the folder, as far as that can be told.
+
+    Where it is not enough, the layout is a skeleton for a person to fill in. Raises DataError where no file has any.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name one with {NEEDED}")
     if _is_beir(folder):
@@ -64,6 +91,8 @@ def recognise(folder: Path) -> Layout:
     for file in seen:
         found.setdefault((file.holds, file.split), []).append(file)
     keys = _keys(found)
+    if keys is None and any(file.columns for file in seen):
+        return _skeleton(seen)
     if keys is None:
         others = [path.name for path in sorted(folder.iterdir()) if path not in paths][:12]
         raise DataError(
@@ -78,7 +107,7 @@ def recognise(folder: Path) -> Layout:
 
 def _is_beir(folder: Path) -> bool:
     names = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
-    return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
+    return all(any((folder / f"{name}{packed}").is_file() for packed in ("", *PACKED)) for name in names)
 
 
 def _is_set(folder: Path) -> bool:
@@ -96,7 +125,8 @@ def _look(path: Path) -> Seen:
         columns.extend(names)
         return names
 
-    first = next(islice(FileTable(path, QRELS_COLUMNS).rows(choose, faults), 1), (0, {}))[1]
+    table = FileTable(path, lambda row: qrels_columns(row) or record_columns(row))
+    first = next(islice(table.rows(choose, faults), 1), (0, {}))[1]
     holds = _holds(path, columns, first)
     name = path.name.lower()
     split = "dev" if re.search(r"dev|val", name) else "test" if "test" in name else "train"
@@ -113,12 +143,12 @@ def _holds(path: Path, columns: Sequence[str], first: Mapping[str, Any]) -> str:
     """corpus, queries, qrels or pairs; where columns could be both, the file's name or its first row decides."""
 
     def has(what: str) -> bool:
-        return all(usual(role, columns) for role in ROLES[what])
+        return not _lacks(what, columns)
 
     if has("qrels") and not _has_spaces(first, usual("qrels_query", columns)[0]):
         return "qrels"
     ids = has("corpus") or has("queries")
-    if has("pairs") and not (usual("qrels_grade", columns) or ids):
+    if has("pairs") and (not ids or usual("pairs_positive", columns)[0].lower() in CLEARLY_PAIRS):
         return "pairs"
     named = re.search(r"quer|question|topic", path.stem.lower())
     asks = {"query", "question"} & set(columns)
@@ -142,7 +172,60 @@ def _keys(found: Mapping[tuple[str, str], list[Seen]]) -> dict[str, Any] | None:
     keys: dict[str, Any] = {way: [file.path for file in found[way, "train"]] for way in ways}
     keys |= {part: [file.path for file in found[main, part]] for part in ("dev", "test") if (main, part) in found}
     for way in ways:
-        file = found[way, "train"][0]
-        if ending(file.path) not in (".qrels", ".trec", ".txt") and set(file.columns) != set(QRELS_COLUMNS):
-            keys |= {role: list(names) for role, names in file.roles.items() if names}
-    return keys
+        parts = SPLITS if way == main else SPLITS[:1]
+        files = [file for split in parts for file in found.get((way, split), []) if not _needs_no_key(file)]
+        for role in dict.fromkeys(role for file in files for role in file.roles):
+            names = [name for file in files for name in file.roles.get(role, ())]
+            keys[role] = list(files[0].roles.get(role, ())) if role in SEVERAL else list(dict.fromkeys(names))
+    return {key: value for key, value in keys.items() if value}
+
+
+def _needs_no_key(file: Seen) -> bool:
+    """Whether a file's columns are read without being named."""
+    return ending(file.path) in (".qrels", ".trec", ".txt") or set(file.columns) == set(QRELS_COLUMNS)
+
+
+def _lacks(what: str, columns: Sequence[str]) -> list[str]:
+    """Return the roles that a file needs to hold something and has no usual column for."""
+    return [role for role in ROLES[what] if role not in OPTIONAL and not usual(role, columns)]
+
+
+def _skeleton(seen: Sequence[Seen]) -> Layout:
+    """Keys for corpus, queries and qrels with what is known, and comments on what has to be filled in."""
+    guessed: dict[str, list[Seen]] = {what: [] for what in ("corpus", "queries", "qrels")}
+    said = []
+    for file in seen:
+        what = _guess(file)
+        line = file.said
+        if what and not file.holds and (lacks := _lacks(what, file.columns)):
+            missing = ", ".join(f"{WHAT[role]} (data.{role})" for role in lacks)
+            line += f"; for {what} it lacks a column with a usual name for: {missing}"
+        said.append(line)
+        if what in guessed:
+            guessed[what].append(file)
+    keys: dict[str, Any] = {}
+    todo: dict[str, str] = {}
+    for what, files in guessed.items():
+        keys[what] = [file.path for file in files] or FILL_IN
+        if not files:
+            todo[what] = "a file with " + ", ".join(WHAT[role] for role in ROLES[what] if role not in OPTIONAL)
+        columns = list(dict.fromkeys(name for file in files for name in file.columns))
+        for role in ROLES[what]:
+            names = [name for name in usual(role, columns) if name in columns]
+            if names or (files and role not in OPTIONAL):
+                keys[role] = names or FILL_IN
+            if files and not names and role not in OPTIONAL:
+                todo[role] = f"{WHAT[role]}: one of {', '.join(columns)}"
+    said.append(f"no collection is recognised, so the recipe is a skeleton: fill in {', '.join(todo)}")
+    return Layout(keys, said, list(SPLITS[1:]), todo)
+
+
+def _guess(file: Seen) -> str:
+    """Return what a file may hold: by its columns, else by its name, else by the columns that it has some of."""
+    if file.holds or not file.columns:
+        return file.holds
+    named = [what for what, pattern in NAMED.items() if pattern.search(file.path.stem.lower())]
+    if named:
+        return named[0]
+    needed = {what: [role for role in ROLES[what] if role not in OPTIONAL] for what in ("corpus", "queries", "qrels")}
+    return next((what for what, roles in needed.items() if any(usual(role, file.columns) for role in roles)), "")

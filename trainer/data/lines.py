@@ -1,65 +1,146 @@
-"""Text files to numbered lines: plain or .gz, UTF-8 with or without byte order mark, every broken line a fault."""
+"""Text files to numbered lines, the only reader of text that a user hands in.
+
+Plain or packed (.gz, .bz2, .xz), UTF-8 with or without byte order mark, lines that end in LF, CRLF or CR. The Unicode
+separators U+2028, U+2029 and U+0085 are characters of a line and do not end it, and neither do form feeds; a last line
+without an end is a line. Every broken line is a fault.
+"""
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from trainer.data.faults import Faults
 
 UNREADABLE = "unreadable files"
 ENCODING = "wrong encoding"
+UNPACK: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    ".gz": ("gzip", gzip.GzipFile),
+    ".bz2": ("bzip2", bz2.BZ2File),
+    ".xz": ("xz", lzma.LZMAFile),
+}
+PACKED = tuple(UNPACK)
+# The first bytes of files that are no text, under whatever name: what such a file is, and what to do about it.
+SIGNATURES = (
+    (b"PK\x03\x04", "a zip archive, as .xlsx is; save the sheet as CSV (UTF-8), or unpack the archive"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document, as .xls is; save the sheet as CSV (UTF-8)"),
+    (b"PAR1", "Parquet; name it .parquet"),
+    (b"\x1f\x8b", "packed with gzip; name it .gz"),
+    (b"BZh9", "packed with bzip2; name it .bz2"),
+    (b"\xfd7zXZ\0", "packed with xz; name it .xz"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd; unpack it: zstd -d"),
+    (b"SQLite format 3\0", "an SQLite database; export its tables as CSV or JSON lines"),
+    (b"%PDF-", "a PDF; write its texts into a table or JSON lines"),
+    (b"ARROW1", "an Arrow file; write it as .parquet"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; get it: git lfs pull"),
+    (b"<!doctype html", "a web page, perhaps a login or an error in place of the file; download it again"),
+    (b"<html", "a web page, perhaps a login or an error in place of the file; download it again"),
+)
+LOOKED_AT = 1 << 16  # bytes from the start in which a first line end is looked for
+MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
+UNDEFINED_IN_CP1252 = b"\x81\x8d\x8f\x90\x9d"
+
+
+def unpacked(name: str) -> str:
+    """Return a file's name without the ending that says how it is packed."""
+    return name[: -len(ending)] if (ending := Path(name).suffix.lower()) in UNPACK else name
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends; a byte order mark is passed over."""
+    """Yield numbered lines with their ends, without a byte order mark; what cannot be read is noted in `faults`."""
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1 and (encoding := _wide_encoding(raw)):
-                    message = f"not UTF-8 but {encoding}; convert it: {_mend(path, encoding)}"
-                    faults.add(ENCODING, f"{path}:1", message)
-                    return
-                if b"\0" in raw:
-                    message = f"holds a NUL byte (byte {raw.index(0)} of the line); remove it, e.g. with tr -d '\\000'"
-                    faults.add("NUL bytes", f"{path}:{number}", message)
-                    continue
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    message = f"not UTF-8 ({error.reason} at byte {error.start} of the line); {_advice(path, raw)}"
-                    faults.add(ENCODING, f"{path}:{number}", message)
-    except (OSError, EOFError, zlib.error) as error:
+        with _open(path) as file:
+            head = file.peek(LOOKED_AT)[:LOOKED_AT]
+            if fault := _foreign(path, head):
+                faults.add(ENCODING, f"{path}:1", fault)
+                return
+            for number, raw in enumerate(_raw_lines(file, head), start=1):
+                if (line := _decoded(path, number, raw, faults)) is not None:
+                    yield number, line
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         message = f"cannot be read to its end: {error}; get or pack the file again"
         faults.add(UNREADABLE, f"{path}:{number + 1}", message)
 
 
-def _wide_encoding(raw: bytes) -> str:
-    """UTF-16 or UTF-32, which the first line gives away by its mark or by a NUL in every other byte."""
-    if raw.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+def _open(path: Path) -> io.BufferedReader:
+    """Open the unpacked bytes; the buffer is large enough to look at `LOOKED_AT` of them in advance."""
+    _, unpack = UNPACK.get(path.suffix.lower(), ("", io.FileIO))
+    return io.BufferedReader(unpack(path), LOOKED_AT)
+
+
+def _raw_lines(file: io.BufferedReader, head: bytes) -> Iterator[bytes]:
+    r"""Yield lines that end in \n, or in \r where the head of the file has no \n at all, as of old Macintoshes."""
+    if b"\r" not in head or b"\n" in head or head.endswith(b"\r") and head.count(b"\r") == 1:
+        yield from file
+        return
+    rest = b""
+    while block := file.read(LOOKED_AT):
+        *lines, rest = (rest + block).split(b"\r")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def _decoded(path: Path, number: int, raw: bytes, faults: Faults) -> str | None:
+    if b"\0" in raw:
+        message = f"holds a NUL byte (byte {raw.index(0)} of the line); remove it, e.g. with tr -d '\\000'"
+        faults.add("NUL bytes", f"{path}:{number}", message)
+        return None
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 ({error.reason} at byte {error.start} of the line); {_advice(path, raw)}"
+        faults.add(ENCODING, f"{path}:{number}", message)
+        return None
+
+
+def _foreign(path: Path, head: bytes) -> str:
+    """Return what to do about a file that is no UTF-8 text at all, empty where it may be one."""
+    begins = head.removeprefix(MARK).lstrip()[:32].lower()
+    for signature, advice in SIGNATURES:
+        if head.startswith(signature) or begins.startswith(signature.lower()):
+            return f"no text but {advice}"
+    encoding = _wide_encoding(head)
+    return f"not UTF-8 but {encoding}; convert it: {_mend(path, encoding)}" if encoding else ""
+
+
+def _wide_encoding(head: bytes) -> str:
+    """Return UTF-16 or UTF-32, given away by a mark or by a NUL in every other byte, else nothing."""
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
-    head = raw[:200]
-    if head.count(0) * 3 < len(head):
+    head = head[:200]
+    if head.count(0) * 3 < len(head) or not head:
         return ""
     return "UTF-16LE" if head[1:2] == b"\0" else "UTF-16BE"
 
 
 def _advice(path: Path, raw: bytes) -> str:
+    """Return which encoding a line seems to have, and how to convert the file.
+
+    CP1252 is the answer to single high bytes, since it holds all letters of LATIN1 and what Windows adds to them; its
+    few undefined bytes leave only LATIN1.
+    """
     high = [byte for byte in raw if byte > 0x7F]
     if len(high) * 3 > len(raw):
         return f"it is a national encoding such as SHIFT_JIS, GB18030 or CP1251; convert it: {_mend(path, 'ENCODING')}"
-    encoding = "CP1252" if any(byte < 0xA0 for byte in high) else "LATIN1"
+    encoding = "LATIN1" if set(high) & set(UNDEFINED_IN_CP1252) else "CP1252"
     return f"it looks like {encoding}; convert the file: {_mend(path, encoding)}"
 
 
 def _mend(path: Path, encoding: str) -> str:
+    """Return the shell command that writes a UTF-8 copy."""
     given, mended = (shlex.quote(str(name)) for name in (path, path.with_name(f"utf8-{path.name}")))
-    if path.suffix == ".gz":
-        return f"gzip -dc {given} | iconv -f {encoding} -t UTF-8 | gzip > {mended}"
+    program, _ = UNPACK.get(path.suffix.lower(), ("", None))
+    if program:
+        return f"{program} -dc {given} | iconv -f {encoding} -t UTF-8 | {program} > {mended}"
     return f"iconv -f {encoding} -t UTF-8 {given} > {mended}"

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from trainer.data.columns import PAIRS_ROLES, Chosen, chooser
-from trainer.data.reader import NO_RECORD, TABLE_SHIFT, Collected, Place, Reader, place_of
+from trainer.data.reader import GRADE, NO_RECORD, TABLE_SHIFT, Place, Reader, place_of, whole_grade
 from trainer.data.records import Judgement, Qrels, Record
 from trainer.data.sources import Sources
 from trainer.data.tables import Table
+from trainer.data.values import NoTextError, texts_of
 from trainer.recipe import Data
 
 HASH_DIGITS = 12  # of an id; more only where two texts share them
+
+
+class Pair(NamedTuple):
+    """One row: a query and its texts with their grades."""
+
+    query: str
+    graded: list[tuple[str, int]]
 
 
 class PairReader(Reader):
@@ -24,13 +32,12 @@ class PairReader(Reader):
         self.tables = [table for tables in sources.pairs.values() for table in tables]
         self._texts: dict[str, str] = {}  # of queries
         self._ids: dict[bytes, str] = {}  # by the whole hash of what the text is
-        self._collected = Collected(self.faults)
 
     def documents(self) -> Iterator[Record]:
         """Every text that is a positive or a negative, once."""
         index = 0
         for split, tables in self.sources.pairs.items():
-            self._collected.qrels[split] = {}
+            self.collected.qrels[split] = {}
             for table in tables:
                 yield from self._table(split, table, index << TABLE_SHIFT)
                 index += 1
@@ -41,8 +48,8 @@ class PairReader(Reader):
             yield Record(identity, "", text)
 
     def qrels(self) -> Qrels:
-        """Positives with grade 1, negatives with grade 0."""
-        return self._collected.qrels
+        """Positives with grade 1 or their label, negatives with grade 0."""
+        return self.collected.qrels
 
     def document_place(self, identity: str) -> str:
         """Where a text stands first."""
@@ -57,50 +64,88 @@ class PairReader(Reader):
         rows = 0
         for number, row in table.rows(chooser(table, self.section, PAIRS_ROLES, chosen, self.faults), self.faults):
             rows += 1
-            query_names, positive_names, negative_names = (chosen[role] for role in PAIRS_ROLES)
-            query = self._text(row, query_names, "the pair", table, number, needed=True)
-            positives = self._listed(row, positive_names, table, number)
-            negatives = self._listed(row, negative_names, table, number)
-            if query is None or positives is None or negatives is None:
+            pair = self._pair(row, chosen, (table, number))
+            if pair is None:
                 continue
-            if not query.strip() or not positives:
-                name = (positive_names if query.strip() else query_names)[0]
-                message = f'"{name}" is empty; a pair needs a query and a relevant text'
-                self.faults.add("incomplete pairs", table.place(number), message)
-                continue
-            asked = self._id("q", query, self.query_ids, offset + number)
-            self._texts.setdefault(asked, query)
-            for text, grade in [*((text, 1) for text in positives), *((text, 0) for text in negatives)]:
+            asked = self._id("q", pair.query, self.query_ids, offset + number)
+            self._texts.setdefault(asked, pair.query)
+            for text, grade in pair.graded:
                 known = len(self.document_ids)
                 document = self._id("d", text, self.document_ids, offset + number)
                 if len(self.document_ids) > known:
                     yield Record(document, "", text)
-                self._judge(split, (table, number), Judgement(asked, document, grade), query, text)
+                self._judge(split, (table, number), Judgement(asked, document, grade), pair.query, text)
         if not rows and not self.faults.kinds:
             self.faults.add(NO_RECORD, table.name, "holds no readable pair; one a row is expected")
 
+    def _pair(self, row: Mapping[str, Any], chosen: Chosen, place: Place) -> Pair | None:
+        """The query and the graded texts of one row; None after a fault."""
+        table, number = place
+        (query_name,), (positive_name,) = chosen["pairs_query"], chosen["pairs_positive"]
+        queries, positives = (self._listed(row, name, place, needed=True) for name in (query_name, positive_name))
+        negatives = [self._listed(row, name, place) for name in chosen["pairs_negatives"]]
+        if queries is None or positives is None or None in negatives:
+            return None
+        grades = self._grades(row, chosen, len(positives), place)
+        if grades is None:
+            return None
+        graded = [(text, grade) for text, grade in zip(positives, grades, strict=True) if text.strip()]
+        if not "".join(queries).strip() or not graded:
+            name = positive_name if "".join(queries).strip() else query_name
+            message = f'"{name}" is empty; a pair needs a query and a relevant text'
+            self.faults.add("incomplete pairs", table.place(number), message)
+            return None
+        if len(queries) > 1:
+            message = f'"{query_name}" holds {len(queries)} texts; a pair has one query'
+            self.faults.add("incomplete pairs", table.place(number), message)
+            return None
+        graded += [(text, 0) for texts in negatives if texts for text in texts if text.strip()]
+        return Pair(queries[0], graded)
+
+    def _grades(self, row: Mapping[str, Any], chosen: Chosen, count: int, place: Place) -> list[int] | None:
+        """The grade of each text of the positive column: 1, or what the label says; None after a fault."""
+        table, number = place
+        labels = [row.get(name) for name in chosen["pairs_label"]]
+        if not labels or labels == [None]:
+            return [1] * count
+        given = labels[0] if isinstance(labels[0], list) else labels
+        grades = [whole_grade(value.strip() if isinstance(value, str) else value) for value in given]
+        if None in grades:
+            message = f"{GRADE}, got {labels[0]!r:.60}; name another column with data.pairs_label"
+            self.faults.add("broken grades", table.place(number), message)
+            return None
+        if len(grades) != count:
+            name = chosen["pairs_label"][0]
+            message = f'"{name}" holds {len(grades)} grades for {count} texts; one for each is expected'
+            self.faults.add("broken grades", table.place(number), message)
+            return None
+        return [grade for grade in grades if grade is not None]
+
     def _judge(self, split: str, place: Place, judgement: Judgement, query: str, text: str) -> None:
-        before = self._collected.qrels[split].get(judgement.query, {}).get(judgement.document, judgement.grade)
-        if before == judgement.grade:
-            self._collected.add(split, place, judgement, query[:60])
+        before = self.collected.qrels[split].get(judgement.query, {}).get(judgement.document, judgement.grade)
+        if before == judgement.grade or self.section.repeated != "error":
+            self.collected.add(split, place, judgement, query[:60])
         else:
             table, number = place
             message = f"query {query[:60]!r} has {text[:60]!r} as relevant and as not relevant; keep one"
+            if before and judgement.grade:
+                message = (
+                    f"query {query[:60]!r} has {text[:60]!r} with the grades {before} and {judgement.grade}; keep one"
+                )
             self.faults.add("contradicting judgements", table.place(number), message)
 
-    def _listed(self, row: Mapping[str, Any], names: Sequence[str], table: Table, number: int) -> list[str] | None:
-        """The texts of all columns, each a text or a list of them; an empty field is none. None after a fault."""
-        found: list[str] = []
-        for name in names:
-            value = row.get(name)
-            for text in value if isinstance(value, list) else [value]:
-                if text is None:
-                    continue
-                sound = self._text({name: text}, [name], "the pair", table, number)
-                if sound is None:
-                    return None
-                found += [sound] if sound.strip() else []
-        return found
+    def _listed(self, row: Mapping[str, Any], name: str, place: Place, needed: bool = False) -> list[str] | None:
+        """The texts of a column, empty ones included; None after a fault."""
+        table, number = place
+        try:
+            if needed and row.get(name) is None:
+                raise NoTextError(f"got {row.get(name)!r}")
+            texts = texts_of(row.get(name))
+        except NoTextError as error:
+            message = f'the pair needs "{name}" as a text or a list of texts, {error}; keys here: {", ".join(row)}'
+            self.faults.add("missing texts", table.place(number), message)
+            return None
+        return texts if all(self._is_sound(text, "the pair", table, number) for text in texts) else None
 
     def _id(self, letter: str, text: str, seen: dict[str, int], place: int) -> str:
         """The id of a text, made from its hash; white space makes no difference."""

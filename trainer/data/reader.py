@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from trainer.data.columns import CORPUS_ROLES, QRELS_ROLES, QUERIES_ROLES, Chosen, chooser
 from trainer.data.faults import Faults
 from trainer.data.lines import ENCODING, UNREADABLE
-from trainer.data.records import Judgement, Qrels, Record
+from trainer.data.records import Judgement, Qrels, Record, trec_id
 from trainer.data.sources import Sources
 from trainer.data.tables import COLUMNS, Table
 from trainer.recipe import Data
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_WHOLE = re.compile(r"[0-9]{1,9}(\.0{1,9})?")
+_WHOLE = re.compile(r"-?[0-9]{1,9}(\.0{1,9})?")
+_TRUTH = {"true": 1, "false": 0}
+GRADE = "the grade is a whole number (below 1: not relevant)"
 NO_RECORD = "no record"
 TABLE_SHIFT = 40  # a place is the number of the table and, below these bits, of the row: one int for each id
 
@@ -29,6 +33,9 @@ class Reader:
         self.faults = Faults()
         self.document_ids: dict[str, int] = {}
         self.query_ids: dict[str, int] = {}
+        self.collected = Collected(self.faults, section)
+        self.skipped: dict[str, set[str]] = {"document": set(), "query": set()}  # unknown ids that were left out
+        self.skipped_judgements = 0
 
     def documents(self) -> Iterator[Record]:
         """Every good document."""
@@ -49,6 +56,7 @@ class Reader:
     def _records(
         self, tables: Sequence[Table], roles: Sequence[str], seen: dict[str, int], what: str
     ) -> Iterator[Record]:
+        spaced: list[str] = []
         for index, table in enumerate(tables):
             chosen: Chosen = {}
             before = len(seen), sum(map(len, self.faults.kinds.values()))
@@ -60,10 +68,18 @@ class Reader:
                     self._doubled(record.id, seen, tables, (index, number), what)
                     continue
                 seen[record.id] = (index << TABLE_SHIFT) + number
+                if trec_id(record.id) != record.id:
+                    spaced.append(record.id)
                 yield record
             if before == (len(seen), sum(map(len, self.faults.kinds.values()))):
                 message = f"holds no readable {what}; one a row is expected"
                 self.faults.add(NO_RECORD, table.name, message)
+        for identity in spaced:
+            if trec_id(identity) in seen:
+                message = (
+                    f"{what} id {identity!r} is {trec_id(identity)!r} in run files, which is another id; rename one"
+                )
+                self.faults.add("ids with white space", place_of(seen[identity], tables), message)
 
     def _doubled(
         self, identity: str, seen: Mapping[str, int], tables: Sequence[Table], place: tuple[int, int], what: str
@@ -97,11 +113,7 @@ class Reader:
             message = f'needs "{name}" as a text or whole number, got {value!r}; keys here: {", ".join(row)}'
             self.faults.add("missing ids", table.place(number), message)
             return None
-        identity = str(value)
-        if identity.split() != [identity]:
-            message = f'"{name}" {identity!r} holds white space, which separates the columns of run files; replace it'
-            self.faults.add("ids with white space", table.place(number), message)
-            return None
+        identity = str(value).strip()
         return identity if self._is_sound(identity, name, table, number) else None
 
     def _text(
@@ -135,14 +147,28 @@ class Reader:
         """Judgements of the splits that have files; call it after documents and queries were read."""
         # What was lost with a whole file is told once, there, and not again for each of its ids.
         complete = not self.faults.any_of(COLUMNS, UNREADABLE, ENCODING, NO_RECORD)
-        collected = Collected(self.faults)
         for split, tables in self.sources.qrels.items():
-            collected.qrels[split] = {}
+            self.collected.qrels[split] = {}
             for table in tables:
                 for number, judgement in self._judgements(table):
                     if self._is_known(judgement, table, number, complete):
-                        collected.add(split, (table, number), judgement)
-        return collected.qrels
+                        self.collected.add(split, (table, number), judgement)
+        return self.collected.qrels
+
+    def notes(self) -> list[str]:
+        """What was done to the judgements on the way."""
+        notes = []
+        if self.skipped_judgements:
+            counts = [f"{len(ids)} unknown {what} ids" for what, ids in self.skipped.items() if ids]
+            examples = [next(iter(sorted(ids))) for ids in self.skipped.values() if ids]
+            notes.append(
+                f"{self.skipped_judgements} judgements were left out, with {' and '.join(counts)}, "
+                f"e.g. {' and '.join(examples)} (data.unknown_ids)"
+            )
+        if self.collected.repeats:
+            how = {"sum": "their grades were added", "max": "the highest grade counts"}[self.section.repeated]
+            notes.append(f"{self.collected.repeats} judgements repeat a pair; {how} (data.repeated)")
+        return notes
 
     def _judgements(self, table: Table) -> Iterator[tuple[int, Judgement]]:
         chosen: Chosen = {}
@@ -153,7 +179,7 @@ class Reader:
             document = self._identity(row, document_name, table, number)
             grade = whole_grade(row.get(grade_name))
             if grade is None:
-                message = f"the grade is a whole number of 0 or more, got {row.get(grade_name)!r:.60}"
+                message = f"{GRADE}, got {row.get(grade_name)!r:.60}"
                 self.faults.add("broken grades", table.place(number), message)
             elif query is not None and document is not None:
                 yield number, Judgement(query, document, grade)
@@ -167,16 +193,42 @@ class Reader:
             if identity in seen:
                 continue
             known = False
-            if complete:
+            if self.section.unknown_ids == "skip":
+                self.skipped[what].add(identity)
+            elif complete:
                 kind = "missing queries" if what == "query" else "missing documents"
-                message = f"{what} {identity!r} is not in {names_of(tables)}{self._near(identity, seen)}"
-                self.faults.add(kind, table.place(number), message)
+                remedy = self.near(what, identity) or "; mend the id, or set data.unknown_ids: skip"
+                self.faults.add(kind, table.place(number), f"{what} {identity!r} is not in {names_of(tables)}{remedy}")
+        self.skipped_judgements += not known
         return known
 
-    @staticmethod
-    def _near(identity: str, known: Mapping[str, int]) -> str:
+    def near(self, what: str, identity: str) -> str:
+        """What to do where an id differs from a known one by its form alone."""
+        seen = self.query_ids if what == "query" else self.document_ids
         whole = identity.removesuffix(".0")
-        return f", but {whole!r} is: write the ids as whole numbers" if whole != identity and whole in known else ""
+        if whole != identity and whole in seen:
+            return f", but {whole!r} is: write the ids as whole numbers"
+        near = self._by_form[what].get(_form(identity))
+        if near is None:
+            return ""
+        if unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", identity):
+            return (
+                f", but the same characters in another Unicode form are ({ascii(near)} there, {ascii(identity)} here): "
+                "write all files in one form, e.g. with uconv -x nfc"
+            )
+        return f", but {near!r} is: write the ids alike"
+
+    @cached_property
+    def _by_form(self) -> dict[str, dict[str, str]]:
+        """Known ids by their form; made when the first id is unknown."""
+        seen = {"query": self.query_ids, "document": self.document_ids}
+        return {what: {_form(identity): identity for identity in ids} for what, ids in seen.items()}
+
+
+def _form(identity: str) -> str:
+    """An id without what a program may have changed about it: Unicode form, case, zeros in front, white space."""
+    plain = unicodedata.normalize("NFC", identity).casefold()
+    return "".join(plain.split()).lstrip("0") or "0"
 
 
 Place = tuple[Table, int]
@@ -185,9 +237,11 @@ Place = tuple[Table, int]
 class Collected:
     """Judgements by split, each query in one of them and each document with one grade."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, section: Data) -> None:
         self.faults = faults
+        self.repeated = section.repeated
         self.qrels: Qrels = {}
+        self.repeats = 0
         self._home: dict[str, tuple[str, Place]] = {}
 
     def add(self, split: str, place: Place, judgement: Judgement, name: str = "") -> None:
@@ -200,9 +254,18 @@ class Collected:
             self._fault("queries in two splits", place, message)
             self._home[query] = (split, place)  # one fault a query and file, not one a line
         grades = self.qrels[split].setdefault(query, {})
-        before = grades.setdefault(document, grade)
-        if before != grade:
-            message = f"query {query!r}, document {document!r} has grade {grade} here and {before} before; keep one"
+        if document not in grades:
+            grades[document] = grade
+            return
+        before = grades[document]
+        if self.repeated != "error":
+            self.repeats += 1
+            grades[document] = before + grade if self.repeated == "sum" else max(before, grade)
+        elif before != grade:
+            message = (
+                f"query {query!r}, document {document!r} has grade {grade} here and {before} before; keep one, or set "
+                "data.repeated: sum or max"
+            )
             self._fault("contradicting judgements", place, message)
 
     def _fault(self, kind: str, place: Place, message: str) -> None:
@@ -211,13 +274,16 @@ class Collected:
 
 
 def whole_grade(value: object) -> int | None:
-    """A grade as a number: whole and not negative, whether it was written as 1, 1.0 or text; else None."""
-    if isinstance(value, bool):
-        return None
+    """Return a grade as a number of 0 or more, None where it is none.
+
+    It may be written as 1, 1.0, true, or as text; negative grades, by which TREC marks spam and what nobody judged,
+    say that a document is not relevant.
+    """
     if isinstance(value, str):
-        return int(float(value)) if _WHOLE.fullmatch(value) else None
-    if isinstance(value, int | float) and 0 <= value < 10**9 and value == int(value):
-        return int(value)
+        truth = _TRUTH.get(value.lower())
+        return truth if truth is not None else max(0, int(float(value))) if _WHOLE.fullmatch(value) else None
+    if isinstance(value, int | float) and -(10**9) < value < 10**9 and value == int(value):
+        return max(0, int(value))
     return None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 SPLITS = ("train", "dev", "test")
 Judged = dict[str, dict[str, int]]  # {query id: {document id: grade}}
@@ -32,10 +34,23 @@ class Judgement(NamedTuple):
 
 
 def normalised(query: str) -> str:
-    """A query's text by which it is known again, whatever its case and blanks."""
+    """Return a text in the form in which equal ones are found: in lower case, with single blanks."""
     return " ".join(query.lower().split())
 
 
-def has_positive(grades: Mapping[str, int]) -> bool:
+def has_positive(grades: Mapping[Any, int], relevant_from: int) -> bool:
     """Whether a query can be measured or learned from."""
-    return any(grade > 0 for grade in grades.values())
+    return any(grade >= relevant_from for grade in grades.values())
+
+
+_BLANK = re.compile(r"[\s%]")
+
+
+def trec_id(identity: str) -> str:
+    """Return an id as run files spell it, where white space separates the columns.
+
+    Without white space that is the id itself; else white space and percent signs are percent-encoded.
+    """
+    if identity.split() == [identity]:
+        return identity
+    return _BLANK.sub(lambda match: quote(match[0]), identity)

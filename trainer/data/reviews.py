@@ -25,23 +25,28 @@ def overrule(path: Path, qrels: Qrels, reader: Reader) -> str:
     home = {query: split for split, judged in qrels.items() for query in judged}
     seen: dict[tuple[str, str], str] = {}
     done: Counter[str] = Counter()
+    measured: Counter[str] = Counter()
     for number, row in table.rows(lambda columns: _keys(columns, table, faults), faults):
         place = table.place(number)
         query, document = (str(row.get(key)) for key in KEYS[:2])
         relevant = row.get("relevant", "nothing")
         if relevant is not None and not isinstance(relevant, bool) and whole_grade(relevant) is None:
-            message = f'"relevant" is true, false, null or a grade of 0 or more, got {relevant!r:.60}'
+            message = f'"relevant" is true, false, null or a grade, got {relevant!r:.60}'
             faults.add("broken labels", place, message)
         elif _is_known(query, document, home, reader, place):
             if (query, document) in seen:
                 message = f"query {query!r}, document {document!r} is labelled in {seen[query, document]} already"
                 faults.add("labels given twice", place, f"{message}; keep one")
             seen[query, document] = place
-            done[_lay_over(qrels[home[query]][query], document, relevant)] += 1
-    return (
+            change = _lay_over(qrels[home[query]][query], document, relevant, reader.section.relevant_from)
+            done[change] += 1
+            measured[home[query]] += change in ("added", "overruled")
+    said = (
         f"{path}: {done['added']} judgements added, {done['overruled']} overruled, {done['confirmed']} confirmed, "
         f"{done['open']} left open"
     )
+    changed = [f"{measured[split]} are of {split} queries" for split in ("dev", "test") if measured[split]]
+    return f"{said}; {' and '.join(changed)}, so they change what is measured" if changed else said
 
 
 def _keys(columns: Sequence[str], table: FileTable, faults: Faults) -> Sequence[str] | None:
@@ -54,21 +59,24 @@ def _keys(columns: Sequence[str], table: FileTable, faults: Faults) -> Sequence[
 
 def _is_known(query: str, document: str, home: Mapping[str, str], reader: Reader, place: str) -> bool:
     if query not in reader.query_ids:
-        reader.faults.add("missing queries", place, f"query {query!r} is no query of this collection")
+        message = f"query {query!r} is no query of this collection{reader.near('query', query)}"
+        reader.faults.add("missing queries", place, message)
     elif query not in home:
         reader.faults.add("missing queries", place, f"query {query!r} is in no split; judge it in the qrels first")
     if document not in reader.document_ids:
-        reader.faults.add("missing documents", place, f"document {document!r} is no document of this collection")
+        message = f"document {document!r} is no document of this collection{reader.near('document', document)}"
+        reader.faults.add("missing documents", place, message)
     return query in home and document in reader.document_ids
 
 
-def _lay_over(grades: dict[str, int], document: str, relevant: Any) -> str:
-    """Change one grade; true keeps a grade above 0."""
+def _lay_over(grades: dict[str, int], document: str, relevant: Any, relevant_from: int) -> str:
+    """Change one grade; true keeps a grade that counts as relevant, false one that does not."""
     if relevant is None:
         return "open"
     before = grades.get(document)
-    grade = whole_grade(relevant)
-    if grade is None:  # true or false
-        grade = max(before or 0, 1) if relevant else 0
+    if isinstance(relevant, bool):
+        grade = max(before or 0, relevant_from) if relevant else min(before or 0, relevant_from - 1)
+    else:
+        grade = whole_grade(relevant) or 0
     grades[document] = grade
     return "added" if before is None else "confirmed" if before == grade else "overruled"

@@ -10,8 +10,18 @@ from pathlib import Path
 
 from trainer.data.columns import settings
 from trainer.data.hub import SetTable, find_set
+from trainer.data.lines import PACKED
 from trainer.data.records import SPLITS
-from trainer.data.tables import QRELS_COLUMNS, READERS, FileTable, Table, ending
+from trainer.data.tables import (
+    READERS,
+    FileTable,
+    Headless,
+    Table,
+    ending,
+    qrels_columns,
+    record_columns,
+    with_head_line,
+)
 from trainer.errors import DataError
 from trainer.recipe import Data
 
@@ -45,11 +55,12 @@ def find_sources(section: Data) -> Sources:
         corpus, queries, judged, pairs = find_set(section.hub)
         return Sources(corpus, queries, judged, pairs)
     if section.path is not None:
-        return _beir_folder(section.path)
+        return _beir_folder(section.path, section.separator)
     missing: list[str] = []
 
-    def tables(key: str, formats: Iterable[str], headless: tuple[str, ...] = ()) -> list[Table]:
-        return [FileTable(path, headless) for path in _files(key, getattr(section, key) or (), formats, missing)]
+    def tables(key: str, formats: Iterable[str], headless: Headless = with_head_line) -> list[Table]:
+        paths = _files(key, getattr(section, key) or (), formats, missing)
+        return [FileTable(path, headless, section.separator) for path in paths]
 
     records = [suffix for suffix in READERS if suffix not in (".qrels", ".trec", ".txt")]
     if section.pairs:
@@ -57,8 +68,9 @@ def find_sources(section: Data) -> Sources:
         sources = Sources(pairs={part: found for part, key in parts.items() if (found := tables(key, records))})
     else:
         parts = {"train": "qrels", "dev": "dev", "test": "test"}
-        qrels = {part: found for part, key in parts.items() if (found := tables(key, READERS, QRELS_COLUMNS))}
-        sources = Sources(tables("corpus", records), tables("queries", records), qrels)
+        qrels = {part: found for part, key in parts.items() if (found := tables(key, READERS, qrels_columns))}
+        corpus, queries = (tables(key, records, record_columns) for key in ("corpus", "queries"))
+        sources = Sources(corpus, queries, qrels)
     if missing:
         raise DataError(missing)
     return sources
@@ -80,7 +92,7 @@ def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: 
             elif ending(path) not in formats:
                 missing.append(
                     f"{path}: unknown ending {ending(path)!r} (data.{key}); "
-                    f"known here: {', '.join(formats)}, the text formats also with .gz"
+                    f"known here: {', '.join(formats)}, the text formats also with {', '.join(PACKED)}"
                 )
             elif path in found:
                 missing.append(f"{path}: named twice by data.{key}; keep it once")
@@ -89,8 +101,8 @@ def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: 
     return found
 
 
-def _beir_folder(folder: Path) -> Sources:
-    """corpus.jsonl, queries.jsonl and qrels/*.tsv, each plain or .gz; of the splits only train has to be there."""
+def _beir_folder(folder: Path, separator: str | None) -> Sources:
+    """corpus.jsonl, queries.jsonl and qrels/*.tsv, each plain or packed; of the splits only train has to be there."""
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; data.path names a folder with corpus.jsonl, queries.jsonl and qrels/"
@@ -98,10 +110,10 @@ def _beir_folder(folder: Path) -> Sources:
     missing = []
 
     def find(name: str, needed: bool = True) -> list[Path]:
-        plain, packed = folder / name, folder / f"{name}.gz"
-        if plain.is_file() and packed.is_file():
-            missing.append(f"{plain}: stands beside {packed.name}; keep one of them")
-        found = [path for path in (plain, packed) if path.is_file()]
+        plain = folder / name
+        found = [path for path in (plain, *(folder / f"{name}{packed}" for packed in PACKED)) if path.is_file()]
+        if len(found) > 1:
+            missing.append(f"{found[0]}: stands beside {found[1].name}; keep one of them")
         if needed and not found:
             beside = sorted(path.name for path in plain.parent.glob("*")) if plain.parent.is_dir() else []
             missing.append(f"{plain}: missing (plain or .gz); {plain.parent} holds {', '.join(beside) or 'nothing'}")
@@ -114,7 +126,7 @@ def _beir_folder(folder: Path) -> Sources:
     if missing:
         raise DataError(missing)
     judged: dict[str, list[Table]] = {
-        split: [FileTable(path, QRELS_COLUMNS) for path in paths] for split, paths in qrels.items() if paths
+        split: [FileTable(path, qrels_columns, separator) for path in paths] for split, paths in qrels.items() if paths
     }
     return Sources([FileTable(corpus[0])], [FileTable(queries[0])], judged)
 

@@ -45,10 +45,10 @@ def hash_position(text: str) -> float:
 def require_positives(qrels: Qrels, given: Mapping[str, str], section: Data, faults: Faults) -> None:
     """A fault for each split in which no query has a positive; `given` names the file of those that have one."""
     for split in SPLITS:
-        if any(map(has_positive, qrels[split].values())):
+        if any(has_positive(grades, section.relevant_from) for grades in qrels[split].values()):
             continue
         if split in given:
-            message = f"no judgement above 0, so {split} can teach or measure nothing"
+            message = f"no judgement above {section.relevant_from - 1}, so {split} can teach or measure nothing"
             faults.add("no positive", given[split], message)
         else:
             share = getattr(section, f"{split}_share")

@@ -1,27 +1,36 @@
 """Files to rows: JSON lines, CSV, TSV, Parquet and TREC qrels give the same thing, a number and named values.
 
-A TSV file has no quotes (a quotation mark is a quotation mark); a CSV file is read strictly, with quotes and line ends
-inside them. Parquet is streamed, and only the columns that are asked for are read.
+What is separated by tabs has no quotes (a quotation mark is a quotation mark) unless its ending is .csv; all else is
+read strictly, with quotes and line ends inside them. The separator is told from the head line where the recipe does not
+name it. A head line may be missing where the first row can be no head line: in judgements, and where ids are numbers.
+Parquet is streamed, and only the columns that are asked for are read.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.data.faults import Faults
-from trainer.data.lines import UNREADABLE, read_lines
+from trainer.data.lines import UNREADABLE, read_lines, unpacked
 from trainer.errors import one_line
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 Choose = Callable[[Sequence[str]], Collection[str] | None]
+Headless = Callable[[Sequence[str]], Sequence[str]]
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
+TREC_COLUMNS = ("query-id", "iteration", "corpus-id", "score")
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+(\.0+)?")
+_EXCEL_HINT = re.compile(r"\ufeff?sep=(.)\r?\n?")
 COLUMNS = "columns"  # kind of the faults that make a whole file unreadable
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
@@ -47,12 +56,39 @@ class Table(Protocol):
         ...
 
 
+def qrels_columns(row: Sequence[str]) -> Sequence[str]:
+    """Return the columns of judgements without a head line, empty unless the first row ends with a grade."""
+    cells = [cell.strip() for cell in row]
+    if not cells or not _WHOLE_NUMBER.fullmatch(cells[-1]):
+        return ()
+    if len(cells) == 4 and (cells[1].isdigit() or cells[1] == "Q0"):
+        return TREC_COLUMNS
+    return QRELS_COLUMNS if len(cells) == 3 else ()
+
+
+def record_columns(row: Sequence[str]) -> Sequence[str]:
+    """Return the columns of documents or queries without a head line (as MS MARCO's), empty unless an id is a number.
+
+    Names of columns are no numbers, so that such a row is data; ids with letters need a head line.
+    """
+    if not row or not row[0].strip().isdigit():
+        return ()
+    return {2: ("id", "text"), 3: ("id", "title", "text")}.get(len(row), ())
+
+
+def with_head_line(row: Sequence[str]) -> Sequence[str]:
+    """Return no columns: the first row is a head line, whatever it looks like."""
+    del row
+    return ()
+
+
 @dataclass(frozen=True)
 class FileTable:
-    """One file; `headless` names the columns where a CSV or TSV file may lack its head line."""
+    """One file; `headless` names the columns of a CSV or TSV file by its first row where that is no head line."""
 
     path: Path
-    headless: tuple[str, ...] = ()
+    headless: Headless = with_head_line
+    separator: str | None = None
 
     @property
     def name(self) -> str:
@@ -73,8 +109,8 @@ class FileTable:
 
 
 def ending(path: Path) -> str:
-    """What tells the format: the last ending that is not .gz."""
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    """Return the ending that tells the format, which is the last one that does not say how the file is packed."""
+    return Path(unpacked(path.name)).suffix.lower()
 
 
 def _json_lines(table: FileTable, choose: Choose, faults: Faults) -> Rows:
@@ -135,30 +171,57 @@ class _Feed:
 
 
 def _separated(table: FileTable, choose: Choose, faults: Faults) -> Rows:
-    """CSV with quotes, TSV without; the first line names the columns, unless it is a judgement already."""
-    mark, between = ("\t", "tabs") if ending(table.path) == ".tsv" else (",", "commas")
+    """CSV with quotes, TSV without; the first line names the columns, unless it is data already."""
+    lines = read_lines(table.path, faults)
+    mark, lines = _separator(table, lines)
     names: Sequence[str] = ()
-    for number, row in _fields(table, mark, faults):
+    for number, row in _fields(table, mark, lines, faults):
         if not names:
-            headless = _is_judgement(row, table.headless)
-            names = table.headless if headless else [name.strip() for name in row]
-            if _is_trec(row, table, number, faults) or choose(names) is None:
+            headless = table.headless(row)
+            names = headless or [name.strip() for name in row]
+            if choose(names) is None:
                 return
             if not headless:
                 continue
         if len(row) == len(names):
             yield number, dict(zip(names, row, strict=True))
         else:
+            between = SEPARATORS.get(mark, "blanks" if mark == " " else repr(mark))
             message = f"expected {len(names)} fields with {between} between ({', '.join(names)}), got {len(row)}: "
             faults.add("broken lines", table.place(number), f"{message}{mark.join(row)[:60]!r}")
 
 
-def _fields(table: FileTable, mark: str, faults: Faults) -> Iterator[tuple[int, list[str]]]:
+def _separator(table: FileTable, lines: Iterator[tuple[int, str]]) -> tuple[str, Iterator[tuple[int, str]]]:
+    """Return what separates the fields, and the lines from the head line on.
+
+    The recipe's word counts first, then Excel's hint (a first line `sep=;`), then the usual separator of the ending if
+    it separates anything, then the one that gives the most fields.
+    """
+    own = "\t" if ending(table.path) == ".tsv" else ","
+    number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
+    if hint := _EXCEL_HINT.fullmatch(first):
+        return table.separator or hint[1], lines
+    lines = chain([(number, first)], lines) if number else lines
+    if table.separator:
+        return table.separator, lines
+    fields = {mark: len(next(csv.reader([first], delimiter=mark), ())) for mark in SEPARATORS}
+    if fields[own] > 1:
+        return own, lines
+    best = max(fields, key=lambda mark: fields[mark])
+    if fields[best] == 1 and table.headless is qrels_columns and len(first.split()) in (3, 4):
+        return " ", lines
+    return best if fields[best] > 1 else own, lines
+
+
+def _fields(
+    table: FileTable, mark: str, lines: Iterator[tuple[int, str]], faults: Faults
+) -> Iterator[tuple[int, list[str]]]:
     """Rows with the line on which they begin; after a broken quote nothing can be trusted, so it ends the file."""
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long document
-    feed = _Feed(read_lines(table.path, faults))
-    quoting = csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(feed, delimiter=mark, quoting=quoting, strict=True)
+    feed = _Feed(lines)
+    plain = mark == " " or mark == "\t" and ending(table.path) == ".tsv"
+    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    rows = csv.reader(feed, delimiter=mark, quoting=quoting, strict=True, skipinitialspace=mark == " ")
     while True:
         feed.first = 0
         try:
@@ -166,7 +229,8 @@ def _fields(table: FileTable, mark: str, faults: Faults) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except csv.Error as error:
-            reason = "a quote is opened and never closed" if "end of data" in str(error) else error
+            reason = "a quote is opened and never closed" if "end of data" in str(error) else one_line(error)
+            reason = "a carriage return stands inside a line" if "new-line character" in reason else reason
             message = f"not valid in the row that begins here: {reason}; mend the quotes, nothing behind it was read"
             faults.add(UNREADABLE, table.place(feed.first), message)
             return
@@ -174,24 +238,17 @@ def _fields(table: FileTable, mark: str, faults: Faults) -> Iterator[tuple[int, 
             yield feed.first, row
 
 
-def _is_judgement(row: Sequence[str], headless: Sequence[str]) -> bool:
-    """Whether the first line of a file that may lack its head is one of its rows: it ends with a grade."""
-    return len(row) == len(headless) and row[-1].strip().replace(".", "", 1).isdigit()
-
-
-def _is_trec(row: Sequence[str], table: FileTable, number: int, faults: Faults) -> bool:
-    found = bool(table.headless) and len(row) == 4 and row[-1].strip().isdigit()
-    if found:
-        message = "looks like TREC qrels (query, 0, document, grade); name the file .qrels"
-        faults.add(COLUMNS, table.place(number), message)
-    return found
+def trec_fields(line: str, count: int) -> list[str]:
+    """Split a line of TREC qrels or of a run at white space, or at tabs where ids hold blanks."""
+    fields = [field.strip() for field in line.split("\t")]
+    return fields if len(fields) == count else line.split()
 
 
 def _trec(table: FileTable, choose: Choose, faults: Faults) -> Rows:
     if choose(QRELS_COLUMNS) is None:
         return
     for number, line in read_lines(table.path, faults):
-        fields = line.split()
+        fields = trec_fields(line, 4)
         if fields and len(fields) != 4:
             message = f"expected query id, 0, document id and grade (TREC qrels), got {line.strip()[:60]!r}"
             faults.add("broken lines", table.place(number), message)

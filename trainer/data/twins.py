@@ -95,7 +95,10 @@ def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 def hidden_positives(
-    groups: Iterable[list[int]], ids: list[str], qrels: Mapping[str, Mapping[str, Mapping[str, int]]]
+    groups: Iterable[list[int]],
+    ids: list[str],
+    qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
+    relevant_from: int,
 ) -> list[tuple[str, str, str]]:
     """(query, positive, twin) for every twin of a positive that is not judged relevant itself."""
     twins = {ids[row]: [ids[other] for other in group if other != row] for group in groups for row in group}
@@ -104,7 +107,7 @@ def hidden_positives(
         for judged in qrels.values()
         for query, grades in judged.items()
         for document, grade in grades.items()
-        if grade > 0
+        if grade >= relevant_from
         for twin in twins.get(document, ())
-        if grades.get(twin, 0) == 0
+        if grades.get(twin, 0) < relevant_from
     ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.groups import Group
-from trainer.mine.judge import USABLE, Judged, Score, judge
+from trainer.mine.judge import USABLE, Judged, Score, judge, relevant_or_self
 from trainer.recipe import Mine
 from trainer.retriever import Candidates
 
@@ -51,11 +51,11 @@ def mine(
         grades = collection.qrels["train"][query]
         # Drawn by query, not by order of work, so that one more query changes nobody else's negatives.
         rng = np.random.default_rng([seed, query])
-        positives = sorted((row for row, grade in grades.items() if grade > 0), key=lambda row: -grades[row])
+        positives = sorted(collection.positives("train", query), key=lambda row: -grades[row])
         asked[place] = section.negatives_per_positive * len(positives)
-        known = [row for row, grade in grades.items() if grade == 0][: asked[place]]
+        known = collection.judged_negatives("train", query)[: asked[place]]
         wanted = int(asked[place]) - len(known)
-        drawn = _from_corpus(collection, candidates.found(place), grades, _part(wanted, section.random_share, rng), rng)
+        drawn = _from_corpus(collection, query, candidates.found(place), _part(wanted, section.random_share, rng), rng)
         picked = _pick(section, judged, place, wanted - len(drawn), rng, by_teacher)
         negatives = [*known, *candidates.documents[place, picked].tolist(), *drawn]
         groups += _groups(query, positives, grades, negatives)
@@ -72,9 +72,10 @@ def candidate_lists(collection: Collection, candidates: Candidates) -> list[Grou
     for place, query in enumerate(candidates.queries.tolist()):
         grades = collection.qrels["train"][query]
         found = candidates.found(place)
-        positives = [row for row in found if grades.get(row, 0) > 0]
+        relevant = set(collection.positives("train", query))
+        positives = [row for row in found if row in relevant]
         if positives:
-            rest = [row for row in found if grades.get(row, 0) == 0]
+            rest = [row for row in found if row not in relevant]
             lists.append(Group(query, positives, [grades[row] for row in positives], rest))
     return lists
 
@@ -117,12 +118,12 @@ def _draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
 
 
 def _from_corpus(
-    collection: Collection, found: Sequence[int], grades: Mapping[int, int], count: int, rng: np.random.Generator
+    collection: Collection, query: int, found: Sequence[int], count: int, rng: np.random.Generator
 ) -> list[int]:
-    """Documents of the whole corpus that were not retrieved, not judged and not like a positive."""
+    """Documents of the whole corpus that were not retrieved, not judged and not like a positive or the query itself."""
     alike = collection.first_alike
-    positives = {int(alike[row]) for row, grade in grades.items() if grade > 0}
-    taken, drawn = {*found, *grades}, []
+    positives = {int(alike[row]) for row in relevant_or_self(collection, query)}
+    taken, drawn = {*found, *collection.qrels["train"][query]}, []
     for row in rng.integers(len(alike), size=count * TRIES).tolist():
         if len(drawn) == count:
             break

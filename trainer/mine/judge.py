@@ -67,13 +67,21 @@ def _bands(section: Mine, candidates: Candidates) -> tuple[np.ndarray, np.ndarra
 def _mark_known(collection: Collection, candidates: Candidates, reasons: np.ndarray) -> None:
     """Mark what is judged already, and documents with (nearly) the text of a positive."""
     for place, query in enumerate(candidates.queries.tolist()):
-        documents, grades = candidates.documents[place], collection.qrels["train"][query]
-        positives = [row for row, grade in grades.items() if grade > 0]
+        documents, positives = candidates.documents[place], collection.positives("train", query)
         alike = collection.first_alike[documents]
-        reasons[place, np.isin(alike, collection.first_alike[positives])] = DUPLICATE
+        reasons[place, np.isin(alike, collection.first_alike[relevant_or_self(collection, query)])] = DUPLICATE
         # Somebody looked and said no: it is taken already, whatever its rank or similarity.
-        reasons[place, np.isin(documents, [row for row, grade in grades.items() if grade == 0])] = NEGATIVE
+        reasons[place, np.isin(documents, collection.judged_negatives("train", query))] = NEGATIVE
         reasons[place, np.isin(documents, positives)] = POSITIVE
+
+
+def relevant_or_self(collection: Collection, query: int) -> list[int]:
+    """Return document rows that say what no negative of a train query may say.
+
+    Those are its positives, those of other train queries with the same text, and documents that are the query itself.
+    """
+    equal = collection.positives_of_equal_queries("train", query)
+    return [*collection.positives("train", query), *equal, *collection.self_documents.get(query, ())]
 
 
 def _ask(
@@ -85,12 +93,7 @@ def _ask(
     if teacher is None:
         return scores, best
     queries = candidates.queries.tolist()
-    positives = [
-        (place, row)
-        for place, query in enumerate(queries)
-        for row, grade in collection.qrels["train"][query].items()
-        if grade > 0
-    ]
+    positives = [(place, row) for place, query in enumerate(queries) for row in collection.positives("train", query)]
     marked = np.argwhere(asked)
     pairs = [(queries[place], row) for place, row in positives]
     pairs += [(queries[place], int(candidates.documents[place, rank])) for place, rank in marked]

@@ -36,7 +36,7 @@ def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: 
         for place, rank in places.tolist():
             query, row = int(candidates.queries[place]), int(candidates.documents[place, rank])
             grades = collection.qrels["train"][query]
-            best = max((row for row, grade in grades.items() if grade > 0), key=lambda row: grades[row])
+            best = max(collection.positives("train", query), key=lambda row: grades[row])
             document, positive = collection.documents[row], collection.documents[best]
             line = {
                 "query_id": collection.query_ids[query],

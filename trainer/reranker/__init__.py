@@ -4,7 +4,9 @@ Imports inside run down, like the package's own:
 
     rows                                a collection's rows, tokenised once and scored by all processes
     model                               the model with its tokenizer
+    loading                             both from a folder, judged before and after
     heads                               fresh heads
+    tokenizer                           special tokens, in texts and around them
 """
 
 from trainer.reranker.heads import with_classifier

@@ -1,4 +1,4 @@
-"""Fresh heads on an encoder, and the tokenizer that frames both texts for the interaction head."""
+"""Fresh heads on an encoder."""
 
 from __future__ import annotations
 
@@ -7,32 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.processors import TemplateProcessing
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
+from trainer import weights
 from trainer.errors import ModelError
 from trainer.interaction import InteractionConfig, InteractionForSequenceClassification
-
-AutoConfig.register("interaction", InteractionConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(InteractionConfig, InteractionForSequenceClassification, exist_ok=True)
+from trainer.reranker.tokenizer import frame
 
 
 def with_interaction(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None, trust_remote_code: bool
+    folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None
 ) -> InteractionForSequenceClassification:
-    """An encoder under a fresh interaction head; layers above the deepest compared one are cut off."""
-    encoder = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    """Return an encoder under a fresh interaction head; layers above the deepest compared one are cut off."""
+    encoder = weights.load(AutoModel, folder)
     depth = encoder.config.num_hidden_layers
     chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
     if not chosen or min(chosen) < 0 or max(chosen) > depth:
@@ -46,10 +39,12 @@ def with_interaction(
     settings.pop("_name_or_path", None)  # a path of this machine
     if "layer_types" in settings and settings["layer_types"]:
         settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
+    before, behind = frame(tokenizer)
     config = InteractionConfig(
         encoder=settings,
         layers=chosen,
         separator_id=separator,
+        opening_id=before[0] if before and behind[-1] == separator else None,
         special_ids=tuple(tokenizer.all_special_ids),
     )
     model = InteractionForSequenceClassification(config)
@@ -60,39 +55,16 @@ def with_interaction(
 
 
 def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
-    """The standard model with one label on an encoder's weights, or on those of them that fit `config`.
+    """Return the standard model with one label on an encoder's weights, or on those of them that fit `config`.
 
-    transformers would report what is new and what is left over, of which both are meant.
+    With `config` the caller sets the encoder's weights afterwards, and the head takes what the folder has for it.
     """
     options = {"num_labels": 1} if config is None else {"config": config}
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code, **options
-        )
-    finally:
-        logging.set_verbosity(said)
-
-
-def framed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """The tokenizer, joining a pair as two framed texts: `[CLS] query [SEP] [CLS] document [SEP]`.
-
-    An encoder that only ever read single texts rests its attention on the special tokens around them; without a [CLS]
-    of its own the document's states are worse (measured in docs/results.md). The class is the plain one, because those
-    of single architectures put their own frame back when they are loaded.
-    """
-    single: Any = tokenizer("a", return_special_tokens_mask=True)
-    texts = [place for place, special in enumerate(single["special_tokens_mask"]) if not special]
-    names: Any = tokenizer.convert_ids_to_tokens(single["input_ids"])
-    before, behind = names[: texts[0]], names[texts[-1] + 1 :]
-    frame = [[*before, f"${text}", *behind] for text in "AB"]
-    ids = [(name, single["input_ids"][place]) for place, name in enumerate(names) if place not in texts]
-    backend: Any = tokenizer.backend_tokenizer
-    backend.post_processor = TemplateProcessing(single=frame[0], pair=frame[0] + frame[1], special_tokens=ids)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=tokenizer.model_max_length,
-        model_input_names=["input_ids", "attention_mask"],  # the head finds the texts by the separator
-        **tokenizer.special_tokens_map,
+    return weights.load(
+        AutoModelForSequenceClassification,
+        folder,
+        new_head=True,
+        partial=config is not None,
+        trust_remote_code=trust_remote_code,
+        **options,
     )

@@ -6,7 +6,6 @@ fresh classifier where the recipe insists). Scores are raw float32 logits; only 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import packing
 from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
 from trainer.console import progress, warn
-from trainer.errors import ModelError, one_line
+from trainer.errors import ModelError
 from trainer.interaction import InteractionForSequenceClassification
-from trainer.models import kind_of, locate
+from trainer.model_files import Head
+from trainer.models import locate
 from trainer.precision import (
     Precision,
     autocast,
@@ -38,7 +33,8 @@ from trainer.precision import (
     keep_logits_exact,
     resolve,
 )
-from trainer.reranker.heads import framed, with_classifier, with_interaction
+from trainer.reranker.loading import load_cross_encoder, longest_input
+from trainer.runs import remove
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
 MEASURED_TOKENS = 2048  # in the batch on which precisions are compared: 16 pairs of 128 tokens
@@ -83,7 +79,7 @@ class Reranker:
         cls,
         reference: str | Path,
         *,
-        head: str = "auto",
+        head: Head = "auto",
         max_length: int | None = None,
         layers: Sequence[int] | None = None,
         device: str | None = None,
@@ -92,35 +88,17 @@ class Reranker:
     ) -> Reranker:
         """Load a base or a trained model; raises ModelError with what to do.
 
-        `head` is auto, classifier or interaction; `layers` are those that a fresh interaction head compares;
-        `max_length` defaults to what the model was saved with, `device` to the best one here. `precision` is fp32,
-        bf16, fp16, or auto: the fastest on this device, found by about a second of measuring on a CPU that has bf16.
+        `head` is auto, classifier or interaction, or trained for a model that must bring its own; `layers` are those
+        that a fresh interaction head compares; `max_length` defaults to what the model was saved with, `device` to the
+        best one here. `precision` is fp32, bf16, fp16, or auto: the fastest on this device, found by about a second of
+        measuring on a CPU that has bf16.
         """
         folder = locate(str(reference))
-        kind = kind_of(folder)
-        try:
-            tokenizer = _plain_tokenizer(folder, str(reference), trust_remote_code)
-            if kind == "encoder" and head != "classifier":
-                model = with_interaction(folder, tokenizer, layers, trust_remote_code)
-                tokenizer = framed(tokenizer)
-            elif kind == "encoder":
-                model = with_classifier(folder, trust_remote_code)
-            else:
-                if kind == "reranker" and head == "interaction":
-                    raise ModelError(
-                        f"reranker.head: {reference} has a trained classifier; interaction would discard it"
-                    )
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"model {reference}: transformers cannot load it: {one_line(error)[:300]}") from None
-        positions = getattr(model.config, "max_position_embeddings", None)
-        longest = positions - packing.first_position(model) if positions else tokenizer.model_max_length
+        model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code)
+        longest = longest_input(model, tokenizer)
         saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
-        model: Any = model
         reranker = cls(model.to(device or best_device()).eval(), tokenizer, max_length or saved)
         reranker.compute_in(resolve(precision, reranker.device) or faster(reranker.bf16_speedup()))
         return reranker
@@ -231,11 +209,14 @@ class Reranker:
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Weights (the model's own unless they are given), configuration and tokenizer.
 
-        A kill leaves what was there before, or what is new, but for the moment between two renames.
+        A kill leaves what was there before, or what is new; between two renames what was there before is the hidden
+        `.NAME.old`, which the next save puts back first.
         """
         partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         for left_over in (partial, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+            remove(left_over)
         partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
         for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
@@ -245,25 +226,13 @@ class Reranker:
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
-        for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read
+        readable = (partial / "config.json").stat().st_mode  # as the umask has it
+        for path in partial.glob("*.safetensors"):
+            path.chmod(readable)  # safetensors writes files that only their owner can read
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _plain_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer without settings of the base's own training that would cut our pairs at its length."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"model {reference}: its tokenizer ({type(tokenizer).__name__}) is one of transformers' slow ones, without "
-            "a tokenizer.json; take a model that has one"
-        )
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
+        remove(old)
 
 
 @dataclass(frozen=True)

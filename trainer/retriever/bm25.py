@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.languages import UNSPACED_RUN, WORD
 from trainer.recipe import UNSPACED
 from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
 
@@ -20,18 +21,7 @@ if TYPE_CHECKING:
 
 K1, B = 1.2, 0.75  # Lucene's
 POSTINGS_AT_ONCE = 4_000_000  # (word, document) pairs whose scores are in memory together: about 50 MB
-# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer; Korean puts spaces between words but joins particles to them.
-_UNSPACED_RUN = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff]+"
-)
-_WORD = re.compile(r"(?u)\b\w\w+\b")
-_WORD_OR_RUN = re.compile(f"{_UNSPACED_RUN.pattern}|[^\\W{_UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
-WITH_STOP_WORDS = (
-    *("english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian"),
-    *("swedish", "norwegian", "turkish", "danish"),
-)
-SAMPLE = 500  # texts from which the language is told
-LIKELY = 0.1  # share of words that have to be a language's stop words; running text has 0.3 to 0.5
+_WORD_OR_RUN = re.compile(f"{UNSPACED_RUN.pattern}|[^\\W{UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
 
 
 @dataclass(frozen=True)
@@ -158,28 +148,6 @@ def _saturated(counts: np.ndarray, damping: np.ndarray) -> np.ndarray:
     return counts / (counts + damping)
 
 
-def detect_language(texts: Sequence[str]) -> str:
-    """The language of a sample of texts as `retriever.language` names it, `none` where no list of stop words fits.
-
-    Scripts without spaces tell themselves; else the language whose stop words make up the largest share of the words.
-    """
-    from bm25s.tokenization import _infer_stopwords
-
-    sample = [text.lower() for text in texts[:SAMPLE]]
-    letters = sum(character.isalpha() for text in sample for character in text)
-    unspaced = sum(len(run) for text in sample for run in _UNSPACED_RUN.findall(text))
-    if unspaced > letters / 2:
-        kana = sum("\u3040" <= character <= "\u30ff" for text in sample for character in text)
-        return "japanese" if kana > unspaced / 20 else "chinese"  # both are cut into pairs of characters
-    words = [word for text in sample for word in _WORD.findall(text)]
-    shares = {}
-    for language in WITH_STOP_WORDS:
-        listed = set(_infer_stopwords(language))
-        shares[language] = sum(word in listed for word in words) / max(1, len(words))
-    best = max(shares, key=lambda language: shares[language])
-    return best if shares[best] >= LIKELY else "none"
-
-
 def _rules(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
     """Return splitter, stemmer and stop words by Snowball's name of the language."""
     import Stemmer
@@ -188,19 +156,19 @@ def _rules(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
     if language in UNSPACED:
         return _pairs_of_characters, None, []
     if language == "none":
-        return _WORD.findall, None, []
+        return WORD.findall, None, []
     stemmer = Stemmer.Stemmer(language).stemWord
     try:
-        return _WORD.findall, stemmer, list(_infer_stopwords("english" if language == "porter" else language))
+        return WORD.findall, stemmer, list(_infer_stopwords("english" if language == "porter" else language))
     except ValueError:  # a stemmer, but no list of stop words: BM25 weighs them down by itself
-        return _WORD.findall, stemmer, []
+        return WORD.findall, stemmer, []
 
 
 def _pairs_of_characters(text: str) -> list[str]:
     """Overlapping pairs of characters of each run without spaces, and words of the rest (Latin names, numbers)."""
     tokens = []
     for run in _WORD_OR_RUN.findall(text):
-        if len(run) > 1 and _UNSPACED_RUN.match(run):
+        if len(run) > 1 and UNSPACED_RUN.match(run):
             tokens += [run[place : place + 2] for place in range(len(run) - 1)]
         else:
             tokens.append(run)

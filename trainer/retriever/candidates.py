@@ -41,6 +41,17 @@ class Ranking:
         """Some of the queries, at most `depth` documents each (None: all)."""
         return Ranking(self.documents[queries, :depth], self.scores[queries, :depth])
 
+    def without(self, excluded: Sequence[Sequence[int]], depth: int) -> Ranking:
+        """Leave out the document rows of each list that are excluded from it and cut the lists at `depth`."""
+        if not any(excluded):
+            return self.part(slice(None), depth)
+        documents = self.documents.copy()
+        for place, rows in enumerate(excluded):
+            documents[place, np.isin(documents[place], rows)] = NOTHING
+        scores = np.where(documents == NOTHING, np.float32(0), self.scores)
+        order = np.argsort(documents == NOTHING, axis=1, kind="stable")[:, :depth]
+        return Ranking(np.take_along_axis(documents, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
 
 def sort_keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Integers (int64) in the order of float32 scores and, where those are equal, of falling rows.

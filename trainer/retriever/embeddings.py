@@ -8,7 +8,7 @@ changed document embeds one shard anew, another model or prompt all of them, and
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainer import models
+from trainer import console, model_files, models
 from trainer.console import progress
+from trainer.errors import ModelError
+from trainer.launch import on_main
 from trainer.precision import Precision, autocast, bf16_speedup
-from trainer.runs import fingerprint
+from trainer.runs import fingerprint, remove, replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 MEASURED_TOKENS = 4096  # in the batch on which precisions are compared
 SHARD = 4096  # texts in one file: seven minutes of MiniLM on one slow core, 3 MB at 384 dimensions
 OPEN_SHARDS = 64  # each costs a file descriptor, of which a process usually has 1,024
+CHECKSUM = 16  # bytes behind each shard
 Role = Literal["query", "document"]
 Texts = Callable[[int, int], list[str]]  # texts from one row to another, so that a corpus is never in memory whole
 
@@ -42,14 +45,32 @@ class BiEncoder:
     query_prompt: str | None = None
     document_prompt: str | None = None
     precision: Precision = "fp32"
+    trust_remote_code: bool = False
 
     def load(self, device: str) -> SentenceTransformer:
-        """Return the model, ready to encode."""
+        """Return the model, ready to encode; raises ModelError where folder or weights are not what it needs."""
         from sentence_transformers import SentenceTransformer
+        from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-        model = SentenceTransformer(str(self.folder), device=device, model_kwargs={"use_safetensors": True})
-        model.max_seq_length = min(self.max_length, model.max_seq_length or self.max_length)
-        model[0].register_forward_hook(_in_float32)
+        from trainer import weights
+
+        if faults := model_files.faults_of_bi_encoder(self.folder, self.trust_remote_code):
+            raise ModelError(faults)
+        with weights.loading(self.folder):
+            options = {"use_safetensors": True, "ignore_mismatched_sizes": True}  # the sizes are compared below
+            model = SentenceTransformer(
+                str(self.folder), device=device, model_kwargs=options, trust_remote_code=self.trust_remote_code
+            )
+            encoder: Any = getattr(model[0], "model", None)  # a table of vectors without a transformer has none
+            longest = self.max_length
+            if isinstance(encoder, PreTrainedModel):
+                weights.load(type(encoder), self.folder, config=encoder.config)  # again, for the account of its weights
+                if isinstance(model.tokenizer, PreTrainedTokenizerBase):  # and no processor of images
+                    weights.require_rows(encoder, model.tokenizer, self.folder)
+                longest = min(longest, weights.longest_text(encoder) or longest)
+                model[0].register_forward_hook(_in_float32)
+            model.max_seq_length = min(longest, model.max_seq_length or longest)
+            model.encode(["a"], show_progress_bar=False)  # what cannot be computed shows before the corpus is read
         return model
 
     def fingerprint(self, role: Role) -> str:
@@ -122,23 +143,42 @@ class Shards:
         self._bounds = [(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
         folder = cache / bi_encoder.fingerprint(role)[:16]
         self.paths = [folder / f"{_digest(texts(*bounds))}.npy" for bounds in self._bounds]
-        self.missing = [path for path in dict.fromkeys(self.paths) if not path.is_file()]
+        self._missing: list[Path] | None = None
+
+    @property
+    def missing(self) -> list[Path]:
+        """The shards that `find_missing` found."""
+        assert self._missing is not None
+        return self._missing
+
+    def find_missing(self, accelerator: Accelerator) -> list[Path]:
+        """Return the shards that are not there or damaged, the same on all processes."""
+        if self._missing is None:
+            self._missing = on_main(accelerator, self._look)
+        return self._missing
 
     def encode(self, accelerator: Accelerator, batch_size: int = 32) -> None:
-        """Write this process's share of the shards that were missing; every process calls it."""
+        """Write this process's share of the shards that are missing or damaged; every process calls it."""
         bounds = dict(zip(self.paths, self._bounds, strict=True))
-        ours = [(path, bounds[path]) for path in self.missing[accelerator.process_index :: accelerator.num_processes]]
+        missing = self.find_missing(accelerator)[accelerator.process_index :: accelerator.num_processes]
+        ours = [(path, bounds[path]) for path in missing]
         if not ours:
             return
-        ours[0][0].parent.mkdir(parents=True, exist_ok=True)
         model = self._bi_encoder.load(str(accelerator.device))
         with progress("retrieve", total=sum(end - start for _, (start, end) in ours)) as advance:
             for path, (start, end) in ours:
-                partial = path.with_name(f".{path.name}.{os.getpid()}")
-                with partial.open("wb") as file:
-                    np.save(file, self._bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
-                partial.replace(path)
+                _write(path, self._bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
                 advance(end - start, "embedded")
+
+    def _look(self) -> list[Path]:
+        missing = [path for path in dict.fromkeys(self.paths) if not _is_intact(path)]
+        damaged = [path for path in missing if path.exists()]
+        for path in filter(Path.is_dir, damaged):  # a file is replaced, so that no other run misses it meanwhile
+            remove(path)
+        if damaged:
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            console.warn("retrieve", f"{damaged[0]}{more}: damaged embeddings, which are made again")
+        return missing
 
     def open(self) -> Embeddings:
         """The vectors, once every process has encoded its share."""
@@ -148,6 +188,30 @@ class Shards:
 def _in_float32(_module: Any, _inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
     """Let pooling and normalisation compute in float32, whatever the encoder's states are in."""
     return features | {"token_embeddings": features["token_embeddings"].float()}
+
+
+def _write(path: Path, vectors: np.ndarray) -> None:
+    """Write a shard as .npy with a checksum behind it, which readers of .npy files do not look at."""
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    content = buffer.getvalue()
+    with replacing(path) as partial:
+        partial.write_bytes(content + _checksum(path, content))
+
+
+def _is_intact(path: Path) -> bool:
+    """Return whether a shard is as `_write` left it."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return _checksum(path, content[:-CHECKSUM]) == content[-CHECKSUM:]
+
+
+def _checksum(path: Path, content: bytes) -> bytes:
+    """Return the checksum of a shard's content and place; the vectors of other texts or another model have another."""
+    place = f"{path.parent.name}/{path.name}".encode()
+    return hashlib.blake2b(content, digest_size=CHECKSUM, key=hashlib.sha256(place).digest()).digest()
 
 
 def _digest(texts: list[str]) -> str:

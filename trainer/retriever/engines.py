@@ -9,8 +9,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from trainer.data import Collection
+from trainer.languages import SAMPLE, detect_language
 from trainer.recipe import Retriever
-from trainer.retriever.bm25 import K1, SAMPLE, Analyzer, B, Bm25, detect_language
+from trainer.retriever.bm25 import K1, Analyzer, B, Bm25
 from trainer.retriever.candidates import NOTHING, Ranking, at_ranks, cosines, ranks_in
 from trainer.retriever.dense import search_dense
 from trainer.retriever.embeddings import SHARD, Embeddings
@@ -35,7 +36,10 @@ class Settings:
 
 
 class Engines:
-    """The engines that a recipe asks, over a collection, for query rows; `embeddings` are (queries', documents')."""
+    """The engines that a recipe asks, over a collection, for query rows; `embeddings` are (queries', documents').
+
+    No engine lists the documents that are the query itself; it lists others in their place.
+    """
 
     def __init__(
         self,
@@ -49,12 +53,14 @@ class Engines:
         self._embeddings = embeddings
         self.queries = queries
         self.depth = max(section.depth, MINING_DEPTH)
+        self._excluded = [collection.self_documents.get(query, ()) for query in queries]
+        self._search_depth = self.depth + max(map(len, self._excluded), default=0)
         self._bm25 = lru_cache(maxsize=1)(self._read)  # one analyzer's counts are in memory at a time
 
     @property
     def has_bm25(self) -> bool:
         """Whether BM25 is among the engines."""
-        return self._section.kind in ("bm25", "hybrid") or self._section.fuse_run
+        return self._section.has_bm25
 
     @property
     def names(self) -> list[str]:
@@ -70,8 +76,10 @@ class Engines:
         """Return each engine's own ranking for the queries at some places."""
         lists = {name: ranking.part(places) for name, ranking in self._fixed.items()}
         if self.has_bm25:
-            texts = self._texts(places)
-            lists["bm25"] = self._bm25(self._analyzer(settings)).search(texts, self.depth, settings.k1, settings.b)
+            bm25 = self._bm25(self._analyzer(settings))
+            found = bm25.search(self._texts(places), self._search_depth, settings.k1, settings.b)
+            excluded = [self._excluded[place] for place in np.arange(len(self.queries))[places]]
+            lists["bm25"] = found.without(excluded, self.depth)
         return lists
 
     @property
@@ -133,8 +141,8 @@ class Engines:
         if self._section.run is not None:
             lists["run"] = self._read_run()
         if self._embeddings is not None:
-            lists["dense"] = search_dense(*self._embeddings, self.depth, self._section.index)
-        return lists
+            lists["dense"] = search_dense(*self._embeddings, self._search_depth, self._section.index)
+        return {name: ranking.without(self._excluded, self.depth) for name, ranking in lists.items()}
 
     def _read_run(self) -> Ranking:
         assert self._section.run is not None
@@ -142,7 +150,7 @@ class Engines:
             {identity: row for row, identity in enumerate(ids)}
             for ids in (self._collection.query_ids, self._collection.document_ids)
         )
-        return read_run(self._section.run, query_rows, document_rows, self.queries, self.depth)
+        return read_run(self._section.run, query_rows, document_rows, self.queries, self._search_depth)
 
     def _read(self, analyzer: Analyzer) -> Bm25:
         return Bm25(_passages(self._collection), analyzer)

@@ -5,50 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data import Faults
-from trainer.errors import RecipeError
+from trainer.data import Faults, read_lines, trec_fields, trec_id
 from trainer.retriever.candidates import NOTHING, Ranking
+
+HIGHEST = 1e30  # size of a score; products of two are still far from what float64 holds, and each from float32's 3.4e38
+
+
+class Line(NamedTuple):
+    """What counts of one line of a run."""
+
+    query: str
+    document: str
+    score: float
 
 
 def read_run(
     path: Path, queries: Mapping[str, int], documents: Mapping[str, int], wanted: Sequence[int], depth: int
 ) -> Ranking:
-    """The user's TREC run (`query Q0 document rank score tag`) for the `wanted` query rows; raises DataError."""
+    """Read the user's TREC run (`query Q0 document rank score tag`) for the `wanted` query rows; raises DataError.
+
+    The score decides the order, and of equal ones the line. White space in ids is percent-encoded as in the runs that
+    are written here, or the columns are separated by tabs.
+    """
     faults = Faults()
     lists: dict[int, list[tuple[float, int, int]]] = {row: [] for row in wanted}
-    seen: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        parts = line.split()
-        if len(parts) != 6:
-            faults.add(
-                "broken run lines",
-                f"{path}:{number}",
-                f"expected `query Q0 document rank score tag`, got {line[:60]!r}",
-            )
+    seen: dict[tuple[int, int], int] = {}
+    query_rows, document_rows = _with_trec_ids(queries), _with_trec_ids(documents)
+    for number, text in read_lines(path, faults):
+        place = f"{path}:{number}"
+        line = _parse(text, place, faults) if text.strip() else None
+        if line is None or not _is_known(line, query_rows, document_rows, place, faults):
             continue
-        query, _, document, _, score, _ = parts
-        if document not in documents:
-            faults.add(
-                "missing documents", f"{path}:{number}", f"document {document!r} is not in the corpus; use its ids"
-            )
-        elif query not in queries:
-            faults.add(
-                "missing queries", f"{path}:{number}", f"query {query!r} is not among the queries; use their ids"
-            )
-        elif seen.setdefault((query, document), number) != number:
-            message = f"document {document!r} is listed for query {query!r} on line {seen[query, document]} already"
-            faults.add("documents listed twice", f"{path}:{number}", f"{message}; keep one of them")
-        elif not _finite(score):
-            faults.add("broken scores", f"{path}:{number}", f"the score is a number, got {score!r}")
-        elif queries[query] in lists:
-            lists[queries[query]].append((-float(score), number, documents[document]))
-    for row in [row for row, found in lists.items() if not found][:1]:
-        count = sum(not found for found in lists.values())
+        row, document = query_rows[line.query], document_rows[line.document]
+        if (first := seen.setdefault((row, document), number)) != number:
+            message = f"document {line.document!r} is listed for query {line.query!r} on line {first} already"
+            faults.add("documents listed twice", place, f"{message}; keep one of them")
+        elif row in lists:
+            lists[row].append((-line.score, number, document))
+    missing = [row for row, found in lists.items() if not found]
+    if missing and not faults.kinds:
         names = {position: identity for identity, position in queries.items()}
-        faults.add("queries not in the run", str(path), f"{count} judged queries have no line, e.g. {names[row]!r}")
+        message = f"{len(missing)} judged queries have no line, e.g. {names[missing[0]]!r}"
+        faults.add("queries not in the run", str(path), message)
     faults.stop()
     rows = np.full((len(wanted), depth), NOTHING, dtype=np.int32)
     scores = np.zeros((len(wanted), depth), dtype=np.float32)
@@ -59,15 +61,35 @@ def read_run(
     return Ranking(rows, scores)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"retriever.run: {path} cannot be read: {error}") from None
+def _with_trec_ids(rows: Mapping[str, int]) -> dict[str, int]:
+    """Rows by id, also by the form that ids with white space have in runs."""
+    return {trec_id(identity): row for identity, row in rows.items()} | dict(rows)
 
 
-def _finite(text: str) -> bool:
+def _parse(text: str, place: str, faults: Faults) -> Line | None:
+    """One line that is not blank; None after a fault."""
+    fields = trec_fields(text, 6)
+    if len(fields) != 6:
+        message = f"expected `query Q0 document rank score tag`, got {text.strip()[:60]!r}"
+        faults.add("broken run lines", place, message)
+        return None
+    query, _, document, _, written, _ = fields
     try:
-        return math.isfinite(float(text))
+        score = float(written)
     except ValueError:
-        return False
+        score = math.nan
+    if not abs(score) <= HIGHEST:
+        size = "" if math.isnan(score) else f" of at most {HIGHEST:g} in size"
+        faults.add("broken scores", place, f"the score is a number{size}, got {written!r}")
+        return None
+    return Line(query, document, score)
+
+
+def _is_known(line: Line, queries: Mapping[str, int], documents: Mapping[str, int], place: str, faults: Faults) -> bool:
+    if line.document not in documents:
+        faults.add("missing documents", place, f"document {line.document!r} is not in the corpus; use its ids")
+    elif line.query not in queries:
+        faults.add("missing queries", place, f"query {line.query!r} is not among the queries; use their ids")
+    else:
+        return True
+    return False

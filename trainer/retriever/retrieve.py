@@ -79,18 +79,19 @@ def _cut(
         depth = None if split == "train" else section.depth
         vectors = (embeddings[0].rows(np.r_[part]), embeddings[1]) if embeddings else None
         own = {engine: found.part(part) for engine, found in lists.items()}
-        candidates[split] = as_candidates(ranking.part(part, depth), own, queries, collection.qrels[split], vectors)
+        relevant = collection.relevant(split)
+        candidates[split] = as_candidates(ranking.part(part, depth), own, queries, relevant, vectors)
     return candidates
 
 
 def _tuning(section: Retriever, collection: Collection, engines: Engines, default: Ranking) -> Tuning:
     """Return the settings that the train queries choose, or the defaults where they may not or are too few."""
     train = len(collection.answerable("train"))
-    if section.tune == "off" or engines.names in (["dense"], ["run"]):
+    if section.tune == "off" or not section.has_bm25:
         return Tuning(engines.untuned_settings)
     if train < ENOUGH[section.tune]:
         return Tuning(engines.untuned_settings, note=f"{train} train queries, and {ENOUGH[section.tune]} are needed")
-    return tune(engines, default, train, collection.qrels["train"], section.fusion == "rrf")
+    return tune(engines, default, train, collection.relevant("train"), section.fusion == "rrf")
 
 
 def retrieve_unjudged(

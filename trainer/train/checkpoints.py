@@ -1,18 +1,18 @@
-"""What a killed run goes on from: everything that the next step depends on, whole or not at all."""
+"""Atomic checkpoints of a training, with the best model so far, that a killed run resumes from."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from trainer import console
+from trainer import console, verify
 from trainer.errors import RunError
+from trainer.launch import on_main
 from trainer.precision import Precision
-from trainer.runs import read_json, write_json
+from trainer.runs import begun_fingerprint, read_json, read_record, remove, write_json
 from trainer.train.devices import is_sharded
 
 
@@ -39,27 +39,85 @@ class Progress:
         return f"stopped at step {self.step} of {self.planned}: no better since step {self.best_step}"
 
 
+def unsettled_best(folder: Path, step: int) -> Path:
+    """Return where the best model of a step lies until a checkpoint knows of it."""
+    return folder / f".best-{step:07d}"
+
+
+def settle_best(folder: Path, step: int) -> None:
+    """Make the best model of `step` the one in `folder/best`, and delete those that no checkpoint knows of.
+
+    A kill at any moment leaves the best model that the last checkpoint knows of: in `best`, or still to be moved.
+    """
+    best = unsettled_best(folder, step)
+    if best.is_dir():
+        remove(folder / "best")
+        best.rename(folder / "best")
+    for unknown in folder.glob(".best-*"):
+        remove(unknown)
+
+
 def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) -> None:
-    """Save all of it; the rename makes it count, then the one before it goes."""
+    """Save all of it; the rename makes it count, then the one before it and its best model go."""
     partial = folder / "checkpoint.partial"
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        made_by = {"processes": accelerator.num_processes, "sharded": is_sharded(accelerator)}
-        write_json(partial / "progress.json", asdict(progress) | made_by)
-        partial.replace(folder / f"checkpoint-{progress.step:07d}")
-        for older in sorted(folder.glob("checkpoint-*"))[:-1]:
-            shutil.rmtree(older)
+        _complete(partial, progress, accelerator, folder)
     accelerator.wait_for_everyone()
 
 
+def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folder: Path) -> None:
+    """Write what the checkpoint belongs to and consists of, rename it, and delete what it replaces."""
+    unsettled = unsettled_best(folder, progress.best_step)
+    best = unsettled if unsettled.is_dir() else folder / "best"
+    files = {
+        "fingerprint": begun_fingerprint(folder),
+        "processes": accelerator.num_processes,
+        "sharded": is_sharded(accelerator),
+        "files": verify.record(partial, files_below(partial)),
+        "best": verify.record(best, files_below(best)),
+    }
+    write_json(partial / "progress.json", asdict(progress) | files)
+    checkpoint = folder / f"checkpoint-{progress.step:07d}"
+    remove(checkpoint)
+    partial.replace(checkpoint)
+    settle_best(folder, progress.best_step)
+    for path in folder.glob("checkpoint-*"):
+        if path != checkpoint:
+            remove(path)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files of a folder, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint, where there is one."""
-    return max(folder.glob("checkpoint-*"), default=None)
+    """Return the newest checkpoint of this stage; one that is damaged or not of this stage is deleted, with a word."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), reverse=True):
+        fault = _fault(checkpoint, folder)
+        if not fault:
+            return checkpoint
+        console.warn(folder.name, f"{fault}; {checkpoint.name} is deleted, and training does not go on from it")
+        remove(checkpoint)
+    return None
+
+
+def _fault(checkpoint: Path, folder: Path) -> str:
+    """Return in words why training cannot go on from a checkpoint and the best model it knows of, or nothing."""
+    path = checkpoint / "progress.json"
+    notes = read_record(path) or {}
+    if not notes.keys() >= {"step", "best_step", "fingerprint", "files", "best"}:
+        return f"{path} is missing or damaged"
+    if notes["fingerprint"] != begun_fingerprint(folder):
+        return f"{checkpoint} was made with other inputs"
+    settle_best(folder, notes["best_step"])
+    return verify.difference(checkpoint, notes["files"]) or verify.difference(folder / "best", notes["best"])
 
 
 def precision_of(checkpoint: Path) -> Precision:
@@ -69,8 +127,8 @@ def precision_of(checkpoint: Path) -> Precision:
 
 def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
     """Take weights, optimizer and random numbers from a checkpoint; the rest is in its progress.json."""
-    notes = read_json(checkpoint / "progress.json")
-    processes, sharded = notes.pop("processes"), notes.pop("sharded", False)
+    notes = on_main(accelerator, lambda: read_json(checkpoint / "progress.json"))
+    processes, sharded = notes["processes"], notes["sharded"]
     if sharded != is_sharded(accelerator):
         before, now = ("with FSDP", "without") if sharded else ("without FSDP", "with")
         raise RunError(
@@ -78,8 +136,8 @@ def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
             f"go on as it was started, or delete {checkpoint.parent} to train anew"
         )
     accelerator.load_state(str(checkpoint))
-    notes["curve"] = [(step, score) for step, score in notes["curve"]]
-    progress = Progress(**notes)
+    progress = Progress(**{entry.name: notes[entry.name] for entry in fields(Progress)})
+    progress.curve = [(step, score) for step, score in notes["curve"]]
     console.stage(checkpoint.parent.name, f"resumed at step {progress.step} from {checkpoint.name}")
     if processes != accelerator.num_processes:
         message = f"{processes} processes before, {accelerator.num_processes} now: same steps, but not the same bits"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from scipy.optimize import minimize
 from torch import nn
 
@@ -37,6 +39,17 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     model.mix(torch.tensor(mixture))
     # Pointwise losses and sigmoids want scores around zero.
     model.shift(-float((features * mixture).sum(axis=(1, 2)).mean()))
+
+
+def fit_head(
+    reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], accelerator: Accelerator
+) -> None:
+    """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits."""
+    if accelerator.is_main_process:
+        start_head(reranker, tokenized, lists)
+    for name, weight in reranker.model.state_dict().items():
+        if not name.startswith("encoder."):
+            broadcast(weight)
 
 
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:

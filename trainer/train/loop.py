@@ -20,14 +20,23 @@ from torch import nn
 from trainer import console
 from trainer.errors import RunError
 from trainer.groups import Group
+from trainer.launch import on_main
 from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection
 from trainer.runs import write_json
 from trainer.track import Log
-from trainer.train.checkpoints import Progress, last_checkpoint, precision_of, resume, save_checkpoint
+from trainer.train.checkpoints import (
+    Progress,
+    last_checkpoint,
+    precision_of,
+    resume,
+    save_checkpoint,
+    settle_best,
+    unsettled_best,
+)
 from trainer.train.devices import is_sharded, spread, whole, whole_weights
 from trainer.train.gradients import Engine
-from trainer.train.head import start_head
+from trainer.train.head import fit_head
 from trainer.train.model import make_optimizer, prepare_model
 from trainer.train.schedule import evaluation_steps, rate_factor, steps
 
@@ -54,15 +63,15 @@ def train(
     Raises RunError where the loss is no longer finite or memory does not suffice.
     """
     section = recipe.train
-    checkpoint = last_checkpoint(folder)
+    checkpoint = on_main(accelerator, lambda: last_checkpoint(folder))
     if checkpoint:
-        reranker.compute_in(precision_of(checkpoint))
+        reranker.compute_in(on_main(accelerator, lambda: precision_of(checkpoint)))
     prepare_model(section, reranker)
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = make_optimizer(section, reranker, fresh_head, fused=not is_sharded(accelerator))
     if lists and checkpoint is None:
-        start_head(reranker, tokenized, lists)
+        fit_head(reranker, tokenized, lists, accelerator)
     untrained = None if checkpoint else measure()  # before the model is shared out over devices, perhaps
     stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
 
@@ -91,6 +100,7 @@ def train(
                 save_checkpoint(progress, accelerator, folder)
     if log:
         log.close()
+    accelerator.free_memory()  # optimizer, gradients and moments; what is scored next needs the room
     return progress
 
 
@@ -171,7 +181,9 @@ def _keep_if_best(
         progress.best_score, progress.best_step = score, progress.step
     if accelerator.is_main_process:
         if best:
-            reranker.save(folder / "best", weights)
+            reranker.save(unsettled_best(folder, progress.step), weights)
+            if progress.step == 0:  # there is no checkpoint before the first step
+                settle_best(folder, 0)
         assert log is not None
         log.write(progress.step, dev_score=score)
         console.stage(folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")

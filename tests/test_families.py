@@ -1,0 +1,326 @@
+"""Tiny random models of every family: exported, read by other libraries, with special tokens that stay text."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from string import ascii_lowercase, punctuation
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AlbertConfig,
+    AlbertTokenizer,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertTokenizer,
+    CamembertConfig,
+    CamembertTokenizer,
+    DebertaV2Config,
+    DebertaV2Tokenizer,
+    DistilBertConfig,
+    DistilBertTokenizer,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    MPNetTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaTokenizer,
+)
+
+from trainer.export import export
+from trainer.metrics import Interval
+from trainer.recipe import Recipe
+from trainer.report import Results
+from trainer.reranker import Reranker
+
+TEXT = [
+    "liveness probe restarts the container when its endpoint fails",
+    "kernel kills the process when memory of the node runs out",
+    "inodes run out although the disk shows free space",
+    "consumer lag grows while one partition holds all messages",
+]
+BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+XLM = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@cache
+def pieces() -> tuple[str, ...]:
+    """Words, and the characters and continuations that make up any other ASCII word."""
+    words = sorted({word for line in TEXT for word in line.split()})
+    return (*words, *ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase), *punctuation)
+
+
+def word_piece(cls: Callable[..., PreTrainedTokenizerBase], special: list[str]) -> PreTrainedTokenizerBase:
+    vocabulary = {token: row for row, token in enumerate(dict.fromkeys([*special, *pieces()]))}
+    return cls(vocab=vocabulary, model_max_length=64)
+
+
+def unigram(cls: Callable[..., PreTrainedTokenizerBase], special: list[str]) -> PreTrainedTokenizerBase:
+    """A vocabulary that holds the special tokens with the best of all scores, as every published one does."""
+    words = [(f"▁{word}", -4.0 - row / 100) for row, word in enumerate(pieces()) if not word.startswith("##")]
+    letters = [(letter, -9.0) for letter in ("▁", *ascii_lowercase, *ascii_lowercase.upper(), *punctuation)]
+    return cls(vocab=[*((token, 0.0) for token in special), *words, *letters], model_max_length=64)
+
+
+def byte_pairs(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    content: dict[str, Any] = json.loads(backend.to_str())["model"]
+    return content["vocab"], [tuple(pair) for pair in content["merges"]]
+
+
+def roberta_tokenizer() -> PreTrainedTokenizerBase:
+    vocabulary, merges = byte_pairs(XLM)
+    return RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=64)
+
+
+def modernbert_tokenizer() -> PreTrainedTokenizerBase:
+    """As published: the generic class, special tokens outside of the model's own vocabulary."""
+    vocabulary, merges = byte_pairs([])
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(BERT)
+    ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ids
+    )
+    names = {f"{token.strip('[]').lower()}_token": token for token in BERT}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=64, model_input_names=["input_ids", "attention_mask"], **names
+    )
+
+
+ALBERT = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+MPNET = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+CAMEMBERT = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>", "<mask>"]
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], Callable[..., PreTrainedConfig], dict[str, Any]]] = {
+    "bert": (lambda: word_piece(BertTokenizer, BERT), BertConfig, SIZE | STILL),
+    "roberta": (roberta_tokenizer, RobertaConfig, SIZE | STILL),
+    "xlm-roberta": (lambda: unigram(XLMRobertaTokenizer, XLM), XLMRobertaConfig, SIZE | STILL),
+    "deberta-v2": (
+        lambda: unigram(DebertaV2Tokenizer, BERT),
+        DebertaV2Config,
+        SIZE | STILL | {"type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
+    "electra": (lambda: word_piece(BertTokenizer, BERT), ElectraConfig, SIZE | STILL | {"embedding_size": 16}),
+    "mpnet": (lambda: word_piece(MPNetTokenizer, MPNET), MPNetConfig, SIZE | STILL),
+    "modernbert": (modernbert_tokenizer, ModernBertConfig, SIZE | {"local_attention": 8}),
+    "distilbert": (
+        lambda: word_piece(DistilBertTokenizer, BERT),
+        DistilBertConfig,
+        {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48, "dropout": 0.0, "attention_dropout": 0.0}
+        | {"seq_classif_dropout": 0.0},
+    ),
+    "albert": (lambda: unigram(AlbertTokenizer, ALBERT), AlbertConfig, SIZE | STILL | {"embedding_size": 16}),
+    "camembert": (lambda: unigram(CamembertTokenizer, CAMEMBERT), CamembertConfig, SIZE | STILL),
+}
+WITH_INTERACTION = [name for name in FAMILIES if name not in ("deberta-v2", "mpnet")]
+
+
+def write_family(name: str, head: str, folder: Path) -> Path:
+    """Write a base of the family: an encoder for the interaction head, a one-label reranker for the classifier."""
+    make_tokenizer, make_config, settings = FAMILIES[name]
+    tokenizer = make_tokenizer()
+    config = make_config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=66,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1 if head == "classifier" else 2,
+        **settings,
+    )
+    torch.manual_seed(3)
+    factory = AutoModelForSequenceClassification if head == "classifier" else AutoModel
+    factory.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`bases(family, head)` is the folder of a base, written once."""
+    root = tmp_path_factory.mktemp("bases")
+    return cache(lambda name, head: write_family(name, head, root / f"{name}-{head}"))
+
+
+# Special tokens in texts.
+
+ORDINARY = [
+    "liveness probe's restarts!",
+    "",
+    "  Disk  full\n why? (99%)\t",
+    "🚒 e\u0301 日志 \x07\u200b",
+    "a<b> c/s [x] <p>one</p> [[links]] <unknown> s> SEP] /s>",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ordinary_texts_are_tokenised_as_by_the_base(bases, name):
+    base = AutoTokenizer.from_pretrained(bases(name, "classifier"))
+    ours = Reranker.load(bases(name, "classifier"), max_length=32).tokenizer
+    for text in ORDINARY:
+        assert ours(text, add_special_tokens=False)["input_ids"] == base(text, add_special_tokens=False)["input_ids"]
+        assert dict(ours(text, text[::-1])) == dict(base(text, text[::-1]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_special_tokens_in_texts_are_text_here_and_in_the_saved_folder(bases, name, tmp_path):
+    reranker = Reranker.load(bases(name, "classifier"), max_length=48)
+    reranker.save(tmp_path / "model")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "model")
+    special = reranker.tokenizer.all_special_tokens
+    found = set(reranker.tokenizer.all_special_ids) - {reranker.tokenizer.unk_token_id}
+    assert len(found) >= 4
+    texts = [*special, " ".join(special), *(f"a{token}{token} a" for token in special)]
+    for text, tokens in zip(texts, reranker.pairs.tokenize(texts), strict=True):
+        assert not found & set(tokens.tolist()), text
+        assert len(tokens) > 1
+    for text in texts:
+        pair = [tuple(reranker.pairs.tokenize([text, f"{text} a"]))]
+        inputs = saved(text, f"{text} a", truncation=True, return_tensors="pt")
+        assert {key: ids.tolist() for key, ids in reranker.pairs.pad(pair).items()} == {
+            key: ids.tolist() for key, ids in inputs.items()
+        }
+
+
+def test_a_base_that_cuts_and_pads_on_the_left_is_read_and_saved_from_the_right(bases, tmp_path):
+    left = {"truncation_side": "left", "padding_side": "left"}
+    tokenizer = AutoTokenizer.from_pretrained(bases("bert", "classifier"), **left)
+    model = AutoModelForSequenceClassification.from_pretrained(bases("bert", "classifier"))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").truncation_side == "left"
+    reranker = Reranker.load(tmp_path / "base", max_length=16)
+    reranker.save(tmp_path / "model")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "model")
+    texts = ["disk space", " ".join(TEXT)]
+    inputs = saved(*texts, truncation=True, return_tensors="pt")
+    assert reranker.pairs.pad([tuple(reranker.pairs.tokenize(texts))])["input_ids"].tolist() == (
+        inputs["input_ids"].tolist()
+    )
+    assert saved.padding_side == "right"
+
+
+SPELT = {"bert": "[SEP]", "roberta": "</s>", "xlm-roberta": "</s>", "modernbert": "[SEP]", "albert": "[SEP]"}
+
+
+@pytest.mark.parametrize(("name", "token"), SPELT.items())
+def test_a_separator_in_the_query_does_not_hide_the_documents(bases, name, token):
+    reranker = Reranker.load(bases(name, "encoder"), max_length=48)
+    scores = {query: reranker.score(query, TEXT) for query in ("probe restarts", f"{token} probe restarts")}
+    assert all(found.std() > 0.1 for found in scores.values())
+
+
+@pytest.mark.parametrize(("name", "token"), SPELT.items())
+def test_a_reader_that_takes_it_for_a_separator_still_finds_the_document(bases, name, token, tmp_path):
+    """Servers that read tokenizer.json alone do not know the setting in tokenizer_config.json."""
+    reranker = Reranker.load(bases(name, "encoder"), max_length=48)
+    reranker.save(tmp_path)
+    encoded = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(f"disk {token} full {token}", TEXT[0])
+    ids = torch.tensor([encoded.ids])
+    query, document, _ = reranker.model.texts(ids, torch.ones_like(ids, dtype=torch.bool))
+    special = torch.isin(ids, torch.tensor(reranker.model.config.special_ids))
+    sequence = [[None, 0, 1].index(number) for number in encoded.sequence_ids]
+    expected = [torch.tensor([[number == wanted for number in sequence]]) & ~special for wanted in (1, 2)]
+    assert ids[0].tolist().count(reranker.tokenizer.sep_token_id) > 2
+    assert torch.equal(query, expected[0])
+    assert torch.equal(document, expected[1])
+
+
+# Exports.
+
+
+def shaken(base: Path) -> Reranker:
+    """A model whose scores differ from text to text, as after training."""
+    reranker = Reranker.load(base, max_length=32)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in reranker.model.base_model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.3)
+        (head,) = [
+            module
+            for module in reranker.model.modules()
+            if isinstance(module, torch.nn.Linear) and module.out_features == 1
+        ]
+        head.weight.normal_()
+        if reranker.is_interaction:
+            reranker.model.token_weights.uniform_(0.5, 3.0)
+    return reranker
+
+
+def exported(base: Path, folder: Path) -> Any:
+    """What `export` measured; the model goes to `folder/model`."""
+    reranker = shaken(base)
+    recipe = Recipe.model_validate({"name": "family", "data": {"path": "/set"}, "reranker": {"model": str(base)}})
+    systems = {system: {"nDCG@10": Interval(0.5, 0.4, 0.6)} for system in ("first_stage", "tuned")}
+    pairs = [(query, document) for query in ["why does the probe restart", "disk space", "lag"] for document in TEXT]
+    return export(reranker, recipe, Results("test", 9, 4, systems, []), pairs, folder)
+
+
+QUICK = [("deberta-v2", "classifier"), ("xlm-roberta", "encoder"), ("electra", "encoder")]
+CASES = [(name, "classifier") for name in FAMILIES] + [(name, "encoder") for name in WITH_INTERACTION]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [pytest.param(name, head, marks=[] if (name, head) in QUICK else pytest.mark.slow) for name, head in CASES],
+)
+def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
+    parity = exported(bases(name, head), tmp_path)
+    assert parity.left_out == {}
+    assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
+    assert max(parity.differences.values()) <= 1e-3
+    assert set(parity.halves) == {"bfloat16", "float16"}
+    assert np.ptp(parity.expected) > 0.1  # scores that are all alike could hide a fault
+    long = [len(query) + len(document) > 200 for query, document in parity.pairs]
+    assert any(long)
+    assert ("", "") in parity.pairs
+
+
+def test_an_interaction_folder_loads_whole_in_half_precision(bases, tmp_path):
+    exported(bases("bert", "encoder"), tmp_path)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert not {"dtype", "torch_dtype"} & config["encoder"].keys()
+    for dtype in (torch.float16, torch.bfloat16):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / "model", dtype=dtype, trust_remote_code=True
+        )
+        assert type(model).__module__.startswith("transformers_modules.")
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_files_hold_the_names_that_transformers_4_reads(bases, tmp_path):
+    base = write_family("modernbert", "encoder", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"]["full_attention"]["rope_theta"] = 500.0
+    config["rope_parameters"]["sliding_attention"]["rope_theta"] = 50.0
+    config["layer_types"] = ["full_attention", "sliding_attention", "full_attention"]
+    (base / "config.json").write_text(json.dumps(config))
+    exported(base, tmp_path)
+    encoder = json.loads((tmp_path / "model" / "config.json").read_text())["encoder"]
+    assert encoder["global_rope_theta"] == 500.0
+    assert encoder["local_rope_theta"] == 50.0
+    assert encoder["global_attn_every_n_layers"] == 2
+    tokenizer = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+    assert tokenizer["split_special_tokens"] is True

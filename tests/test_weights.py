@@ -1,0 +1,235 @@
+"""Loaded weights all come from the files: only a head that is meant to be new may be new, and the terminal says so."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from trainer import weights
+from trainer.errors import ModelError
+from trainer.reranker import Reranker
+from trainer.retriever import BiEncoder
+
+WORD = "embeddings.word_embeddings.weight"
+
+
+@pytest.fixture
+def folder(tiny, tmp_path) -> Path:
+    """An encoder that a test may change."""
+    return Path(shutil.copytree(tiny["bert"], tmp_path / "model"))
+
+
+@pytest.fixture
+def ready(tiny, tmp_path) -> Path:
+    """A reranker that a test may change."""
+    return Path(shutil.copytree(tiny["reranker"], tmp_path / "ready"))
+
+
+def rewrite(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def without(*names: str):
+    return lambda held: {name: tensor for name, tensor in held.items() if name not in names}
+
+
+def loads(folder: Path):
+    """Every way in which an encoder is loaded."""
+    return [
+        lambda: Reranker.load(folder, head="interaction"),
+        lambda: Reranker.load(folder, head="classifier"),
+        lambda: BiEncoder(folder).load("cpu"),
+    ]
+
+
+QUERY = "encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda held: {f"foo.{name}": held[name] for name in held},
+            r"of its \d+ tensors are not in its files.*but foo\.",
+        ),
+        (without(QUERY), f"1 of its .* tensors are not in its files, such as (bert.)?{QUERY}"),
+        (without(WORD), f"not in its files, such as (bert.)?{WORD}"),
+        (
+            lambda held: held | {"encoder.layer.1.attention.self.more.weight": held[QUERY]},
+            "1 tensors that config.json has",
+        ),
+        (
+            lambda held: held | {QUERY: held[QUERY][:16]},
+            rf"{QUERY} is \(16, 32\) in its files, but \(32, 32\) by config",
+        ),
+        (lambda held: held | {QUERY: held[QUERY] * np.nan}, f"{QUERY} holds values that are not finite"),
+        (lambda held: held | {QUERY: held[QUERY] + np.inf}, f"{QUERY} holds values that are not finite"),
+        (lambda held: held | {WORD: held[WORD] * 0}, "its token embedding is zero throughout"),
+    ],
+    ids=["prefix", "missing", "no embedding", "left over", "mismatched", "nan", "infinite", "zero"],
+)
+def test_weights_that_do_not_fit_are_an_error_in_every_use(folder, change, fault, capfd):
+    rewrite(folder, change)
+    for load in loads(folder):
+        with pytest.raises(ModelError, match=f"^model {folder}: .*{fault}") as error:
+            load()
+        assert len(error.value.faults) == 1
+        assert "fetch" in error.value.faults[0]
+    assert capfd.readouterr().err == ""  # transformers' own report of it is not printed
+
+
+def test_a_ready_reranker_brings_its_whole_head(ready):
+    rewrite(ready, without("classifier.bias"))
+    with pytest.raises(ModelError, match="1 of its .* tensors are not in its files, such as classifier.bias"):
+        Reranker.load(ready)
+
+
+def test_a_ready_reranker_brings_its_pooler(ready):
+    rewrite(ready, without("bert.pooler.dense.weight", "bert.pooler.dense.bias"))
+    with pytest.raises(ModelError, match=r"2 of its .* such as bert\.pooler\.dense\.bias"):
+        Reranker.load(ready)
+
+
+def test_the_head_of_another_size_is_no_reranker(ready):
+    rewrite(ready, lambda held: held | {"classifier.weight": np.zeros((2, 32), np.float32)})
+    with pytest.raises(ModelError, match=r"classifier\.weight is \(2, 32\) in its files, but \(1, 32\) by config.json"):
+        Reranker.load(ready)
+
+
+@pytest.mark.parametrize(
+    ("make", "head"),
+    [
+        (BertForMaskedLM, "interaction"),
+        (BertForMaskedLM, "classifier"),
+        (BertForQuestionAnswering, "interaction"),
+        (BertForQuestionAnswering, "classifier"),
+    ],
+)
+def test_heads_of_another_task_are_left_out_and_the_encoder_is_kept(tiny, tmp_path, make, head, capsys):
+    encoder = BertModel.from_pretrained(tiny["bert"])
+    model = make(encoder.config)
+    model.bert.load_state_dict(encoder.state_dict(), strict=False)
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "base")
+    reranker = Reranker.load(tmp_path / "base", head=head, max_length=32)
+    torch.testing.assert_close(
+        reranker.model.base_model.get_input_embeddings().weight, encoder.get_input_embeddings().weight
+    )
+    name = {"interaction": "interaction head", "classifier": "classifier"}[head]
+    assert f"{tmp_path / 'base'}: the {name} is new;" in capsys.readouterr().out
+
+
+def test_nothing_is_said_to_be_new_where_nothing_is(tiny, capfd):
+    Reranker.load(tiny["reranker"], max_length=32)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_buffers_of_old_files_are_nobodys_business(folder):
+    rewrite(folder, lambda held: held | {"embeddings.position_ids": np.arange(66)[None]})
+    for load in loads(folder):
+        load()
+
+
+def test_weights_in_half_precision_are_read_as_float32(folder):
+    rewrite(folder, lambda held: {name: tensor.astype(np.float16) for name, tensor in held.items()})
+    model = weights.load(AutoModel, folder)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+def test_a_bi_encoder_whose_sizes_differ_is_an_error(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    with pytest.raises(
+        ModelError, match=r"intermediate\.dense\.bias is \(48,\) in its files, but \(64,\) by config.json"
+    ):
+        BiEncoder(folder).load("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", {"hidden_act": "no_such_function"}),
+        ("config.json", {"num_attention_heads": 5}),
+        ("config.json", {"num_attention_heads": "two"}),
+        ("config.json", {"max_position_embeddings": -1}),
+        ("config.json", {"dtype": "float99"}),
+        ("tokenizer_config.json", {"tokenizer_class": "NoSuchTokenizer", "auto_map": 7}),
+        ("tokenizer_config.json", {"model_max_length": "long"}),
+        ("tokenizer_config.json", {"sep_token": 7}),
+    ],
+)
+def test_what_other_libraries_raise_is_one_sentence(folder, name, change):
+    settings = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(settings | change))
+    outcomes = [outcome(load) for load in loads(folder)]
+    faults = [fault for fault in outcomes if fault is not None]
+    assert faults
+    for fault in faults:
+        assert fault.startswith(f"model {folder}: ")
+        assert "\n" not in fault
+
+
+def outcome(load) -> str | None:
+    """The ModelError of a load in words, or None where it succeeds; any other error is the test's failure."""
+    try:
+        load()
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def test_a_tokenizer_that_does_not_part_the_texts_is_refused(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    with pytest.raises(ModelError, match="puts no special token between query and document"):
+        Reranker.load(folder, head="classifier")
+
+
+def test_tokens_added_when_loading_are_counted_too(folder):
+    """Those are in no tokenizer.json, so that only the loaded tokenizer shows them."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["additional_special_tokens"] = [f"[NEW{place}]" for place in range(30)]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for load in loads(folder):
+        with pytest.raises(ModelError, match=r"gives ids up to \d+, but its embedding has \d+ rows"):
+            load()
+
+
+def test_a_teacher_or_tuned_model_must_bring_its_own_head(folder):
+    with pytest.raises(ModelError, match="is an encoder without a trained head"):
+        Reranker.load(folder, head="trained")
+
+
+def test_a_classifier_saved_with_two_labels_is_refused(tiny, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(tiny["bert"], num_labels=2)
+    model.save_pretrained(tmp_path / "two")
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "two")
+    for head in ("auto", "classifier", "interaction"):
+        with pytest.raises(ModelError, match="classifier with 2 labels, whose trained head cannot be kept"):
+            Reranker.load(tmp_path / "two", head=head)
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert"])
+def test_a_bi_encoder_reads_no_more_than_its_positions(tiny, tmp_path, name):
+    """RoBERTa's begin behind the padding's id, here 0, and its tokenizer names no length."""
+    folder = Path(shutil.copytree(tiny[name], tmp_path / name))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("model_max_length")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    bi_encoder = BiEncoder(folder, max_length=256)
+    model = bi_encoder.load("cpu")
+    assert model.max_seq_length == {"roberta": 65, "bert": 66}[name]
+    assert bi_encoder.encode(model, ["queue " * 200], "document", 1).shape == (1, 32)

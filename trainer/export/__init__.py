@@ -1,0 +1,14 @@
+"""The serving folder: what transformers, sentence-transformers and ONNX servers load, checked before it is kept.
+
+Imports inside run down, like the package's own:
+
+    folder                              the standard layout, its check, and what of it is kept
+    card  graph                         the model card; the ONNX graph
+    parity                              differences to the trained model's scores
+    odd_pairs  readers                  texts that are often read wrongly; other libraries, which stand alone
+"""
+
+from trainer.export.folder import export
+from trainer.export.parity import Parity
+
+__all__ = ["Parity", "export"]

@@ -1,0 +1,217 @@
+"""The model card: what the model is, what was measured, how to use it, and the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from trainer import models
+from trainer.export.parity import HALVES, Parity
+from trainer.export.readers import GRAPH
+from trainer.recipe import Data, Recipe
+from trainer.report import SIGNIFICANT, Results
+from trainer.reranker import Reranker
+
+READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers, by scripts/check_readers.py (docs/results.md)
+
+
+def _public_data(section: Data) -> dict[str, Any]:
+    """Return the data section without the paths of this machine; a collection on the Hub keeps its name."""
+    shown = section.model_dump(mode="json", exclude_defaults=True)
+    for key, value in dict(section).items():
+        if isinstance(value, Path):
+            on_hub = key == "path" and section.hub == section.title
+            shown[key] = str(value) if on_hub else section.title if key == "path" else value.name
+        elif isinstance(value, tuple) and isinstance(value[0], Path):
+            shown[key] = [path.name for path in value]
+    return shown
+
+
+def _public_name(reference: str) -> str:
+    """Return a model reference without the folders of this machine."""
+    hidden = models.is_local(reference) and not reference.startswith("package:")
+    return Path(reference).name if hidden else reference
+
+
+def _fusion(results: Results) -> str:
+    """Say how to add the first stage's score to the model's, where that was better on dev."""
+    if not results.first_stage_weight:
+        return ""
+    return f"""
+`tuned + first` puts the first stage's score beside the model's: both are standardised over the candidates of a query
+(mean 0, variance 1) and added, the first stage's {results.first_stage_weight:g} times. The weight was chosen on dev.
+"""
+
+
+def _lineage(recipe: Recipe) -> str:
+    """Say which of the models in the table this one is, where it learned from the other."""
+    if recipe.distil is None:
+        return ""
+    return """
+This is the distilled model: a standard classifier, taught on queries without labels by the tuned model, which is not
+in this folder.
+"""
+
+
+def _public_recipe(recipe: Recipe) -> str:
+    """Return the recipe as JSON without the paths of this machine and the repository."""
+    shown = recipe.model_dump(mode="json", exclude_none=True)
+    shown["data"] = _public_data(recipe.data)
+    for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
+        if key in shown.get(section, {}):
+            shown[section][key] = _public_name(shown[section][key])
+    if recipe.retriever.run is not None:
+        shown["retriever"]["run"] = recipe.retriever.run.name
+    shown.pop("push", None)
+    return json.dumps(shown, indent=2)
+
+
+def _base(recipe: Recipe) -> str:
+    return (recipe.distil and recipe.distil.model) or recipe.reranker.model
+
+
+def _system(recipe: Recipe) -> str:
+    """Return which row of the table leaves."""
+    return "distilled" if recipe.distil else "tuned"
+
+
+def _front_matter(recipe: Recipe, results: Results) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    metric, base = results.metrics[0], _base(recipe)
+    measured = results.systems[_system(recipe)][metric]
+    data = ModelCardData(
+        pipeline_tag="text-ranking",
+        library_name="sentence-transformers",
+        tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
+        base_model=None if models.is_local(base) else base,
+        model_name=recipe.name,
+        eval_results=[
+            EvalResult(
+                task_type="text-ranking",
+                dataset_type=recipe.data.title,
+                dataset_name=recipe.data.title,
+                dataset_split=results.split,
+                metric_type=metric.lower().replace("@", "_at_"),
+                metric_name=metric,
+                metric_value=round(measured.mean, 4),
+            )
+        ],
+    )
+    return data.to_yaml()
+
+
+def _origin(recipe: Recipe, is_interaction: bool, best_step: int | None) -> str:
+    """Say whether the weights are trained ones."""
+    name, title = _public_name(_base(recipe)), recipe.data.title
+    if best_step != 0:
+        return f"fine-tuned on {title} with\ndomain-reranker from {name}."
+    head = ", under a head fitted to the candidates of the training queries" if is_interaction else ""
+    return f"""made with domain-reranker from
+{name}. It is not fine-tuned: no checkpoint of the training on {title} was better on dev than the start, so these are
+the weights from before the training{head}."""
+
+
+def _verdict(recipe: Recipe, results: Results) -> str:
+    """Say where the model is not shown to be better than what was there before."""
+    names = {"first_stage": "the first stage", "base": "the base model"}
+    sentences = []
+    for row in results.compared():
+        better = row["difference"] > 0 and row["p"] < SIGNIFICANT
+        if row["system"] == _system(recipe) and row["against"] in names and not better:
+            figures = f"difference {row['difference']:+.3f}, p = {row['p']:.3f}"
+            sentences.append(f"On these queries it is not shown to be better than {names[row['against']]} ({figures}).")
+    return "\n".join(["", *sentences, ""]) if sentences else ""
+
+
+def _example(trust: str, left_out: Mapping[str, str]) -> str:
+    """Return code that scores documents with the first library that reads the folder."""
+    if "sentence-transformers" not in left_out:
+        return f"""from sentence_transformers import CrossEncoder
+
+model = CrossEncoder("FOLDER_OR_REPOSITORY"{trust})
+print(model.rank("a query", ["a document", "another document"]))"""
+    return f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPOSITORY"{trust})
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER_OR_REPOSITORY"{trust})
+documents = ["a document", "another document"]
+inputs = tokenizer(["a query"] * 2, documents, padding=True, truncation=True, return_tensors="pt")
+print(model(**inputs).logits)"""
+
+
+def _readers(parity: Parity) -> str:
+    """Say what reads the folder, how exactly, and what does not."""
+    exact = ", ".join(f"{name} ({difference:.1e})" for name, difference in parity.differences.items())
+    lines = [
+        f"Largest difference of a score to the trained model's in float32, over {len(parity.pairs)} pairs: {exact}.",
+        f"Written with transformers {transformers.__version__}; folders of this kind were read with {READ_BY}.",
+    ]
+    for name, half in parity.halves.items():
+        lines.append(
+            f"Weights loaded as {name}: largest difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}."
+        )
+    if "onnx" in parity.differences:
+        graph = f"`{GRAPH.as_posix()}` returns `logits`"
+        lines.append(f"{graph}; its inputs are named like the tokenizer's outputs, of which it need not have all.")
+    lines += [f"{name}: {consequence(name)}: {_plain(reason)}." for name, reason in parity.left_out.items()]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def consequence(name: str) -> str:
+    """Return what follows from a reader, format or precision that failed."""
+    if name in HALVES:
+        return "do not load the weights in this precision"
+    if name == "padded batches":
+        return "score one pair at a time, because padding changes the scores"
+    return "left out" if name == "onnx" else "does not read the folder"
+
+
+def _plain(text: str) -> str:
+    """Return another library's words without what Markdown or a terminal would act on."""
+    return "`" + "".join(letter for letter in text if letter.isprintable() and letter != "`").rstrip(".") + "`"
+
+
+def card(reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, best_step: int | None = None) -> str:
+    """Return the model card; `best_step` is the training step of the weights, 0 where they are untrained."""
+    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
+    table += [f"| {' | '.join(row)} |" for row in results.rows()]
+    brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
+    trust = ", trust_remote_code=True" if brings_code else ""
+    return f"""---
+{_front_matter(recipe, results)}
+---
+
+# {recipe.name}
+
+A cross-encoder that reorders what a first stage retrieved, {_origin(recipe, reranker.is_interaction, best_step)}
+It reads query and document together, up to {reranker.max_length} tokens, and returns one logit; only the order of the
+logits means anything.
+
+## Measured
+
+{results.split}: {results.queries} queries; the first stage's best {results.depth} candidates were reranked.
+Intervals are bootstrapped over queries; `gain` is the difference to the first stage in {results.metrics[0]}, `p` that
+of a paired sign-flip permutation test. Positives that the first stage missed count as missed; `ceiling` is the perfect
+order of what it found.
+
+{chr(10).join(table)}
+{_verdict(recipe, results)}{_lineage(recipe)}{_fusion(results)}
+## Use
+
+```python
+{_example(trust, parity.left_out)}
+```
+
+{_readers(parity)}
+
+## Recipe
+
+```json
+{_public_recipe(recipe)}
+```
+"""

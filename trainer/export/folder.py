@@ -1,0 +1,149 @@
+"""Write and check the serving folder.
+
+Standard classifiers, distilled ones among them, leave in the standard `ForSequenceClassification` layout; the
+interaction head leaves with its own modeling file. Other libraries read what was saved and score real and odd pairs; a
+format whose scores are not the trained model's is left out, and the model card says why.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer import console, interaction
+from trainer.errors import ExportError
+from trainer.export.card import card, consequence
+from trainer.export.graph import write_graph
+from trainer.export.odd_pairs import odd_pairs
+from trainer.export.parity import Parity
+from trainer.export.readers import GRAPH, Pairs, score_onnx
+from trainer.recipe import Recipe
+from trainer.report import Results
+from trainer.reranker import Reranker
+from trainer.runs import read_json, write_json
+
+# Settings of the base that made older readers squash the logit.
+SQUASHING = ("sbert_ce_default_activation_function", "problem_type")
+
+
+def export(
+    reranker: Reranker,
+    recipe: Recipe,
+    results: Results,
+    pairs: Pairs,
+    folder: Path,
+    best_step: int | None = None,
+) -> Parity:
+    """Write `folder/model` from a float32 model and return how its readers' scores compare with the model's.
+
+    `pairs` are real (query, document) texts of mixed length, or none; `best_step` is the training step of the weights,
+    0 where they are untrained. Raises ExportError where transformers does not read the trained model's scores from the
+    folder; any other reader that does not is named in `left_out`.
+    """
+    unverified, model = folder / "unverified", folder / "model"
+    texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
+    parity = Parity(texts, _scores(reranker, texts))
+    _write(reranker, unverified)
+    parity.check_folder(unverified, reranker.model.device.type)
+    if "transformers" in parity.left_out:
+        shutil.rmtree(unverified)
+        raise ExportError(
+            f"export: transformers does not read the trained model from the saved folder: "
+            f"{parity.left_out['transformers']}; nothing was exported, the trained model stays in the run folder; "
+            "please report it with the name of the base"
+        )
+    if "onnx" in recipe.export.formats and not parity.check("onnx", lambda: _score_graph(reranker, texts, unverified)):
+        shutil.rmtree((unverified / GRAPH).parent, ignore_errors=True)
+    (unverified / "README.md").write_text(card(reranker, recipe, results, parity, best_step), encoding="utf-8")
+    shutil.rmtree(model, ignore_errors=True)
+    unverified.rename(model)
+    _report(parity)
+    return parity
+
+
+def _write(reranker: Reranker, folder: Path) -> None:
+    """Write weights, configuration, tokenizer and, for the interaction head, its code."""
+    shutil.rmtree(folder, ignore_errors=True)
+    reranker.save(folder)
+    _finish_config(folder, reranker)
+    _finish_tokenizer(folder, reranker)
+    if reranker.is_interaction:
+        shutil.copyfile(interaction.__file__, folder / Path(interaction.__file__).name)
+
+
+def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
+    """Return the trained model's scores (pairs,), each pair by itself, so that no padding has a part in them."""
+    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs, strict=True))
+    return np.concatenate([reranker.score_tokens([pair]) for pair in zip(queries, documents, strict=True)])
+
+
+def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
+    """Write the ONNX graph into the folder and return its scores (pairs,)."""
+    device = reranker.model.device
+    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs[-2:], strict=True))
+    example = reranker.pairs.pad(list(zip(queries, documents, strict=True)))
+    try:
+        write_graph(reranker.model.to("cpu"), example, folder / GRAPH)
+    finally:
+        reranker.model.to(device)
+    return score_onnx(folder, pairs)
+
+
+def _finish_config(folder: Path, reranker: Reranker) -> None:
+    """Say in config.json what servers look for there.
+
+    vLLM and sentence-transformers read the activation: none, so that what they return is the logit (a float32 sigmoid
+    cannot tell logits above 17 apart). `auto_map` is how transformers finds the modeling file beside the weights.
+    """
+    config = read_json(folder / "config.json")
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    for name in ("_name_or_path", *SQUASHING):
+        config.pop(name, None)
+    if reranker.is_interaction:
+        module = Path(interaction.__file__).stem
+        config["auto_map"] = {
+            "AutoConfig": f"{module}.InteractionConfig",
+            "AutoModelForSequenceClassification": f"{module}.InteractionForSequenceClassification",
+        }
+        config["encoder"] |= _names_before_5(config["encoder"])
+    write_json(folder / "config.json", config | _names_before_5(config))
+
+
+def _names_before_5(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what transformers 4 calls by another name: rotary positions, and which layers attend to a window."""
+    names: dict[str, Any] = {}
+    rotary = config.get("rope_parameters") or {}
+    if "rope_theta" in rotary:
+        names["rope_theta"] = rotary["rope_theta"]
+    for kind, name in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        if "rope_theta" in (rotary.get(kind) or {}):
+            names[name] = rotary[kind]["rope_theta"]
+    layers = config.get("layer_types") or []
+    if config.get("model_type") == "modernbert" and layers:
+        again = [place for place, kind in enumerate(layers) if kind == "full_attention" and place]
+        names["global_attn_every_n_layers"] = again[0] if again else len(layers)
+    return names
+
+
+def _finish_tokenizer(folder: Path, reranker: Reranker) -> None:
+    """Say in tokenizer_config.json what other versions of transformers would take from their own defaults."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    config["model_input_names"] = reranker.tokenizer.model_input_names
+    if config["tokenizer_class"] == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5, which knows both
+    write_json(path, config)
+
+
+def _report(parity: Parity) -> None:
+    """Say on the terminal what was measured and what is left out."""
+    for name, difference in parity.differences.items():
+        console.stage("export", f"{name}: largest score difference to the trained model {difference:.1e}")
+    for name, half in parity.halves.items():
+        figures = f"largest score difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}"
+        console.stage("export", f"weights loaded as {name}: {figures}")
+    for name, reason in parity.left_out.items():
+        console.warn("export", f"{name}: {consequence(name)}: {reason}")

@@ -1,0 +1,67 @@
+"""The ONNX graph of a model: one file, or one more beside it with the weights where that file would be too large."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from trainer.packing import Batch
+
+OPSET = 17  # what the TorchScript exporter writes with the fewest surprises; old runtimes read it
+LARGEST_FILE = 2**31 - 1  # bytes: a protobuf message cannot be larger
+
+
+class _Graph(nn.Module):
+    """Positional tensors in, logits out: what an ONNX graph can hold."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=False)[0]
+
+
+def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int = LARGEST_FILE) -> None:
+    """Write a graph with dynamic batch and length and output `logits` (batch, 1) of a float32 model on the CPU.
+
+    Above `largest_file` bytes the weights go to `model.onnx.data` beside it; the exporter alone would write a file for
+    each of them. Raises whatever the exporter does.
+    """
+    import onnx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent) as place:
+        written = Path(place) / path.name
+        _trace(model, example, written)
+        files = list(Path(place).iterdir())
+        if len(files) == 1 and written.stat().st_size <= largest_file:
+            written.replace(path)
+            path.chmod(0o644)
+        else:
+            onnx.save_model(
+                onnx.load(str(written)), str(path), save_as_external_data=True, location=f"{path.name}.data"
+            )
+
+
+def _trace(model: nn.Module, example: Batch, path: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():  # the exporter's own deprecation and tracing notices; the scores decide
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Graph(model.eval(), list(example)),
+            tuple(example.values()),
+            str(path),
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_axes={name: {0: "batch", 1: "length"} for name in example} | {"logits": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
