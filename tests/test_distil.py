@@ -21,6 +21,7 @@ from trainer.pipeline import Pipeline, run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
+from trainer.runs import Stage
 
 QUERY, DOCUMENTS = "why does the probe restart", ["liveness probe restarts the container", "inodes run out", "queue"]
 
@@ -281,7 +282,12 @@ def test_it_stands_in_the_table_and_is_what_leaves(finished):
     assert (config["architectures"], config["model_type"]) == (["BertForSequenceClassification"], "bert")
     assert "auto_map" not in config
     assert not list(model.glob("*.py"))
-    assert set(notes(folder / "export")["differences"]) == {"safetensors", "onnx"}
+    assert set(notes(folder / "export")["differences"]) == {
+        "transformers",
+        "padded batches",
+        "sentence-transformers",
+        "onnx",
+    }
     outside = CrossEncoder(str(model), device="cpu")
     scores = Reranker.load(folder / "distil" / "best").score(QUERY, DOCUMENTS)
     np.testing.assert_allclose(outside.predict([(QUERY, text) for text in DOCUMENTS]), scores, atol=1e-5)
@@ -301,7 +307,12 @@ def test_killed_it_goes_on_with_its_own_pseudo_queries_and_the_last_checkpoint(f
     recipe, runs = finished
     shutil.copytree(runs, tmp_path / "runs")
     folder = tmp_path / "runs" / "exported"
-    (folder / "distil" / "done.json").unlink()
+    shutil.rmtree(folder / "distil")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Pipeline(recipe, folder).carry_out("distil", force=False)
+    capsys.readouterr()
     kept = {
         path: path.stat().st_mtime_ns for path in [*folder.glob("distil/pseudo*"), *folder.parent.glob(".teachers/*/*")]
     }

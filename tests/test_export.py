@@ -363,7 +363,10 @@ def test_a_model_whose_scores_depend_on_padding_is_exported_with_a_warning(tiny,
     )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(base)
     AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(base)
-    parity = export(trained(base), make_recipe(base), make_results(), PAIRS, tmp_path)
+    reranker = Reranker(  # loading would refuse it
+        AutoModelForSequenceClassification.from_pretrained(base), AutoTokenizer.from_pretrained(base), 32
+    )
+    parity = export(reranker, make_recipe(base), make_results(), PAIRS, tmp_path)
     assert set(parity.differences) == {"transformers"}
     assert {"padded batches", "sentence-transformers", "onnx"} <= set(parity.left_out)
     assert "score one pair at a time" in (tmp_path / "model" / "README.md").read_text()
@@ -461,7 +464,7 @@ def test_onnx_without_its_packages_is_noticed_before_anything_runs(tiny, beir, m
         name="mine",
         data=Data(path=beir),
         retriever=Retriever(kind="bm25"),
-        reranker=RerankerSection(model=str(tiny["reranker"])),
+        reranker=RerankerSection(model=str(tiny["reranker"]), max_length=32),
     )
     with pytest.raises(ExportError, match=r"export\.formats.*pip install 'domain-reranker\[onnx\]'"):
         check.check(recipe)

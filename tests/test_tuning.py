@@ -1,6 +1,7 @@
 """The tuned first stage: its parts by hand and against oracles, what it chooses, and what keeps it from noise."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -176,6 +177,53 @@ def test_a_pool_fuses_by_reciprocal_ranks_as_the_lists_do(songs, vectors):
 def test_a_run_gives_what_it_does_not_list_its_lowest_score():
     pool = Pool(np.array([[1, 2, 3]]), {"run": np.array([[1.0, 0.0, -1.0]])}, None)
     assert pool.fused(Settings(weights={"run": 1.0})).tolist() == [[1, 0, -1]]
+
+
+@pytest.mark.parametrize("keys", [{}, {"fusion": "rrf"}, {"tune": "off"}, {"kind": "bm25"}, {"kind": "run"}])
+def test_no_engine_lists_the_query_itself_and_each_lists_as_many_as_before(songs, vectors, tmp_path, monkeypatch, keys):
+    monkeypatch.setattr("trainer.retriever.engines.MINING_DEPTH", 5)
+    if keys == {"kind": "run"}:
+        keys = {"kind": "run", "fuse_run": True, "run": own_run(tmp_path / "own.trec", songs, 0)}
+    section = Retriever(**{"tune": "on", "depth": 5} | keys)
+    given = None if section.kind == "bm25" else vectors
+    before = Engines(section, songs, judged_queries(songs), given).lists(Settings(drop_stop_words=False))
+    queries = judged_queries(songs)
+    best = next(iter(before.values())).documents[:, :2]
+    own = {query: rows.tolist() for query, rows in zip(queries[::2], best[::2], strict=True)}
+    collection = replace(songs, self_documents=own)
+    places = np.arange(0, len(queries), 3)
+    engines = Engines(section, collection, queries, given)
+    for some, asked in ((slice(None), range(len(queries))), (places, places)):
+        for name, after in engines.lists(Settings(drop_stop_words=False), some).items():
+            for row, place in zip(after.documents.tolist(), asked, strict=True):
+                hidden = own.get(queries[place], [])
+                expected = [one for one in before[name].documents[place].tolist() if one not in hidden]
+                assert (len(row), row[: len(expected)]) == (5, expected)
+                assert not set(hidden) & set(row)
+                assert NOTHING not in row
+    found = retrieve_splits(section, collection, given, tmp_path)
+    kept = [*found.values(), *(Candidates.load(path) for path in tmp_path.glob("default-*.npz"))]
+    for candidates in kept:
+        for place, query in enumerate(candidates.queries.tolist()):
+            assert not set(own.get(query, [])) & set(candidates.found(place))
+
+
+def test_only_grades_that_say_relevant_tune(songs, tmp_path):
+    # Grade 1 of another document in every qrel: where 2 is asked for, it must not count.
+    noisy = {
+        query: {row: 2 for row in grades} | {(next(iter(grades)) + 1) % 56: 1}
+        for query, grades in songs.qrels["train"].items()
+    }
+    plain = {query: {row: 2 for row in grades} for query, grades in songs.qrels["train"].items()}
+    found = []
+    for number, judged in enumerate((plain, noisy)):
+        collection = replace(songs, qrels=dict.fromkeys(SPLITS, judged), relevant_from=number + 1)
+        (tmp_path / str(number)).mkdir()
+        section = Retriever(kind="bm25", depth=20)
+        retrieve_splits(section, collection, None, tmp_path / str(number))
+        found.append(Tuning.load(tmp_path / str(number)))
+    assert found[0] == found[1]
+    assert found[0].queries == 60
 
 
 # What it chooses

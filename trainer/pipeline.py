@@ -270,7 +270,8 @@ class Pipeline:
         if any(missing):
             device = str(self.accelerator.device)
             precision = self.precision("retrieve", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
-            parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
+            if precision != bi_encoder.precision:
+                parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
         for part in parts:
             part.encode(self.accelerator)
         self.accelerator.wait_for_everyone()

@@ -809,7 +809,7 @@ class Source:
         for place in (place for place in PATHS if place[0] == "data"):
             given = files.get(place[1])
             for name in given if isinstance(given, list) else [given]:
-                if isinstance(name, str) and not name.startswith(HUB) and not _leads_somewhere(Path(name)):
+                if isinstance(name, str) and not name.startswith((HUB, "~")) and _is_missing(name):
                     self._fault(self._line(place), place, f"no such file or folder: {_shown(name)}")
 
     def _fault(self, line: int, place: tuple[str, ...], message: str) -> None:
@@ -876,6 +876,11 @@ def _limit(root: yaml.Node) -> None:
             raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         stack += [(part, (*above, id(node))) for part in below if isinstance(part, yaml.Node)]
+
+
+def _is_missing(name: str) -> bool:
+    """Return whether a path leads nowhere; one that no file can have is another fault, with its own message."""
+    return "\0" not in name and len(name) <= LONGEST_TEXT and not _leads_somewhere(Path(name))
 
 
 def _leads_somewhere(path: Path) -> bool:
