@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from trainer.errors import RecipeError, RunError, TrainerError
+from trainer.evaluate import mean_score
 from trainer.lock import hold
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe, load_recipe
+from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.train import loop
 
@@ -198,6 +200,23 @@ def test_a_killed_training_goes_on_to_the_same_bits(unfinished, finished, small,
     runs = copy(unfinished, tmp_path)
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
+
+
+def test_the_tuned_first_stage_is_what_a_model_has_to_beat(finished, small):
+    pipeline = Pipeline(small(), finished / "small")
+    tuned, default = pipeline.candidates("dev"), pipeline.default_candidates("dev")
+    assert default is not None
+    scores = [mean_score(pipeline.collection, "dev", one, "nDCG@10") for one in (tuned, default)]
+    assert scores[0] != scores[1]
+    noted = json.loads((finished / "small" / "evaluate" / "done.json").read_text())["dev"]
+    assert noted["first_stage"] == pytest.approx(scores[0])
+    systems = Results.load(finished / "small" / "evaluate").systems
+    found = {"first_stage": pipeline.candidates("test"), "first_stage_default": pipeline.default_candidates("test")}
+    for name, candidates in found.items():
+        assert candidates is not None
+        for metric in ("nDCG@10", "R@12"):
+            mean = mean_score(pipeline.collection, "test", candidates, metric)
+            assert systems[name][metric].mean == pytest.approx(mean)
 
 
 # Finished work is never deleted without a word.
