@@ -282,3 +282,16 @@ def test_the_weight_stands_in_the_results_and_the_fusion_in_the_table(by_hand, t
     shown = capsys.readouterr().out
     assert "tuned + first" in shown
     assert "weight 0.3, by dev" in shown
+
+
+def test_what_the_first_stage_returns_without_tuning_is_measured_beside_it(by_hand, tmp_path):
+    default = found([[4, 0, 1, 3], [6, 7, 8, NOTHING]])
+    scores = {"tuned": np.array(SCORES)}
+    results = evaluate(by_hand, "test", found(FOUND), scores, ["nDCG@10"], 0, tmp_path, default=default)
+    assert list(results.systems) == ["first_stage_default", "first_stage", "tuned", "ceiling"]
+    assert results.systems["first_stage"]["nDCG@10"].mean == pytest.approx(NDCG["first_stage"])
+    untuned = (2 / np.log2(3) + 1 / 2) / IDEAL / 2  # 0 2 1 0, and nothing for the second query
+    assert results.systems["first_stage_default"]["nDCG@10"].mean == pytest.approx(untuned)
+    assert [row["against"] for row in results.comparisons] == ["first_stage"]  # nothing is compared with it
+    assert (tmp_path / "first_stage_default.trec").is_file()
+    assert [row[0] for row in results.rows()] == ["first, untuned", "first stage", "tuned model", "ceiling"]

@@ -25,7 +25,7 @@ from trainer.retriever import (
     retrieve_splits,
     shards,
 )
-from trainer.retriever.bm25 import search_bm25
+from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.candidates import as_candidates
 from trainer.retriever.dense import choose_index, search_dense, search_on_device
 from trainer.retriever.fusion import fuse
@@ -277,6 +277,10 @@ def test_the_bi_encoder_reads_max_length_tokens_and_no_more(encode):
 
 
 # BM25
+
+
+def search_bm25(queries, documents, depth, language):
+    return Bm25(documents, Analyzer(language)).search(queries, depth)
 
 
 def test_bm25_finds_the_exact_match_first(collection):

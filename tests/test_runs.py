@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from trainer.errors import RecipeError, RunError, TrainerError
+from trainer.evaluate import mean_score
 from trainer.lock import hold
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe, load_recipe
+from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.train import loop
 
@@ -40,14 +42,14 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="session")
 def recipe_path(tmp_path_factory, shared_beir, tiny) -> Path:
-    """A recipe with both engines and a teacher whose training makes dev better; a whole run takes seconds."""
+    """A recipe with both engines, tuned, and a teacher, whose training makes dev better; a whole run takes seconds."""
     folder = tmp_path_factory.mktemp("small")
     SentenceTransformer(str(tiny["bert"]), device="cpu").save(str(folder / "bi-encoder"))
     path = folder / "small.yaml"
     path.write_text(
         f"""name: small
 data: {{path: {shared_beir}}}
-retriever: {{kind: hybrid, model: {folder / "bi-encoder"}, depth: 12}}
+retriever: {{kind: hybrid, model: {folder / "bi-encoder"}, depth: 12, tune: on}}
 mine: {{negatives_per_positive: 2, teacher: {tiny["reranker"]}, teacher_margin: null}}
 reranker: {{model: {tiny["bert"]}, max_length: 32}}
 train: {{queries_per_step: 8, learning_rate: 1.0e-3, evaluations_per_epoch: 3, precision: fp32}}
@@ -140,6 +142,8 @@ def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp
     [
         ("data.dev_share=0.2", "data"),
         ("retriever.depth=5", "retrieve"),
+        ("retriever.tune=off", "retrieve"),
+        ("retriever.fusion=rrf", "retrieve"),
         ("evaluate.depth=5", "train"),
         ("evaluate.metrics=[RR@10]", "train"),
         ("mine.last_rank=20", "mine"),
@@ -164,6 +168,9 @@ def test_a_key_that_changes_the_result_changes_the_fingerprints_from_its_stage_o
         ("retriever.kind=bm25", "retriever.max_length=8"),
         ("retriever.kind=bm25", "retriever.index=flat"),
         ("retriever.kind=dense", "retriever.language=german"),
+        ("retriever.kind=dense", "retriever.tune=off"),
+        ("retriever.kind=bm25", "retriever.fusion=rrf"),
+        ("retriever.tune=off", "retriever.fusion=rrf"),
         ("mine.teacher=null", "mine.teacher_margin=1.0"),
     ],
 )
@@ -193,6 +200,23 @@ def test_a_killed_training_goes_on_to_the_same_bits(unfinished, finished, small,
     runs = copy(unfinished, tmp_path)
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
+
+
+def test_the_tuned_first_stage_is_what_a_model_has_to_beat(finished, small):
+    pipeline = Pipeline(small(), finished / "small")
+    tuned, default = pipeline.candidates("dev"), pipeline.default_candidates("dev")
+    assert default is not None
+    scores = [mean_score(pipeline.collection, "dev", one, "nDCG@10") for one in (tuned, default)]
+    assert scores[0] != scores[1]
+    noted = json.loads((finished / "small" / "evaluate" / "done.json").read_text())["dev"]
+    assert noted["first_stage"] == pytest.approx(scores[0])
+    systems = Results.load(finished / "small" / "evaluate").systems
+    found = {"first_stage": pipeline.candidates("test"), "first_stage_default": pipeline.default_candidates("test")}
+    for name, candidates in found.items():
+        assert candidates is not None
+        for metric in ("nDCG@10", "R@12"):
+            mean = mean_score(pipeline.collection, "test", candidates, metric)
+            assert systems[name][metric].mean == pytest.approx(mean)
 
 
 # Finished work is never deleted without a word.
@@ -436,11 +460,12 @@ DAMAGES = [cut, *(pytest.param(damage, marks=pytest.mark.slow) for damage in (em
 FINISHED = [
     *(f"data/{name}.arrow" for name in ("documents", "queries", "qrels", "twins", "self_documents")),
     *("data/settings.json", "check.json"),
-    *(f"retrieve/{split}.npz" for split in ("train", "dev", "test")),
+    *(f"retrieve/{name}.npz" for name in ("train", "dev", "test", "default-dev", "default-test")),
+    "retrieve/tuning.json",
     *(f"mine/{name}" for name in ("groups.json", "report.json", "report.md", "suspected_false_negatives.jsonl")),
     *(f"train/best/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
     "train/metrics.jsonl",
-    *(f"evaluate/{name}" for name in ("results.json", "first_stage.trec", "tuned.trec")),
+    *(f"evaluate/{name}" for name in ("results.json", "first_stage.trec", "first_stage_default.trec", "tuned.trec")),
     *(f"export/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")),
     *("export/model/tokenizer_config.json", "export/model/interaction.py"),
     *(f"{stage}/{name}" for stage in STAGES for name in ("begun.json", "done.json", "recipe.json")),

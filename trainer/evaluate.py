@@ -101,14 +101,17 @@ def evaluate(
     folder: Path | None = None,
     weight: float = 0.0,
     training_helped: bool = True,
+    default: Candidates | None = None,
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
     `weight` is the first stage's in the system `fused`, and like `training_helped` (whether dev rose above its value
-    before the first step) only recorded here.
+    before the first step) only recorded here. `default` is what the first stage returns without tuning, for the system
+    `first_stage_default`.
     """
-    orders = {"first_stage": order(candidates)}
+    orders = {"first_stage_default": order(default)} if default else {}
+    orders["first_stage"] = order(candidates)
     orders |= {system: order(candidates, values) for system, values in scores.items()}
     depth = min(values.shape[1] for values in scores.values())
     orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
@@ -136,7 +139,7 @@ def evaluate(
         ],
     )
     if folder is not None:
-        for system in ("first_stage", *scores):
+        for system in (system for system in orders if system != "ceiling"):
             _write_trec(folder / f"{system}.trec", _named(collection, candidates, orders[system]), system)
         results.save(folder)
     return results

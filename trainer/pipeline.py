@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from trainer.teacher import Teacher
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 4, "retrieve": 2, "mine": 3, "train": 4, "distil": 2, "evaluate": 4, "export": 3}
+VERSIONS = {"data": 4, "retrieve": 3, "mine": 3, "train": 4, "distil": 2, "evaluate": 5, "export": 3}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
@@ -89,7 +89,8 @@ def _unused(recipe: Recipe) -> set[str]:
     retriever, mine = recipe.retriever, recipe.mine
     return {
         *(() if recipe.bi_encoder else ("max_length", "query_prompt", "document_prompt", "index")),
-        *(() if retriever.kind in ("bm25", "hybrid") else ("language",)),
+        *(() if retriever.has_bm25 else ("language", "tune")),
+        *(() if retriever.is_fused and retriever.tune != "off" else ("fusion",)),
         *(() if mine.teacher or mine.rounds == 2 else ("teacher_margin",)),
     }
 
@@ -223,17 +224,22 @@ class Pipeline:
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
         from trainer.evaluate import mean_score
-        from trainer.retriever import language_of, retrieve_splits
+        from trainer.retriever import Tuning, language_of, retrieve_splits
 
         section = self.recipe.retriever
         embeddings, new = self.embed(self.collection)
         if not self.accelerator.is_main_process:
             return {"said": ""}
         found = retrieve_splits(section, self.collection, embeddings, folder)
-        score = mean_score(self.collection, "dev", found["dev"], self.metric)
+        default = self.default_candidates("dev", folder) or found["dev"]
+        score, plain = (
+            mean_score(self.collection, "dev", candidates, self.metric) for candidates in (found["dev"], default)
+        )
+        if tuned := Tuning.load(folder).describe(f"dev {self.metric} {score:.4f}, default {plain:.4f}"):
+            console.stage("retrieve", tuned)
         total = sum(len(candidates.queries) for candidates in found.values())
         details = [new] if embeddings else []
-        if section.kind in ("bm25", "hybrid"):
+        if section.has_bm25:
             details.append(f"bm25 in {language_of(section, self.collection)}")
         engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
         found_for = f"{section.depth} candidates for each of {total} queries"
@@ -366,7 +372,7 @@ class Pipeline:
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
         from trainer import distil
-        from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
+        from trainer.retriever import NOTHING, Candidates, Tuning, retrieve_unjudged
 
         section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
         assert section is not None
@@ -390,7 +396,8 @@ class Pipeline:
             embeddings, _ = self.embed(collection, rows)
             if self.accelerator.is_main_process:
                 distil.write_queries(drawn, collection, path.with_suffix(".jsonl"))
-                retrieve_unjudged(retriever, collection, rows, embeddings).save(path)
+                settings = Tuning.load(self.stages["retrieve"].folder).settings
+                retrieve_unjudged(retriever, collection, rows, embeddings, settings).save(path)
         self.accelerator.wait_for_everyone()
         # A document of one sentence is its pseudo-query itself, and no candidate of it.
         own = [
@@ -443,9 +450,12 @@ class Pipeline:
         if weight:
             scores["fused"] = fuse(candidates["test"], scores["tuned"], weight)
         if self.accelerator.is_main_process:
-            metrics, seed = self.recipe.evaluate.metrics, self.recipe.seed
+            metrics, seed, default = self.recipe.evaluate.metrics, self.recipe.seed, self.default_candidates("test")
+            if default is not None:
+                metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.retriever.depth}"]))
             helped = self._notes(self._last_training)["best_step"] > 0
-            evaluate(self.collection, "test", candidates["test"], scores, metrics, seed, folder, weight, helped)
+            test = candidates["test"]
+            evaluate(self.collection, "test", test, scores, metrics, seed, folder, weight, helped, default)
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
         return {"said": said, "dev": dev, "first_stage_weight": weight}
 
@@ -546,6 +556,13 @@ class Pipeline:
         from trainer.retriever import Candidates
 
         return Candidates.load(self.stages["retrieve"].folder / f"{split}.npz")
+
+    def default_candidates(self, split: str, folder: Path | None = None) -> Candidates | None:
+        """What the first stage finds for dev or test without tuning; None where tuning changed nothing."""
+        from trainer.retriever import Candidates
+
+        path = (folder or self.stages["retrieve"].folder) / f"default-{split}.npz"
+        return Candidates.load(path) if path.is_file() else None
 
     def reranked(self, split: str) -> Candidates:
         """Those of them that are reranked and measured."""

@@ -218,7 +218,7 @@ class Retriever(Section):
     """The first stage. It finds candidates for mining, for dev and for test; it is not trained."""
 
     kind: Literal["dense", "bm25", "hybrid", "run"] = "hybrid"
-    """dense: bi-encoder and FAISS; bm25; hybrid: both by reciprocal rank fusion; run: your own engine's TREC run."""
+    """dense: bi-encoder and FAISS; bm25; hybrid: both, fused; run: your own engine's TREC run."""
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Bi-encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
     trust_remote_code: bool = False
@@ -237,6 +237,35 @@ class Retriever(Section):
     """BM25's stemmer and stop words, or pairs of characters (japanese, chinese, thai ...); none: plain words."""
     run: Path | None = Field(default=None, validate_default=True)
     """TREC run file with the queries of all splits (kind: run)."""
+    fuse_run: bool = Field(default=False, validate_default=True)
+    """Fuse the run with the bi-encoder and BM25 (kind: run)."""
+    tune: Literal["auto", "on", "off"] = "auto"
+    """Choose BM25's k1, b, stop words and stemming and the fusion's weights on the train queries; auto: from 50 on."""
+    fusion: Literal["weighted", "rrf"] = "weighted"
+    """weighted: sum of standardised scores with tuned weights, where tuned; rrf, and else: by reciprocal ranks."""
+
+    @property
+    def has_bm25(self) -> bool:
+        """Whether BM25 is among the engines."""
+        return self.kind in ("bm25", "hybrid") or self.fuse_run
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether there are several engines."""
+        return self.kind == "hybrid" or self.fuse_run
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _on_and_off_are_words_here(cls, tune: Any) -> Any:
+        return {True: "on", False: "off"}[tune] if isinstance(tune, bool) else tune  # YAML reads on and off as booleans
+
+    @field_validator("fuse_run")
+    @classmethod
+    def _only_a_run_is_fused(cls, fuse_run: bool, info: ValidationInfo) -> bool:
+        kind = info.data.get("kind")
+        if fuse_run and kind not in (None, "run"):
+            raise ValueError(f"there is no run to fuse with kind: {kind}; take kind: run with a run file, or remove it")
+        return fuse_run
 
     @field_validator("language")
     @classmethod
@@ -522,7 +551,8 @@ class Recipe(Section):
     @property
     def bi_encoder(self) -> str | None:
         """The model that embeds, where the first stage has one."""
-        return self.retriever.model if self.retriever.kind in ("dense", "hybrid") else None
+        section = self.retriever
+        return section.model if section.kind in ("dense", "hybrid") or section.fuse_run else None
 
     @property
     def model_references(self) -> list[ModelReference]:

@@ -12,6 +12,7 @@ from trainer.metrics import Interval
 from trainer.runs import read_json, write_json
 
 LABELS = {
+    "first_stage_default": "first, untuned",
     "first_stage": "first stage",
     "base": "base model",
     "tuned": "tuned model",

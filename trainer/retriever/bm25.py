@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +16,58 @@ from trainer.recipe import UNSPACED
 from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
 
 if TYPE_CHECKING:
+    from bm25s.tokenization import Tokenizer
     from scipy.sparse import csr_matrix
 
 K1, B = 1.2, 0.75  # Lucene's
-POSTINGS_AT_ONCE = 20_000_000  # (word, document) pairs whose scores are in memory together: about 240 MB
+POSTINGS_AT_ONCE = 4_000_000  # (word, document) pairs whose scores are in memory together: about 50 MB
 _WORD_OR_RUN = re.compile(f"{UNSPACED_RUN.pattern}|[^\\W{UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
 
 
+@dataclass(frozen=True)
+class Analyzer:
+    """How texts become words: by the rules of a language, as `retriever.language` names it.
+
+    Where the language has no list of stop words or no stemmer, as chinese or none, the switches change nothing.
+    """
+
+    language: str
+    drop_stop_words: bool = True
+    stem: bool = True
+
+    def tokenizer(self) -> Tokenizer:
+        """Return a tokenizer without vocabulary."""
+        from bm25s.tokenization import Tokenizer
+
+        splitter, stemmer, stop_words = _rules(self.language)
+        return Tokenizer(
+            splitter=splitter,
+            stemmer=stemmer if self.stem else None,  # type: ignore[arg-type]  None is its default
+            stopwords=stop_words if self.drop_stop_words else [],
+        )
+
+    def variants(self) -> list[Analyzer]:
+        """Return the analyzers of this language that differ, this one first."""
+        _, stemmer, stop_words = _rules(self.language)
+        drops = [self.drop_stop_words, *([not self.drop_stop_words] if stop_words else [])]
+        stems = [self.stem, *([not self.stem] if stemmer else [])]
+        return [replace(self, drop_stop_words=drop, stem=stem) for drop in drops for stem in stems]
+
+
 class Bm25:
-    """BM25 (Lucene's variant) over N documents, with the stemmer and stop words of a language as in the recipe.
+    """BM25 (Lucene's variant) over N documents, for any k1 and b.
 
     Documents are read once and kept as counts: eight bytes for each different word of each document.
     """
 
-    def __init__(self, documents: Iterable[str], language: str) -> None:
-        from bm25s.tokenization import Tokenizer
-
-        splitter, stemmer, stopwords = _analyzer(language)
-        self._tokenizer = Tokenizer(splitter=splitter, stemmer=stemmer, stopwords=stopwords)
+    def __init__(self, documents: Iterable[str], analyzer: Analyzer) -> None:
+        self._tokenizer = analyzer.tokenizer()
         counts = self._counts(documents, update_vocab=True)
         counts.sum_duplicates()
         self.lengths = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()  # (N,) words of each document
         self.counts: csr_matrix = counts.T.tocsr()  # (words, N)
+        holding = np.diff(self.counts.indptr)
+        self.rarity = np.log(1 + (len(self.lengths) - holding + 0.5) / (holding + 0.5)).astype(np.float32)
 
     def _counts(self, texts: Iterable[str], update_vocab: bool) -> csr_matrix:
         """Return the known words of each text in their order, 1 for each time: (texts, words) float32."""
@@ -50,29 +81,30 @@ class Bm25:
         known = max(self._tokenizer.get_vocab_dict().values(), default=-1) + 1
         return csr_matrix((ones, np.asarray(words), np.asarray(ends)), shape=(len(ends) - 1, known))
 
-    def weights(self, k1: float = K1, b: float = B) -> csr_matrix:
-        """Return what each word of a query adds to the score of each document: (words, N) float32."""
-        from scipy.sparse import csr_matrix
-
-        counts, documents = self.counts, len(self.lengths)
-        holding = np.diff(counts.indptr)
-        rarity = np.log(1 + (documents - holding + 0.5) / (holding + 0.5)).astype(np.float32)
-        damping = k1 * (1 - b + b * self.lengths / max(self.lengths.mean(), 1e-9))
-        data = np.repeat(rarity, holding) * (counts.data / (counts.data + damping[counts.indices]))
-        return csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
-
     def search(self, queries: Sequence[str], depth: int, k1: float = K1, b: float = B) -> Ranking:
         """Return the best `depth` documents of every query; those without a word in common are not listed."""
         depth = min(depth, len(self.lengths))
         rows = np.full((len(queries), depth), NOTHING, dtype=np.int32)
         scores = np.zeros((len(queries), depth), dtype=np.float32)
-        for first, found in self._products(self._counts(queries, update_vocab=False), self.weights(k1, b)):
+        for first, found in self._products(self._counts(queries, update_vocab=False), self._weights(k1, b)):
             for place, (start, end) in enumerate(pairwise(found.indptr)):
                 keys = sort_keys(found.data[start:end], found.indices[start:end])
                 best = Ranking.best(keys[None], depth)
                 rows[first + place, : end - start] = best.documents
                 scores[first + place, : end - start] = best.scores
         return Ranking(rows, scores)
+
+    def _weights(self, k1: float, b: float) -> csr_matrix:
+        """Return what each word of a query adds to the score of each document: (words, N) float32."""
+        from scipy.sparse import csr_matrix
+
+        counts = self.counts
+        shares = _saturated(counts.data, self._damping(k1, b)[counts.indices])
+        data = np.repeat(self.rarity, np.diff(counts.indptr)) * shares
+        return csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
+
+    def _damping(self, k1: float, b: float) -> np.ndarray:
+        return k1 * (1 - b + b * self.lengths / max(self.lengths.mean(), 1e-9))
 
     def _products(self, queries: csr_matrix, weights: csr_matrix) -> Iterator[tuple[int, csr_matrix]]:
         """Yield the scores of all documents, (queries, N) sparse, of so many queries that memory holds them.
@@ -84,14 +116,40 @@ class Bm25:
         for start, end in pairwise([0, *cuts.tolist(), len(postings) - 1]):
             yield start, queries[start:end] @ weights  # type: ignore[index]  a csr_matrix has rows
 
+    def scorer(self, queries: Sequence[str], documents: np.ndarray) -> Callable[[float, float], np.ndarray]:
+        """Return a function of k1 and b that scores document rows (Q, m), NOTHING as 0; float32.
 
-def search_bm25(queries: Sequence[str], documents: Iterable[str], depth: int, language: str) -> Ranking:
-    """Return the best `depth` documents of every query; those without a word in common are not listed."""
-    return Bm25(documents, language).search(queries, depth)
+        What queries and documents share is counted once, so that each further k1 and b costs milliseconds.
+        """
+        pairs, counts, rarity = [], [], []
+        asked = self._counts(queries, update_vocab=False)
+        for place, (start, end) in enumerate(pairwise(asked.indptr)):
+            for word in asked.indices[start:end]:
+                first, last = self.counts.indptr[word : word + 2]
+                holding = self.counts.indices[first:last]
+                spots = np.minimum(np.searchsorted(holding, documents[place]), len(holding) - 1)
+                columns = np.flatnonzero(holding[spots] == documents[place])
+                pairs.append(place * documents.shape[1] + columns)
+                counts.append(self.counts.data[first + spots[columns]])
+                rarity.append(np.full(len(columns), self.rarity[word]))
+        nothing = np.empty(0, dtype=np.float32)
+        pair = np.concatenate([nothing.astype(np.int64), *pairs])
+        count, weight = np.concatenate([nothing, *counts]), np.concatenate([nothing, *rarity])
+        rows = documents.ravel()[pair]
+
+        def score(k1: float, b: float) -> np.ndarray:
+            added = weight * _saturated(count, self._damping(k1, b)[rows])
+            return np.bincount(pair, added, documents.size).reshape(documents.shape).astype(np.float32)
+
+        return score
 
 
-def _analyzer(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
-    """Splitter, stemmer and stop words by Snowball's name of the language."""
+def _saturated(counts: np.ndarray, damping: np.ndarray) -> np.ndarray:
+    return counts / (counts + damping)
+
+
+def _rules(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
+    """Return splitter, stemmer and stop words by Snowball's name of the language."""
     import Stemmer
     from bm25s.tokenization import _infer_stopwords
 

@@ -37,7 +37,7 @@ class Ranking:
             keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, -depth:]
         return cls(*from_keys(np.sort(keys, axis=1)[:, ::-1]))
 
-    def part(self, queries: slice, depth: int | None = None) -> Ranking:
+    def part(self, queries: slice | np.ndarray, depth: int | None = None) -> Ranking:
         """Some of the queries, at most `depth` documents each (None: all)."""
         return Ranking(self.documents[queries, :depth], self.scores[queries, :depth])
 
@@ -144,7 +144,7 @@ def as_candidates(
     `lists` are the engines' own rankings, `embeddings` (the queries' vectors, all documents'). Without embeddings the
     ranking's own scores serve as similarities, and a positive that was not retrieved has no known one.
     """
-    ranks = {engine: _ranks(ranking.documents, own.documents) for engine, own in lists.items()}
+    ranks = {engine: ranks_in(own.documents, ranking.documents) for engine, own in lists.items()}
     positives = [
         (place, row) for place, query in enumerate(queries) for row, grade in qrels[query].items() if grade > 0
     ]
@@ -156,10 +156,10 @@ def as_candidates(
         np.fmax.at(best, places, np.where(listed, similarities[places], -np.inf).max(axis=1, initial=-np.inf))
         best[np.isneginf(best)] = np.nan
     else:
-        similarities = _take(lists["dense"].scores, ranks["dense"])
+        similarities = at_ranks(lists["dense"].scores, ranks["dense"])
         others = np.argwhere(np.isnan(similarities) & (ranking.documents != NOTHING))
-        similarities[tuple(others.T)] = _cosines(*embeddings, others[:, 0], ranking.documents[tuple(others.T)])
-        np.fmax.at(best, places, _cosines(*embeddings, places, rows))
+        similarities[tuple(others.T)] = cosines(*embeddings, others[:, 0], ranking.documents[tuple(others.T)])
+        np.fmax.at(best, places, cosines(*embeddings, places, rows))
     return Candidates(
         queries=np.asarray(queries, dtype=np.int32),
         documents=ranking.documents,
@@ -171,14 +171,14 @@ def as_candidates(
     )
 
 
-def _take(scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The scores (Q, k) at ranks (Q, depth); NaN where the rank is 0."""
+def at_ranks(scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Return of scores (Q, k) those at ranks (Q, depth); NaN where the rank is 0."""
     taken = np.take_along_axis(scores, np.maximum(ranks.astype(np.int64) - 1, 0), axis=1)
     return np.where(ranks > 0, taken, np.float32(np.nan))
 
 
-def _cosines(queries: np.ndarray, documents: Embeddings, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Cosines (pairs,) of the queries at `places` with the documents in `rows`."""
+def cosines(queries: np.ndarray, documents: Embeddings, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the cosines (pairs,) of the queries at `places` with the documents in `rows`."""
     cosines = np.empty(len(rows), dtype=np.float32)
     for start in range(0, len(rows), PAIRS_AT_ONCE):
         some = slice(start, start + PAIRS_AT_ONCE)
@@ -186,8 +186,8 @@ def _cosines(queries: np.ndarray, documents: Embeddings, places: np.ndarray, row
     return cosines
 
 
-def _ranks(documents: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Where each of (Q, depth) document rows stands in the same query's list of `own` (Q, k): from 1, 0 for nowhere."""
+def ranks_in(own: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Return the rank of each of (Q, depth) document rows in the same query's list of `own` (Q, k): from 1, or 0."""
     span = max(int(own.max(initial=0)), int(documents.max(initial=0))) + 2
     keys, wanted = (
         np.arange(len(rows), dtype=np.int64)[:, None] * span + np.where(rows == NOTHING, span - 1, rows)

@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import SPLITS, Collection
-from trainer.languages import SAMPLE, detect_language
 from trainer.recipe import Retriever
-from trainer.retriever.bm25 import search_bm25
 from trainer.retriever.candidates import Candidates, Ranking, as_candidates
-from trainer.retriever.dense import search_dense
-from trainer.retriever.embeddings import SHARD, BiEncoder, Embeddings, Shards
-from trainer.retriever.fusion import fuse
-from trainer.retriever.own_run import read_run
-
-MINING_DEPTH = 200  # train queries keep at least so many candidates, and every list goes so deep into the fusion
+from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
+from trainer.retriever.engines import Engines, Settings
+from trainer.retriever.tuning import ENOUGH, Tuning, tune
 
 
 def judged_queries(collection: Collection) -> list[int]:
@@ -43,57 +38,40 @@ def shards(
     )
 
 
-def language_of(section: Retriever, collection: Collection) -> str:
-    """The language that BM25 takes, where the recipe says auto told from the first documents."""
-    return section.language if section.language != "auto" else detect_language(collection.documents[:SAMPLE]["passage"])
-
-
-def retrieve(
-    section: Retriever, collection: Collection, queries: Sequence[int], embeddings: tuple[Embeddings, Embeddings] | None
-) -> dict[str, Ranking]:
-    """Each engine's ranking of the collection for the given query rows; `embeddings` are (queries', documents').
-
-    Without the documents that are the query itself, in whose place each engine lists others.
-    """
-    excluded, deep = [collection.self_documents.get(query, ()) for query in queries], max(section.depth, MINING_DEPTH)
-    lists = _search(section, collection, queries, embeddings, deep + max(map(len, excluded), default=0))
-    return {engine: ranking.without(excluded, deep) for engine, ranking in lists.items()}
-
-
-def _search(
-    section: Retriever,
-    collection: Collection,
-    queries: Sequence[int],
-    embeddings: tuple[Embeddings, Embeddings] | None,
-    deep: int,
-) -> dict[str, Ranking]:
-    """Ask the engines that the recipe names for the best `deep` documents of each query row."""
-    if section.run is not None:
-        query_rows, document_rows = (
-            {identity: row for row, identity in enumerate(ids)}
-            for ids in (collection.query_ids, collection.document_ids)
-        )
-        return {"run": read_run(section.run, query_rows, document_rows, queries, deep)}
-    lists = {}
-    if embeddings is not None:
-        lists["dense"] = search_dense(*embeddings, deep, section.index)
-    if section.kind != "dense":
-        passages = (text for start in range(0, len(collection.documents), SHARD)
-                    for text in collection.documents[start : start + SHARD]["passage"])  # fmt: skip
-        texts = collection.query_texts(queries)
-        lists["bm25"] = search_bm25(texts, passages, deep, language_of(section, collection))
-    return lists
-
-
 def retrieve_splits(
     section: Retriever, collection: Collection, embeddings: tuple[Embeddings, Embeddings] | None, folder: Path
 ) -> dict[str, Candidates]:
-    """Candidates of every split's answerable queries, found in one go and kept as `SPLIT.npz`.
+    """Return the candidates of every split's answerable queries, found in one go and kept as `SPLIT.npz`.
 
-    Dev and test have `section.depth` of them, train as many more as mining may want.
+    Dev and test have `section.depth` of them, train as many more as mining may want. The settings are chosen on the
+    train queries and kept as tuning.json. Where they are not the defaults, `default-SPLIT.npz` holds what the defaults
+    return for dev and test.
     """
-    lists = retrieve(section, collection, judged_queries(collection), embeddings)
-    ranking = _one_ranking(section, lists)
+    engines = Engines(section, collection, judged_queries(collection), embeddings)
+    before = engines.lists(engines.default_settings)
+    default = engines.fused(before, engines.default_settings)
+    tuning = _tuning(section, collection, engines, default)
+    tuning.save(folder)
+    lists = before if tuning.settings == engines.default_settings else engines.lists(tuning.settings)
+    ranking = engines.fused(lists, tuning.settings)
+    candidates = _cut(section, collection, ranking, lists, embeddings)
+    for split, found in candidates.items():
+        found.save(folder / f"{split}.npz")
+    if not np.array_equal(ranking.documents, default.documents):
+        for split, found in _cut(section, collection, default, before, embeddings).items():
+            if split != "train":
+                found.save(folder / f"default-{split}.npz")
+    return candidates
+
+
+def _cut(
+    section: Retriever,
+    collection: Collection,
+    ranking: Ranking,
+    lists: Mapping[str, Ranking],
+    embeddings: tuple[Embeddings, Embeddings] | None,
+) -> dict[str, Candidates]:
+    """Return the ranking of all judged queries as each split's candidates."""
     candidates, start = {}, 0
     for split in SPLITS:
         queries = collection.answerable(split)
@@ -103,22 +81,30 @@ def retrieve_splits(
         own = {engine: found.part(part) for engine, found in lists.items()}
         relevant = collection.relevant(split)
         candidates[split] = as_candidates(ranking.part(part, depth), own, queries, relevant, vectors)
-        candidates[split].save(folder / f"{split}.npz")
     return candidates
 
 
+def _tuning(section: Retriever, collection: Collection, engines: Engines, default: Ranking) -> Tuning:
+    """Return the settings that the train queries choose, or the defaults where they may not or are too few."""
+    train = len(collection.answerable("train"))
+    if section.tune == "off" or not section.has_bm25:
+        return Tuning(engines.untuned_settings)
+    if train < ENOUGH[section.tune]:
+        return Tuning(engines.untuned_settings, note=f"{train} train queries, and {ENOUGH[section.tune]} are needed")
+    return tune(engines, default, train, collection.relevant("train"), section.fusion == "rrf")
+
+
 def retrieve_unjudged(
-    section: Retriever, collection: Collection, queries: Sequence[int], embeddings: tuple[Embeddings, Embeddings] | None
+    section: Retriever,
+    collection: Collection,
+    queries: Sequence[int],
+    embeddings: tuple[Embeddings, Embeddings] | None,
+    settings: Settings | None = None,
 ) -> Candidates:
-    """Candidates of query rows for which nothing is judged, as deep as those of train queries."""
+    """Return candidates of query rows for which nothing is judged, as deep as those of train queries."""
     assert section.run is None, "a run holds no other queries than its own"
-    lists = retrieve(section, collection, queries, embeddings)
+    settings = settings or Settings()
+    engines = Engines(section, collection, queries, embeddings)
+    lists = engines.lists(settings)
     vectors = (embeddings[0].rows(np.arange(len(queries))), embeddings[1]) if embeddings else None
-    return as_candidates(_one_ranking(section, lists), lists, queries, {query: {} for query in queries}, vectors)
-
-
-def _one_ranking(section: Retriever, lists: Mapping[str, Ranking]) -> Ranking:
-    """The engines' rankings fused, or the only one as it is."""
-    if len(lists) == 1:
-        return next(iter(lists.values()))
-    return fuse(list(lists.values()), max(section.depth, MINING_DEPTH))
+    return as_candidates(engines.fused(lists, settings), lists, queries, {query: {} for query in queries}, vectors)
