@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
 )
+
+from trainer import console
 
 TOPICS = {
     "probe": "liveness probe restarts the container when its endpoint fails",
@@ -114,6 +116,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `precision: auto` choose fp32 on every CPU, so that results do not depend on the machine."""
     monkeypatch.setattr("trainer.precision.has_native_bf16", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def console_that_speaks() -> Iterator[None]:
+    """Undo what a bench or a process of several does: a quiet console would leave later tests nothing to read."""
+    yield
+    console.console.quiet = False
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from scipy.stats import kendalltau
 
 from trainer import precision
 from trainer.errors import RecipeError
+from trainer.launch import start_accelerator
 from trainer.precision import Precisions, autocast, bf16_speedup, faster, resolve
 from trainer.reranker import Reranker
 from trainer.retriever import BiEncoder
@@ -97,6 +99,13 @@ def test_precision_belongs_to_the_reranker_whoever_made_an_accelerator(tiny, kin
     assert 0 < np.abs(rounded - before).max() < 0.02 * max(1.0, np.abs(before).max())
     half.compute_in("fp32")
     np.testing.assert_array_equal(half.score("why does memory run out", documents), before)
+
+
+def test_a_run_starts_whatever_precision_another_library_left_behind():
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision="bf16")
+    assert start_accelerator("fp32").mixed_precision == "no"
+    AcceleratorState._reset_state()
 
 
 @pytest.mark.parametrize("kind", ["bert", "reranker"])

@@ -48,6 +48,7 @@ def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
     import torch
     import transformers
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     from trainer.precision import best_device, resolve
@@ -60,9 +61,12 @@ def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
     # gradients are no numbers where a row's scores are all very low (torch 2.13, PyTorch issue 196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
     device = torch.device(best_device())
+    mixed_precision = "fp16" if resolve(precision, device) == "fp16" else "no"
+    if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()  # another library trained in this process, in another precision
     return Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="fp16" if resolve(precision, device) == "fp16" else "no",
+        mixed_precision=mixed_precision,
         kwargs_handlers=[
             # Buffers are constants here; to exchange them, all would wait for one that does a step again.
             DistributedDataParallelKwargs(broadcast_buffers=False),
