@@ -25,9 +25,9 @@ SYSTEMS = {  # what is measured, and what of the recipe it takes
     "default": {"kind": "hybrid", "tune": "off"},
     "BM25": {"kind": "bm25", "tune": "off"},
     "bi-encoder": {"kind": "dense"},
-    "BM25 tuned": {"kind": "bm25"},
-    "rrf, BM25 tuned": {"kind": "hybrid", "fusion": "rrf"},
-    "tuned": {"kind": "hybrid"},
+    "BM25 tuned": {"kind": "bm25", "tune": "auto"},
+    "rrf, BM25 tuned": {"kind": "hybrid", "fusion": "rrf", "tune": "auto"},
+    "tuned": {"kind": "hybrid", "tune": "auto"},
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +13,8 @@ from sentence_transformers import SentenceTransformer
 from trainer.data import SPLITS, build_collection
 from trainer.metrics import per_query
 from trainer.pipeline import Pipeline
-from trainer.recipe import Data, Retriever, load_recipe
+from trainer.recipe import Data, load_recipe
+from trainer.recipe import Retriever as RetrieverSection
 from trainer.retriever import NOTHING, BiEncoder, Candidates, Ranking, Settings, Tuning, retrieve_splits, shards
 from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.engines import Engines, Pool
@@ -21,6 +23,8 @@ from trainer.retriever.retrieve import judged_queries, retrieve_unjudged
 from trainer.retriever.tuning import choose, cross_validate, ideal_gains, ndcg
 
 STOP_WORDS = ["the", "of", "and", "to", "in", "is", "not", "for"]
+
+Retriever = partial(RetrieverSection, tune="auto")
 
 
 def ranking(*lists):
@@ -396,7 +400,7 @@ def test_the_run_says_what_was_chosen_and_keeps_it(tiny, tmp_path, capsys):
     folder = write(tmp_path / "songs", *titles(60))
     recipe = tmp_path / "songs.yaml"
     recipe.write_text(
-        f"{{name: songs, data: {{path: {folder}}}, retriever: {{kind: bm25, depth: 20}}, "
+        f"{{name: songs, data: {{path: {folder}}}, retriever: {{kind: bm25, depth: 20, tune: auto}}, "
         f"reranker: {{model: {tiny['bert']}}}}}\n"
     )
     pipeline = Pipeline(load_recipe(recipe, []), tmp_path / "runs")
