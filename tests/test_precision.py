@@ -70,18 +70,19 @@ def test_a_speedup_is_the_ratio_of_medians_and_decides(monkeypatch):
 
     monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
     assert bf16_speedup(compute, CPU) == pytest.approx(3.0, abs=1e-6)
-    assert faster(1.3) == "bf16"
-    assert faster(1.1) == "fp32"
+    assert faster(1.6) == "bf16"
+    assert faster(1.4) == "fp32"
 
 
 def test_a_model_is_measured_once_on_a_machine(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(precision, "has_native_bf16", lambda: True)
     choices = Precisions("auto", Accelerator(cpu=True), tmp_path / "measured.json")
-    assert choices.of("train", "a" * 64, lambda: 2.25) == "bf16"
-    assert "2.2 times as fast in bf16" in " ".join(capsys.readouterr().out.split())
-    assert choices.of("train", "a" * 64, lambda: pytest.fail("measured twice")) == "bf16"
-    assert choices.of("train", "b" * 64, lambda: 1.0) == "fp32"
-    (name, _), _ = json.loads((tmp_path / "measured.json").read_text()).items()
+    assert choices.of("train", "training", "a" * 64, lambda: 2.25) == "bf16"
+    assert "training in bf16: bf16 is 2.2 times as fast as fp32" in " ".join(capsys.readouterr().out.split())
+    assert choices.of("teacher", "scoring", "a" * 64, lambda: 1.1) == "fp32"
+    assert choices.of("train", "training", "a" * 64, lambda: pytest.fail("measured twice")) == "bf16"
+    assert choices.of("train", "training", "b" * 64, lambda: 1.0) == "fp32"
+    (name, _), *_ = json.loads((tmp_path / "measured.json").read_text()).items()
     assert f"torch {torch.__version__}" in name
 
 
@@ -127,7 +128,10 @@ def test_logits_are_not_rounded_to_bf16(tiny, kind):
 
 
 def test_a_model_can_be_measured_and_a_bi_encoder_too(tiny):
-    assert Reranker.load(tiny["bert"], max_length=32).bf16_speedup() > 0
+    reranker = Reranker.load(tiny["bert"], max_length=32)
+    assert reranker.bf16_speedup() > 0
+    assert reranker.bf16_speedup(training=True) > 0
+    assert all(weight.grad is None for weight in reranker.model.parameters())
     assert BiEncoder(tiny["bert"], max_length=16).bf16_speedup("cpu") > 0
 
 

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -269,7 +269,9 @@ class Pipeline:
         missing = [part.find_missing(self.accelerator) for part in parts]
         if any(missing):
             device = str(self.accelerator.device)
-            precision = self.precision("retrieve", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
+            precision = self.precision(
+                "retrieve", "encoding", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device)
+            )
             if precision != bi_encoder.precision:
                 parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
         for part in parts:
@@ -311,7 +313,8 @@ class Pipeline:
         set_seed(self.recipe.seed)
         reranker = self.load_base()
         base = models.locate(self.recipe.reranker.model)
-        reranker.compute_in(self.precision(folder.name, base, reranker.bf16_speedup))
+        measure = partial(reranker.bf16_speedup, training=True)
+        reranker.compute_in(self.precision(folder.name, "training", base, measure))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         groups = read_groups(folder.with_name(folder.name.replace("train", "mine")))
         first_stage = self.first_stage_dev
@@ -351,7 +354,8 @@ class Pipeline:
         console.stage("distil", learned)
         set_seed(self.recipe.seed)  # behind the teacher, who draws numbers too where it has to be loaded
         student = distil.load_student(self.recipe, self._best())
-        student.compute_in(self.precision("distil", self._best(), student.bf16_speedup))
+        measure = partial(student.bf16_speedup, training=True)
+        student.compute_in(self.precision("distil", "training", self._best(), measure))
         tokenized = TokenizedCollection(collection, student.pairs)
         progress = train(
             distil.student_recipe(self.recipe),
@@ -593,12 +597,12 @@ class Pipeline:
         scores = rerank(reranker, tokenized, candidates.top(self.recipe.rerank_depth), self.accelerator, note=split)
         return mean_score(self.collection, split, candidates, self.metric, scores), scores
 
-    def precision(self, stage: str, model: Path, measure: Callable[[], float]) -> Precision:
-        """The precision that a model trains, mines or teaches in; what is measured at the end is float32."""
+    def precision(self, stage: str, use: str, model: Path, measure: Callable[[], float]) -> Precision:
+        """Return the precision that a model trains, mines or teaches in; what is measured at the end is float32."""
         from trainer.precision import Precisions
 
         choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
-        return choices.of(stage, models.fingerprint(model), measure)
+        return choices.of(stage, use, models.fingerprint(model), measure)
 
     @cached_property
     def has_fresh_head(self) -> bool:
@@ -633,7 +637,7 @@ class Pipeline:
         options = {"max_length": self.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
         folder = models.locate(reference)
         precision = self.precision(
-            "teacher", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
+            "teacher", "scoring", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
         )
         cache = self.folder.parent / ".teachers"
         return Teacher(reference, collection, cache, self.accelerator, precision=precision, **options)

@@ -27,7 +27,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Names in torch.cpu.get_capabilities() of units that multiply bf16 matrices: Intel and AMD, then ARM.
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
-WORTHWHILE = 1.2  # bf16 is chosen from this speedup on; less would not pay for the rounding
+# bf16 is chosen from this speedup on. A training that was measured at 1.4 to 1.5 ran no faster (docs/benchmarks.md).
+WORTHWHILE = 1.5
 MEASURED_SECONDS = 1.0
 MEASURED_ROUNDS = 3  # at least, whatever they take
 
@@ -43,25 +44,25 @@ class Precisions:
     accelerator: Accelerator
     measured: Path
 
-    def of(self, stage: str, model: str, measure: Callable[[], float]) -> Precision:
-        """Return the precision of the model with this fingerprint, the same on all processes.
+    def of(self, stage: str, use: str, model: str, measure: Callable[[], float]) -> Precision:
+        """Return the precision of the model with this fingerprint in a use (scoring, training), on all processes alike.
 
         `measure` loads the model and returns how many times as fast it is in bf16; only the main process calls it.
         """
         precision = resolve(self.requested, self.accelerator.device)
         if precision is None:
-            chosen = [self._measured(stage, model, measure) if self.accelerator.is_main_process else None]
+            chosen = [self._measured(stage, use, model, measure) if self.accelerator.is_main_process else None]
             precision = cast(Precision, broadcast_object_list(chosen)[0])
         return precision
 
-    def _measured(self, stage: str, model: str, measure: Callable[[], float]) -> Precision:
+    def _measured(self, stage: str, use: str, model: str, measure: Callable[[], float]) -> Precision:
         known = read_record(self.measured) or {}
-        key = f"{model[:16]} on {machine()}"
+        key = f"{use} with {model[:16]} on {machine()}"
         if key not in known:
             known[key] = round(measure(), 3)
             write_json(self.measured, known)
         precision = faster(known[key])
-        console.stage(stage, f"computes in {precision}: this CPU is {known[key]:.1f} times as fast in bf16 as in fp32")
+        console.stage(stage, f"{use} in {precision}: bf16 is {known[key]:.1f} times as fast as fp32 on this CPU")
         return precision
 
 
@@ -106,7 +107,7 @@ def has_native_bf16() -> bool:
 def bf16_speedup(compute: Callable[[], object], device: torch.device) -> float:
     """Return how many times as fast `compute` is in bf16 as in fp32: the ratio of medians of interleaved rounds.
 
-    Takes about a second; the first round of each only warms up.
+    Takes a few seconds; the first round of each only warms up.
     """
     seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
     started = time.perf_counter()
