@@ -90,7 +90,7 @@ class Reranker:
 
         `head` is auto, classifier or interaction, or trained for a model that must bring its own; `layers` are those
         that a fresh interaction head compares; `max_length` defaults to what the model was saved with, `device` to the
-        best one here. `precision` is fp32, bf16, fp16, or auto: the fastest on this device, found by about a second of
+        best one here. `precision` is fp32, bf16, fp16, or auto: the fastest on this device, found by a few seconds of
         measuring on a CPU that has bf16.
         """
         folder = locate(str(reference))
