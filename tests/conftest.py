@@ -126,6 +126,16 @@ def console_that_speaks() -> Iterator[None]:
 
 
 @pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts find each other in their own folder, as they do when one of them is run."""
+    folder = Path(__file__).parents[1] / "scripts"
+    monkeypatch.syspath_prepend(str(folder))
+    yield
+    for path in folder.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """A BEIR folder: 40 documents on 8 topics, 24 train, 8 dev and 8 test queries, grades 0 to 2."""
     return build_collection_folder(tmp_path / "tiny-set")

@@ -1,6 +1,5 @@
 """What the benches reckon rather than measure: padding, FLOPs, a chip's peak; and that the draws of a curve nest."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,6 @@ from transformers import (
 from trainer.groups import Group
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Scripts find each other in their own folder, as they do when one of them is run."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    yield
-    for path in SCRIPTS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 def test_padding_is_what_fills_each_batch_to_its_longest_pair(scripts):

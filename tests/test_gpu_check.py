@@ -15,15 +15,6 @@ SCRIPTS = ROOT / "scripts"
 FORK = multiprocessing.get_context("fork")
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    """Scripts find each other in their own folder, as they do when one of them is run."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    yield
-    for path in SCRIPTS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
 def no_library(results, folder, dry):
     results.add("before", value=1)
     raise ImportError("cannot import name 'Newer' from 'transformers'")
