@@ -120,7 +120,7 @@ def test_the_interaction_head_reads_packed_pairs_alike(kind, tiny, words):
         torch.nn.init.normal_(weight, std=0.3)
     torch.nn.init.normal_(model.classifier.weight)
     padded, packed = (gradients(model, batch, layout) for layout in (False, True))
-    torch.testing.assert_close(packing.features(model, batch, True), packing.features(model, batch, False))
+    torch.testing.assert_close(packing.signals(model, batch, True), packing.signals(model, batch, False))
     assert padded.keys() == packed.keys()
     for name, gradient in padded.items():
         torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-5, msg=name)

@@ -69,18 +69,18 @@ def logits(model: PreTrainedModel, batch: Batch, packed: bool) -> Tensor:
     if not packed:
         return model(**_moved(batch, model)).logits.float().squeeze(1)
     if isinstance(model, InteractionForSequenceClassification):
-        return model.combine(*_packed_features(model, batch)).float().squeeze(1)
+        return model.combine(*_packed_signals(model, batch)).float().squeeze(1)
     return model(**_flat(model, batch, None)).logits.float().squeeze(1)
 
 
-def features(model: InteractionForSequenceClassification, batch: Batch, packed: bool) -> Tensor:
-    """What the interaction head mixes: (pairs, layers, 3) float32 of a padded batch on the CPU."""
-    found, _ = _packed_features(model, batch) if packed else model.features(**_moved(batch, model))
-    return found.float()
+def signals(model: InteractionForSequenceClassification, batch: Batch, packed: bool) -> Tensor:
+    """Return the signals that the interaction head mixes: (pairs, signals) float32 of a padded batch on the CPU."""
+    mixed, _ = _packed_signals(model, batch) if packed else model.signals(**_moved(batch, model))
+    return mixed.float()
 
 
-def _packed_features(model: InteractionForSequenceClassification, batch: Batch) -> tuple[Tensor, Tensor]:
-    """`model.features` with attention over the real tokens alone; the comparison is made on padded states."""
+def _packed_signals(model: InteractionForSequenceClassification, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return `model.signals` with attention over the real tokens alone; the comparison is made on padded states."""
     real = batch["attention_mask"].bool()
     query, document, behind = model.texts(batch["input_ids"], real)
     inputs = _flat(model, batch, behind[real])

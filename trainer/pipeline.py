@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from trainer.reranker import Reranker, TokenizedCollection
     from trainer.retriever import Candidates, Embeddings
     from trainer.teacher import Teacher
+    from trainer.train.checkpoints import Progress
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 4, "retrieve": 3, "mine": 3, "train": 4, "distil": 2, "evaluate": 5, "export": 3}
+VERSIONS = {"data": 4, "retrieve": 3, "mine": 4, "train": 5, "distil": 2, "evaluate": 5, "export": 3}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
-PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 # Keys of train that change time and memory, but not what comes out; a training goes on under another value.
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
@@ -144,11 +144,12 @@ class Pipeline:
             "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds"} | _unused(recipe))
             | _content("mine.teacher", recipe.mine.teacher)
             | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
+            | ({"reranker.depth": recipe.rerank_depth} if recipe.mine.groups == "lists" else {})
             | {"seed": recipe.seed},
-            "train": _settings("reranker", recipe.reranker, BY_CONTENT)
+            "train": _settings("reranker", recipe.reranker, BY_CONTENT | {"depth"})
             | _content("reranker.model", recipe.reranker.model)
             | _settings("train", recipe.train, WITHOUT_EFFECT)
-            | {"evaluate.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
+            | {"reranker.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
             "distil": _settings("distil", recipe.distil, BY_CONTENT)
             | _content("distil.model", recipe.distil and recipe.distil.model),
             "evaluate": {"evaluate.metrics": recipe.evaluate.metrics},
@@ -289,7 +290,7 @@ class Pipeline:
         reference = str(self._best("train")) if second else section.teacher
         trust = self._trusts("train") if second else section.teacher_trust_remote_code
         teacher = self.teacher(reference, self.collection, trust) if reference else None
-        candidates = self.candidates("train")
+        candidates = self.reranked("train") if section.groups == "lists" else self.candidates("train")
         mined = mine.mine(section, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
         report = mine.Report.of(mined, self.collection, section)
         if not mined.groups:
@@ -330,12 +331,26 @@ class Pipeline:
             folder,
             fresh_head=self.has_fresh_head,
         )
-        untrained = progress.curve[0][1]
-        said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
-        said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
+        curve = self._choose(folder, progress)
+        share, best = curve[0]
+        said = f"best dev {self.metric} {best:.4f} with {share:.0%} of the way from the start to step"
+        said += f" {progress.best_step} (start {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
         said += f"; {progress.ending}" if progress.ending else ""
-        notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
-        return {"said": said, **notes, "precision": progress.precision}
+        notes = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
+        return {"said": said, **notes, "interpolation": sorted(curve), "precision": progress.precision}
+
+    def _choose(self, folder: Path, progress: Progress, **options: Any) -> list[tuple[float, float]]:
+        """Leave the best of the start, the trained model and what lies between them in `best`; return the curve."""
+        from trainer.reranker import TokenizedCollection
+        from trainer.train import choose
+
+        def load(path: Path) -> Reranker:
+            return self._load(str(path), _kind(folder.name), progress.precision)
+
+        def measure(reranker: Reranker) -> float:
+            return self.measure("dev", reranker, TokenizedCollection(self.collection, reranker.pairs))[0]
+
+        return choose(folder, progress, load, measure, self.accelerator, **options)
 
     def _distil(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
@@ -368,10 +383,12 @@ class Pipeline:
             folder,
             fresh_head=distil.has_fresh_classifier(self.recipe),
         )
+        ((share, best), *_) = self._choose(folder, progress, shares=())
+        step = progress.best_step if share else 0
         tuned, first_stage = self._notes(self._last_training)["best_dev"], self.first_stage_dev
-        said = f"{learned}; best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
+        said = f"{learned}; best dev {self.metric} {best:.4f} at step {step}"
         said += f" (tuned {tuned:.4f}, first stage {first_stage:.4f})"
-        return {"said": said, "best_dev": progress.best_score, "best_step": progress.best_step}
+        return {"said": said, "best_dev": best, "best_step": step}
 
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
@@ -434,7 +451,10 @@ class Pipeline:
         """Measure on dev, for the gate, and on test, for people; in float32, as the model will be exported."""
         from trainer.evaluate import evaluate, fuse, mean_score
 
+        trained = self._notes(self._last_training)
         systems = {"base": self.recipe.reranker.model} if not self.has_fresh_head else {}
+        if self.has_fresh_head and trained["trained_share"]:
+            systems["fitted"] = str(self._best().with_name("start"))
         systems["tuned"] = str(self._best())
         if "distil" in self.stages:
             systems["distilled"] = str(self._best("distil"))
@@ -457,7 +477,7 @@ class Pipeline:
             metrics, seed, default = self.recipe.evaluate.metrics, self.recipe.seed, self.default_candidates("test")
             if default is not None:
                 metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.retriever.depth}"]))
-            helped = self._notes(self._last_training)["best_step"] > 0
+            helped = trained["best_step"] > 0
             test = candidates["test"]
             evaluate(self.collection, "test", test, scores, metrics, seed, folder, weight, helped, default)
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
@@ -465,12 +485,18 @@ class Pipeline:
 
     def _rerank(self, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
         """Return float32 scores (queries, depth) of candidates by a model as it was saved, a base or a stage's best."""
-        from trainer.reranker import Reranker, TokenizedCollection, rerank
+        from trainer.reranker import TokenizedCollection, rerank
 
-        length, trust = self.recipe.reranker.max_length, self._trusts(stage)
-        reranker = Reranker.load(reference, head="trained", max_length=length, trust_remote_code=trust)
+        reranker = self._load(reference, stage)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         return rerank(reranker, tokenized, candidates, self.accelerator, note="evaluate")
+
+    def _load(self, reference: str, stage: str = "train", precision: Precision = "fp32") -> Reranker:
+        """Load a base that ranks, or a model that a training stage left."""
+        from trainer.reranker import Reranker
+
+        length, trust = self.recipe.reranker.max_length, self._trusts(stage)
+        return Reranker.load(reference, head="trained", max_length=length, precision=precision, trust_remote_code=trust)
 
     def _export(self, folder: Path) -> dict[str, Any]:
         import numpy as np
@@ -626,8 +652,7 @@ class Pipeline:
         """The train queries' candidates that a fresh head is fitted to; none where the base brings its own."""
         from trainer.mine import candidate_lists
 
-        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
-        return candidate_lists(self.collection, self.candidates("train").top(deep)) if self.has_fresh_head else []
+        return candidate_lists(self.collection, self.reranked("train")) if self.has_fresh_head else []
 
     def teacher(self, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
         """A cross-encoder that is asked for scores of the collection's rows."""

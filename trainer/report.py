@@ -15,6 +15,7 @@ LABELS = {
     "first_stage_default": "first, untuned",
     "first_stage": "first stage",
     "base": "base model",
+    "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
     "fused": "tuned + first",

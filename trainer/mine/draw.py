@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.groups import Group
-from trainer.mine.judge import USABLE, Judged, Score, judge, relevant_or_self
+from trainer.mine.judge import NEGATIVE, POSITIVE, USABLE, Judged, Score, judge, relevant_or_self
 from trainer.recipe import Mine
 from trainer.retriever import Candidates
 
@@ -42,6 +42,8 @@ def mine(
 
     `teacher` scores pairs with a cross-encoder; `by_teacher` orders the hard band by its scores instead of by rank.
     """
+    if section.groups == "lists":
+        return _mine_lists(section, collection, candidates, seed, teacher)
     judged = judge(section, collection, candidates, teacher)
     groups: list[Group] = []
     asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
@@ -64,6 +66,38 @@ def mine(
     if teacher is not None:
         groups = _with_teacher(groups, teacher)
     return Mined(groups, judged, asked, got, chosen, from_qrels, from_corpus)
+
+
+def _mine_lists(
+    section: Mine, collection: Collection, candidates: Candidates, seed: int, teacher: Score | None
+) -> Mined:
+    """Return the candidates of each train query as one group, where a positive is among them.
+
+    `candidates` are as many as will be reranked. Likely false negatives are left out, so that the loss moves them
+    neither way.
+    """
+    everywhere = {"first_rank": 1, "last_rank": candidates.documents.shape[1], "deeper_share": 0.0, "bm25_share": None}
+    judged = judge(section.model_copy(update=everywhere), collection, candidates, teacher)
+    groups: list[Group] = []
+    asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
+    chosen = np.zeros(candidates.documents.shape, dtype=bool)
+    known = 0
+    for place, query in enumerate(candidates.queries.tolist()):
+        rng = np.random.default_rng([seed, query])
+        reasons, documents = judged.reasons[place], candidates.documents[place]
+        grades = collection.qrels["train"][query]
+        positives = documents[reasons == POSITIVE].tolist()
+        no, open_ = np.flatnonzero(reasons == NEGATIVE), np.flatnonzero(reasons == USABLE)
+        size = section.list_size or len(reasons)
+        picked = sorted([*no.tolist(), *_draw(open_, max(0, size - len(positives) - len(no)), rng)])
+        if positives and picked:
+            asked[place] = got[place] = len(picked)
+            groups.append(Group(query, positives, [grades[row] for row in positives], documents[picked].tolist()))
+            chosen[place, picked] = reasons[picked] == USABLE
+            known += len(no)
+    if teacher is not None:
+        groups = _with_teacher(groups, teacher)
+    return Mined(groups, judged, asked, got, chosen, known, 0)
 
 
 def candidate_lists(collection: Collection, candidates: Candidates) -> list[Group]:

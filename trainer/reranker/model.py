@@ -170,9 +170,9 @@ class Reranker:
         """The same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
         return self._over_chunks(chunks, total, packing.logits, note)
 
-    def features(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
-        """What the interaction head mixes: (pairs, layers, 3) float32."""
-        return self._over_chunks([pairs], len(pairs), packing.features, note)
+    def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
+        """Return the signals that the interaction head mixes: (pairs, signals) float32."""
+        return self._over_chunks([pairs], len(pairs), packing.signals, note)
 
     @torch.inference_mode()
     def _over_chunks(

@@ -15,10 +15,16 @@ from trainer.precision import Precision
 from trainer.runs import begun_fingerprint, read_json, read_record, remove, write_json
 from trainer.train.devices import is_sharded
 
+START = "start"  # the folder of the model before the first step: the base, its head fitted
+TRAINED = "trained"  # the folder of the best checkpoint after it
+
 
 @dataclass
 class Progress:
-    """Where training stands; all that a resumed run needs beside weights, optimizer and random states."""
+    """The state of a training that a resumed run needs besides weights, optimizer and random states.
+
+    `best_score` and `best_step` are those of the best checkpoint after the first step; `curve` begins with step 0.
+    """
 
     step: int = 0
     best_score: float = -math.inf
@@ -29,7 +35,10 @@ class Progress:
 
     def stalled(self, patience: int | None) -> bool:
         """Whether so many evaluations in a row brought no new best."""
-        return patience is not None and sum(step > self.best_step for step, _ in self.curve) >= patience
+        if patience is None or not self.curve:
+            return False
+        scores = [score for _, score in self.curve]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
 
     @property
     def ending(self) -> str:
@@ -45,14 +54,14 @@ def unsettled_best(folder: Path, step: int) -> Path:
 
 
 def settle_best(folder: Path, step: int) -> None:
-    """Make the best model of `step` the one in `folder/best`, and delete those that no checkpoint knows of.
+    """Make the best model of `step` the one in `folder/trained`, and delete those that no checkpoint knows of.
 
-    A kill at any moment leaves the best model that the last checkpoint knows of: in `best`, or still to be moved.
+    A kill at any moment leaves the best model that the last checkpoint knows of: in `trained`, or still to be moved.
     """
     best = unsettled_best(folder, step)
     if best.is_dir():
-        remove(folder / "best")
-        best.rename(folder / "best")
+        remove(folder / TRAINED)
+        best.rename(folder / TRAINED)
     for unknown in folder.glob(".best-*"):
         remove(unknown)
 
@@ -74,7 +83,7 @@ def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) 
 def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folder: Path) -> None:
     """Write what the checkpoint belongs to and consists of, rename it, and delete what it replaces."""
     unsettled = unsettled_best(folder, progress.best_step)
-    best = unsettled if unsettled.is_dir() else folder / "best"
+    best = unsettled if unsettled.is_dir() else folder / TRAINED
     files = {
         "fingerprint": begun_fingerprint(folder),
         "processes": accelerator.num_processes,
@@ -117,7 +126,7 @@ def _fault(checkpoint: Path, folder: Path) -> str:
     if notes["fingerprint"] != begun_fingerprint(folder):
         return f"{checkpoint} was made with other inputs"
     settle_best(folder, notes["best_step"])
-    return verify.difference(checkpoint, notes["files"]) or verify.difference(folder / "best", notes["best"])
+    return verify.difference(checkpoint, notes["files"]) or verify.difference(folder / TRAINED, notes["best"])
 
 
 def precision_of(checkpoint: Path) -> Precision:

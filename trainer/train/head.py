@@ -16,37 +16,38 @@ from trainer.losses import LOSSES
 from trainer.reranker import Reranker, TokenizedCollection, rarity
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-PROBE_LISTS = 300  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
-def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group]) -> None:
-    """Fit a fresh interaction head to whole lists of candidates; any other head stays as it is.
+def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int) -> None:
+    """Fit a fresh interaction head to at most `most` whole candidate lists; any other head stays as it is.
 
-    Rare tokens of the corpus weigh more. The mixture of features minimises the listwise loss over whole lists of
-    candidates as they will be reranked; over mined groups, a biased sample of them, it comes out worse than not
-    fitted at all (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
+    Rare tokens of the corpus weigh more. The mixture of signals minimises the listwise loss over candidate lists as
+    they will be reranked; fitted to mined groups, a biased sample of them, it comes out worse than not fitted at all
+    (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
     """
     if not reranker.is_interaction:
         return
     model = reranker.model
-    model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
-    chosen = np.linspace(0, len(lists) - 1, min(len(lists), PROBE_LISTS)).round().astype(int)
+    documents = tokenized.documents(RARITY_SAMPLE)
+    average_length = float(np.mean([min(len(document), reranker.max_length) for document in documents]))
+    model.start_head(rarity(documents, len(model.token_weights)), average_length)
+    chosen = np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)
     lists = [lists[place] for place in chosen]
     pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
-    features = reranker.features(pairs, note="probe")
-    mixture = probe(features.reshape(len(pairs), -1), lists).reshape(features.shape[1:])
-    model.mix(torch.tensor(mixture))
+    signals = reranker.signals(pairs, note="fit")
+    weights = probe(signals, lists)
+    model.mix(torch.tensor(weights))
     # Pointwise losses and sigmoids want scores around zero.
-    model.shift(-float((features * mixture).sum(axis=(1, 2)).mean()))
+    model.shift(-float((signals @ weights).mean()))
 
 
 def fit_head(
-    reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], accelerator: Accelerator
+    reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int, accelerator: Accelerator
 ) -> None:
     """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits."""
     if accelerator.is_main_process:
-        start_head(reranker, tokenized, lists)
+        start_head(reranker, tokenized, lists, most)
     for name, weight in reranker.model.state_dict().items():
         if not name.startswith("encoder."):
             broadcast(weight)
