@@ -132,6 +132,15 @@ def test_the_check_counts_queries_that_are_documents():
     assert not [line for line in check_collection(data).notes if "documents themselves" in line]
 
 
+def test_numbers_that_queries_and_documents_share_by_chance_name_nothing(tmp_path):
+    documents = {str(n): f"pods restart at night {n}" for n in range(1, 6)}
+    queries = {str(n): f"why do pods restart {n} times" for n in range(1, 4)}
+    qrels = {"train": [("1", "2", 1)], "dev": [("2", "3", 1)], "test": [("3", "4", 1)]}
+    assert built(section(documents, queries, qrels)).self_documents == {}
+    asked = queries | {"1": documents["1"], "3": documents["3"]}  # as in Quora: two of three are the same question
+    assert built(section(documents, asked, qrels), "asked").self_documents == {0: [0], 1: [1], 2: [2]}
+
+
 def test_title_and_text_are_compared_with_and_without_the_title():
     queries = {"q1": "memory of the node runs out", "q2": "Pods memory of the node runs out", "q3": "pods"}
     data = section(
