@@ -233,7 +233,7 @@ def test_bf16_attention_that_learns_on_a_cpu_is_torch_s_attention(kind, kept, mo
     module.is_causal = False
 
     def attend(states):
-        found, _ = packing._attention(module, *states, mask, dropout=0.0, scaling=0.3)
+        found, _ = packing._attention(module, states[0], states[1], states[2], mask, dropout=0.0, scaling=0.3)
         (gradient,) = torch.autograd.grad(found, states, slope.to(found.dtype))
         return found.detach(), gradient
 
