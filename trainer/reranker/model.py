@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import packing
-from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
+from trainer.batches import (
+    TOKENS_OF_A_LEARNING_START,
+    TOKENS_OF_A_START,
+    TOKENS_PER_BUCKET,
+    PairEncoder,
+    Tokens,
+    ahead,
+    buckets,
+)
 from trainer.console import progress, warn
 from trainer.errors import ModelError
 from trainer.interaction import InteractionForSequenceClassification
@@ -116,7 +124,7 @@ class Reranker:
         ids = np.random.default_rng(0).integers(self.model.config.vocab_size, size=self.max_length, dtype=np.int32)
         lengths = np.linspace(self.max_length / 4, self.max_length, MEASURED_PAIRS).astype(int).tolist()
         pairs = [(ids[:8], ids[:length]) for length in lengths]
-        cut = self.buckets([self.pairs.size(pair) for pair in pairs])
+        cut = self.buckets([self.pairs.size(pair) for pair in pairs], training=training)
         batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
 
         def compute() -> None:
@@ -144,9 +152,10 @@ class Reranker:
         """Whether the interaction head scores (else the standard classifier)."""
         return isinstance(self.model, InteractionForSequenceClassification)
 
-    def buckets(self, sizes: Sequence[int], most: int | None = None) -> list[list[int]]:
+    def buckets(self, sizes: Sequence[int], most: int | None = None, training: bool = False) -> list[list[int]]:
         """Positions of pairs of these sizes, cut for the device and the layout, to at most so many tokens each."""
-        start = ALL_AT_ONCE if self.packed else TOKENS_OF_A_START.get(self.model.device.type, 4096)
+        starts = TOKENS_OF_A_LEARNING_START if training else TOKENS_OF_A_START
+        start = ALL_AT_ONCE if self.packed else starts.get(self.model.device.type, 4096)
         return buckets(sizes, min(self.tokens_per_bucket, most or self.tokens_per_bucket), start)
 
     def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
@@ -174,7 +183,7 @@ class Reranker:
         """Return the signals that the interaction head mixes: (pairs, signals) float32."""
         return self._over_chunks([pairs], len(pairs), packing.signals, note)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # under inference_mode autocast would cast every weight again in every bucket
     def _over_chunks(
         self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: str | None
     ) -> np.ndarray:

@@ -184,7 +184,7 @@ class Engine:
         """All pairs of the groups in length-sorted, padded buckets, and which pair (pairs,) each score will be of."""
         pairs = self._pairs_of(groups)
         sizes = [self.reranker.pairs.size(pair) for pair in pairs]
-        cut = self.reranker.buckets(sizes, self.budget)
+        cut = self.reranker.buckets(sizes, self.budget, training=True)
         batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.read_tokens += sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
