@@ -7,11 +7,11 @@ import ir_measures
 import numpy as np
 import pytest
 
-from trainer import metrics as numbers
 from trainer.data import build_collection
-from trainer.evaluate import ceiling, choose_weight, evaluate, fuse, mean_score, order
+from trainer.evaluation import statistics as numbers
+from trainer.evaluation.results import Results, show
+from trainer.evaluation.two_stage import ceiling, choose_weight, evaluate, fuse, mean_score, order
 from trainer.recipe import Data
-from trainer.report import Results, show
 from trainer.retriever import NOTHING, Candidates
 
 # Two test queries (rows 0 and 1). The first has relevant documents 0 (grade 2), 1 (grade 1) and 9 (grade 2), of which

@@ -23,12 +23,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from trainer import check
 from trainer.errors import ExportError
-from trainer.evaluate import Results
+from trainer.evaluation.results import Results
+from trainer.evaluation.statistics import Interval
 from trainer.export import Parity, export, readers
 from trainer.export.card import card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
-from trainer.metrics import Interval
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection

@@ -224,7 +224,7 @@ class Pipeline:
         return {"said": f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files"}
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
-        from trainer.evaluate import mean_score
+        from trainer.evaluation.two_stage import mean_score
         from trainer.retriever import Tuning, language_of, retrieve_splits
 
         section = self.recipe.retriever
@@ -431,7 +431,7 @@ class Pipeline:
     def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:
         """What the student shall come close to: (queries, depth), -inf where there is no candidate."""
         from trainer import distil
-        from trainer.evaluate import fuse
+        from trainer.evaluation.two_stage import fuse
 
         assert self.recipe.distil is not None
         logits = candidates.scored(self.teacher(str(self._best()), collection, self._trusts("train")))
@@ -443,13 +443,13 @@ class Pipeline:
 
     def _choose_weight(self, tuned: np.ndarray) -> tuple[float, float]:
         """Return the first stage's weight that is best on dev, given the tuned model's scores there, and that best."""
-        from trainer.evaluate import choose_weight
+        from trainer.evaluation.two_stage import choose_weight
 
         return choose_weight(self.collection, "dev", self.candidates("dev"), self.metric, tuned)
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
         """Measure on dev, for the gate, and on test, for people; in float32, as the model will be exported."""
-        from trainer.evaluate import evaluate, fuse, mean_score
+        from trainer.evaluation.two_stage import evaluate, fuse, mean_score
 
         trained = self._notes(self._last_training)
         systems = {"base": self.recipe.reranker.model} if not self.has_fresh_head else {}
@@ -501,8 +501,8 @@ class Pipeline:
     def _export(self, folder: Path) -> dict[str, Any]:
         import numpy as np
 
+        from trainer.evaluation.results import Results
         from trainer.export import export
-        from trainer.report import Results
         from trainer.reranker import Reranker
 
         trust = self._trusts(self._exported)
@@ -601,7 +601,7 @@ class Pipeline:
     @property
     def first_stage_dev(self) -> float:
         """The dev score of the first stage; the metric may be another than when it retrieved."""
-        from trainer.evaluate import mean_score
+        from trainer.evaluation.two_stage import mean_score
 
         return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
 
@@ -617,7 +617,7 @@ class Pipeline:
     def _measure(
         self, split: str, candidates: Candidates, reranker: Reranker, tokenized: TokenizedCollection
     ) -> tuple[float, np.ndarray]:
-        from trainer.evaluate import mean_score
+        from trainer.evaluation.two_stage import mean_score
         from trainer.reranker import rerank
 
         scores = rerank(reranker, tokenized, candidates.top(self.recipe.rerank_depth), self.accelerator, note=split)
@@ -685,7 +685,7 @@ class Pipeline:
 
     def _refuse_to_harm(self, force: bool) -> None:
         """Keep a model here that by itself is no better on dev than what the user had, unless forced."""
-        from trainer.gate import fault_of
+        from trainer.evaluation.gate import fault_of
 
         fault = fault_of(self._notes("evaluate")["dev"], "distilled" if "distil" in self.stages else "tuned")
         if fault is None:
@@ -699,6 +699,6 @@ class Pipeline:
         console.stage("export", f"{fault}; forced", style="red")
 
     def _show_results(self) -> None:
-        from trainer.report import Results, show
+        from trainer.evaluation.results import Results, show
 
         show(Results.load(self.stages["evaluate"].folder))

@@ -10,10 +10,10 @@ from typing import Any
 import transformers
 
 from trainer import models
+from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
 from trainer.recipe import Data, Recipe
-from trainer.report import SIGNIFICANT, Results
 from trainer.reranker import Reranker
 
 READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers, by scripts/check_readers.py (docs/results.md)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from trainer.data import Collection, trec_id
-from trainer.metrics import Ranking, bootstrap, paired_p, per_query
-from trainer.report import BEFORE, Results
+from trainer.evaluation.results import BEFORE, Results
+from trainer.evaluation.statistics import bootstrap, paired_p
+from trainer.metrics import Ranking, per_query
 from trainer.retriever import NOTHING, Candidates
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the first stage beside the reranker

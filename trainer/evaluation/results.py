@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import console
-from trainer.metrics import Interval
+from trainer.evaluation.statistics import Interval
 from trainer.runs import read_json, write_json
 
 LABELS = {
