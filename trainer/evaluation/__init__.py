@@ -2,9 +2,10 @@
 
 Imports inside run down, like the package's own:
 
+    fusion                              the first stage's weight beside a model: fitted on train, checked on dev
     two_stage                           systems measured on a split, as a table and as TREC runs
-    gate  results                       the verdict on the model that leaves; what is kept and shown
-    statistics                          intervals and a paired test of per-query numbers
+    results                             what is kept and shown
+    gate  statistics                    the verdict on the model that leaves; intervals and a paired test
 
 Nothing is imported here, so that a finished run shows its table without loading torch.
 """
