@@ -2,6 +2,7 @@
 
 Imports inside run down, like the package's own:
 
+    release                             what dev shows of the model that leaves
     fusion                              the first stage's weight beside a model: fitted on train, checked on dev
     two_stage                           systems measured on a split, as a table and as TREC runs
     results                             what is kept and shown

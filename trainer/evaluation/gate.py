@@ -10,14 +10,16 @@ truth there: how much a resample flatters its own choice is how much dev flatter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 MARGIN = 0.01  # a loss that is too small to matter
-LEVEL = 0.985  # one-sided; at .90 a model worse by the margin would pass once in ten (docs/results.md)
+LEVEL = 0.99  # one-sided; at .90 a model worse by the margin passes more than once in ten (docs/results.md)
 RESAMPLES = 4000
 BLOCK = 1 << 20  # counts drawn at once
 
@@ -54,27 +56,30 @@ class Way:
     choose: Choose = best_mean
 
 
-def judge(way: Way, opponents: Mapping[str, np.ndarray], seed: int, level: float = LEVEL) -> Finding:
+def judge(way: Way, opponents: Mapping[str, np.ndarray], seed: int) -> Finding:
     """Return the finding over the opponent, of {name: (queries,) values}, that leaves the least."""
-    found = [compare(way, name, values, seed, level) for name, values in opponents.items()]
+    queries = way.values.shape[1]
+    found = [compare(way, name, values, resamples(queries, seed)) for name, values in opponents.items()]
     order: list[Judged] = [WORSE, UNCLEAR, BETTER]
     return min(found, key=lambda one: (order.index(one.judged), one.low))
 
 
-def compare(way: Way, against: str, opponent: np.ndarray, seed: int, level: float = LEVEL) -> Finding:
-    """Judge one way of use beside one opponent's values (queries,)."""
+def compare(
+    way: Way, against: str, opponent: np.ndarray, counts: Iterable[np.ndarray], level: float = LEVEL
+) -> Finding:
+    """Judge one way of use beside one opponent's values (queries,); `counts` are blocks of (resamples, queries)."""
     gains = way.values - opponent
     means = gains.mean(axis=1)
     errors, flattery = [], []
-    for counts in _resamples(gains.shape[1], seed):
-        chosen = way.choose(way.values, counts)
-        shares = counts / gains.shape[1]
-        error = np.einsum("rq,rq->r", shares, gains[chosen]) - means[chosen]
-        errors.append(error)
+    for block in counts:
+        error = block @ gains.T / gains.shape[1] - means
+        chosen = np.take_along_axis(error, way.choose(way.values, block)[:, None], axis=1)[:, 0]
+        errors.append(chosen)
         # The error of what was chosen on all of dev has mean 0; taking it off leaves less noise.
-        flattery.append(error - (shares @ gains[way.chosen] - means[way.chosen]))
+        flattery.append(chosen - error[:, way.chosen])
     difference = float(means[way.chosen] - max(0.0, np.concatenate(flattery).mean()))
-    low = float(means[way.chosen] - np.quantile(np.concatenate(errors), level))
+    most = np.quantile(np.concatenate(errors), level) * _widened(gains.shape[1], level)
+    low = float(means[way.chosen] - most) if gains.shape[1] > 1 else -1.0  # a single query bounds nothing
     return Finding(judged(difference, low), against, difference, low)
 
 
@@ -88,7 +93,16 @@ def judged(difference: float, low: float) -> Judged:
     return BETTER if low > -MARGIN else UNCLEAR
 
 
-def _resamples(queries: int, seed: int) -> Iterator[np.ndarray]:
+def _widened(queries: int, level: float) -> float:
+    """Return by how much the bootstrap's interval is too narrow for so few queries (Hesterberg 2015, section 5.3).
+
+    It knows neither that the spread is estimated (Student's t) nor that a sample's own is too small.
+    """
+    freedom = max(1, queries - 1)
+    return float(stdtrit(freedom, level) / ndtri(level) * math.sqrt(queries / freedom))
+
+
+def resamples(queries: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each query is drawn: (resamples, queries) blocks."""
     rng = np.random.default_rng(seed)
     rows = max(1, BLOCK // queries)
