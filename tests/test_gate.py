@@ -255,3 +255,35 @@ def test_all_that_dev_chose_from_is_repeated_but_not_what_it_did_not(dev, tmp_pa
 def test_the_best_mean_is_the_first_of_equal_ones():
     counts = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
     assert best_mean(np.array([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]), counts).tolist() == [0, 1, 0]
+
+
+# scripts/gate_table.py
+
+
+def test_the_table_moves_what_a_run_left_to_each_true_difference(scripts, tmp_path):
+    import gate_table
+
+    (tmp_path / "evaluate").mkdir()
+    first = [0.2] * 30
+    content = {"metric": "nDCG@10", "opponents": {"first_stage": first}, "ways": {}}
+    for way in ("alone", "fused"):
+        content["ways"][way] = {"chosen": 0, "values": [values(0.7, 0.01, queries=30).tolist()] * 2}
+    (tmp_path / "evaluate" / "dev.json").write_text(json.dumps(content))
+    population = gate_table.stored(tmp_path)
+    assert population.ways["alone"].shape == (2, 30)
+    found = gate_table.measure(population, 20, 10, LEVEL, 1)
+    assert list(found) == list(gate_table.EFFECTS)
+    assert found[0.05] == {BETTER: 1.0, UNCLEAR: 0.0, WORSE: 0.0, "released": 1.0}  # a spread of .01 leaves no doubt
+    assert found[-0.03] == {BETTER: 0.0, UNCLEAR: 0.0, WORSE: 1.0, "released": 0.0}
+
+
+def test_synthetic_values_have_the_spread_and_the_correlation_that_the_docs_name(scripts):
+    import gate_table
+
+    ways = gate_table.synthetic(0).ways
+    assert {way: len(one) for way, one in ways.items()} == {"alone": 5, "fused": 6}
+    for one in ways.values():
+        np.testing.assert_allclose(one.mean(axis=1), 0, atol=1e-12)
+        np.testing.assert_allclose(one.std(axis=1), gate_table.SPREAD, rtol=0.1)
+    correlation = np.corrcoef(ways["alone"][0], ways["fused"][0])[0, 1]
+    assert correlation == pytest.approx(gate_table.SHARED, abs=0.06)
