@@ -12,8 +12,9 @@ from trainer.errors import ModelError
 from trainer.evaluation.fusion import GRID, MOST, Weights, choose_weight, fit, fuse, lists_to_fit, try_weights
 from trainer.recipe import Data
 from trainer.reranker import Fusion, Reranker
-from trainer.reranker.fusion import numbers_of_order, standardised
+from trainer.reranker.fusion import numbers_of_order
 from trainer.retriever import NOTHING, Candidates
+from trainer.scores import standardised
 
 QUERY = "why does memory of the node run out"
 DOCUMENTS = [

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from trainer.train.checkpoints import Progress
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 5, "retrieve": 3, "mine": 4, "train": 5, "distil": 2, "evaluate": 6, "export": 4}
+VERSIONS = {"data": 5, "retrieve": 3, "mine": 5, "train": 6, "distil": 2, "evaluate": 6, "export": 4}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 BETWEEN = "between.json"  # each dev query's value under the models that lie between start and trained one
@@ -459,13 +459,23 @@ class Pipeline:
 
         They are fitted with the scores of the model before training, which has not learned the train lists.
         """
-        from trainer.evaluation.fusion import fit, lists_to_fit, try_weights
+        from trainer.evaluation.fusion import fit, try_weights
 
-        collection, dev, lists = self.collection, self.candidates("dev"), self.reranked("train")
-        lists = lists_to_fit(collection, lists)
-        before = self._rerank(str(self._start), lists)
+        collection, dev = self.collection, self.candidates("dev")
+        lists, before = self._before_training()
         fitted = {kind: fit(collection, lists, before, kind) for kind in kinds}
         return {kind: try_weights(collection, dev, self.metric, scores, fitted[kind], kind) for kind in kinds}
+
+    def _before_training(self) -> tuple[Candidates, np.ndarray]:
+        """Return train queries and what the model before training scored their candidates, as its head was fitted."""
+        from trainer.evaluation.fusion import fitted_lists, lists_to_fit
+        from trainer.train import FITTED
+
+        train, path = self.reranked("train"), self.stages[self._last_training].folder / FITTED
+        if path.is_file():
+            return fitted_lists(train, read_json(path)["logits"])
+        lists = lists_to_fit(self.collection, train)
+        return lists, self._rerank(str(self._start), lists)
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
         """Measure on dev, for the gate, and on test, for people; in float32, as the model will be exported."""

@@ -19,8 +19,9 @@ from trainer.data import Collection
 from trainer.evaluation.two_stage import query_scores
 from trainer.losses import LOSSES
 from trainer.reranker import fusion
-from trainer.reranker.fusion import Kind, numbers_of_order, standardised
+from trainer.reranker.fusion import Kind, numbers_of_order
 from trainer.retriever import NOTHING, Candidates
+from trainer.scores import standardised
 
 LISTS = 200  # that the weight is fitted to, at most: two parameters need no more
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # times the fitted weight, which comes first; of equal ones the first is taken
@@ -66,6 +67,15 @@ def lists_to_fit(collection: Collection, candidates: Candidates) -> Candidates:
     relevant, found = (grades > 0).sum(axis=1), (candidates.documents != NOTHING).sum(axis=1)
     usable = np.flatnonzero((relevant > 0) & (relevant < found))
     return candidates.of(usable[np.linspace(0, len(usable) - 1, min(len(usable), LISTS)).round().astype(int)])
+
+
+def fitted_lists(candidates: Candidates, logits: Mapping[str, Mapping[str, float]]) -> tuple[Candidates, np.ndarray]:
+    """Return the queries that a head was fitted to, and its logits (queries, depth), as the fit left them."""
+    lists = candidates.of([place for place, query in enumerate(candidates.queries.tolist()) if str(query) in logits])
+    scores = np.full(lists.documents.shape, -np.inf, dtype=np.float32)
+    for place, query in enumerate(lists.queries.tolist()):
+        scores[place, : len(logits[str(query)])] = [logits[str(query)][str(row)] for row in lists.found(place)]
+    return lists, scores
 
 
 def _grades(collection: Collection, candidates: Candidates) -> np.ndarray:

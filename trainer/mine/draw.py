@@ -11,7 +11,8 @@ from trainer.data import Collection
 from trainer.groups import Group
 from trainer.mine.judge import NEGATIVE, POSITIVE, USABLE, Judged, Score, judge, relevant_or_self
 from trainer.recipe import Mine
-from trainer.retriever import Candidates
+from trainer.retriever import NOTHING, Candidates
+from trainer.scores import standardised
 
 POSITIVES_PER_GROUP = 4  # a query with more positives gives several groups, so that no group outgrows the others
 TRIES = 20  # draws from the whole corpus for one negative; where a corpus is so small, fewer are found and reported
@@ -81,6 +82,7 @@ def _mine_lists(
     groups: list[Group] = []
     asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
     chosen = np.zeros(candidates.documents.shape, dtype=bool)
+    first = _first_stage(candidates)
     known = 0
     for place, query in enumerate(candidates.queries.tolist()):
         rng = np.random.default_rng([seed, query])
@@ -92,7 +94,10 @@ def _mine_lists(
         picked = sorted([*no.tolist(), *_draw(open_, max(0, size - len(positives) - len(no)), rng)])
         if positives and picked:
             asked[place] = got[place] = len(picked)
-            groups.append(Group(query, positives, [grades[row] for row in positives], documents[picked].tolist()))
+            taken = [*np.flatnonzero(reasons == POSITIVE).tolist(), *picked]
+            rows = [grades[row] for row in positives]
+            scores = first[place, taken].tolist()
+            groups.append(Group(query, positives, rows, documents[picked].tolist(), first=scores))
             chosen[place, picked] = reasons[picked] == USABLE
             known += len(no)
     if teacher is not None:
@@ -103,15 +108,23 @@ def _mine_lists(
 def candidate_lists(collection: Collection, candidates: Candidates) -> list[Group]:
     """The train queries' candidates whole, as groups: what a reranker will see, with what was judged relevant in it."""
     lists = []
+    first = _first_stage(candidates)
     for place, query in enumerate(candidates.queries.tolist()):
         grades = collection.qrels["train"][query]
-        found = candidates.found(place)
+        scores = dict(zip(candidates.found(place), first[place].tolist(), strict=False))
         relevant = set(collection.positives("train", query))
-        positives = [row for row in found if row in relevant]
+        positives = [row for row in scores if row in relevant]
         if positives:
-            rest = [row for row in found if row not in relevant]
-            lists.append(Group(query, positives, [grades[row] for row in positives], rest))
+            group = Group(
+                query, positives, [grades[row] for row in positives], [row for row in scores if row not in relevant]
+            )
+            lists.append(replace(group, first=[scores[row] for row in group.documents]))
     return lists
+
+
+def _first_stage(candidates: Candidates) -> np.ndarray:
+    """Return the first stage's scores (queries, depth), standardised over each query's candidates."""
+    return standardised(candidates.scores, candidates.documents != NOTHING)
 
 
 def _pick(

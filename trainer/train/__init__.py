@@ -11,13 +11,14 @@ Imports inside run down, like the package's own:
 """
 
 from trainer.train.checkpoints import Progress
-from trainer.train.head import probe, start_head
+from trainer.train.head import FITTED, probe, start_head
 from trainer.train.interpolate import choose
 from trainer.train.loop import Measure, train
 from trainer.train.model import default_rate
 from trainer.train.schedule import evaluation_steps, rate_factor, steps
 
 __all__ = [
+    "FITTED",
     "Measure",
     "Progress",
     "choose",

@@ -32,6 +32,7 @@ class Progress:
     curve: list[tuple[int, float]] = field(default_factory=list)
     planned: int = 0  # steps, if nothing ends it early
     precision: Precision = "fp32"  # what the first start chose; a resumed run keeps it
+    first_stage_weight: float = 0.0  # beside the model's scores in the loss, as it was fitted with the head
 
     def stalled(self, patience: int | None) -> bool:
         """Whether so many evaluations in a row brought no new best."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,14 +14,35 @@ from scipy.optimize import minimize
 from torch import nn
 
 from trainer.groups import Group
+from trainer.launch import on_main
 from trainer.losses import LOSSES
 from trainer.reranker import Reranker, TokenizedCollection, rarity
+from trainer.runs import write_json
 
+FITTED = "fitted.json"
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
-def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int) -> None:
+@dataclass(frozen=True)
+class Fit:
+    """The lists that a head was fitted to, its logits of all their documents, and what the first stage weighs there.
+
+    `first_stage_weight` is in logits per standard deviation of the first stage's scores; 0 where they add nothing.
+    """
+
+    lists: Sequence[Group]
+    logits: np.ndarray
+    first_stage_weight: float
+
+    def save(self, folder: Path) -> None:
+        """Write fitted.json: {query row: {document row: logit}} beside the weight."""
+        documents = iter(self.logits.tolist())
+        logits = {group.query: {row: next(documents) for row in group.documents} for group in self.lists}
+        write_json(folder / FITTED, {"first_stage_weight": self.first_stage_weight, "logits": logits})
+
+
+def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int) -> Fit | None:
     """Fit a fresh interaction head to at most `most` whole candidate lists; any other head stays as it is.
 
     Rare tokens of the corpus weigh more. The mixture of signals minimises the listwise loss over candidate lists as
@@ -27,7 +50,7 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
     """
     if not reranker.is_interaction:
-        return
+        return None
     model = reranker.model
     documents = tokenized.documents(RARITY_SAMPLE)
     average_length = float(np.mean([min(len(document), reranker.max_length) for document in documents]))
@@ -39,18 +62,43 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     weights = probe(signals, lists)
     model.mix(torch.tensor(weights))
     # Pointwise losses and sigmoids want scores around zero.
-    model.shift(-float((signals @ weights).mean()))
+    logits = signals @ weights
+    model.shift(-float(logits.mean()))
+    return Fit(lists, logits, first_stage_weight(logits, lists))
+
+
+def first_stage_weight(logits: np.ndarray, lists: Sequence[Group]) -> float:
+    """Return how much the first stage's scores weigh beside logits (documents of all lists,) by the listwise loss."""
+    first = np.concatenate([np.array(group.first or np.zeros(len(group.documents))) for group in lists])
+    model, beside = probe(np.stack([logits, first], axis=1).astype(np.float32), lists).tolist()
+    return max(0.0, beside / model) if model > 0 else 0.0
 
 
 def fit_head(
-    reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int, accelerator: Accelerator
-) -> None:
-    """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits."""
-    if accelerator.is_main_process:
-        start_head(reranker, tokenized, lists, most)
-    for name, weight in reranker.model.state_dict().items():
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    lists: Sequence[Group],
+    most: int,
+    accelerator: Accelerator,
+    folder: Path,
+) -> float:
+    """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits.
+
+    Returns the first stage's weight beside it; what it was fitted to is kept in the folder.
+    """
+
+    def fit() -> float:
+        found = start_head(reranker, tokenized, lists, most)
+        if found is None:
+            return 0.0
+        found.save(folder)
+        return found.first_stage_weight
+
+    weight = on_main(accelerator, fit)
+    for name, tensor in reranker.model.state_dict().items():
         if not name.startswith("encoder."):
-            broadcast(weight)
+            broadcast(tensor)
+    return weight
 
 
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:

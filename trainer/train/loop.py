@@ -70,14 +70,18 @@ def train(
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = make_optimizer(section, reranker, fresh_head, fused=not is_sharded(accelerator))
+    weight = 0.0
     if lists and checkpoint is None:
-        fit_head(reranker, tokenized, lists, section.fit_lists, accelerator)
+        weight = fit_head(reranker, tokenized, lists, section.fit_lists, accelerator, folder)
     untrained = None if checkpoint else measure()  # before the model is shared out over devices, perhaps
     stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
 
     progress = (
-        resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan), precision=reranker.precision)
+        resume(checkpoint, accelerator)
+        if checkpoint
+        else Progress(planned=len(plan), precision=reranker.precision, first_stage_weight=weight)
     )
+    stepper.engine.first_stage_weight = progress.first_stage_weight
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
     if untrained is not None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
