@@ -240,7 +240,7 @@ class Retriever(Section):
     """TREC run file with the queries of all splits (kind: run)."""
     fuse_run: bool = Field(default=False, validate_default=True)
     """Fuse the run with the bi-encoder and BM25 (kind: run)."""
-    tune: Literal["auto", "on", "off"] = "off"
+    tune: Literal["auto", "on", "off"] = "auto"
     """Choose BM25's k1, b, stop words and stemming and the fusion's weights on the train queries; auto: from 50 on."""
     fusion: Literal["weighted", "rrf"] = "weighted"
     """weighted: sum of standardised scores with tuned weights, where tuned; rrf, and else: by reciprocal ranks."""
