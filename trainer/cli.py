@@ -168,6 +168,21 @@ _step("export", "... and write the serving folder (and push it, where the recipe
 
 
 @_command(reranker_app)
+def report(
+    run: Annotated[Path, typer.Argument(help="A recipe, or the folder of a run", metavar="RECIPE_OR_RUN")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write report.html and report.md of a finished run again."""
+    from trainer import console
+    from trainer.recipe import load_recipe
+    from trainer.reporting import write_report
+
+    folder = run if run.is_dir() else runs / load_recipe(run, overrides or ()).name
+    console.stage("report", str(write_report(folder)))
+
+
+@_command(reranker_app)
 def review(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Judge the labels that mining suspects, a pair a screen; leave with q, and the same command goes on."""
     from trainer import console

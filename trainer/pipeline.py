@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from trainer.train.checkpoints import Progress
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 4, "retrieve": 3, "mine": 4, "train": 5, "distil": 2, "evaluate": 5, "export": 3}
+VERSIONS = {"data": 4, "retrieve": 3, "mine": 4, "train": 5, "distil": 2, "evaluate": 6, "export": 3}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
@@ -203,6 +203,7 @@ class Pipeline:
         self._known[name] = notes
         if name == "evaluate":
             self._show_results()
+            self._on_main(self._report)
 
     def _begin(self, stage: Stage) -> None:
         """Prepare the stage's folder, and note the recipe and the commits of its models."""
@@ -450,6 +451,7 @@ class Pipeline:
     def _evaluate(self, folder: Path) -> dict[str, Any]:
         """Measure on dev, for the gate, and on test, for people; in float32, as the model will be exported."""
         from trainer.evaluate import evaluate, fuse, mean_score
+        from trainer.reporting import write_details
 
         trained = self._notes(self._last_training)
         systems = {"base": self.recipe.reranker.model} if not self.has_fresh_head else {}
@@ -480,8 +482,18 @@ class Pipeline:
             helped = trained["best_step"] > 0
             test = candidates["test"]
             evaluate(self.collection, "test", test, scores, metrics, seed, folder, weight, helped, default)
+            write_details(self.collection, folder, seed)
         said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
-        return {"said": said, "dev": dev, "first_stage_weight": weight}
+        notes = {"dev": dev, "first_stage_weight": weight}
+        return {"said": said, **notes, "latency": self._latency(str(self._best(self._exported)))}
+
+    def _latency(self, reference: str) -> dict[str, Any]:
+        """Return how long the exported model takes for one query, by the number of candidates; on the main process."""
+        from trainer.reporting import measure_latency
+
+        if not self.accelerator.is_main_process:
+            return {}
+        return measure_latency(self._load(reference, _kind(self._exported)), self.collection, self.reranked("test"))
 
     def _rerank(self, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
         """Return float32 scores (queries, depth) of candidates by a model as it was saved, a base or a stage's best."""
@@ -702,3 +714,12 @@ class Pipeline:
         from trainer.report import Results, show
 
         show(Results.load(self.stages["evaluate"].folder))
+
+    def _report(self) -> None:
+        """Write report.html and report.md of the run, unless they were made from this evaluation."""
+        from trainer.reporting import report_of, write_report
+
+        page, done = report_of(self.folder), self.stages["evaluate"].folder / "done.json"
+        if not page.is_file() or page.stat().st_mtime_ns < done.stat().st_mtime_ns:
+            write_report(self.folder)
+        console.stage("report", str(page))
