@@ -309,8 +309,8 @@ def test_the_report_counts_what_it_shows(by_hand):
     assert "first relevant from rank 3 to 1" in words
 
 
-def test_an_older_evaluation_gets_its_details_when_the_report_is_made(by_hand, data_folder):
-    _, run = by_hand
+def test_an_older_evaluation_gets_its_details_when_the_report_is_made(random_run):
+    run, *_ = random_run
     (run / "evaluate" / "depths.json").unlink()
     (run / "evaluate" / "queries.jsonl").unlink()
     assert write_report(run).is_file()
