@@ -47,7 +47,9 @@ def test_figures_are_those_of_evaluation_and_a_fault_costs_its_own_row(recipe_fi
     kept = json.loads((tmp_path / "runs" / "tiny" / "compare.json").read_text())
     assert [row["name"] for row in kept] == [row.name for row in rows]
     assert not (tmp_path / "runs" / "tiny" / "train").exists()
-    assert "pairs/s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "pairs/s" in shown
+    assert f"{ready.test['nDCG@10'].mean:.3f}" in shown
     with pytest.raises(RunError, match="no such folder"):
         compare(recipe, tmp_path / "runs", ["no/such folder"])
 

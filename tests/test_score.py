@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from trainer import score as module
-from trainer.errors import DataError, RecipeError, TrainerError
+from trainer.errors import DataError, RecipeError, RunError
 from trainer.recipe import Data
 from trainer.reranker import Reranker
 from trainer.score import score
@@ -132,15 +133,11 @@ def test_a_run_that_names_what_is_not_there_is_refused(tiny, shared_beir, tmp_pa
         score(str(tiny["reranker"]), run, tmp_path / "out", Data(path=shared_beir))
 
 
-def test_scores_that_are_no_numbers_end_it(tiny, lists, tmp_path):
-    import shutil
+def test_scores_that_are_no_numbers_end_it(tiny, lists, tmp_path, monkeypatch):
+    def broken(self, pairs, note=None):
+        return np.full(len(pairs), np.nan, dtype=np.float32)
 
-    from safetensors.numpy import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny["reranker"], broken)
-    weights = load_file(broken / "model.safetensors")
-    weights["classifier.weight"] *= float("nan")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainerError, match="xxx"):
-        score(str(broken), lists, tmp_path / "out.jsonl")
+    monkeypatch.setattr(Reranker, "score_tokens", broken)
+    with pytest.raises(RunError, match="14 scores are not numbers"):
+        score(str(tiny["reranker"]), lists, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()

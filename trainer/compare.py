@@ -150,14 +150,21 @@ def _show(pipeline: Pipeline, rows: Sequence[Compared]) -> None:
     queries = len(pipeline.collection.answerable("test"))
     depth = pipeline.recipe.rerank_depth
     title = f"test: {queries} queries, the best {depth} candidates of each reranked"
-    console.table(title, columns, [_cells(row, metric, others) for row in rows if not row.fault])
+    names = _short([row.name for row in rows])
+    measured = [(name, row) for name, row in zip(names, rows, strict=True) if not row.fault]
+    console.table(title, columns, [[name, *_cells(row, metric, others)] for name, row in measured])
     console.stage("compare", f"all figures: {pipeline.folder / FILE}")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return the last part of each path or id, and the whole where two end alike, so that a table fits a terminal."""
+    last = [name.rstrip("/").rpartition("/")[2] for name in names]
+    return [part if last.count(part) == 1 else name for part, name in zip(last, names, strict=True)]
 
 
 def _cells(row: Compared, metric: str, others: Sequence[str]) -> list[str]:
     test = row.test[metric]
     return [
-        row.name,
         f"{row.dev[metric].mean:.3f}",
         f"{test.mean:.3f}",
         f"{test.low:.3f} to {test.high:.3f}",
@@ -165,5 +172,4 @@ def _cells(row: Compared, metric: str, others: Sequence[str]) -> list[str]:
         f"{row.difference.mean:+.3f}" if row.difference else "",
         ("< 0.001" if row.p < 0.001 else f"{row.p:.3f}") if row.p is not None else "",
         f"{row.pairs_per_second:.0f}" if row.pairs_per_second else "",
-        f"{row.parameters / 1e6:.0f}" if row.parameters else "",
     ]
