@@ -138,6 +138,6 @@ def test_scores_that_are_no_numbers_end_it(tiny, lists, tmp_path, monkeypatch):
         return np.full(len(pairs), np.nan, dtype=np.float32)
 
     monkeypatch.setattr(Reranker, "score_tokens", broken)
-    with pytest.raises(RunError, match="14 scores are not numbers"):
+    with pytest.raises(RunError, match="16 scores are not numbers"):
         score(str(tiny["reranker"]), lists, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
