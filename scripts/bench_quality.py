@@ -30,9 +30,9 @@ from trials import Trials, command_line, main
 
 from trainer.console import table
 from trainer.errors import TrainerError
-from trainer.evaluate import query_scores
+from trainer.evaluation.statistics import bootstrap, paired_p
+from trainer.evaluation.two_stage import query_scores
 from trainer.groups import Group
-from trainer.metrics import bootstrap, paired_p
 from trainer.models import locate
 from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection

@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 
 from trainer.console import console
 from trainer.errors import TrainerError
-from trainer.evaluate import mean_score
+from trainer.evaluation.two_stage import mean_score
 from trainer.groups import Group
 from trainer.mine import Mined, mine
 from trainer.pipeline import Pipeline

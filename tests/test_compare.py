@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from trainer import metrics as numbers
 from trainer.compare import compare
 from trainer.errors import RecipeError, RunError
-from trainer.evaluate import mean_score
+from trainer.evaluation import statistics as numbers
+from trainer.evaluation.two_stage import mean_score
 from trainer.pipeline import Pipeline
 from trainer.recipe import load_recipe
 from trainer.reranker import Reranker

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.data import Collection, build_collection, check_collection, fingerprint_data
 from trainer.errors import DataError
-from trainer.evaluate import evaluate
+from trainer.evaluation.two_stage import evaluate
 from trainer.mine import mine
 from trainer.recipe import Data, Mine, Retriever
 from trainer.retriever import NOTHING, retrieve_splits, retrieve_unjudged

@@ -60,7 +60,8 @@ def test_a_model_that_is_no_better_stays_here(command, recipe_file, tmp_path):
     result = command(recipe_file, "--runs", tmp_path / "runs")  # a random model under a good first stage
     assert result.returncode == 3
     assert "Traceback" not in result.stderr
-    assert "no better than the first stage" in result.stderr
+    assert "export: worse: on dev, alone -" in result.stderr
+    assert "the first stage's" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "export").exists()
 
 

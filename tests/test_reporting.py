@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import metrics as numbers
 from trainer.data import Collection, build_collection
-from trainer.evaluate import evaluate, mean_score
+from trainer.evaluation import statistics as numbers
+from trainer.evaluation.two_stage import evaluate, mean_score
 from trainer.recipe import Data
 from trainer.reporting import measure_latency, write_details, write_report
 from trainer.reporting.charts import nice_ticks, sign

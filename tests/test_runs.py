@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from trainer.errors import RecipeError, RunError, TrainerError
-from trainer.evaluate import mean_score
+from trainer.evaluation.results import Results
+from trainer.evaluation.two_stage import mean_score
 from trainer.lock import hold
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe, load_recipe
-from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.train import loop
 

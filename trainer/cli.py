@@ -32,7 +32,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, laid over the recipe", metavar="[KEY=VALUE]...")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder for results; a run's own is RUNS/NAME")]
-Force = Annotated[bool, typer.Option("--force", help="Export and push even a model that is no better on dev")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Export and push even a model that dev does not show to be better")
+]
 
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that a model's folder brings along")

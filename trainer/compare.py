@@ -12,8 +12,8 @@ import numpy as np
 
 from trainer import console
 from trainer.errors import RecipeError, RunError, TrainerError
-from trainer.evaluate import ceiling, query_scores
-from trainer.metrics import Interval, bootstrap, paired_p
+from trainer.evaluation.statistics import Interval, bootstrap, paired_p
+from trainer.evaluation.two_stage import ceiling, query_scores
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe
 from trainer.runs import write_json

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data import Collection
-from trainer.metrics import bootstrap
+from trainer.evaluation.statistics import bootstrap
 from trainer.reporting.queries import Order, by_grade, main_metric, read_orders, score_orders, shipped_system
 from trainer.runs import read_json, write_json
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
-from trainer.metrics import Interval, bootstrap
+from trainer.evaluation.statistics import Interval, bootstrap
 from trainer.mine.suspects import FILE as SUSPECTS
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import FILE as DEPTHS
@@ -125,9 +125,9 @@ class Facts:
         return shipped_system(self.results)
 
     def label(self, system: str) -> str:
-        """Return a system's name; a model that training did not improve is not called tuned."""
-        if system in ("tuned", "fused") and not self.results.get("training_helped", True):
-            return {"tuned": "Untrained model", "fused": "Untrained + first stage"}[system]
+        """Return a system's name."""
+        if system == "fused":
+            return f"{self.label(self.shipped)} + first stage"
         return NAMES.get(system, (system, ""))[0]
 
     def gain_of(self, record: Mapping[str, Any]) -> float:
@@ -212,12 +212,18 @@ class Facts:
         )
 
     @property
+    def judged_on_dev(self) -> str:
+        """What decides whether the model is exported, in a sentence; empty where the run does not tell."""
+        return str(self.notes.get("evaluate", {}).get("judged") or "")
+
+    @property
     def warnings(self) -> list[str]:
         """What should not be overlooked: the fact, what follows, what to do."""
         count, found = len(self.queries), []
-        if not self.results.get("training_helped", True):
+        if "tuned" not in self.results["systems"]:
             found.append(
-                "Training did not help: the model kept is the one before the first step. Look at the train labels."
+                "Training did not help: no trained model was better on dev than the one before training, which is "
+                "kept. Look at the labels of the train queries."
             )
         if count < FEW_QUERIES:
             found.append(f"{count} test {plural(count, 'query')} say little. Judge more of them, 100 at least.")

@@ -6,6 +6,7 @@ fresh classifier where the recipe insists). Scores are raw float32 logits; only 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from trainer.precision import (
     keep_logits_exact,
     resolve,
 )
+from trainer.reranker.fusion import FILE as FUSION_FILE
+from trainer.reranker.fusion import Fusion, first_stage_numbers
 from trainer.reranker.loading import load_cross_encoder, longest_input
 from trainer.runs import remove
 
@@ -73,6 +76,8 @@ class Reranker:
         keep_logits_exact(model)
         self.compute_in(precision)
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
+        self.fusion: Fusion | None = None  # the first stage's weights beside these scores, where they are known
+        self._warned = False
 
     @classmethod
     def load(
@@ -100,6 +105,7 @@ class Reranker:
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
         reranker = cls(model.to(device or best_device()).eval(), tokenizer, max_length or saved)
+        reranker.fusion = Fusion.load(folder)
         reranker.compute_in(resolve(precision, reranker.device) or faster(reranker.bf16_speedup()))
         return reranker
 
@@ -154,11 +160,55 @@ class Reranker:
         asked = self.pairs.tokenize([query])[0]
         return self.score_tokens([(asked, tokens) for tokens in self.pairs.tokenize(documents)])
 
-    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
-        """The documents best first; equal scores keep their order."""
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        first_stage_scores: Sequence[float] | np.ndarray | None = None,
+        first_stage: Literal["order"] | None = None,
+        top_k: int | None = None,
+    ) -> list[Ranked]:
+        """Return the documents best first; equal scores keep their order.
+
+        With `first_stage_scores` (one for each document) or `first_stage="order"` (the documents stand in the first
+        stage's order) each score is the fusion of the model's with the first stage's, else the model's alone. Raises
+        ValueError for what does not fit, ModelError where the model has no weights for a fusion.
+        """
+        if isinstance(documents, str):
+            raise ValueError("documents must be a list of texts, not a single text; put it in a list")
+        if top_k is not None and top_k < 0:
+            raise ValueError(f"top_k must be 0 or more, not {top_k}")
+        if first_stage not in (None, "order"):
+            raise ValueError(f'first_stage must be "order" or None, not {first_stage!r}')
+        if first_stage_scores is not None and first_stage is not None:
+            raise ValueError('give first_stage_scores or first_stage="order", not both')
+        first = first_stage_numbers(len(documents), first_stage_scores, first_stage == "order")
+        fusion = self._fusion_for(first is not None)
         scores = self.score(query, documents)
+        if fusion is not None and first is not None:
+            scores = fusion.apply(scores, *first)
         best: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
+
+    def _fusion_for(self, is_asked: bool) -> Fusion | None:
+        """Return the weights of the fusion; raises ModelError where it is asked for and there are none.
+
+        Warns once where it is not asked for, but this model is better than the first stage only with it.
+        """
+        if is_asked and self.fusion is None:
+            raise ModelError(
+                f"rank: this model has no {FUSION_FILE}, so its scores cannot be fused with the first stage's; rank "
+                "without them, or export the model with `train`"
+            )
+        if not is_asked and self.fusion is not None and not self.fusion.alone and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "this model was shown to be better than the first stage only with the first stage's scores beside its "
+                "own; pass first_stage_scores to rank()",
+                stacklevel=3,
+            )
+        return self.fusion
 
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
@@ -221,7 +271,7 @@ class Reranker:
         warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Weights (the model's own unless they are given), configuration and tokenizer.
+        """Write weights (the model's own unless they are given), configuration, tokenizer and the fusion it has.
 
         A kill leaves what was there before, or what is new; between two renames what was there before is the hidden
         `.NAME.old`, which the next save puts back first.
@@ -240,6 +290,8 @@ class Reranker:
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
+        if self.fusion is not None:
+            self.fusion.save(partial)
         readable = (partial / "config.json").stat().st_mode  # as the umask has it
         for path in partial.glob("*.safetensors"):
             path.chmod(readable)  # safetensors writes files that only their owner can read
