@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from trainer.data import Collection, build_collection
+from trainer.errors import RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import evaluate, mean_score
 from trainer.recipe import Data
@@ -237,12 +238,15 @@ def hostile_run(tmp_path: Path, queries: int, run: str = "<b>run") -> Path:
     scores = {"tuned": rng.normal(size=documents.shape).astype(np.float32)}
     finished(tmp_path / run, tmp_path / "built", found(documents, test), scores)
     (tmp_path / run / "mine").mkdir()
-    suspects = [{"query": text(n), "document": text(n), "positive": None, "why": "<u>", "rank": n} for n in range(60)]
+    suspects = [
+        {"query": text(n), "document": text(n), "positive": None, "why": "<u>\ud800", "rank": n} for n in range(60)
+    ]
     written = "".join(json.dumps(row) + "\n" for row in suspects) + "no JSON\n[1]\n"
     (tmp_path / run / "mine" / "suspected_false_negatives.jsonl").write_text(written)
     (tmp_path / run / "train").mkdir()
     curve = [{"step": step, "loss": 1 / (step + 1)} for step in range(500)]
     curve += [{"step": step, "dev_score": step / 1000} for step in (0, 250, 499)]
+    curve += [{"step": 3, "loss": "edited"}, {"step": 4, "loss": float("nan")}]
     (tmp_path / run / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
     return tmp_path / run
 
@@ -307,6 +311,19 @@ def test_the_report_counts_what_it_shows(by_hand):
     assert "2 better, 2 the same, 0 worse" in words
     assert "For 1 of 4 queries no relevant document is among the reranked candidates" in words
     assert "first relevant from rank 3 to 1" in words
+
+
+def test_a_damaged_record_is_told_with_its_line(random_run):
+    run, *_ = random_run
+    with (run / "evaluate" / "queries.jsonl").open("a") as file:
+        file.write('{"id": "cut')
+    with pytest.raises(RunError, match=r"queries\.jsonl:9: is damaged; delete the file"):
+        write_report(run)
+
+
+def test_a_run_that_was_not_evaluated_has_no_report(tmp_path):
+    with pytest.raises(RunError, match="holds no finished evaluation"):
+        write_report(tmp_path)
 
 
 def test_an_older_evaluation_gets_its_details_when_the_report_is_made(random_run):

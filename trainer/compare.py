@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer import console
-from trainer.errors import RecipeError, RunError, TrainerError
+from trainer.errors import RecipeError, RunError, TrainerError, one_line
 from trainer.evaluation.statistics import Interval, bootstrap, paired_p
 from trainer.evaluation.two_stage import ceiling, query_scores
 from trainer.pipeline import Pipeline, run
@@ -72,8 +72,8 @@ def _measured(pipeline: Pipeline, reference: str, trust_remote_code: bool) -> Co
         reranker.pairs.max_length = min(length, reranker.max_length)
         row.parameters = sum(weight.numel() for weight in reranker.model.parameters())
         scores = {split: _scores(pipeline, reranker, split, row) for split in ("dev", "test")}
-    except TrainerError as error:
-        row.fault = "; ".join(error.faults)
+    except (TrainerError, OSError, RuntimeError, ValueError) as error:  # also what a model's own code raises
+        row.fault = "; ".join(error.faults) if isinstance(error, TrainerError) else one_line(error)
         console.warn("compare", f"{reference}: {row.fault}")
         return row
     _fill(pipeline, row, scores)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -91,7 +92,9 @@ class Facts:
             raise RunError(f"{run}: holds no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
         self.results: dict[str, Any] = read_json(self.evaluate / "results.json")
         self.notes = {stage: notes for stage in STAGES if (notes := read_record(run / stage / "done.json"))}
-        self.queries = sorted(read_queries(self.evaluate), key=lambda record: (self.gain_of(record), record["id"]))
+        # Documents are most of a record; those that are shown are read when it is known which.
+        records = ({key: record[key] for key in record if key != "documents"} for record in read_queries(self.evaluate))
+        self.queries = sorted(records, key=lambda record: (self.gain_of(record), record["id"]))
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -133,6 +136,11 @@ class Facts:
     def gain_of(self, record: Mapping[str, Any]) -> float:
         """Return by how much the exported model's value of one query differs from the first stage's."""
         return record["scores"][self.shipped] - record["scores"]["first_stage"]
+
+    def documents_of(self, identities: Container[str]) -> dict[str, list[dict[str, Any]]]:
+        """Return the documents of some queries, by the query's id."""
+        records = read_queries(self.evaluate)
+        return {record["id"]: record["documents"] for record in records if record["id"] in identities}
 
     @cached_property
     def kinds(self) -> Counter[str]:
@@ -261,7 +269,7 @@ class Facts:
         """(step, dev score) and (step, loss) of the last training."""
         lines = list(_json_lines(self.run / self.training / "metrics.jsonl"))
         return tuple(  # type: ignore[return-value]
-            [(float(line["step"]), float(line[key])) for line in lines if key in line and "step" in line]
+            [(float(line["step"]), float(line[key])) for line in lines if _are_numbers(line.get("step"), line.get(key))]
             for key in ("dev_score", "loss")
         )
 
@@ -319,6 +327,10 @@ def worst_first(facts: Facts, kind: str, most: int) -> Sequence[dict[str, Any]]:
     """Return the queries that lost or won, the largest change first."""
     ordered = facts.queries if kind == "lost" else reversed(facts.queries)
     return list(islice((record for record in ordered if kind_of(facts.gain_of(record)) == kind), most))
+
+
+def _are_numbers(*values: object) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -90,8 +90,9 @@ def query_rows(facts: Facts) -> tuple[list[dict[str, Any]], int]:
     chosen = [*largest, *others][:MOST_ROWS]
     texts = {record["id"]: cut(record["text"], QUERY_LETTERS) for record in chosen}
     used, documents = sum(_size(text) + MARKUP[0] for text in texts.values()), {}
+    listed = facts.documents_of(texts)
     for record in chosen:
-        shown = _shown(record)
+        shown = _shown(listed[record["id"]])
         used += sum(_size(one["text"]) + MARKUP[1] for one in shown)
         if used > BUDGET:
             break
@@ -117,11 +118,11 @@ def _size(text: str) -> int:
     return len(escape(text).encode())
 
 
-def _shown(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _shown(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the documents of a query that the page shows, by rank afterwards, with what their move is called."""
     shown = [
         {**one, "text": cut(one["text"], LETTERS), "move": _move(one), "word": _grade(one)}
-        for one in record["documents"]
+        for one in documents
         if one["relevant"] or min(one["after"] or 99, one["before"] or 99) <= RANKS
     ]
     return sorted(shown, key=lambda one: (one["after"] is None, one["after"] or 0))

@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.console import visible
 from trainer.data import Collection, trec_fields, trec_id
+from trainer.errors import RunError
 from trainer.metrics import per_query
 from trainer.runs import read_json, replacing
 
@@ -76,10 +77,15 @@ def write_queries(collection: Collection, folder: Path) -> None:
 
 
 def read_queries(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records that `write_queries` wrote, one after the other."""
-    with (folder / FILE).open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+    """Yield the records that `write_queries` wrote, one after the other; raises RunError where one is damaged."""
+    with (folder / FILE).open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise RunError(
+                    f"{folder / FILE}:{number}: is damaged; delete the file, then run the same command again"
+                ) from None
 
 
 def describe_queries(collection: Collection, folder: Path, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,9 @@ def _compared(facts: Facts) -> list[str]:
 def _queries(facts: Facts) -> list[str]:
     parts = []
     for kind, title in (("lost", "Largest losses"), ("won", "Largest wins")):
-        rows = [_query_row(facts, record) for record in worst_first(facts, kind, SHOWN)]
+        records = worst_first(facts, kind, SHOWN)
+        documents = facts.documents_of({record["id"] for record in records})
+        rows = [_query_row(facts, record, documents[record["id"]]) for record in records]
         columns = ["query", "difference", "first relevant before", "after", "top document"]
         parts += [f"## {title}", _table(columns, rows) if rows else "None."]
     causes = [f"- {cause}: {count}" for cause, count in sorted(facts.causes.items())]
@@ -60,9 +62,9 @@ def _queries(facts: Facts) -> list[str]:
     return [*parts, "All queries with their documents: `evaluate/queries.jsonl`."]
 
 
-def _query_row(facts: Facts, record: Mapping[str, Any]) -> list[object]:
+def _query_row(facts: Facts, record: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> list[object]:
     ranks = [record["first_relevant"][system] or "–" for system in ("first_stage", facts.shipped)]
-    top = record["documents"][0]["text"] if record["documents"] else ""
+    top = documents[0]["text"] if documents else ""
     return [markdown(record["text"][:120]), sign(facts.gain_of(record)), *ranks, markdown(top[:80])]
 
 
