@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.cli import reranker_command
 from trainer.data import Collection, build_collection
 from trainer.errors import RunError
 from trainer.evaluation import statistics as numbers
@@ -311,6 +312,25 @@ def test_the_report_counts_what_it_shows(by_hand):
     assert "2 better, 2 the same, 0 worse" in words
     assert "For 1 of 4 queries no relevant document is among the reranked candidates" in words
     assert "first relevant from rank 3 to 1" in words
+
+
+def test_a_run_ends_with_a_report_that_can_be_made_again(exported, monkeypatch, capsys):
+    recipe, runs = exported
+    page, text = (runs / "exported" / name for name in ("report.html", "report.md"))
+    words = " ".join(" ".join(Page(page.read_text(encoding="utf-8")).texts).split())
+    assert "ms a query (median" in words
+    assert "dev nDCG@10 while training" in words
+    assert "Recipe, with all defaults" in words
+    assert json.loads((runs / "exported" / "evaluate" / "done.json").read_text())["latency"]["by_depth"]
+    before = page.read_bytes(), text.read_bytes()
+    for named in (recipe, runs / "exported"):
+        page.unlink()
+        monkeypatch.setattr("sys.argv", ["reranker", "report", str(named), "--runs", str(runs)])
+        with pytest.raises(SystemExit) as ended:
+            reranker_command()
+        assert not ended.value.code
+        assert (page.read_bytes(), text.read_bytes()) == before
+    assert str(page) in capsys.readouterr().out
 
 
 def test_a_damaged_record_is_told_with_its_line(random_run):

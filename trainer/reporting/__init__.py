@@ -7,7 +7,8 @@ Imports inside run down, like the package's own:
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
     facts                               what a report tells
-    charts  depths  latency             SVG; quality by depth; milliseconds
+    charts  latency                     SVG; milliseconds by depth
+    depths                              quality by depth
     queries                             a record per test query
 """
 
