@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from trainer.train.checkpoints import Progress
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 5, "retrieve": 3, "mine": 5, "train": 6, "distil": 2, "evaluate": 6, "export": 4}
+VERSIONS = {"data": 5, "retrieve": 3, "mine": 5, "train": 6, "distil": 2, "evaluate": 7, "export": 4}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
 BETWEEN = "between.json"  # each dev query's value under the models that lie between start and trained one
@@ -206,6 +206,7 @@ class Pipeline:
         self._known[name] = notes
         if name == "evaluate":
             self._show_results()
+            self._on_main(self._report)
 
     def _begin(self, stage: Stage) -> None:
         """Prepare the stage's folder, and note the recipe and the commits of its models."""
@@ -482,6 +483,7 @@ class Pipeline:
         from trainer.evaluation.fusion import describe, fuse
         from trainer.evaluation.release import judge_release
         from trainer.evaluation.two_stage import evaluate
+        from trainer.reporting import write_details
 
         systems = self._systems()
         dev, test = (
@@ -505,8 +507,17 @@ class Pipeline:
         if default is not None:
             metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.retriever.depth}"]))
         evaluate(collection, "test", candidates, test, metrics, seed, folder, default=default, release=release)
+        write_details(collection, folder, seed)
         said = f"{', '.join(test)} measured on test; {describe(weights)}; runs and results.json in {folder}"
-        return {"said": said, "dev": means, "verdict": release.verdict, "judged": release.sentence}
+        notes = {"dev": means, "verdict": release.verdict, "judged": release.sentence}
+        return {"said": said, **notes, "latency": self._latency()}
+
+    def _latency(self) -> dict[str, Any]:
+        """Return how long the exported model takes for one query, by the number of candidates; on the main process."""
+        from trainer.reporting import measure_latency
+
+        reranker = self._load(str(self._best(self._exported)), _kind(self._exported))
+        return measure_latency(reranker, self.collection, self.reranked("test"))
 
     def _systems(self) -> dict[str, str]:
         """Return what is measured beside the first stage, by name; the last one is what leaves."""
@@ -762,3 +773,12 @@ class Pipeline:
         from trainer.evaluation.results import Results, show
 
         show(Results.load(self.stages["evaluate"].folder))
+
+    def _report(self) -> None:
+        """Write report.html and report.md of the run, unless they were made from this evaluation."""
+        from trainer.reporting import report_of, write_report
+
+        page, done = report_of(self.folder), self.stages["evaluate"].folder / "done.json"
+        if not page.is_file() or page.stat().st_mtime_ns < done.stat().st_mtime_ns:
+            write_report(self.folder)
+        console.stage("report", str(page))
