@@ -162,11 +162,14 @@ class Batcher:
         count = len(texts.documents)
         self._admit(count)
         try:
-            pairs = await self._tokenized(texts)
+            unique, places = once(texts)
+            pairs = await self._tokenized(texts, unique)
+            if not texts.truncate:
+                self._require_short(pairs, places)
             sizes = [min(self.engine.length(pair), self.engine.max_length) for pair in pairs]
             answer = asyncio.get_running_loop().create_future()
             work = Work(pairs, sizes, self._clock.enter(sum(sizes)), answer)
-            logits = await self._computed(work)
+            logits = (await self._computed(work))[places]
         finally:
             self.waiting -= count
         if not np.isfinite(logits).all():
@@ -193,16 +196,12 @@ class Batcher:
             )
         self.waiting += count
 
-    async def _tokenized(self, texts: Texts) -> list[Pair]:
+    async def _tokenized(self, texts: Texts, unique: Sequence[tuple[int, str]]) -> list[Pair]:
         """Return the pairs, tokenised in slices, so that requests take turns."""
         queries = await self._tokens(texts.queries)
-        documents = await self._tokens(texts.documents)
-        if texts.tokens_per_document:
-            documents = [tokens[: texts.tokens_per_document] for tokens in documents]
-        pairs = [(queries[position % len(queries)], tokens) for position, tokens in enumerate(documents)]
-        if not texts.truncate:
-            self._require_short(pairs)
-        return pairs
+        documents = await self._tokens([document for _, document in unique])
+        cut = texts.tokens_per_document
+        return [(queries[query], tokens[:cut]) for (query, _), tokens in zip(unique, documents, strict=True)]
 
     async def _tokens(self, texts: Sequence[str]) -> list[Tokens]:
         loop = asyncio.get_running_loop()
@@ -211,15 +210,15 @@ class Batcher:
             found += await loop.run_in_executor(self._tokenising, self.engine.tokenize, some)
         return found
 
-    def _require_short(self, pairs: Sequence[Pair]) -> None:
+    def _require_short(self, pairs: Sequence[Pair], places: list[int]) -> None:
         """Raise RefusedError where a pair is too long for the model."""
-        for position, pair in enumerate(pairs):
+        for place, pair in enumerate(pairs):
             if (length := self.engine.length(pair)) > self.engine.max_length:
                 raise RefusedError(
                     422,
                     "Validation",
-                    f"document {position} has {length} tokens with the query, more than {self.engine.max_length}; "
-                    "shorten it, or let it be truncated",
+                    f"document {places.index(place)} has {length} tokens with the query, more than "
+                    f"{self.engine.max_length}; shorten it, or let it be truncated",
                 )
 
     async def _compute_all(self) -> None:
@@ -282,6 +281,18 @@ class Batcher:
         self._measures.tokens.inc(tokens)
         self._measures.batch_tokens.observe(tokens)
         self._measures.batch_seconds.observe(seconds)
+
+
+def once(texts: Texts) -> tuple[list[tuple[int, str]], list[int]]:
+    """Return every pair once, as the position of its query and the document, and each document's place among them.
+
+    Equal documents so get equal scores, which the rounding of a batch does not give them.
+    """
+    found: dict[tuple[int, str], int] = {}
+    queries = len(texts.queries)
+    pairs = ((position % queries, document) for position, document in enumerate(texts.documents))
+    places = [found.setdefault(pair, len(found)) for pair in pairs]
+    return list(found), places
 
 
 def slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
