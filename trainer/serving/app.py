@@ -91,7 +91,9 @@ def refused_body(errors: Sequence[Any]) -> RefusedError:
             return RefusedError(
                 400, "Validation", f"the body is not JSON: {error['ctx']['error']} at {error['loc'][-1]}"
             )
-        places.setdefault(_place(error["loc"][1:]), []).append(error["msg"].removeprefix("Input "))
+        places.setdefault(_place(error["loc"][1:]), []).append(
+            error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        )
     sentences = [f"{place}: {' or '.join(reasons)}" for place, reasons in places.items()]
     return RefusedError(422, "Validation", "; ".join(sentences[:SAID_AT_ONCE]))
 

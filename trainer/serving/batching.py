@@ -27,6 +27,7 @@ from trainer.serving.settings import RefusedError, Settings
 
 CHARACTERS = 200_000  # tokenised at a time: about a tenth of a second, then it is another request's turn
 LONGEST_RETRY = 60  # seconds that a client is told to wait at most
+LOST = 3  # failures in a row; a single request may be too large for the memory
 SMOOTHING = 0.1  # weight of the last batch in the measured speed
 
 
@@ -124,11 +125,11 @@ class Batcher:
         self.tokens_per_batch = settings.batch_tokens or engine.tokens_per_batch
         self.max_waiting = max(settings.max_waiting, settings.max_documents)
         self.waiting = 0  # documents
-        self.broken = False  # the last batch could not be computed
         self._measures = measures
         self._works: set[Work] = set()
         self._clock = FairClock()
         self._woken = asyncio.Event()
+        self._failures = 0  # since something was computed
         self._speed = 0.0  # documents per second
         self._tokenising = ThreadPoolExecutor(1, "tokenise")
         self._computing = ThreadPoolExecutor(1, "compute")
@@ -146,6 +147,11 @@ class Batcher:
                 await task
             self._tokenising.shutdown()
             self._computing.shutdown()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the device seems lost: several requests failed, each by itself, and none was computed since."""
+        return self._failures >= LOST
 
     @property
     def is_full(self) -> bool:
@@ -256,7 +262,7 @@ class Batcher:
         except Exception as error:  # whatever the device raises
             await self._after_failure(parts, error)
             return
-        self.broken = False
+        self._failures = 0
         self._record(len(pairs), tokens, time.perf_counter() - started)
         for work, positions in parts:
             work.receive(positions, logits[: len(positions)])
@@ -267,7 +273,7 @@ class Batcher:
             for part in parts:
                 await self._compute([part])
             return
-        self.broken = True
+        self._failures += 1
         ((work, _),) = parts
         self._works.discard(work)
         if not work.answer.done():

@@ -6,32 +6,47 @@ given. Which answer a client gets follows from its keys: `texts` is TEI, `top_k`
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import uuid4
 
 import numpy as np
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, JsonValue
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
 
+T = TypeVar("T")
 PER_SEARCH_UNIT = 100  # documents that Cohere counts as one
 Count = Annotated[int, Field(ge=0)]
 DocumentShape = Literal["object", "string"]
 
 
+def require_characters(value: T) -> T:
+    """Return a JSON value as it is; raises ValueError where it holds half a surrogate pair, which is no character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, as if a text was cut inside of a character") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(require_characters)]
+Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters)]
+
+
 class RerankBody(BaseModel):
     """What `/rerank`, `/v1/rerank` and `/v2/rerank` read."""
 
-    query: str = Field(description="May not be empty")
-    documents: list[str | dict[str, JsonValue]] | None = Field(
+    query: Text = Field(description="May not be empty")
+    documents: list[Text | Fields] | None = Field(
         None, description="Texts, or objects with `text`; other objects are read as YAML"
     )
-    texts: list[str] | None = Field(None, description="TEI's name for documents; the answer is TEI's array")
+    texts: list[Text] | None = Field(None, description="TEI's name for documents; the answer is TEI's array")
     model: str | None = Field(None, description="Any name; the server has one model")
     top_n: Count | None = Field(None, description="How many to return; 0 and null: all")
     top_k: Count | None = Field(None, description="Voyage's name for top_n; the answer has `data` as well")
@@ -51,8 +66,8 @@ class RerankBody(BaseModel):
 class ScoreBody(BaseModel):
     """What `/score` reads: one query for all documents, or as many queries as documents."""
 
-    queries: str | list[str] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
-    documents: str | list[str] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
+    queries: Text | list[Text] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
+    documents: Text | list[Text] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
     model: str | None = None
     use_activation: bool | None = Field(None, description="False: return logits, not their sigmoid")
 
@@ -175,7 +190,7 @@ def _text_of(document: Mapping[str, JsonValue], fields: Sequence[str] | None, po
         return text
     chosen = {key: document[key] for key in fields or document if key in document}
     if not chosen:
-        missing = f"none of the rank_fields {', '.join(fields)}" if fields else "no keys"
+        missing = "none of the rank_fields" if fields else "no keys"
         raise RefusedError(422, "Validation", f"documents[{position}] has {missing}")
     try:
         return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=float("inf")).rstrip("\n")

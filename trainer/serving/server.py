@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,8 @@ from trainer import console
 from trainer.errors import ServeError
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from trainer.serving.settings import Settings
 
 KEY = "RERANKER_API_KEY"
@@ -57,15 +60,18 @@ def model_folder(reference: str) -> tuple[str, str]:
 
 def listen_at(host: str, port: int) -> socket.socket:
     """Return a bound socket, which refuses connections until the server listens; raises ServeError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ServeError(f"serve: cannot listen on {host}:{port}: {reason}; choose another --host or --port") from None
-    return bound
+    with ExitStack() as opened:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = opened.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except (OSError, UnicodeError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            wanted = f"{host}:{port}"
+            raise ServeError(f"serve: cannot listen on {wanted}: {reason}; choose another --host or --port") from None
+        opened.pop_all()
+        return bound
 
 
 def serve(
@@ -80,18 +86,24 @@ def serve(
 
     Raises ServeError and ModelError before the first request.
     """
-    import uvicorn
-
     from trainer.reranker import Reranker
     from trainer.serving.app import create_app
     from trainer.serving.engine import Engine
 
-    bound = listen_at(host, port)
     folder, name = model_folder(reference)
-    reranker = Reranker.load(folder, head="trained", precision=precision, trust_remote_code=trust_remote_code)
-    app = create_app(Engine(reranker, name), settings)
-    _tell(bound, name, settings)
-    _log_to_stdout()
+    with listen_at(host, port) as bound:
+        reranker = Reranker.load(folder, head="trained", precision=precision, trust_remote_code=trust_remote_code)
+        app = create_app(Engine(reranker, name), settings)
+        _tell(bound, name, settings)
+        _log_to_stdout()
+        _run(app, bound)
+    console.stage("serve", "stopped; what was accepted is answered")
+
+
+def _run(app: ASGIApp, bound: socket.socket) -> None:
+    """Serve until a signal comes, then answer what was accepted."""
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -104,7 +116,6 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more after it has ended gracefully
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[bound])
-    console.stage("serve", "stopped; what was accepted is answered")
 
 
 def _tell(bound: socket.socket, name: str, settings: Settings) -> None:
