@@ -13,13 +13,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from trainer.serving import protocol
 from trainer.serving.batching import Batcher, Scored, Texts
 from trainer.serving.engine import Engine
 from trainer.serving.guard import Guard, refusal
 from trainer.serving.measures import Measures
 from trainer.serving.page import PAGE, POLICY
-from trainer.serving.protocol import DocumentShape, Fault, RerankAnswer, RerankBody, ScoreAnswer, ScoreBody, TextRanked
+from trainer.serving.protocol import (
+    DocumentShape,
+    Fault,
+    RerankAnswer,
+    RerankBody,
+    ScoreAnswer,
+    ScoreBody,
+    TextRanked,
+    rerank_answer,
+    score_answer,
+    text_answer,
+    texts_to_rank,
+    texts_to_score,
+)
 from trainer.serving.settings import CLIENT_CLOSED, RefusedError, Settings
 
 T = TypeVar("T")
@@ -109,11 +121,11 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
     """Add the routes that rank documents."""
 
     async def rank(request: Request, body: RerankBody, shape: DocumentShape, api: str) -> JSONResponse:
-        texts = protocol.texts_to_rank(body, settings.max_documents)
+        texts = texts_to_rank(body, settings.max_documents)
         scored = await _scored(request, batcher, measures, texts)
         if body.texts is not None:
-            return JSONResponse(protocol.text_answer(body, texts, scored))
-        return JSONResponse(protocol.rerank_answer(body, texts, scored, batcher.engine.name, shape, api))
+            return JSONResponse(text_answer(body, texts, scored))
+        return JSONResponse(rerank_answer(body, texts, scored, batcher.engine.name, shape, api))
 
     answers = FAULTS | {200: {"model": RerankAnswer | list[TextRanked]}}
 
@@ -138,9 +150,9 @@ def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Mea
     def add(path: str) -> None:
         async def score(request: Request, body: ScoreBody) -> JSONResponse:
             """Score documents for one query, or each for its own."""
-            texts = protocol.texts_to_score(body, settings.max_documents)
+            texts = texts_to_score(body, settings.max_documents)
             scored = await _scored(request, batcher, measures, texts)
-            return JSONResponse(protocol.score_answer(body, scored, batcher.engine.name))
+            return JSONResponse(score_answer(body, scored, batcher.engine.name))
 
         name = f"score_{path.strip('/').replace('/', '_')}"
         app.post(path, responses=answers, operation_id=name, response_model=None)(score)

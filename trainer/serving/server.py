@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY = "RERANKER_API_KEY"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra
 GRACE = 60  # seconds in which accepted requests are answered after SIGTERM
+BACKLOG = 2048  # connections that wait to be accepted
 KEPT_ALIVE = 75  # seconds that an idle connection stays open: longer than most proxies reuse one
 
 
@@ -94,8 +95,9 @@ def serve(
     with listen_at(host, port) as bound:
         reranker = Reranker.load(folder, head="trained", precision=precision, trust_remote_code=trust_remote_code)
         app = create_app(Engine(reranker, name), settings)
-        _tell(bound, name, settings)
         _log_to_stdout()
+        bound.listen(BACKLOG)
+        _tell(bound, name, settings)
         _run(app, bound)
     console.stage("serve", "stopped; what was accepted is answered")
 
