@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from trainer.serving.batching import Batcher, Scored, Texts
@@ -21,11 +21,11 @@ from trainer.serving.page import PAGE, POLICY
 from trainer.serving.protocol import (
     DocumentShape,
     Fault,
+    RankedText,
     RerankAnswer,
     RerankBody,
     ScoreAnswer,
     ScoreBody,
-    TextRanked,
     rerank_answer,
     score_answer,
     text_answer,
@@ -49,6 +49,7 @@ REASONS = {
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Fault, "description": reason} for status, reason in REASONS.items()
 }
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not now"}}
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -127,7 +128,7 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
             return JSONResponse(text_answer(body, texts, scored))
         return JSONResponse(rerank_answer(body, texts, scored, batcher.engine.name, shape, api))
 
-    answers = FAULTS | {200: {"model": RerankAnswer | list[TextRanked]}}
+    answers = FAULTS | {200: {"model": RerankAnswer | list[RankedText]}}
 
     def add(path: str, shape: DocumentShape = "object", api: str = "2") -> None:
         async def rerank(request: Request, body: RerankBody) -> JSONResponse:
@@ -193,13 +194,13 @@ async def _gone(request: Request) -> None:
 def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
     """Add what operators ask for."""
 
-    @app.get("/health", responses={503: {}})
-    @app.get("/ping", responses={503: {}}, include_in_schema=False)
+    @app.get("/health", response_class=Response, responses=UNAVAILABLE)
+    @app.get("/ping", include_in_schema=False)
     async def health() -> Response:
         """Answer 200 while the model computes, 503 after it failed."""
         return Response(status_code=503 if batcher.broken else 200)
 
-    @app.get("/ready", responses={503: {}})
+    @app.get("/ready", response_class=Response, responses=UNAVAILABLE)
     async def ready() -> Response:
         """Answer 200 where a request would be taken, 503 where it would not."""
         return Response(status_code=503 if batcher.broken or batcher.is_full else 200)
@@ -222,7 +223,7 @@ def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures
             "version": _version(),
         }
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return metrics for Prometheus."""
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -42,7 +42,7 @@ Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters)]
 class RerankBody(BaseModel):
     """What `/rerank`, `/v1/rerank` and `/v2/rerank` read."""
 
-    query: Text = Field(description="May not be empty")
+    query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
     documents: list[Text | Fields] | None = Field(
         None, description="Texts, or objects with `text`; other objects are read as YAML"
     )
@@ -72,7 +72,7 @@ class ScoreBody(BaseModel):
     use_activation: bool | None = Field(None, description="False: return logits, not their sigmoid")
 
 
-class Ranked(BaseModel):
+class RankedDocument(BaseModel):
     """One document of an answer; `document` where it was asked for."""
 
     index: int
@@ -93,14 +93,14 @@ class RerankAnswer(BaseModel):
     id: str
     object: Literal["list", "rerank"]
     model: str
-    results: list[Ranked]
-    data: list[Ranked] | None = None
+    results: list[RankedDocument]
+    data: list[RankedDocument] | None = None
     meta: dict[str, JsonValue] | None = None
     usage: Usage
     created: int | None = None
 
 
-class TextRanked(BaseModel):
+class RankedText(BaseModel):
     """One text of TEI's answer."""
 
     index: int
