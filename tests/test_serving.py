@@ -5,24 +5,29 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+import yaml
 from httpx import ASGITransport, AsyncClient, Response
 
+from trainer.cli import reranker_app
 from trainer.errors import ModelError, ServeError
 from trainer.reranker import Reranker
-from trainer.serving.app import create_app
+from trainer.serving.app import REASONS, create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
-from trainer.serving.server import KEY, api_key, listen_at, model_folder, require_packages
+from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
 from trainer.serving.settings import Settings
 
 QUERY = "kernel kills the process"
@@ -629,6 +634,58 @@ class TestStart:
 
         with pytest.raises(ModelError):
             serve(str(tiny["bert"]), "127.0.0.1", 0, Settings())
+
+
+class TestDocs:
+    """docs/serving.md and scripts/docker."""
+
+    ROOT = Path(__file__).parents[1]
+    DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+
+    def options(self, words: list[str]) -> dict[str, Any]:
+        """Return the options of a `reranker serve ...` as its parser reads them."""
+        assert words[0] == "serve"
+        command = typer.main.get_command(reranker_app)
+        return command.commands["serve"].make_context("serve", words[1:]).params
+
+    def test_commands_are_those_that_the_program_knows(self):
+        commands = re.findall(r"^(?:RERANKER_API_KEY=\S+ )?reranker (serve .*)$", self.DOCS, re.MULTILINE)
+        assert len(commands) >= 3
+        assert {self.options(shlex.split(line, comments=True))["port"] for line in commands} == {8000, 8080}
+
+    def test_limits_are_the_defaults(self):
+        rows = dict(re.findall(r"^\| `--([\w-]+)` \| ([\d,]+|fp32)", self.DOCS, re.MULTILINE))
+        defaults = self.options(["serve", "model"]) | {"batch_tokens": 4096}
+        assert rows == {
+            name: f"{defaults[name.replace('-', '_')]:,}" if name != "precision" else "fp32" for name in rows
+        }
+        assert set(rows) == {"max-documents", "max-waiting", "max-body", "batch-tokens", "precision"}
+
+    def test_every_metric_and_status_is_named(self, engine):
+        text = talk(engine, lambda client: client.get("/metrics")).text
+        names = set(re.findall(r"^# TYPE (reranker_\w+) (?:counter|histogram|gauge)$", text, re.MULTILINE))
+        assert set(re.findall(r"`(reranker_\w+)`", self.DOCS)) == {name for name in names if "_created" not in name}
+        assert {str(status) for status in REASONS} <= set(re.findall(r"\b4\d\d\b", self.DOCS))
+
+    def test_python_examples_are_python(self):
+        blocks = re.findall(r"```python\n(.*?)```", self.DOCS, re.DOTALL)
+        assert len(blocks) == 7
+        for block in blocks:
+            compile(block, "docs/serving.md", "exec")
+
+    def test_docker_files(self):
+        docker = self.ROOT / "scripts" / "docker"
+        dockerfile = (docker / "Dockerfile").read_text(encoding="utf-8")
+        start = self.options(json.loads(re.findall(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)[0]))
+        assert (start["model"], start["host"], start["port"]) == ("/model", "0.0.0.0", 8000)
+        copied = " ".join(re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE)).split()
+        assert all((self.ROOT / name).exists() for name in copied)
+        service = yaml.safe_load((docker / "compose.yaml").read_text(encoding="utf-8"))["services"]["reranker"]
+        assert (
+            docker / service["build"]["context"] / service["build"]["dockerfile"]
+        ).resolve() == docker / "Dockerfile"
+        assert service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
+        assert int(service["stop_grace_period"].removesuffix("s")) > GRACE
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 HOSTILE = [
-    "</script><img src=x onerror=\"document.title='taken'\">",
-    "</textarea><b>bold</b>",
+    "disk </script><img src=x onerror=\"document.title='taken'\">",
+    "lock full </textarea><b>bold</b>",
     "{{7*7}} ${7*7}",
-    "\u202edesrever",
-    "word" * 2500,
-    "مرحبا بالعالم",
+    "cert \u202edesrever",
+    "queue " + "word" * 2500,
+    "probe route مرحبا بالعالم",
 ]
 
 
@@ -75,8 +75,12 @@ class Visit:
         self.page.fill("#query", query)
         self.page.fill("#documents", "\n".join(documents))
         self.page.press("#query", "Enter")
-        self.page.wait_for_function("document.querySelectorAll('#after li').length > 0")
+        self.page.wait_for_selector("#after .row")
         return [int(row.get_attribute("data-index")) for row in self.page.query_selector_all("#after .row")]
+
+    def says(self, words: str) -> None:
+        """Wait until the line of state has these words; a script that polls would break the page's policy."""
+        playwright.expect(self.page.locator("#state")).to_contain_text(words)
 
     def state(self) -> str:
         return self.page.inner_text("#state")
@@ -102,8 +106,9 @@ def visit(browser, address) -> Iterator[Any]:
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_hostile_texts_are_shown_as_they_are_and_in_the_order_of_the_reranker(visit, tiny, width, scheme):
     tab = visit(width=width, scheme=scheme)
-    order = tab.rerank("disk </title><script>", HOSTILE)
-    assert order == [row.index for row in Reranker.load(tiny["reranker"], device="cpu").rank("disk", HOSTILE)]
+    query = "disk </title><script>"
+    order = tab.rerank(query, HOSTILE)
+    assert order == [row.index for row in Reranker.load(tiny["reranker"], device="cpu").rank(query, HOSTILE)]
     assert tab.page.text_content("#after li:nth-child(1) .text") == HOSTILE[order[0]]
     assert tab.page.query_selector_all("#lists img, #lists b, #lists script") == []
     assert tab.page.title() == "tiny · Reranker"
@@ -154,7 +159,7 @@ def test_typed_text_survives_errors_and_a_reload_and_can_be_cleared(visit):
     tab.page.fill("#documents", "one\ntwo")
     tab.page.route("**/rerank", lambda route: route.abort())
     tab.page.click("#go")
-    tab.page.wait_for_function("document.querySelector('#state').textContent.includes('does not answer')")
+    tab.says("does not answer")
     tab.page.reload()
     assert (tab.page.input_value("#query"), tab.page.input_value("#documents")) == ("disk", "one\ntwo")
     tab.page.click("#clear")
@@ -179,7 +184,7 @@ def test_a_busy_server_says_when_to_try_again(visit):
     tab.page.route("**/rerank", lambda route: route.fulfill(status=429, headers={"Retry-After": "7"}, body="{}"))
     tab.page.click("#example")
     tab.page.click("#go")
-    tab.page.wait_for_function("document.querySelector('#state').textContent.includes('busy')")
+    tab.says("busy")
     assert tab.state() == "The server is busy. Try again in 7 seconds; your text is kept."
 
 
@@ -189,7 +194,7 @@ def test_the_key_is_asked_for_and_kept_out_of_storage(visit):
     tab.page.wait_for_selector("#key")
     tab.page.click("#example")
     tab.page.click("#go")
-    tab.page.wait_for_function("document.querySelector('#state').textContent.includes('key')")
+    tab.says("key")
     assert tab.state() == "The API key is missing or wrong. Type it above and try again."
     tab.page.fill("#key", "secret")
     tab.page.click("#go")
