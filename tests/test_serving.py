@@ -554,7 +554,8 @@ class TestOperations:
             header = {"X-Request-ID": "mine-1"}
             answer = ask("/rerank", {"query": "secret words", "documents": ["hidden", "text"]}, headers=header)
             ask("/secret/path?query=words", {"query": 5})
-            odd = ask("/health", method="GET", headers={"X-Request-ID": "two\tsecret words"})
+            ask("/health", method="GET")
+            odd = ask("/info", method="GET", headers={"X-Request-ID": "two\tsecret words"})
         first, second, third = (json.loads(record.message) for record in caplog.records)
         assert first | {"time": 0, "ms": 0, "queue_ms": 0} == {
             "time": 0, "ms": 0, "queue_ms": 0, "method": "POST", "route": "/rerank", "id": "mine-1", "status": 200,

@@ -23,7 +23,8 @@ from trainer.serving.measures import Measures
 from trainer.serving.protocol import fault
 from trainer.serving.settings import RefusedError, Settings
 
-PUBLIC = {"/", "/health", "/ready", "/ping", "/metrics"}  # with GET, without a key, as in TEI
+PROBES = {"/health", "/ready", "/ping", "/metrics"}
+PUBLIC = PROBES | {"/"}  # with GET, without a key, as in TEI
 ENOUGH = 10  # times the largest body: what is read and thrown away, so that the client reads its answer
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -114,10 +115,12 @@ class Guard:
         return b"".join(kept)
 
     def _write(self, scope: Scope, record: dict[str, Any], seconds: float) -> None:
-        """Count the request and write its line."""
+        """Count the request and write its line, unless it is a probe that succeeded."""
         route = getattr(scope.get("route"), "path", "other")
         self.measures.requests.labels(route, str(record["status"])).inc()
         self.measures.seconds.labels(route).observe(seconds)
+        if route in PROBES and record["status"] == 200:
+            return
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": now, "method": scope["method"], "route": route, **record, "ms": round(1000 * seconds, 1)}
         log.info(json.dumps(line))
