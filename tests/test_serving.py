@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import typer
@@ -687,6 +689,64 @@ class TestDocs:
         ).resolve() == docker / "Dockerfile"
         assert service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
         assert int(service["stop_grace_period"].removesuffix("s")) > GRACE
+
+
+class TestSockets:
+    """What a client in the same process cannot do."""
+
+    HEAD = "POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+    def connect(self, address: str) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 10)
+
+    def read(self, client: socket.socket) -> tuple[int, dict]:
+        """Return status and body of an answer after which the connection is closed."""
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+        head, _, body = received.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)
+
+    def test_slow_clients_do_not_keep_others_waiting(self, engine, listening):
+        address = listening(create_app(engine, Settings(body_seconds=0.5)))
+        body = {"query": "disk", "documents": ["lock"]}
+        with ExitStack() as opened:
+            slow = [opened.enter_context(self.connect(address)) for _ in range(20)]
+            for client in slow:
+                client.sendall(f'{self.HEAD}Connection: close\r\nContent-Length: 100\r\n\r\n{{"query'.encode())
+            started = time.monotonic()
+            assert httpx.post(f"{address}/rerank", json=body).status_code == 200
+            assert time.monotonic() - started < 5
+            for client in slow:
+                status, fault = self.read(client)
+                assert (status, fault["detail"]) == (408, "the body did not arrive within 0.5 seconds")
+
+    def test_a_body_in_single_bytes_is_read(self, engine, listening):
+        address = listening(create_app(engine, Settings()))
+        content = b'{"query": "disk", "documents": ["lock"]}'
+        with self.connect(address) as client:
+            client.sendall(f"{self.HEAD}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode())
+            for byte in content:
+                client.sendall(bytes([byte]))
+            status, answer = self.read(client)
+        assert (status, len(answer["results"])) == (200, 1)
+
+    def test_a_client_that_sends_too_much_still_reads_its_answer(self, engine, listening):
+        address = listening(create_app(engine, Settings(max_body=100_000)))
+        answer = httpx.post(f"{address}/rerank", json={"query": "disk", "documents": ["x" * 900_000]})
+        assert (answer.status_code, answer.json()["detail"]) == (413, "the body is larger than 100000 bytes")
+
+    def test_the_work_of_a_connection_that_is_cut_is_dropped(self, reranker, listening):
+        slow = Slow(reranker, 0.05)
+        app = create_app(slow, Settings(batch_tokens=50))
+        address = listening(app)
+        content = json.dumps({"query": "disk", "documents": [f"lock {number}" for number in range(300)]}).encode()
+        with self.connect(address) as client:
+            client.sendall(f"{self.HEAD}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            until = time.monotonic() + 10
+            while not slow.batches and time.monotonic() < until:
+                time.sleep(0.01)
+        assert httpx.post(f"{address}/rerank", json={"query": "disk", "documents": ["a"]}).status_code == 200
+        assert app.state.batcher.waiting == 0
+        assert sum(slow.batches) < 200
 
 
 @pytest.fixture

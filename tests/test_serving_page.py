@@ -1,14 +1,11 @@
 """The server's page in a real browser; skipped where Playwright or Chromium is not installed."""
 
 import shutil
-import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from trainer.reranker import Reranker
 from trainer.serving.app import create_app
@@ -41,17 +38,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def address(tiny: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[str]:
+def address(tiny: dict[str, Path], listening: Callable[..., str], request: pytest.FixtureRequest) -> str:
     """A server on loopback with the settings of the test's parameter."""
     engine = Engine(Reranker.load(tiny["reranker"], device="cpu"), "tiny")
-    app = create_app(engine, getattr(request, "param", Settings()))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    return listening(create_app(engine, getattr(request, "param", Settings())))
 
 
 class Visit:
