@@ -280,6 +280,45 @@ def _pressed() -> str:
 
 
 @_command(reranker_app)
+def serve(
+    model: Annotated[str, typer.Argument(help="A run's folder, e.g. runs/quickstart, or a model", metavar="MODEL")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one", min=0, max=65535)] = 8000,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "auto"], typer.Option(help="What it computes in; auto is the fastest here")
+    ] = "fp32",
+    max_documents: Annotated[int, typer.Option(help="Documents of a request, at most", min=1)] = 1000,
+    max_waiting: Annotated[int, typer.Option(help="Documents of all waiting requests; more get a 429", min=1)] = 4000,
+    max_body: Annotated[int, typer.Option(help="MiB of a request's body, at most", min=1)] = 10,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens computed together, by device if absent", min=1)
+    ] = None,
+    page: Annotated[bool, typer.Option(help="Serve the page to try the model at /")] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings")
+    ] = False,
+) -> None:
+    """Serve a trained reranker over HTTP, as Cohere, Jina, Voyage, TEI, Infinity and vLLM do.
+
+    Where the environment variable RERANKER_API_KEY is set, clients must send it.
+    """
+    from trainer.serving import server
+
+    server.require_packages()
+    from trainer.serving.settings import MIB, Settings
+
+    settings = Settings(
+        key=server.api_key(),
+        max_documents=max_documents,
+        max_waiting=max_waiting,
+        max_body=max_body * MIB,
+        batch_tokens=batch_tokens,
+        page=page,
+    )
+    server.serve(model, host, port, settings, precision, trust_remote_code)
+
+
+@_command(reranker_app)
 def push(
     recipe: RecipeFile,
     overrides: Overrides = None,
