@@ -40,6 +40,9 @@ LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
 
+MOVED = {"evaluate.depth": "reranker.depth"}  # keys of older recipes, and where they went
+
+
 class Section(BaseModel):
     """What all sections share: no unknown keys, no change after reading, docs under each field."""
 
@@ -792,7 +795,8 @@ class Source:
                 if elsewhere
                 else did_you_mean(place[-1], known.model_fields)
             )
-            message = f"no such key{near}"
+            moved = MOVED.get(".".join(place))
+            message = f"is now {moved}" if moved else f"no such key{near}"
         elif error["type"] == "missing":
             message = "is required but missing"
         elif error["type"] == "contradiction":
