@@ -9,12 +9,26 @@ import pytest
 
 from trainer.data import build_collection
 from trainer.errors import ModelError
-from trainer.evaluation.fusion import GRID, MOST, Weights, choose_weight, fit, fuse, lists_to_fit, try_weights
+from trainer.evaluation.fusion import (
+    GRID,
+    MOST,
+    Weights,
+    choose_weight,
+    fit,
+    fitted_lists,
+    fuse,
+    lists_to_fit,
+    try_weights,
+)
+from trainer.groups import Group
 from trainer.recipe import Data
 from trainer.reranker import Fusion, Reranker
 from trainer.reranker.fusion import numbers_of_order
 from trainer.retriever import NOTHING, Candidates
+from trainer.runs import read_json
 from trainer.scores import standardised
+from trainer.train import FITTED
+from trainer.train.head import Fit
 
 QUERY = "why does memory of the node run out"
 DOCUMENTS = [
@@ -320,3 +334,14 @@ def test_weights_around_the_fitted_one_are_tried_and_0_is_one_of_them(collection
     assert weights.chosen in weights.tried
     assert try_weights(collection, candidates, "nDCG@10", scores, 0.0, "order").tried == (0.0,)
     assert Weights((0.3, 0.0), np.array([[0.5, 0.5], [0.4, 0.4]])).chosen == 0.3
+
+
+def test_what_a_head_was_fitted_to_is_read_again_in_the_order_of_the_candidates(tmp_path):
+    lists = [Group(4, [7], [1], [9, 8], first=[0.0, 1.0, -1.0]), Group(6, [1], [2], [3], first=[1.0, -1.0])]
+    Fit(lists, np.array([0.5, -1.0, 2.0, 3.0, 4.0], dtype=np.float32), 0.25).save(tmp_path)
+    candidates = found([[5, 6, 7], [9, 7, 8], [3, 1, NOTHING]], queries=[2, 4, 6])
+    record = read_json(tmp_path / FITTED)
+    fitted, scores = fitted_lists(candidates, record["logits"])
+    assert record["first_stage_weight"] == 0.25
+    assert fitted.queries.tolist() == [4, 6]
+    assert scores.tolist() == [[-1.0, 0.5, 2.0], [4.0, 3.0, -np.inf]]

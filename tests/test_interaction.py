@@ -1,6 +1,7 @@
 """The interaction head: what it compares, how texts are framed, and that padding and batch change nothing."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,3 +192,17 @@ def test_a_head_saved_before_there_were_lexical_signals_still_loads(tiny, tmp_pa
     del config["lexical"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
     np.testing.assert_array_equal(Reranker.load(tmp_path / "old").score("disk", ["disk fails", "queue lag"]), expected)
+
+
+def test_the_first_stage_s_weight_beside_a_head_is_what_the_lists_ask_for():
+    rng = np.random.default_rng(0)
+    lists, logits = [], []
+    for query in range(300):
+        model, first = rng.normal(size=(2, 8))
+        best = int(np.argmax(model + 2 * first + rng.gumbel(size=8)))  # a softmax over model + 2 first
+        order = [best, *(row for row in range(8) if row != best)]
+        lists.append(Group(query, [best], [1], order[1:], first=first[order].tolist()))
+        logits.append(model[order])
+    assert head.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
+    against = [replace(one, first=[-score for score in one.first]) for one in lists]
+    assert head.first_stage_weight(np.concatenate(logits), against) == 0.0

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.data import build_collection
 from trainer.groups import read_groups, write_groups
-from trainer.mine import Report, mine, write_suspects
+from trainer.mine import Report, candidate_lists, mine, write_suspects
 from trainer.recipe import Data
 from trainer.recipe import Mine as MineSection
 from trainer.retriever import NOTHING, Candidates
@@ -524,3 +524,17 @@ def test_every_candidate_of_lists_is_counted_once(judged):
         collection = judged(qrels)
         report = Report.of(mine(MineSection(), collection, candidates, seed), collection, MineSection())
         assert report.candidates == sum(report.passed_over.values()) + report.negatives - report.judged_negatives
+
+
+def test_lists_keep_the_first_stage_s_scores_of_their_documents(judged):
+    """Standardised over all candidates, also where the list is a draw from them."""
+    collection = judged({0: {0: 2, 11: 0}})
+    candidates = replace(found([10, 0, 11, 12]), scores=np.array([[4.0, 3.0, 1.0, 0.0]], dtype=np.float32))
+    spread = np.std([4.0, 3.0, 1.0, 0.0])
+    expected = {10: 2 / spread, 0: 1 / spread, 11: -1 / spread, 12: -2 / spread}
+    whole, drawn = (
+        mine(section, collection, candidates, 3).groups[0] for section in (MineSection(), MineSection(list_size=3))
+    )
+    assert len(drawn.documents) == 3
+    for group in (whole, drawn, candidate_lists(collection, candidates)[0]):
+        assert group.first == pytest.approx([expected[row] for row in group.documents])
