@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from trainer.data import Summary, check_collection, describe_lengths
+from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, covering_length, describe_lengths
 from trainer.data.audit import detectable
 from trainer.data.lengths import SAMPLE, LengthCounter, Lengths
 from trainer.data.twins import NEAR_DOCUMENTS, NEAR_WORDS, Twins, jaccard
@@ -257,3 +257,25 @@ def test_the_sample_is_bounded_and_the_same_each_time():
     assert len(set(samples[0])) == SAMPLE
     numbers = [int(re.sub(r"\D", "", text)) for text in samples[0]]
     assert 2000 < sum(numbers) / SAMPLE < 3000  # from everywhere, not from the start
+
+
+@pytest.mark.parametrize(
+    ("lengths", "longest", "expected"),
+    [
+        ([100] * 9 + [400], 512, 104),  # nine of ten, a multiple of 8
+        ([100] * 8 + [400, 401], 512, 400),
+        ([1000], 4096, LONGEST_BY_ITSELF),
+        ([1000], 300, 300),
+        ([3, 4], 512, 32),
+        ([64] * 10, 512, 64),
+    ],
+)
+def test_a_length_is_chosen_that_reads_nine_of_ten_pairs_whole(lengths, longest, expected):
+    assert covering_length(lengths, longest) == expected
+
+
+def test_the_check_tells_of_a_length_chosen_by_itself(tiny):
+    words = [f"{'disk ' * size}" for size in range(1, 101)]
+    cut = describe_lengths(counted(words), counted(["disk"]), tiny["bert"] / "tokenizer.json", None)
+    assert "of 96 (reranker.max_length: auto) and are cut" in cut.said  # 90 tokens and a query with its frame
+    assert cut.documents == pytest.approx(0.08)

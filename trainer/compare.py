@@ -69,7 +69,8 @@ def _measured(pipeline: Pipeline, reference: str, trust_remote_code: bool) -> Co
     try:
         options: dict[str, Any] = {"head": "trained", "trust_remote_code": trust_remote_code}
         reranker = Reranker.load(reference, **options)
-        reranker.pairs.max_length = min(length, reranker.max_length)
+        if length is not None:
+            reranker.read_at_most(min(length, reranker.max_length))
         row.parameters = sum(weight.numel() for weight in reranker.model.parameters())
         scores = {split: _scores(pipeline, reranker, split, row) for split in ("dev", "test")}
     except (TrainerError, OSError, RuntimeError, ValueError) as error:  # also what a model's own code raises

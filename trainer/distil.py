@@ -189,7 +189,7 @@ def load_student(recipe: Recipe, tuned: Path) -> Reranker:
         student = Reranker.load(
             section.model,
             head="classifier",
-            max_length=recipe.reranker.max_length,
+            max_length=recipe.reranker.max_length or Reranker.load(tuned, head="trained").max_length,
             trust_remote_code=section.trust_remote_code,
         )
         student.fusion = None  # a student's own belongs to its weights as they were

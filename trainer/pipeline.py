@@ -703,7 +703,7 @@ class Pipeline:
 
     def load_base(self) -> Reranker:
         """The base as it is before any training, under the head that it will have."""
-        from trainer.reranker import Reranker
+        from trainer.reranker import Reranker, fit_length
 
         section = self.recipe.reranker
         reranker = Reranker.load(
@@ -714,6 +714,8 @@ class Pipeline:
             trust_remote_code=section.trust_remote_code,
         )
         reranker.fusion = None  # a base's own belongs to its weights as they were
+        if section.max_length is None and (said := fit_length(reranker, self.collection, self.reranked("train"))):
+            console.stage("train", said)
         return reranker
 
     def lists(self) -> list[Group]:

@@ -351,12 +351,17 @@ class Reranker(Section):
     """auto: the classifier where the base already is a reranker, else interaction, which learns from few labels."""
     depth: int | None = Field(default=None, ge=2)
     """Candidates that are reranked, in training lists as on dev and test; serve with as many. null: the best 20."""
-    max_length: int = Field(default=256, ge=8)
-    """Tokens of query and document together."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens of query and document together; null or auto: as many as nine of ten pairs have, up to 512."""
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0 = embeddings); deeper ones are cut off; null: chosen."""
     trust_remote_code: bool = False
     """Run the Python code that the base's folder brings along. Only for folders whose code you have read."""
+
+    @field_validator("max_length", mode="before")
+    @classmethod
+    def _auto_is_null(cls, max_length: Any) -> Any:
+        return None if max_length == "auto" else max_length
 
 
 class Train(Section):

@@ -7,6 +7,7 @@ texts of about that length, and in the longest texts.
 from __future__ import annotations
 
 import heapq
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ SAMPLE = 100  # texts whose tokens are counted; the check stays a matter of a se
 POINTS = 1000  # quantiles of the lengths in characters, so that a share is known to a thousandth
 SPECIAL = 3  # [CLS] query [SEP] document [SEP]
 ALIKE = 20  # texts of the sample, nearest in characters, whose tokens a character a length is multiplied by
+COVERED = 0.9  # share of the pairs that `reranker.max_length: auto` reads whole
+SHORTEST = 32  # tokens, as few as a pair of a sentence each has
+LONGEST_BY_ITSELF = 512  # tokens, above which a pair is only read where the recipe asks for it: time and memory grow
 TOKENISED = 100_000  # characters of the longest texts together; of a text that is longer, the tokens are extrapolated
 
 
@@ -85,11 +89,24 @@ def _keep(heap: list[tuple[int, int, str]], entry: tuple[int, int, str]) -> None
         heapq.heapreplace(heap, entry)
 
 
-def describe_lengths(documents: Lengths, queries: Lengths, tokenizer: Path, max_length: int) -> Cut:
+def covering_length(pairs: Sequence[int], longest: int) -> int:
+    """Return the tokens, a multiple of 8, that nine of ten pairs of these lengths have at most.
+
+    They are no more than the `longest` that the model reads, and no more than 512.
+    """
+    lengths = sorted(pairs)
+    wanted = lengths[math.ceil(COVERED * len(lengths)) - 1]
+    return min(max(wanted, SHORTEST) + -max(wanted, SHORTEST) % 8, longest, LONGEST_BY_ITSELF)
+
+
+def describe_lengths(
+    documents: Lengths, queries: Lengths, tokenizer: Path, max_length: int | None, most: int = LONGEST_BY_ITSELF
+) -> Cut:
     """Return the shares of documents and queries of which the reranker reads only the beginning.
 
     A pair is cut at `max_length` tokens, the longer text first: a document is cut where it is longer than what the
-    median query leaves, a query where it is longer than half of the room.
+    median query leaves, a query where it is longer than half of the room. Where `max_length` is None it is chosen from
+    the lengths, up to the `most` that the model reads.
     """
     from tokenizers import Tokenizer
 
@@ -103,6 +120,8 @@ def describe_lengths(documents: Lengths, queries: Lengths, tokenizer: Path, max_
     sample = tokens(documents.texts)
     asked, read = _in_tokens(queries, tokens(queries.texts)), _in_tokens(documents, sample)
     longest, characters = _longest(documents, sample, tokens(documents.longest_texts))
+    auto = "" if max_length else ": auto"
+    max_length = max_length or covering_length([length + _median(asked) + SPECIAL for length in read], most)
     room = max_length - SPECIAL
     left = max(room - _median(asked), room // 2)
     long_documents = sum(length > left for length in read) / len(read)
@@ -110,8 +129,8 @@ def describe_lengths(documents: Lengths, queries: Lengths, tokenizer: Path, max_
     about, least = ("", "") if documents.count <= SAMPLE else ("about ", "at least ")
     said = (
         f"{about}{long_documents:.0%} of {documents.count} documents are longer than the {left} tokens that the "
-        f"median query leaves of {max_length} (reranker.max_length) and are cut; {long_queries:.0%} of the queries "
-        f"are; median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
+        f"median query leaves of {max_length} (reranker.max_length{auto}) and are cut; {long_queries:.0%} of the "
+        f"queries are; median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
     )
     return Cut(long_documents, long_queries, said)
 

@@ -12,7 +12,7 @@ Imports inside run down, like the package's own:
 from trainer.reranker.fusion import Fusion
 from trainer.reranker.heads import with_classifier
 from trainer.reranker.model import Batches, Ranked, Reranker, ScoringModel
-from trainer.reranker.rows import TokenizedCollection, rarity, rerank, score_rows
+from trainer.reranker.rows import TokenizedCollection, fit_length, rarity, rerank, score_rows
 
 __all__ = [
     "Batches",
@@ -21,6 +21,7 @@ __all__ = [
     "Reranker",
     "ScoringModel",
     "TokenizedCollection",
+    "fit_length",
     "rarity",
     "rerank",
     "score_rows",

@@ -122,6 +122,10 @@ class Reranker:
         self.precision = precision
         self.packed = packing.can_pack(self.model) and has_flash_attention(self.device, precision)
 
+    def read_at_most(self, max_length: int) -> None:
+        """Cut pairs at so many tokens from here on."""
+        self.pairs = PairEncoder(self.tokenizer, max_length)
+
     def bf16_speedup(self, training: bool = False) -> float:
         """Measure how many times as fast this model scores, or learns, in bf16 as in fp32, on pairs of random tokens.
 
