@@ -141,10 +141,10 @@ class TestProtocols:
         same([(row["index"], row["score"]) for row in plain], expected(reranker))
         raw = ask("/rerank", body | {"raw_scores": True, "return_text": True, "top_n": 3}).json()
         assert [(row["index"], row["text"]) for row in raw] == [
-            (row.index, row.document) for row in reranker.rank(QUERY, DOCUMENTS, 3)
+            (row.index, row.document) for row in reranker.rank(QUERY, DOCUMENTS, top_k=3)
         ]
         assert [row["score"] for row in raw] == pytest.approx(
-            [row.score for row in reranker.rank(QUERY, DOCUMENTS, 3)], abs=1e-7
+            [row.score for row in reranker.rank(QUERY, DOCUMENTS, top_k=3)], abs=1e-7
         )
 
     @pytest.mark.parametrize("names", [("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")])
