@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import uuid4
 
 import numpy as np
-import yaml
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
 from trainer.serving.batching import Scored, Texts
@@ -44,7 +43,7 @@ class RerankBody(BaseModel):
 
     query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
     documents: list[Text | Fields] | None = Field(
-        None, description="Texts, or objects with `text`; other objects are read as YAML"
+        None, description="Texts, or objects with `text`; of other objects a line `key: value` is read for each key"
     )
     texts: list[Text] | None = Field(None, description="TEI's name for documents; the answer is TEI's array")
     model: str | None = Field(None, description="Any name; the server has one model")
@@ -138,17 +137,14 @@ def texts_to_rank(body: RerankBody, most: int) -> Texts:
     """Return what has to be scored; raises RefusedError with 400 for what is empty and 422 for what cannot be done."""
     if body.first_stage is not None or body.first_stage_scores is not None:
         raise RefusedError(422, "Validation", "first-stage scores cannot be used yet: leave first_stage(_scores) out")
-    if body.documents is not None and body.texts is None:
-        name, documents = "documents", read_documents(body.documents, body.rank_fields)
-    elif body.texts is not None and body.documents is None:
-        name, documents = "texts", body.texts
-    else:
+    if (body.documents is None) == (body.texts is None):
         raise RefusedError(422, "Validation", "give either `documents` or `texts`")
     if not body.query.strip():
         raise RefusedError(400, "Empty", "query must not be empty or only whitespace")
-    _require_count(documents, most, name)
+    given = body.documents or body.texts or []
+    _require_count(len(given), most, "documents" if body.texts is None else "texts")
     cut = body.truncate is not False and body.truncation is not False
-    return Texts([body.query], documents, body.max_tokens_per_doc, cut)
+    return Texts([body.query], read_documents(given, body.rank_fields), body.max_tokens_per_doc, cut)
 
 
 def texts_to_score(body: ScoreBody, most: int) -> Texts:
@@ -157,24 +153,24 @@ def texts_to_score(body: ScoreBody, most: int) -> Texts:
     documents = [body.documents] if isinstance(body.documents, str) else body.documents
     if not all(query.strip() for query in queries) or not queries:
         raise RefusedError(400, "Empty", "queries must not be empty or only whitespace")
-    _require_count(documents, most, "documents")
+    _require_count(len(documents), most, "documents")
     if len(queries) not in (1, len(documents)):
         counts = f"{len(queries)} queries and {len(documents)} documents"
         raise RefusedError(422, "Validation", f"{counts}: give one query, or as many queries as documents")
     return Texts(queries, documents)
 
 
-def _require_count(documents: Sequence[str], most: int, name: str) -> None:
-    if not documents:
+def _require_count(count: int, most: int, name: str) -> None:
+    if not count:
         raise RefusedError(400, "Empty", f"list of {name} must not be empty")
-    if len(documents) > most:
-        raise RefusedError(
-            422, "Validation", f"{len(documents)} {name}, more than {most}; send them in several requests"
-        )
+    if count > most:
+        raise RefusedError(422, "Validation", f"{count} {name}, more than {most}; send them in several requests")
 
 
-def read_documents(documents: Sequence[str | dict[str, JsonValue]], fields: Sequence[str] | None) -> list[str]:
-    """Return the text of each document: a string itself, of an object its `text`, else its keys and values as YAML.
+def read_documents(
+    documents: Sequence[str] | Sequence[str | dict[str, JsonValue]], fields: Sequence[str] | None
+) -> list[str]:
+    """Return the text of each document: a string itself; of an object its `text`, or a line `key: value` for each key.
 
     With `fields` these keys of objects are read, in their order. Raises RefusedError where an object has none of them.
     """
@@ -192,10 +188,11 @@ def _text_of(document: Mapping[str, JsonValue], fields: Sequence[str] | None, po
     if not chosen:
         missing = "none of the rank_fields" if fields else "no keys"
         raise RefusedError(422, "Validation", f"documents[{position}] has {missing}")
-    try:
-        return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=float("inf")).rstrip("\n")
-    except RecursionError:
-        raise RefusedError(422, "Validation", f"documents[{position}] is nested too deeply") from None
+    return "\n".join(f"{key}: {_as_text(value)}" for key, value in chosen.items())
+
+
+def _as_text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def final_scores(body: RerankBody, logits: np.ndarray) -> np.ndarray:
