@@ -25,7 +25,7 @@ from httpx import ASGITransport, AsyncClient, Response
 
 from trainer.cli import reranker_app
 from trainer.errors import ModelError, ServeError
-from trainer.reranker import Reranker
+from trainer.reranker import Fusion, Reranker
 from trainer.serving.app import REASONS, create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
@@ -127,6 +127,17 @@ class TestProtocols:
         answer = ask("/infinity/rerank", body).json()
         assert answer["object"] == "rerank"
         assert {row["document"] for row in answer["results"]} == {"disk", "lock"}
+
+    @pytest.mark.parametrize(
+        "first", [{"first_stage_scores": [3.5, -1.0, 12.0, 0.0, 2.5]}, {"first_stage": "order"}, {}]
+    )
+    def test_first_stage_scores_are_fused_as_the_reranker_fuses_them(self, tiny, first):
+        fusing = Reranker.load(tiny["reranker"], device="cpu")
+        fusing.fusion = Fusion(scores=0.8, order=0.4)
+        body = {"query": QUERY, "documents": DOCUMENTS} | first
+        answer = talk(Engine(fusing, "tiny"), lambda client: client.post("/rerank", json=body))
+        ranked = fusing.rank(QUERY, DOCUMENTS, **first)
+        same(rows(answer), [(row.index, 1 / (1 + np.exp(-row.score))) for row in ranked])
 
     @pytest.mark.parametrize("keys", [{"top_k": None}, {"top_k": 2}, {"truncation": True}])
     def test_voyage(self, ask, reranker, keys):
@@ -252,8 +263,19 @@ class TestErrors:
             ({"query": QUERY, "documents": [{"a": 1}], "rank_fields": ["b"]}, 422, "has none of the rank_fields"),
             ({"query": QUERY, "documents": ["a"] * 1001}, 422, "1001 documents, more than 1000"),
             ({"query": QUERY, "documents": ["a"], "truncation_direction": "left"}, 422, "truncation_direction: "),
-            ({"query": QUERY, "documents": ["a"], "first_stage_scores": [1.0]}, 422, "first-stage scores cannot be"),
-            ({"query": QUERY, "documents": ["a"], "first_stage": "order"}, 422, "first-stage scores cannot be"),
+            ({"query": QUERY, "documents": ["a"], "first_stage_scores": [1.0]}, 422, "no fusion.json"),
+            (
+                {"query": QUERY, "documents": ["a"], "first_stage_scores": [1.0, 2.0]},
+                422,
+                "for each of the 1 documents",
+            ),
+            ({"query": QUERY, "documents": ["a"], "first_stage_scores": ["b"]}, 422, "first_stage_scores[0]: "),
+            ({"query": QUERY, "documents": ["a"], "first_stage": "rank"}, 422, "first_stage: "),
+            (
+                {"query": QUERY, "documents": ["a"], "first_stage": "order", "first_stage_scores": [1.0]},
+                422,
+                "give either `first_stage_scores` or `first_stage`",
+            ),
             (["a"], 422, "body: "),
         ],
     )

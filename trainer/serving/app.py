@@ -26,6 +26,7 @@ from trainer.serving.protocol import (
     RerankBody,
     ScoreAnswer,
     ScoreBody,
+    fused_with,
     rerank_answer,
     score_answer,
     text_answer,
@@ -123,10 +124,12 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
 
     async def rank(request: Request, body: RerankBody, shape: DocumentShape, api: str) -> JSONResponse:
         texts = texts_to_rank(body, settings.max_documents)
+        fused = fused_with(body, len(texts.documents), batcher.engine.fusion)
         scored = await _scored(request, batcher, measures, texts)
+        final = fused(scored.logits)
         if body.texts is not None:
-            return JSONResponse(text_answer(body, texts, scored))
-        return JSONResponse(rerank_answer(body, texts, scored, batcher.engine.name, shape, api))
+            return JSONResponse(text_answer(body, texts, final))
+        return JSONResponse(rerank_answer(body, texts, scored, final, batcher.engine.name, shape, api))
 
     answers = FAULTS | {200: {"model": RerankAnswer | list[RankedText]}}
 

@@ -25,6 +25,7 @@ class Engine:
         self.tokens_per_batch = reranker.tokens_per_bucket
         self.device = str(reranker.device)
         self.precision = reranker.precision
+        self.fusion = reranker.fusion
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the ids of each text, whole and without special tokens."""

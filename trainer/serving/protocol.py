@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import uuid4
@@ -16,6 +16,8 @@ from uuid import uuid4
 import numpy as np
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
+from trainer.reranker import Fusion
+from trainer.reranker.fusion import first_stage_numbers
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
 
@@ -58,8 +60,12 @@ class RerankBody(BaseModel):
     truncation_direction: Literal["right", "Right"] | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(None, description="Cut each document to these first")
     rank_fields: list[str] | None = Field(None, description="Keys of document objects that are read")
-    first_stage: JsonValue = None
-    first_stage_scores: JsonValue = None
+    first_stage: Literal["order"] | None = Field(
+        None, description="order: the documents stand in the first stage's order, which counts too"
+    )
+    first_stage_scores: list[float] | None = Field(
+        None, description="One number for each document, fused with the model's scores by the model's fusion.json"
+    )
 
 
 class ScoreBody(BaseModel):
@@ -135,8 +141,6 @@ def fault(refused: RefusedError) -> dict[str, str]:
 
 def texts_to_rank(body: RerankBody, most: int) -> Texts:
     """Return what has to be scored; raises RefusedError with 400 for what is empty and 422 for what cannot be done."""
-    if body.first_stage is not None or body.first_stage_scores is not None:
-        raise RefusedError(422, "Validation", "first-stage scores cannot be used yet: leave first_stage(_scores) out")
     if (body.documents is None) == (body.texts is None):
         raise RefusedError(422, "Validation", "give either `documents` or `texts`")
     if not body.query.strip():
@@ -195,9 +199,24 @@ def _as_text(value: JsonValue) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def final_scores(body: RerankBody, logits: np.ndarray) -> np.ndarray:
-    """Return the scores (documents,) that decide the order, from the model's logits of one request."""
-    return logits
+def fused_with(body: RerankBody, documents: int, fusion: Fusion | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes the scores (documents,) that decide the order of the model's logits of one request.
+
+    They are the logits themselves, unless the body brings first-stage scores or asks for the order of its documents to
+    count. Raises RefusedError with 422 where these do not fit, or the model has no weights for a fusion.
+    """
+    if body.first_stage is not None and body.first_stage_scores is not None:
+        raise RefusedError(422, "Validation", "give either `first_stage_scores` or `first_stage`")
+    try:
+        first = first_stage_numbers(documents, body.first_stage_scores, body.first_stage == "order")
+    except ValueError as error:
+        raise RefusedError(422, "Validation", str(error)) from None
+    if first is None:
+        return lambda logits: logits
+    if fusion is None:
+        raise RefusedError(422, "Validation", "this model has no fusion.json; leave the first stage out")
+    numbers, kind = first
+    return lambda logits: fusion.apply(logits, numbers, kind)
 
 
 def best_first(scores: np.ndarray, body: RerankBody) -> list[int]:
@@ -218,19 +237,17 @@ def is_raw(body: RerankBody | ScoreBody) -> bool:
     return body.use_activation is False or (isinstance(body, RerankBody) and body.raw_scores is True)
 
 
-def text_answer(body: RerankBody, texts: Texts, scored: Scored) -> list[dict[str, Any]]:
+def text_answer(body: RerankBody, texts: Texts, final: np.ndarray) -> list[dict[str, Any]]:
     """Return TEI's answer; Elasticsearch accepts no other keys in it."""
-    final = final_scores(body, scored.logits)
     scores = shown(final, is_raw(body))
     text = (lambda index: {"text": texts.documents[index]}) if body.return_text else lambda _: {}
     return [{"index": index, **text(index), "score": scores[index]} for index in best_first(final, body)]
 
 
 def rerank_answer(
-    body: RerankBody, texts: Texts, scored: Scored, model: str, shape: DocumentShape, version: str
+    body: RerankBody, texts: Texts, scored: Scored, final: np.ndarray, model: str, shape: DocumentShape, version: str
 ) -> dict[str, Any]:
     """Return the answer of Cohere, Jina, vLLM and Voyage, or with documents of shape `string` that of Infinity."""
-    final = final_scores(body, scored.logits)
     scores = shown(final, is_raw(body))
     order = best_first(final, body)
 
