@@ -60,9 +60,12 @@ def test_rate_rises_then_falls_to_nearly_zero():
         (1000, 3e-6, 1.8e-6),
     ],
 )
-def test_rates_fall_with_size_and_what_ranks_already_goes_more_gently(millions, fresh, ranks_already):
-    assert default_rate(millions * 10**6, fresh_classifier=True) == pytest.approx(fresh)
-    assert default_rate(millions * 10**6, fresh_classifier=False) == pytest.approx(ranks_already)
+def test_rates_fall_with_size_and_depend_on_what_the_model_starts_from(millions, fresh, ranks_already):
+    size = millions * 10**6
+    assert default_rate(size, fresh_head=True, interaction=False) == pytest.approx(fresh)
+    assert default_rate(size, fresh_head=True, interaction=True) == pytest.approx(2 * fresh)
+    for interaction in (True, False):
+        assert default_rate(size, fresh_head=False, interaction=interaction) == pytest.approx(ranks_already)
 
 
 def losses(runs: Path) -> list[float]:
