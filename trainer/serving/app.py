@@ -63,9 +63,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         async with batcher.running():
             yield
 
-    app = FastAPI(
-        title="domain-reranker", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan
-    )  # the usual documentation pages load scripts from elsewhere
+    # The usual documentation pages load scripts from elsewhere, so there are none.
+    app = FastAPI(title="domain-reranker", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.batcher = batcher
     app.add_middleware(Guard, settings=settings, measures=measures)
     _add_error_handlers(app)
