@@ -19,7 +19,7 @@ from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import evaluate, mean_score
 from trainer.recipe import Data
 from trainer.reporting import measure_latency, write_details, write_report
-from trainer.reporting.charts import nice_ticks, sign
+from trainer.reporting.charts import Axes, Series, line_chart, nice_ticks, sign
 from trainer.reporting.depths import depths_to, recommended, shallower
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut, read_queries
 from trainer.reranker import Reranker
@@ -190,6 +190,13 @@ def test_a_slow_model_is_not_timed_for_long(tiny, random_run):
 @pytest.mark.parametrize(("value", "text"), [(0.05, "+0.050"), (-0.05, "−0.050"), (0.0001, "0.000"), (-0.0, "0.000")])
 def test_differences_have_a_sign(value, text):
     assert sign(value) == text
+
+
+def test_ticks_that_lie_close_are_told_apart():
+    chart = line_chart([Series("dev", [(0, 0.6906), (35, 0.6933)], "gain")], Axes("steps", "dev", [(0, "0")]), "dev")
+    labels = re.findall(r'class="tick">(0\.\d+)<', chart)
+    assert len(labels) > 6
+    assert max(labels.count(label) for label in labels) == 2  # a wide and a narrow drawing
 
 
 def test_ticks_are_round_and_inside():

@@ -38,10 +38,7 @@ NAMES = {
     "fitted": ("Fitted head", "the encoder as it was, with a head fitted to your train queries; nothing else trained"),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
-    "fused": (
-        "Tuned + first stage",
-        "the tuned model’s score and the first stage’s, added with a weight chosen on dev",
-    ),
+    "fused": ("Model + first stage", "the exported model’s score and the first stage’s, added with a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
 }
 
