@@ -138,6 +138,9 @@ def test_one_document_or_none_is_ranked_too(fused):
     ("documents", "options", "message"),
     [
         ("one text", {}, "documents must be a list of texts"),
+        (b"one text", {}, "documents must be a list of texts"),
+        (["a text", None], {}, "documents must be a list of texts"),
+        (DOCUMENTS, {"first_stage_scores": [10**400, 1, 2]}, "must be numbers"),
         (DOCUMENTS, {"first_stage_scores": [1.0]}, "for each of the 3 documents, not 1"),
         (DOCUMENTS, {"first_stage_scores": []}, "for each of the 3 documents, not 0"),
         (DOCUMENTS, {"first_stage_scores": [[1.0, 2.0, 3.0]]}, r"not an array of shape \(1, 3\)"),

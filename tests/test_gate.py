@@ -27,8 +27,10 @@ from trainer.evaluation.gate import (
     verdict_of,
 )
 from trainer.evaluation.release import judge_release
+from trainer.evaluation.two_stage import query_scores
 from trainer.recipe import Data
 from trainer.reranker import Fusion
+from trainer.reranker.fusion import Kind
 from trainer.retriever import Candidates
 
 QUERIES = 60
@@ -201,6 +203,11 @@ def of_all(rows: int, one: list[float], other: list[float] | None = None, share:
     return scores
 
 
+def both(weights: Weights) -> dict[Kind, Weights]:
+    """The same weights for scores and for the order."""
+    return {"scores": weights, "order": weights}
+
+
 @pytest.mark.parametrize(
     ("alone", "fused", "verdict"),
     [
@@ -213,12 +220,10 @@ def of_all(rows: int, one: list[float], other: list[float] | None = None, share:
     ],
 )
 def test_the_verdict_on_scores_of_dev(dev, tmp_path, alone, fused, verdict):
-    from trainer.evaluation.two_stage import query_scores
-
     collection, candidates = dev
     rows = len(candidates.queries)
     by_hand = query_scores(collection, "dev", candidates, "RR@10", of_all(rows, *fused))
-    weights = {kind: Weights((0.5,), np.array([list(by_hand.values())])) for kind in ("scores", "order")}
+    weights = both(Weights((0.5,), np.array([list(by_hand.values())])))
     scores = {"tuned": of_all(rows, *alone)}
     release, means = judge_release(collection, candidates, "RR@10", scores, [], weights, 13, tmp_path)
 
@@ -236,7 +241,7 @@ def test_the_verdict_on_scores_of_dev(dev, tmp_path, alone, fused, verdict):
 def test_all_that_dev_chose_from_is_repeated_but_not_what_it_did_not(dev, tmp_path: Path):
     collection, candidates = dev
     rows = len(candidates.queries)
-    weights = {kind: Weights((0.0,), np.full((1, rows), 0.5)) for kind in ("scores", "order")}
+    weights = both(Weights((0.0,), np.full((1, rows), 0.5)))
     scores = {name: of_all(rows, UP) for name in ("fitted", "tuned", "distilled")}
     between = [[0.25] * rows, [0.75] * rows]
 

@@ -51,7 +51,8 @@ def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny
     result = command(recipe_file, *words)
     assert result.returncode == 0, result.stdout + result.stderr
     results = json.loads((tmp_path / "runs" / "tiny" / "evaluate" / "results.json").read_text())
-    assert list(results["systems"]) == ["first_stage", "base", "tuned", "fused", "ceiling"]  # BM25 is far better
+    assert list(results["systems"]) == ["first_stage", "base", "fused", "ceiling"]  # training did not help
+    assert (results["shipped"], results["verdict"]) == ("base", "worse")  # BM25 is far better
     config = json.loads((tmp_path / "runs" / "tiny" / "export" / "model" / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
 

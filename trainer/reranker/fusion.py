@@ -110,7 +110,7 @@ def first_stage_numbers(
         return None
     try:
         numbers = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("first_stage_scores must be numbers, one for each document") from None
     if numbers.shape != (documents,):
         given = len(numbers) if numbers.ndim == 1 else f"an array of shape {numbers.shape}"

@@ -175,8 +175,8 @@ class Reranker:
         stage's order) each score is the fusion of the model's with the first stage's, else the model's alone. Raises
         ValueError for what does not fit, ModelError where the model has no weights for a fusion.
         """
-        if isinstance(documents, str):
-            raise ValueError("documents must be a list of texts, not a single text; put it in a list")
+        if isinstance(documents, str) or not all(isinstance(document, str) for document in documents):
+            raise ValueError("documents must be a list of texts; put a single text in a list")
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k must be 0 or more, not {top_k}")
         if first_stage not in (None, "order"):
