@@ -18,10 +18,11 @@ from trainer.errors import RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import evaluate, mean_score
 from trainer.recipe import Data
-from trainer.reporting import measure_latency, write_details, write_report
 from trainer.reporting.charts import Axes, Series, line_chart, nice_ticks, sign
 from trainer.reporting.depths import depths_to, recommended, shallower
+from trainer.reporting.latency import measure_latency
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut, read_queries
+from trainer.reporting.write import write_details, write_report
 from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates
 
@@ -346,6 +347,13 @@ def test_a_damaged_record_is_told_with_its_line(random_run):
         file.write('{"id": "cut')
     with pytest.raises(RunError, match=r"queries\.jsonl:9: is damaged; delete the file"):
         write_report(run)
+
+
+def test_a_folder_in_place_of_the_page_and_an_edited_recipe_do_no_harm(random_run):
+    run, *_ = random_run
+    (run / "report.html").mkdir()
+    (run / "evaluate" / "recipe.json").write_text('{"name": 7, "seed": "x"}')
+    assert write_report(run).is_file()
 
 
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path):

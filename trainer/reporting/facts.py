@@ -101,7 +101,7 @@ class Facts:
     @property
     def name(self) -> str:
         """Name of the run."""
-        return self.recipe.get("name") or self.run.name
+        return str(self.recipe.get("name") or self.run.name)
 
     @property
     def date(self) -> str:
@@ -182,7 +182,7 @@ class Facts:
     @property
     def seed(self) -> int:
         """Seed of the intervals."""
-        return self.recipe.get("seed", 0)
+        return seed_of(self.recipe)
 
     def judged(self, system: str) -> float:
         """Return the share of the documents in a system's top 10 that somebody judged."""
@@ -301,6 +301,12 @@ class Facts:
     def seconds(self) -> list[tuple[str, float, str]]:
         """(stage, seconds, what it said) of the finished stages."""
         return [(stage, notes.get("seconds", 0.0), notes.get("said", "")) for stage, notes in self.notes.items()]
+
+
+def seed_of(recipe: Mapping[str, Any]) -> int:
+    """Return the seed of a recipe that was read from a run folder, 0 where it has none that can be used."""
+    seed = recipe.get("seed")
+    return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
 def meaning_of(metric: str) -> str:
