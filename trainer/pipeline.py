@@ -33,7 +33,7 @@ from trainer.lock import hold
 from trainer.machine import explained
 from trainer.pins import read_pins, write_pins
 from trainer.recipe import Push, Recipe
-from trainer.reporting import PAGE
+from trainer.reporting.write import PAGE
 from trainer.runs import CONTENT, Stage, read_json, remove, write_json
 from trainer.verify import intact_archive
 

@@ -13,5 +13,3 @@ Imports inside run down, like the package's own:
 
 Nothing is imported here, so that a finished run, whose report is there, ends at once.
 """
-
-PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
