@@ -18,10 +18,11 @@ from trainer.errors import RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import evaluate, mean_score
 from trainer.recipe import Data
-from trainer.reporting import measure_latency, write_details, write_report
-from trainer.reporting.charts import nice_ticks, sign
+from trainer.reporting.charts import Axes, Series, line_chart, nice_ticks, sign
 from trainer.reporting.depths import depths_to, recommended, shallower
+from trainer.reporting.latency import measure_latency
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut, read_queries
+from trainer.reporting.write import write_details, write_report
 from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates
 
@@ -192,6 +193,13 @@ def test_differences_have_a_sign(value, text):
     assert sign(value) == text
 
 
+def test_ticks_that_lie_close_are_told_apart():
+    chart = line_chart([Series("dev", [(0, 0.6906), (35, 0.6933)], "gain")], Axes("steps", "dev", [(0, "0")]), "dev")
+    labels = re.findall(r'class="tick">(0\.\d+)<', chart)
+    assert len(labels) > 6
+    assert max(labels.count(label) for label in labels) == 2  # a wide and a narrow drawing
+
+
 def test_ticks_are_round_and_inside():
     assert nice_ticks(0.66, 0.79) == pytest.approx([0.66, 0.68, 0.70, 0.72, 0.74, 0.76, 0.78])
     assert len(nice_ticks(0.0, 1e-6)) > 1
@@ -341,6 +349,13 @@ def test_a_damaged_record_is_told_with_its_line(random_run):
         write_report(run)
 
 
+def test_a_folder_in_place_of_the_page_and_an_edited_recipe_do_no_harm(random_run):
+    run, *_ = random_run
+    (run / "report.html").mkdir()
+    (run / "evaluate" / "recipe.json").write_text('{"name": 7, "seed": "x"}')
+    assert write_report(run).is_file()
+
+
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path):
     with pytest.raises(RunError, match="holds no finished evaluation"):
         write_report(tmp_path)
@@ -373,7 +388,7 @@ def chromium() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("view", "kind"), [("show=lost", "lost"), ("show=won&order=-gain", "won"), ("words=zzz", None)]
+    ("view", "kind"), [("show=lost", "lost"), ("show=same&order=-gain", "same"), ("words=zzz", None)]
 )
 def test_a_browser_filters_without_an_error(tmp_path, view, kind):
     browser = chromium()
@@ -383,8 +398,8 @@ def test_a_browser_filters_without_an_error(tmp_path, view, kind):
     address = f"{page.as_uri()}#{view}"
     done = subprocess.run([browser, *flags, profile, address], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr
-    shown = re.findall(r'<details class="query" data-kind="(\w+)"[^>]*?(hidden)?[^>]*>', done.stdout)
-    assert len(shown) == 24
-    visible = [name for name, hidden in shown if not hidden]
+    rows = re.findall(r'<details class="query" data-kind="(\w+)"([^>]*)>', done.stdout)
+    assert len(rows) == 24
+    visible = [name for name, attributes in rows if " hidden" not in attributes]
     assert set(visible) == ({kind} if kind else set())
     assert f"Showing {len(visible)} of 24" in done.stdout

@@ -184,7 +184,7 @@ def report(
     """Write report.html and report.md of a finished run again."""
     from trainer import console
     from trainer.recipe import load_recipe
-    from trainer.reporting import write_report
+    from trainer.reporting.write import write_report
 
     folder = run if run.is_dir() else runs / load_recipe(run, overrides or ()).name
     console.stage("report", str(write_report(folder)))

@@ -33,6 +33,7 @@ from trainer.lock import hold
 from trainer.machine import explained
 from trainer.pins import read_pins, write_pins
 from trainer.recipe import Push, Recipe
+from trainer.reporting.write import PAGE
 from trainer.runs import CONTENT, Stage, read_json, remove, write_json
 from trainer.verify import intact_archive
 
@@ -483,7 +484,7 @@ class Pipeline:
         from trainer.evaluation.fusion import describe, fuse
         from trainer.evaluation.release import judge_release
         from trainer.evaluation.two_stage import evaluate
-        from trainer.reporting import write_details
+        from trainer.reporting.write import write_details
 
         systems = self._systems()
         dev, test = (
@@ -514,7 +515,7 @@ class Pipeline:
 
     def _latency(self) -> dict[str, Any]:
         """Return how long the exported model takes for one query, by the number of candidates; on the main process."""
-        from trainer.reporting import measure_latency
+        from trainer.reporting.latency import measure_latency
 
         reranker = self._load(str(self._best(self._exported)), _kind(self._exported))
         return measure_latency(reranker, self.collection, self.reranked("test"))
@@ -778,9 +779,9 @@ class Pipeline:
 
     def _report(self) -> None:
         """Write report.html and report.md of the run, unless they were made from this evaluation."""
-        from trainer.reporting import report_of, write_report
-
-        page, done = report_of(self.folder), self.stages["evaluate"].folder / "done.json"
+        page, done = self.folder / PAGE, self.stages["evaluate"].folder / "done.json"
         if not page.is_file() or page.stat().st_mtime_ns < done.stat().st_mtime_ns:
+            from trainer.reporting.write import write_report
+
             write_report(self.folder)
         console.stage("report", str(page))

@@ -10,9 +10,6 @@ Imports inside run down, like the package's own:
     charts  latency                     SVG; milliseconds by depth
     depths                              quality by depth
     queries                             a record per test query
+
+Nothing is imported here, so that a finished run, whose report is there, ends at once.
 """
-
-from trainer.reporting.latency import measure_latency
-from trainer.reporting.write import report_of, write_details, write_report
-
-__all__ = ["measure_latency", "report_of", "write_details", "write_report"]

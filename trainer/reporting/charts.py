@@ -126,9 +126,12 @@ def _frame(series: Sequence[Series], axes: Axes, width: int, height: int) -> Fra
 
 
 def _draw_axes(frame: Frame, series: Sequence[Series], axes: Axes) -> None:
-    for value in nice_ticks(*_range(frame)):
+    ticks = nice_ticks(*_range(frame))
+    steps = [next_one - one for one, next_one in zip(ticks, ticks[1:], strict=False)]
+    decimals = max(axes.decimals, math.ceil(-math.log10(min(steps)) - 1e-9)) if steps else axes.decimals
+    for value in ticks:
         y = frame.y(value)
-        label = f"{value:.{axes.decimals}f}"
+        label = f"{value:.{decimals}f}"
         frame.parts.append(element("line", x1=frame.left, x2=frame.right, y1=y, y2=y, kind="grid"))
         frame.parts.append(element("text", label, x=frame.left - 8, y=y + 4, text_anchor="end", kind="tick"))
     last = -math.inf

@@ -38,10 +38,7 @@ NAMES = {
     "fitted": ("Fitted head", "the encoder as it was, with a head fitted to your train queries; nothing else trained"),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
-    "fused": (
-        "Tuned + first stage",
-        "the tuned model’s score and the first stage’s, added with a weight chosen on dev",
-    ),
+    "fused": ("Model + first stage", "the exported model’s score and the first stage’s, added with a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
 }
 
@@ -104,7 +101,7 @@ class Facts:
     @property
     def name(self) -> str:
         """Name of the run."""
-        return self.recipe.get("name") or self.run.name
+        return str(self.recipe.get("name") or self.run.name)
 
     @property
     def date(self) -> str:
@@ -185,7 +182,7 @@ class Facts:
     @property
     def seed(self) -> int:
         """Seed of the intervals."""
-        return self.recipe.get("seed", 0)
+        return seed_of(self.recipe)
 
     def judged(self, system: str) -> float:
         """Return the share of the documents in a system's top 10 that somebody judged."""
@@ -304,6 +301,12 @@ class Facts:
     def seconds(self) -> list[tuple[str, float, str]]:
         """(stage, seconds, what it said) of the finished stages."""
         return [(stage, notes.get("seconds", 0.0), notes.get("said", "")) for stage, notes in self.notes.items()]
+
+
+def seed_of(recipe: Mapping[str, Any]) -> int:
+    """Return the seed of a recipe that was read from a run folder, 0 where it has none that can be used."""
+    seed = recipe.get("seed")
+    return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
 def meaning_of(metric: str) -> str:

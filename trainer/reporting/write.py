@@ -5,27 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data import Collection
-from trainer.reporting.depths import FILE as DEPTHS
-from trainer.reporting.depths import write_depths
-from trainer.reporting.facts import Facts
-from trainer.reporting.page import render
-from trainer.reporting.queries import FILE as QUERIES
-from trainer.reporting.queries import write_queries
-from trainer.reporting.text import markdown_report
-from trainer.runs import read_record, replacing
+from trainer.runs import read_record, remove, replacing
 
-HTML, MARKDOWN = "report.html", "report.md"
+PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
 
 
 def write_details(collection: Collection, folder: Path, seed: int) -> None:
     """Write `queries.jsonl` and `depths.json` beside the TREC runs and results.json in an evaluation's folder."""
+    from trainer.reporting.depths import write_depths
+    from trainer.reporting.queries import write_queries
+
     write_queries(collection, folder)
     write_depths(collection, folder, seed)
-
-
-def report_of(run: Path) -> Path:
-    """Return the path of a run's page."""
-    return run / HTML
 
 
 def write_report(run: Path) -> Path:
@@ -33,12 +24,21 @@ def write_report(run: Path) -> Path:
 
     Raises RunError where the run folder holds no finished evaluation.
     """
+    from trainer.reporting.depths import FILE as DEPTHS
+    from trainer.reporting.facts import Facts, seed_of
+    from trainer.reporting.page import render
+    from trainer.reporting.queries import FILE as QUERIES
+    from trainer.reporting.text import markdown_report
+
     folder = run / "evaluate"
     if (folder / "results.json").is_file() and not all((folder / name).is_file() for name in (QUERIES, DEPTHS)):
-        seed = (read_record(folder / "recipe.json") or {}).get("seed", 0)
-        write_details(Collection.open(run / "data"), folder, seed)  # the evaluation is older than these files
+        # The evaluation is older than these files.
+        recipe = read_record(folder / "recipe.json") or {}
+        write_details(Collection.open(run / "data"), folder, seed_of(recipe))
     facts = Facts(run)
-    for name, content in ((HTML, render(facts)), (MARKDOWN, markdown_report(facts))):
+    for name, content in ((PAGE, render(facts)), (MARKDOWN, markdown_report(facts))):
+        if (run / name).is_dir():
+            remove(run / name)
         with replacing(run / name) as partial:
             partial.write_text(content, encoding="utf-8")
-    return run / HTML
+    return run / PAGE
