@@ -155,14 +155,14 @@ def test_two_processes_embed_ask_the_teacher_and_distil_like_one(command, recipe
 
 def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, tmp_path):
     runs = tmp_path / "runs"
-    result = command(recipe_file, "mine.rounds=2", "--runs", runs, "--force")
+    result = command(recipe_file, "mine.rounds=2", "mine.groups=draws", "--runs", runs, "--force")
     assert result.returncode == 0, result.stdout + result.stderr
     first, second = (read_groups(runs / "tiny" / stage) for stage in ("mine", "mine-2"))
     assert all(group.teacher is None for group in first)
     assert all(group.teacher for group in second)
     assert [group.negatives for group in first] != [group.negatives for group in second]
     assert (runs / "tiny" / "train-2" / "best" / "model.safetensors").is_file()
-    again = command(recipe_file, "mine.rounds=2", "--runs", runs, "--force")
+    again = command(recipe_file, "mine.rounds=2", "mine.groups=draws", "--runs", runs, "--force")
     assert again.stdout.count("(stands)") == 8
 
 
