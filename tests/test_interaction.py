@@ -206,3 +206,14 @@ def test_the_first_stage_s_weight_beside_a_head_is_what_the_lists_ask_for():
     assert head.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
     against = [replace(one, first=[-score for score in one.first]) for one in lists]
     assert head.first_stage_weight(np.concatenate(logits), against) == 0.0
+
+
+def test_logits_of_a_list_come_from_a_mixture_that_does_not_know_it():
+    rng = np.random.default_rng(0)
+    lists = [Group(query, [query], [1], [1, 2, 3]) for query in range(12)]
+    signals = rng.normal(size=(48, 3)).astype(np.float32)
+    signals[::4, 0] += np.tile([3.0, -3.0], 6)  # half of the lists want what the other half avoids
+    logits = head.held_out_logits(signals, lists).reshape(12, 4)
+    assert (logits.argmax(axis=1) == 0).mean() < 0.2
+    assert ((signals @ probe(signals[:4], lists[:1])).reshape(12, 4)[0].argmax()) == 0
+    assert head.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other

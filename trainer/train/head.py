@@ -26,9 +26,11 @@ PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 @dataclass(frozen=True)
 class Fit:
-    """The lists that a head was fitted to, its logits of all their documents, and what the first stage weighs there.
+    """The lists that a head was fitted to, logits of all their documents, and what the first stage weighs there.
 
-    `first_stage_weight` is in logits per standard deviation of the first stage's scores; 0 where they add nothing.
+    The logits of one half of the lists are those of a mixture fitted to the other half: a mixture flatters itself on
+    its own lists, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
+    standard deviation of the first stage's scores; 0 where they add nothing.
     """
 
     lists: Sequence[Group]
@@ -62,9 +64,20 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     weights = probe(signals, lists)
     model.mix(torch.tensor(weights))
     # Pointwise losses and sigmoids want scores around zero.
-    logits = signals @ weights
-    model.shift(-float(logits.mean()))
+    model.shift(-float((signals @ weights).mean()))
+    logits = held_out_logits(signals, lists)
     return Fit(lists, logits, first_stage_weight(logits, lists))
+
+
+def held_out_logits(signals: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
+    """Return logits (documents of all lists,): every second list's by a mixture that was fitted to the others."""
+    half = np.repeat(np.arange(len(lists)) % 2, [len(group.documents) for group in lists])
+    logits = np.empty(len(signals), dtype=np.float32)
+    for number in (0, 1):
+        others = lists[1 - number :: 2] or lists
+        weights = probe(signals[half != number] if len(lists) > 1 else signals, others)
+        logits[half == number] = signals[half == number] @ weights
+    return logits
 
 
 def first_stage_weight(logits: np.ndarray, lists: Sequence[Group]) -> float:
