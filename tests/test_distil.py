@@ -219,7 +219,8 @@ def test_the_student_trains_by_its_own_keys_and_the_rest_of_train():
     given = {"train": {"loss": "ranknet", "frozen_layers": 2, "head_learning_rate": 0.1, "warmup_share": 0.3}}
     recipe = recipe_of(Path("base"), **given, distil={"loss": "kl", "epochs": 4, "learning_rate": 0.5})
     settings = distil.student_recipe(recipe)
-    expected = {"loss": "kl", "epochs": 4, "learning_rate": 0.5, "frozen_layers": 0, "head_learning_rate": None}
+    expected = {"loss": "kl", "epochs": 4, "queries_per_step": 16, "learning_rate": 0.5}
+    expected |= {"frozen_layers": 0, "head_learning_rate": None}
     assert settings.train == recipe.train.model_copy(update=expected)
     assert settings.train.warmup_share == 0.3
 

@@ -1,6 +1,7 @@
 """Which precision a model computes in, and how far half precision is from float32."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -152,6 +153,15 @@ def test_autocast_of_fp32_changes_nothing():
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
+@pytest.fixture
+def no_cast_cache() -> Iterator[None]:
+    """Torch keeps no cast weights, as exporters and other libraries may leave it."""
+    torch.set_autocast_cache_enabled(False)
+    yield
+    torch.set_autocast_cache_enabled(True)
+
+
+@pytest.mark.usefixtures("no_cast_cache")
 def test_scoring_in_bf16_casts_every_weight_once_and_not_in_every_bucket(tiny):
     reranker = Reranker.load(tiny["bert"], max_length=32, device="cpu", precision="bf16")
     layers = reranker.model.encoder.encoder.layer

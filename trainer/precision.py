@@ -68,9 +68,12 @@ class Precisions:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a model on `device` computes in `precision`."""
+    """Return the context in which a model on `device` computes in `precision`.
+
+    Cast weights are kept while it lasts, whatever another library has told torch about that.
+    """
     half = HALVES.get(precision)
-    return torch.autocast(device.type, dtype=half, enabled=half is not None)
+    return torch.autocast(device.type, dtype=half, enabled=half is not None, cache_enabled=True)
 
 
 def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Precision | None:

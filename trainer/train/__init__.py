@@ -10,8 +10,8 @@ Imports inside run down, like the package's own:
     devices                             one, several with a model each, or several with a share of it
 """
 
-from trainer.train.checkpoints import Progress
-from trainer.train.head import FITTED, probe, start_head
+from trainer.train.checkpoints import FITTED, Progress
+from trainer.train.head import probe, start_head
 from trainer.train.interpolate import choose
 from trainer.train.loop import Measure, train
 from trainer.train.model import default_rate

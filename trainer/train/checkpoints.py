@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,6 +16,7 @@ from trainer.precision import Precision
 from trainer.runs import begun_fingerprint, read_json, read_record, remove, write_json
 from trainer.train.devices import is_sharded
 
+FITTED = "fitted.json"  # what a fresh head was fitted to
 START = "start"  # the folder of the model before the first step: the base, its head fitted
 TRAINED = "trained"  # the folder of the best checkpoint after it
 
@@ -91,6 +93,7 @@ def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folde
         "sharded": is_sharded(accelerator),
         "files": verify.record(partial, files_below(partial)),
         "best": verify.record(best, files_below(best)),
+        "before": _before_training(folder),
     }
     write_json(partial / "progress.json", asdict(progress) | files)
     checkpoint = folder / f"checkpoint-{progress.step:07d}"
@@ -100,6 +103,14 @@ def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folde
     for path in folder.glob("checkpoint-*"):
         if path != checkpoint:
             remove(path)
+
+
+def _before_training(folder: Path) -> dict[str, Any]:
+    """Return the record of what was written before the first step; it is made once and handed on."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if before := (read_record(checkpoint / "progress.json") or {}).get("before"):
+            return before
+    return verify.record(folder, [*files_below(folder / START), *folder.glob(FITTED)])
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -122,12 +133,16 @@ def _fault(checkpoint: Path, folder: Path) -> str:
     """Return in words why training cannot go on from a checkpoint and the best model it knows of, or nothing."""
     path = checkpoint / "progress.json"
     notes = read_record(path) or {}
-    if not notes.keys() >= {"step", "best_step", "fingerprint", "files", "best"}:
+    if not notes.keys() >= {"step", "best_step", "fingerprint", "files", "best", "before"}:
         return f"{path} is missing or damaged"
     if notes["fingerprint"] != begun_fingerprint(folder):
         return f"{checkpoint} was made with other inputs"
     settle_best(folder, notes["best_step"])
-    return verify.difference(checkpoint, notes["files"]) or verify.difference(folder / TRAINED, notes["best"])
+    return (
+        verify.difference(checkpoint, notes["files"])
+        or verify.difference(folder / TRAINED, notes["best"])
+        or verify.difference(folder, notes["before"])
+    )
 
 
 def precision_of(checkpoint: Path) -> Precision:

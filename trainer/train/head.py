@@ -18,8 +18,8 @@ from trainer.launch import on_main
 from trainer.losses import LOSSES
 from trainer.reranker import Reranker, TokenizedCollection, rarity
 from trainer.runs import write_json
+from trainer.train.checkpoints import FITTED
 
-FITTED = "fitted.json"
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
