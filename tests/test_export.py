@@ -625,7 +625,7 @@ def test_a_model_that_is_no_better_on_dev_stays_here(
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("export: worse: on dev, alone ")
-    assert "to the first stage's (at least " in line
+    assert "against the first stage (lower bound " in line
     assert "--force" in line
     assert not (runs / "exported" / "export").exists()
 
@@ -681,7 +681,7 @@ def test_the_card_begins_with_the_verdict(any_reranker, tiny):
     results = replace(make_results(), verdict=UNCLEAR, ways=ways)
     text = card(any_reranker, make_recipe(tiny["bert"], "auto"), results, no_parity())
     lines = text.split("\n---\n", 1)[1].split()
-    said = "**cannot tell: on dev, alone +0.0100 to the first stage's (at least -0.0300)**"
+    said = "**cannot tell: on dev, alone +0.0100 against the first stage (lower bound -0.0300)**"
     assert " ".join(lines[2:]).startswith(said)  # behind the title
 
 

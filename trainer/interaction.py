@@ -77,6 +77,9 @@ class InteractionConfig(PreTrainedConfig):
 class InteractionForSequenceClassification(PreTrainedModel):
     """One relevance logit for a pair that the tokenizer has joined as `[CLS] query [SEP] [CLS] document [SEP]`."""
 
+    idf: Tensor
+    average_length: Tensor
+
     config_class = InteractionConfig
     base_model_prefix = "encoder"
     _supports_sdpa = True

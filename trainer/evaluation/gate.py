@@ -123,7 +123,7 @@ class Release:
     def sentence(self) -> str:
         """The verdict with the differences on dev that it rests on."""
         said = [
-            f"{way} {one.difference:+.4f} to {NAMES[one.against]}'s (at least {one.low:+.4f})"
+            f"{way} {one.difference:+.4f} against {NAMES[one.against]} (lower bound {one.low:+.4f})"
             for way, one in self.ways.items()
         ]
         return f"{self.verdict}: on dev, {', '.join(said)}"
