@@ -48,7 +48,7 @@ class Bench(Trials):
         super().__init__(recipe, "negatives")
         self.reranker = self.pipeline.load_base()
         self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
-        start_head(self.reranker, self.tokenized, self.pipeline.lists())
+        start_head(self.reranker, self.tokenized, self.pipeline.lists(), recipe.train.fit_lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
         self.dev = self.pipeline.dev_measure(self.reranker, self.tokenized)
         self.start_dev = self.dev()

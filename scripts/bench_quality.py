@@ -30,9 +30,9 @@ from trials import Trials, command_line, main
 
 from trainer.console import table
 from trainer.errors import TrainerError
-from trainer.evaluate import query_scores
+from trainer.evaluation.statistics import bootstrap, paired_p
+from trainer.evaluation.two_stage import query_scores
 from trainer.groups import Group
-from trainer.metrics import bootstrap, paired_p
 from trainer.models import locate
 from trainer.recipe import Recipe
 from trainer.reranker import Reranker, TokenizedCollection
@@ -147,9 +147,8 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     set_seed(seed)  # the fresh classifier is drawn
     layers = {"num_hidden_layers": max(recipe.reranker.layers)} if recipe.reranker.layers else {}
-    model = CrossEncoder(
-        str(locate(recipe.reranker.model)), num_labels=1, max_length=recipe.reranker.max_length, config_kwargs=layers
-    )
+    length = recipe.reranker.max_length or bench.pipeline.load_base().max_length
+    model = CrossEncoder(str(locate(recipe.reranker.model)), num_labels=1, max_length=length, config_kwargs=layers)
     CrossEncoderTrainer(
         model=model,
         args=CrossEncoderTrainingArguments(

@@ -64,7 +64,7 @@ def _avoid_cudnn() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def save_base(shape: str, folder: Path) -> None:
+def save_base(shape: str, folder: Path, max_length: int = LONGEST) -> None:
     """A plain sequence classifier with one label and no dropout: MiniLM under a fresh head, or random weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -86,7 +86,7 @@ def save_base(shape: str, folder: Path) -> None:
     for name, value in model.config.to_dict().items():
         if "dropout" in name and isinstance(value, float):
             setattr(model.config, name, 0.0)
-    Reranker(model, tokenizer, LONGEST).save(folder)
+    Reranker(model, tokenizer, max_length).save(folder)
 
 
 def _config(shape: str, pad: Any) -> Any:

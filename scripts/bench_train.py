@@ -56,7 +56,7 @@ def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
         name="bench",
         data=Data(path=Path(task["path"])),
         retriever=Retriever(kind="bm25"),
-        mine=Mine(negatives_per_positive=task["negatives"], random_share=1.0),
+        mine=Mine(groups="draws", negatives_per_positive=task["negatives"], random_share=1.0),
         reranker=Reranker(model=str(folder / "base"), max_length=task["max_length"]),
         train=Train(
             loss=task["loss"],

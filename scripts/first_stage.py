@@ -78,7 +78,7 @@ def measure(folder: Path, bi_encoder: str | None, runs: Path, results: Path) -> 
 
 def score(collection: Any, split: str, candidates: Candidates, metric: str) -> float:
     """Return the mean of a metric over a split's queries."""
-    from trainer.evaluate import mean_score
+    from trainer.evaluation.two_stage import mean_score
 
     return mean_score(collection, split, candidates.top(50), metric)
 

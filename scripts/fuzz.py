@@ -328,7 +328,7 @@ def import_everything() -> None:
     import sentence_transformers
     import torch._dynamo
 
-    import trainer.evaluate
+    import trainer.evaluation.two_stage
     import trainer.export
     import trainer.pipeline
     import trainer.precision

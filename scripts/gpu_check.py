@@ -47,7 +47,14 @@ PARTS = [
 ]
 # Imported once where the parts are forked: in a dry run this is most of the time.
 HEAVY = ("torch", "transformers", "sentence_transformers", "sentence_transformers.cross_encoder.losses", "datasets")
-HEAVY += ("trainer.pipeline", "trainer.train", "trainer.mine", "trainer.evaluate", "trainer.export", "bench_train")
+HEAVY += (
+    "trainer.pipeline",
+    "trainer.train",
+    "trainer.mine",
+    "trainer.evaluation.two_stage",
+    "trainer.export",
+    "bench_train",
+)
 SLOWER = 4  # times as long a part may take in a dry run: on shared cores, with compilers beside it
 COLUMNS = {
     "pairs_per_second": ("pairs/s", "{:,.1f}"),

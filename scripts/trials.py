@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 
 from trainer.console import console
 from trainer.errors import TrainerError
-from trainer.evaluate import mean_score
+from trainer.evaluation.two_stage import mean_score
 from trainer.groups import Group
 from trainer.mine import Mined, mine
 from trainer.pipeline import Pipeline
@@ -115,15 +115,18 @@ class Trials:
             self.folder,
             fresh_head=pipeline.has_fresh_head,
         )
-        if best and progress.best_step < progress.step:
+        start = progress.curve[0][1]
+        if best and (progress.best_step < progress.step or progress.best_score <= start):
             section = recipe.reranker
             kept = Reranker.load(
-                self.folder / "best", max_length=section.max_length, trust_remote_code=section.trust_remote_code
+                self.folder / ("trained" if progress.best_score > start else "start"),
+                max_length=section.max_length,
+                trust_remote_code=section.trust_remote_code,
             )
             reranker.model.load_state_dict(kept.model.state_dict())
         return {
-            "start dev": progress.curve[0][1],
-            "dev": progress.best_score,
+            "start dev": start,
+            "dev": max(start, progress.best_score),
             "last dev": progress.curve[-1][1],
         }
 

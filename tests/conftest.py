@@ -3,11 +3,14 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,6 +207,25 @@ export:
 """
     )
     return path
+
+
+@pytest.fixture
+def listening() -> Iterator[Callable[..., str]]:
+    """`listening(app)` serves an ASGI application on loopback in another thread and returns its address."""
+    import uvicorn
+
+    with ExitStack() as servers:
+
+        def listening(app: Any) -> str:
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+            bound = servers.enter_context(socket.create_server(("127.0.0.1", 0)))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+            thread.start()
+            servers.callback(thread.join)
+            servers.callback(setattr, server, "should_exit", True)
+            return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+        yield listening
 
 
 @pytest.fixture(scope="session")

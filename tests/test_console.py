@@ -95,6 +95,15 @@ def test_without_any_output_stream_nothing_is_shown_and_nothing_fails(monkeypatc
     show_everything(ODD)
 
 
+def test_a_bar_of_nothing_is_not_drawn(terminal, monkeypatch):
+    buffer = terminal("utf-8", isatty=True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "console", console._console("stdout"))
+    with console.progress("score", total=0) as advance:
+        advance(1)
+    assert buffer.getvalue() == b""
+
+
 def test_progress_on_a_terminal_leaves_other_lines_whole(terminal, monkeypatch):
     buffer = terminal("utf-8", isatty=True)
     monkeypatch.setenv("TERM", "xterm")

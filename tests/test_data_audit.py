@@ -3,11 +3,13 @@
 import json
 import random
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
-from trainer.data import Summary, check_collection, describe_lengths
+from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, covering_length, describe_lengths
 from trainer.data.audit import detectable
 from trainer.data.lengths import SAMPLE, LengthCounter, Lengths
 from trainer.data.twins import NEAR_DOCUMENTS, NEAR_WORDS, Twins, jaccard
@@ -190,7 +192,7 @@ def test_the_lengths_of_all_documents_count_and_not_those_of_a_sample_alone(tiny
     assert documents.characters[-1] == 500 * (len(word) + 1) - 1
     assert cut.documents == pytest.approx(0.003, abs=0.001)
     assert cut.said.startswith("about 0% of 3000 documents are longer")
-    assert "longest 500 (" in cut.said
+    assert f"longest at least 500 ({documents.characters[-1]:,} characters)" in cut.said
 
 
 def test_a_huge_document_is_counted_by_its_beginning(tiny, words):
@@ -200,6 +202,54 @@ def test_a_huge_document_is_counted_by_its_beginning(tiny, words):
     assert int(longest) == pytest.approx(400_000, rel=0.01)
 
 
+def test_a_huge_document_among_many_is_counted_by_its_beginning(tiny, words):
+    word = min(words, key=len)
+    documents = counted([word] * 200 + [f"{word} " * 400_000] + [f"{word} " * 300_000])
+    assert len(documents.longest_texts) == 1
+    said = describe_lengths(documents, counted([word]), tiny["bert"] / "tokenizer.json", 32).said
+    (longest,) = re.findall(r"longest at least (\d+) \(", said)
+    assert int(longest) == pytest.approx(400_000, rel=0.01)
+
+
+def test_documents_of_like_characters_and_other_tokens_are_told_apart(tiny, words):
+    """Three of ten have several times the tokens of the others in as many characters."""
+    word = max(words, key=len)
+    prose = " ".join([word] * (100 // len(word) + 1))
+    marks = "? " * (len(prose) // 2) + "?" * (len(prose) % 2)
+    texts = [marks if number % 10 < 3 else prose for number in range(500)]
+    tokenizer = tiny["bert"] / "tokenizer.json"
+    tokens = [
+        len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False)) for text in (prose, marks)
+    ]
+    max_length = sum(tokens) // 2 + 4  # between the two, beside three special tokens and a query of one
+    documents, queries = counted(texts), counted([words[0]] * 50)
+    cut = describe_lengths(documents, queries, tokenizer, max_length)
+    assert cut.documents == pytest.approx(0.3, abs=0.15)
+    assert f"longest at least {tokens[1]} ({len(marks)} characters)" in cut.said
+    assert not describe_lengths(documents, queries, tokenizer, 2 * max(tokens)).documents
+
+
+def test_what_is_longest_in_tokens_may_be_shorter_than_the_longest_in_characters(tiny, words):
+    word = max(words, key=len)
+    documents = counted([word] * 300 + [f"{word} " * 20] + ["? " * 30])
+    assert len("? " * 30) < len(f"{word} " * 20)
+    said = describe_lengths(documents, counted([word]), tiny["bert"] / "tokenizer.json", 64).said
+    assert "longest at least 30 (60 characters)" in said
+
+
+def test_a_summary_of_another_version_is_not_taken_for_one_of_this(tmp_path):
+    (tmp_path / "data").mkdir()
+    splits = {"train": "why", "dev": "who", "test": "when"}
+    queries = {split: [query] for split, query in splits.items()}
+    qrels = {split: f"{query} d0 1" for split, query in splits.items()}
+    summary = checked(tmp_path / "data", [TEXT, "another text"], queries, qrels)
+    known = asdict(summary)
+    assert Summary.from_json(json.loads(json.dumps(known))) == summary
+    known["document_lengths"]["longest"] = known["document_lengths"].pop("longest_texts")[0]
+    with pytest.raises(TypeError):
+        Summary.from_json(known)
+
+
 def test_the_sample_is_bounded_and_the_same_each_time():
     texts = [f"text {number}" for number in range(5000)]
     samples = [counted(texts).texts for _ in range(2)]
@@ -207,3 +257,25 @@ def test_the_sample_is_bounded_and_the_same_each_time():
     assert len(set(samples[0])) == SAMPLE
     numbers = [int(re.sub(r"\D", "", text)) for text in samples[0]]
     assert 2000 < sum(numbers) / SAMPLE < 3000  # from everywhere, not from the start
+
+
+@pytest.mark.parametrize(
+    ("lengths", "longest", "expected"),
+    [
+        ([100] * 9 + [400], 512, 104),  # nine of ten, a multiple of 8
+        ([100] * 8 + [400, 401], 512, 400),
+        ([1000], 4096, LONGEST_BY_ITSELF),
+        ([1000], 300, 300),
+        ([3, 4], 512, 32),
+        ([64] * 10, 512, 64),
+    ],
+)
+def test_a_length_is_chosen_that_reads_nine_of_ten_pairs_whole(lengths, longest, expected):
+    assert covering_length(lengths, longest) == expected
+
+
+def test_the_check_tells_of_a_length_chosen_by_itself(tiny):
+    words = [f"{'disk ' * size}" for size in range(1, 101)]
+    cut = describe_lengths(counted(words), counted(["disk"]), tiny["bert"] / "tokenizer.json", None)
+    assert "of 96 (reranker.max_length: auto) and are cut" in cut.said  # 90 tokens and a query with its frame
+    assert cut.documents == pytest.approx(0.08)

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.data import Collection, build_collection, check_collection, fingerprint_data
 from trainer.errors import DataError
-from trainer.evaluate import evaluate
+from trainer.evaluation.two_stage import evaluate
 from trainer.mine import mine
 from trainer.recipe import Data, Mine, Retriever
 from trainer.retriever import NOTHING, retrieve_splits, retrieve_unjudged
@@ -130,6 +130,15 @@ def test_the_check_counts_queries_that_are_documents():
     )  # free: unjudged
     data = section(queries=queries, qrels=qrels, self_documents="keep")
     assert not [line for line in check_collection(data).notes if "documents themselves" in line]
+
+
+def test_numbers_that_queries_and_documents_share_by_chance_name_nothing(tmp_path):
+    documents = {str(n): f"pods restart at night {n}" for n in range(1, 6)}
+    queries = {str(n): f"why do pods restart {n} times" for n in range(1, 4)}
+    qrels = {"train": [("1", "2", 1)], "dev": [("2", "3", 1)], "test": [("3", "4", 1)]}
+    assert built(section(documents, queries, qrels)).self_documents == {}
+    asked = queries | {"1": documents["1"], "3": documents["3"]}  # as in Quora: two of three are the same question
+    assert built(section(documents, asked, qrels), "asked").self_documents == {0: [0], 1: [1], 2: [2]}
 
 
 def test_title_and_text_are_compared_with_and_without_the_title():

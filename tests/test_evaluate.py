@@ -7,11 +7,12 @@ import ir_measures
 import numpy as np
 import pytest
 
-from trainer import metrics as numbers
 from trainer.data import build_collection
-from trainer.evaluate import ceiling, choose_weight, evaluate, fuse, mean_score, order
+from trainer.evaluation import statistics as numbers
+from trainer.evaluation.gate import ONLY_FUSED, Finding, Release
+from trainer.evaluation.results import Results, show
+from trainer.evaluation.two_stage import ceiling, evaluate, mean_score, order
 from trainer.recipe import Data
-from trainer.report import Results, show
 from trainer.retriever import NOTHING, Candidates
 
 # Two test queries (rows 0 and 1). The first has relevant documents 0 (grade 2), 1 (grade 1) and 9 (grade 2), of which
@@ -139,7 +140,7 @@ def test_results_have_the_shape_that_other_programs_read_and_come_back_as_they_w
     results = evaluate(collection, "test", candidates, scores, ["nDCG@10", "RR@10"], 1, tmp_path)
 
     content = json.loads((tmp_path / "results.json").read_text())
-    assert set(content) >= {"split", "queries", "depth", "systems", "comparisons"}
+    assert set(content) >= {"split", "queries", "depth", "verdict", "shipped", "systems", "comparisons", "ways"}
     assert (content["split"], content["queries"], content["depth"]) == ("test", 8, 15)
     assert set(content["systems"]) == {"first_stage", "base", "tuned", "ceiling"}
     for metrics in content["systems"].values():
@@ -239,51 +240,6 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_not_praised_for_beating_th
     assert "the tuned model is no better than the base model (-0.500) (0 queries better, 8 worse)" in printed
 
 
-# Fusion
-
-
-def test_fusion_standardises_both_scores_over_what_was_found():
-    candidates = found([[3, 1, 0, NOTHING]])  # the first stage's scores are 4 3 2
-    scores = np.array([[10.0, 30.0, 20.0, -np.inf]])
-    unit = 1.5**0.5  # 1 / standard deviation of -1, 0, 1
-    expected = [-unit + 0.5 * unit, unit, 0.0 - 0.5 * unit]
-    fused = fuse(candidates, scores, 0.5)
-    np.testing.assert_allclose(fused[0, :3], expected, atol=1e-6)
-    assert np.isneginf(fused[0, 3])
-    assert order(candidates, fused) == [[1, 3, 0]]
-
-
-def test_fusion_does_not_mind_equal_scores_or_a_lonely_document():
-    candidates = found([[3, 1, 0, 4], [7, NOTHING, NOTHING, NOTHING]])
-    scores = np.array([[2.0, 2.0, 2.0, 2.0], [5.0, -np.inf, -np.inf, -np.inf]])
-    assert order(candidates, fuse(candidates, scores, 0.3)) == [[3, 1, 0, 4], [7]]
-
-
-def test_the_weight_is_the_one_with_the_best_score_and_the_smallest_of_equals(by_hand):
-    candidates = found(FOUND)
-    perfect = np.array([[0.0, 1.0, 2.0, -1.0], [3.0, 2.0, 1.0, -np.inf]])
-    assert choose_weight(by_hand, "test", candidates, "nDCG@10", perfect) == (0.0, pytest.approx(NDCG["ceiling"]))
-    # Reversed, the reranker puts 4 before 0 before 1 before 3; only the first stage's word mends that.
-    worst = np.array([[-2.0, -1.0, -1.5, 0.0], [1.0, 2.0, 3.0, -np.inf]])
-    weight, score = choose_weight(by_hand, "test", candidates, "nDCG@10", worst)
-    alone = mean_score(by_hand, "test", candidates, "nDCG@10", worst)
-    assert weight > 0
-    assert score > alone
-
-
-def test_the_weight_stands_in_the_results_and_the_fusion_in_the_table(by_hand, tmp_path, capsys):
-    candidates = found(FOUND)
-    scores = {"tuned": np.array(SCORES)}
-    scores["fused"] = fuse(candidates, scores["tuned"], 0.3)
-    results = evaluate(by_hand, "test", candidates, scores, ["nDCG@10"], 1, tmp_path, weight=0.3)
-    assert json.loads((tmp_path / "results.json").read_text())["first_stage_weight"] == 0.3
-    assert list(results.systems) == ["first_stage", "tuned", "fused", "ceiling"]
-    show(results)
-    shown = capsys.readouterr().out
-    assert "tuned + first" in shown
-    assert "weight 0.3, by dev" in shown
-
-
 def test_what_the_first_stage_returns_without_tuning_is_measured_beside_it(by_hand, tmp_path):
     default = found([[4, 0, 1, 3], [6, 7, 8, NOTHING]])
     scores = {"tuned": np.array(SCORES)}
@@ -295,3 +251,43 @@ def test_what_the_first_stage_returns_without_tuning_is_measured_beside_it(by_ha
     assert [row["against"] for row in results.comparisons] == ["first_stage"]  # nothing is compared with it
     assert (tmp_path / "first_stage_default.trec").is_file()
     assert [row[0] for row in results.rows()] == ["first, untuned", "first stage", "tuned model", "ceiling"]
+
+
+# What is known of the model that leaves
+
+
+@pytest.fixture
+def released(by_hand, tmp_path):
+    """Results of a fitted head that is better only fused, as they come back from the file."""
+    scores = {"fitted": np.array(SCORES), "fused": found(FOUND).scores}
+    ways = {
+        "alone": Finding("worse", "first_stage", -0.02, -0.05),
+        "fused": Finding("better", "first_stage", 0.03, 0.001),
+    }
+    release = Release(verdict=ONLY_FUSED, shipped="fitted", ways=ways, first_stage_weight=0.3)
+    results = evaluate(by_hand, "test", found(FOUND), scores, ["nDCG@10"], 1, tmp_path, release=release)
+    assert Results.load(tmp_path) == results
+    return results
+
+
+def test_results_say_first_what_dev_shows_of_the_model_that_leaves(released, tmp_path):
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert next(iter(content.items())) == ("verdict", "better only with first-stage scores")
+    assert (content["shipped"], content["first_stage_weight"]) == ("fitted", 0.3)
+    assert content["ways"]["alone"] == {"judged": "worse", "against": "first_stage", "difference": -0.02, "low": -0.05}
+    assert list(content["systems"]) == ["first_stage", "fitted", "fused", "ceiling"]
+
+
+def test_the_terminal_begins_with_the_verdict_and_says_that_training_did_not_help(released, capsys):
+    show(released)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("evaluate better only with first-stage scores: on dev, alone -0.0200 to the first stage's")
+    assert "training did not help: no trained model was better on dev" in shown
+    assert "fitted + first" in shown
+    assert "(weight 0.3)" in shown
+
+
+def test_a_trained_model_is_not_said_to_have_learned_nothing(measured, collection, capsys):
+    candidates, scores = measured
+    show(evaluate(collection, "test", candidates, scores, ["nDCG@10"], seed=1))
+    assert "did not help" not in capsys.readouterr().out

@@ -23,16 +23,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from trainer import check
 from trainer.errors import ExportError
-from trainer.evaluate import Results
+from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE, Finding
+from trainer.evaluation.results import Results
+from trainer.evaluation.statistics import Interval
 from trainer.export import Parity, export, readers
 from trainer.export.card import card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
-from trainer.metrics import Interval
-from trainer.pipeline import Pipeline, run
+from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
-from trainer.reranker import Reranker
+from trainer.reranker import Fusion, Reranker
 
 # name: (tiny base, recipe's head, whether the interaction head scores)
 CASES = {
@@ -623,28 +624,76 @@ def test_a_model_that_is_no_better_on_dev_stays_here(
     done = command(recipe, "--runs", runs)
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("export: dev nDCG@10 ")
-    assert "is no better than the first stage's 1.0000" in line
+    assert line.startswith("export: worse: on dev, alone ")
+    assert "against the first stage (lower bound " in line
     assert "--force" in line
     assert not (runs / "exported" / "export").exists()
 
 
-def test_a_model_that_is_better_on_dev_leaves_unforced(unexported, capsys):
-    recipe, runs = unexported
+def judged(runs: Path, verdict: str) -> None:
+    """Let the evaluation of the exported run have come to a verdict."""
     path = runs / "exported" / "evaluate" / "done.json"
-    notes = json.loads(path.read_text())
-    path.write_text(json.dumps(notes | {"dev": notes["dev"] | {"first_stage": 0.0}}))
-    pipeline = Pipeline(load_recipe(recipe), runs / "exported")
-    pipeline.carry_out("export", force=False)
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"verdict": verdict, "judged": f"{verdict}: on dev, ..."})
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "leaves"),
+    [(BETTER, 0, True), (ONLY_FUSED, 0, True), (UNCLEAR, 3, True), (WORSE, 3, False)],
+)
+def test_the_verdict_decides_what_leaves_and_how_the_run_ends_each_time(
+    unexported, command, monkeypatch, verdict, code, leaves
+):
+    recipe, runs = unexported
+    judged(runs, verdict)
+    for _ in range(2):
+        done = command(recipe, "--runs", runs, "export.formats=[]")
+        assert done.returncode == code, done.stdout + done.stderr
+        assert (f"export: {verdict}: on dev" in done.stderr) == (code == 3)
+        model = runs / "exported" / "export" / "model"
+        assert (model / "model.safetensors").is_file() == leaves
+        assert (model / "fusion.json").is_file() == leaves
+    assert ("(stands)" in done.stdout.splitlines()[-1]) == leaves or code == 3
+
+
+def test_a_forced_model_leaves_and_without_force_the_next_run_says_again_that_it_is_worse(unexported, command):
+    recipe, runs = unexported
+    forced = command(recipe, "--runs", runs, "--force", "export.formats=[]")
+    assert forced.returncode == 0, forced.stderr
+    assert "; forced" in forced.stdout
     assert (runs / "exported" / "export" / "model" / "model.safetensors").is_file()
-    assert pipeline.stages["export"].done is not None
-    said = capsys.readouterr().out
-    assert "transformers: largest score difference" in said
-    assert "onnx: largest score difference" in said
+    again = command(recipe, "--runs", runs, "export.formats=[]")
+    assert again.returncode == 3
+    assert "export: worse: on dev" in again.stderr
 
 
-def test_the_card_tells_how_to_use_the_first_stages_score_where_that_helps(any_reranker, tiny):
+def test_the_exported_model_has_the_weights_that_dev_left(exported, any_reranker):
+    folder = exported[1] / "exported"
+    fusion = Fusion.load(folder / "export" / "model")
+    assert fusion == Fusion.load(folder / "evaluate")
+    assert fusion == Reranker.load(folder / "export" / "model").fusion
+    assert not (folder / "train" / "best" / "fusion.json").exists()
+
+
+def test_the_card_begins_with_the_verdict(any_reranker, tiny):
+    ways = {"alone": Finding("cannot tell", "first_stage", 0.01, -0.03)}
+    results = replace(make_results(), verdict=UNCLEAR, ways=ways)
+    text = card(any_reranker, make_recipe(tiny["bert"], "auto"), results, no_parity())
+    lines = text.split("\n---\n", 1)[1].split()
+    said = "**cannot tell: on dev, alone +0.0100 against the first stage (lower bound -0.0300)**"
+    assert " ".join(lines[2:]).startswith(said)  # behind the title
+
+
+def test_the_card_tells_how_to_use_the_first_stages_score(any_reranker, tiny):
     recipe = make_recipe(tiny["bert"], "auto")
     assert "standardised" not in card(any_reranker, recipe, make_results(), no_parity())
-    text = card(any_reranker, recipe, replace(make_results(), first_stage_weight=0.3), no_parity())
+    any_reranker.fusion = Fusion(0.3, 0.7)
+    try:
+        text = card(any_reranker, recipe, make_results(), no_parity())
+    finally:
+        any_reranker.fusion = None
+    assert "`tuned + first` puts" in text
     assert "added, the first stage's 0.3 times" in text
+    assert "stands for its score, 0.7\ntimes" in text
+    assert "first_stage_scores=" in text

@@ -39,10 +39,10 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from trainer.evaluation.results import Results
+from trainer.evaluation.statistics import Interval
 from trainer.export import export
-from trainer.metrics import Interval
 from trainer.recipe import Recipe
-from trainer.report import Results
 from trainer.reranker import Reranker
 
 TEXT = [

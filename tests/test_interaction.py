@@ -1,11 +1,15 @@
 """The interaction head: what it compares, how texts are framed, and that padding and batch change nothing."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from trainer.data import build_collection
 from trainer.groups import Group
+from trainer.interaction import LEXICAL
 from trainer.recipe import Data
 from trainer.reranker import Reranker, TokenizedCollection
 from trainer.train import head, probe
@@ -42,7 +46,7 @@ def test_without_damping_the_encoder_reads_as_it_always_did(reranker):
     plain = reranker.model.encoder(**batch).last_hidden_state
     damping, reranker.model.config.damping = reranker.model.config.damping, 0.0
     try:
-        _, first = reranker.model.features(**batch)
+        _, first = reranker.model.signals(**batch)
     finally:
         reranker.model.config.damping = damping
     torch.testing.assert_close(first, plain[:, 0], atol=1e-5, rtol=0)
@@ -51,7 +55,7 @@ def test_without_damping_the_encoder_reads_as_it_always_did(reranker):
 def test_with_boundless_damping_the_query_reads_as_if_alone(reranker):
     damping, reranker.model.config.damping = reranker.model.config.damping, 1e4
     try:
-        _, first = reranker.model.features(**inputs(reranker, PAIRS[:1]))
+        _, first = reranker.model.signals(**inputs(reranker, PAIRS[:1]))
     finally:
         reranker.model.config.damping = damping
     alone = reranker.tokenizer(PAIRS[0][0], return_tensors="pt")
@@ -64,14 +68,14 @@ def test_features_of_the_embedding_layer_by_hand(tiny):
     weights = torch.ones(len(reranker.model.token_weights))
     weights[int(query[0])] = 3.0
     reranker.model.start_head(weights)
-    features, _ = reranker.model.features(**reranker.pairs.pad([(query, document)]))
+    features, _ = reranker.model.signals(**reranker.pairs.pad([(query, document)]))
     ids = reranker.pairs.pad([(query, document)])["input_ids"]  # [CLS] q q [SEP] [CLS] d d d [SEP]
     states = reranker.model.encoder.embeddings(ids)[0]
     unit = torch.nn.functional.normalize(states, dim=1)
     best = (unit[1:3] @ unit[5:8].T).max(dim=1).values
-    assert features[0, 0, 0].item() == pytest.approx(((3 * best[0] + best[1]) / 4).item(), abs=1e-5)
+    assert features[0, 0].item() == pytest.approx(((3 * best[0] + best[1]) / 4).item(), abs=1e-5)
     means = torch.cosine_similarity(states[1:3].mean(0), states[5:8].mean(0), dim=0)
-    assert features[0, 0, 2].item() == pytest.approx(means.item(), abs=1e-5)
+    assert features[0, 2].item() == pytest.approx(means.item(), abs=1e-5)
 
 
 def test_half_precision_around_the_head_leaves_its_cosines_exact(reranker):
@@ -127,14 +131,12 @@ def test_probe_finds_the_feature_that_ranks():
 
 @pytest.mark.parametrize(("known", "fitted"), [(7, 7), (10, 10), (11, 10), (35, 10)])
 def test_a_head_is_fitted_to_as_many_lists_as_there_may_be(tiny, beir, tmp_path, monkeypatch, known, fitted):
-    monkeypatch.setattr(head, "PROBE_LISTS", 10)
-    seen = []
-    monkeypatch.setattr(head, "probe", lambda features, lists: seen.extend(lists) or np.zeros(features.shape[1]))
+    monkeypatch.setattr(head, "probe", lambda features, lists: np.zeros(features.shape[1], np.float32))
     reranker = Reranker.load(tiny["bert"], max_length=32)
     collection = build_collection(Data(path=beir), tmp_path / "data")
     lists = [Group(row, [row], [1], [row + 1, row + 2]) for row in range(known)]
-    head.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists)
-    queries = [group.query for group in seen]
+    fit = head.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists, most=10)
+    queries = [group.query for group in fit.lists]
     assert len(queries) == fitted
     assert (queries[0], queries[-1]) == (0, known - 1)
     assert max(np.diff(queries)) - min(np.diff(queries)) <= 1  # evenly, whatever the order means
@@ -148,3 +150,70 @@ def test_a_real_tokenizer_keeps_its_frames_when_it_is_loaded_again(tmp_path):
     assert again.tokenizer("one", "two", truncation=True) == pair  # BERT's own class would put its own frame back
     assert pair["input_ids"].count(reranker.tokenizer.cls_token_id) == 2
     np.testing.assert_array_equal(again.score("one", ["two"]), reranker.score("one", ["two"]))
+
+
+def test_lexical_signals_by_hand(tiny):
+    """BM25 over word pieces with k1 .9 and b .4, from ids alone; a document that is cut counts as cut."""
+    reranker = Reranker.load(tiny["bert"], max_length=16)
+    model = reranker.model
+    idf = torch.linspace(0.5, 4.0, len(model.idf))
+    model.start_head(idf, average_length=5.0)
+    query, document = reranker.pairs.tokenize(["disk memory disk", "memory runs memory out " * 8])
+    batch = reranker.pairs.pad([(query, document)])
+    signals = model.signals(**batch)[0][0, -LEXICAL:]
+    kept = document[: 16 - reranker.pairs.num_special - len(query)]
+    frequency = {token: int((kept == token).sum()) for token in set(query.tolist())}
+    norm = 0.9 * (1 - 0.4 + 0.4 * len(kept) / 5.0)
+    bm25 = sum(idf[token].item() * frequency[token] * 1.9 / (frequency[token] + norm) for token in query.tolist())
+    total = sum(idf[token].item() for token in query.tolist())
+    found = sum(idf[token].item() for token in query.tolist() if frequency[token])
+    expected = [bm25, bm25 / total, found / total, np.log(len(kept) + 1)]
+    assert bm25 > 0
+    np.testing.assert_allclose(signals.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_words_in_common_raise_the_score_of_a_fitted_head(tiny):
+    reranker = Reranker.load(tiny["bert"], max_length=32)
+    weights = torch.zeros(reranker.model.mixture.numel() + LEXICAL)
+    weights[-LEXICAL] = 1.0  # BM25 alone
+    reranker.model.mix(weights)
+    scores = reranker.score("disk shows", ["queue lag", "disk fails", "disk shows free space"])
+    assert scores[0] < scores[1] < scores[2]
+
+
+def test_a_head_saved_before_there_were_lexical_signals_still_loads(tiny, tmp_path):
+    reranker = Reranker.load(tiny["bert"], max_length=32)
+    reranker.model.config.lexical = False
+    for name in ("lexical", "idf", "average_length"):
+        delattr(reranker.model, name)
+    expected = reranker.score("disk", ["disk fails", "queue lag"])
+    reranker.save(tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    del config["lexical"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(Reranker.load(tmp_path / "old").score("disk", ["disk fails", "queue lag"]), expected)
+
+
+def test_the_first_stage_s_weight_beside_a_head_is_what_the_lists_ask_for():
+    rng = np.random.default_rng(0)
+    lists, logits = [], []
+    for query in range(300):
+        model, first = rng.normal(size=(2, 8))
+        best = int(np.argmax(model + 2 * first + rng.gumbel(size=8)))  # a softmax over model + 2 first
+        order = [best, *(row for row in range(8) if row != best)]
+        lists.append(Group(query, [best], [1], order[1:], first=first[order].tolist()))
+        logits.append(model[order])
+    assert head.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
+    against = [replace(one, first=[-score for score in one.first]) for one in lists]
+    assert head.first_stage_weight(np.concatenate(logits), against) == 0.0
+
+
+def test_logits_of_a_list_come_from_a_mixture_that_does_not_know_it():
+    rng = np.random.default_rng(0)
+    lists = [Group(query, [query], [1], [1, 2, 3]) for query in range(12)]
+    signals = rng.normal(size=(48, 3)).astype(np.float32)
+    signals[::4, 0] += np.tile([3.0, -3.0], 6)  # half of the lists want what the other half avoids
+    logits = head.held_out_logits(signals, lists).reshape(12, 4)
+    assert (logits.argmax(axis=1) == 0).mean() < 0.2
+    assert ((signals @ probe(signals[:4], lists[:1])).reshape(12, 4)[0].argmax()) == 0
+    assert head.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other

@@ -1,12 +1,10 @@
-"""Metrics against ir_measures and by hand; intervals and tests against scipy and by hand."""
+"""Metrics against ir_measures and by hand."""
 
 import ir_measures
 import numpy as np
 import pytest
-import scipy.stats
 
-from trainer import metrics
-from trainer.metrics import bootstrap, can_choose, paired_p, per_query, unknown_metrics
+from trainer.metrics import can_choose, per_query, unknown_metrics
 
 
 @pytest.mark.parametrize("metric", ["nDCG@10", "nDCG", "RR@10", "RR", "AP", "R@5", "P@3", "Success@1"])
@@ -95,74 +93,3 @@ def test_metrics_that_exist_are_known_and_misspelt_ones_are_named():
 @pytest.mark.parametrize("metric", ["R", "P", "nDCG@0", "alpha_nDCG@10", "ERR@20"])
 def test_a_metric_that_parses_but_cannot_be_computed_is_refused_before_the_work(metric):
     assert unknown_metrics([metric]) == [metric]
-
-
-def test_bootstrap_interval_holds_the_mean_and_is_as_wide_as_theory_says():
-    values = np.random.default_rng(1).normal(0.5, 0.2, size=400)
-    interval = bootstrap(values.tolist(), seed=7)
-    half = 1.96 * values.std() / np.sqrt(400)
-
-    assert interval.mean == pytest.approx(values.mean())
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_bootstrap_interval_is_that_of_scipy():
-    values = np.random.default_rng(2).beta(0.4, 0.4, size=60)
-    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(3))
-    ours = bootstrap(values.tolist(), seed=7)
-    width = ours.high - ours.low
-    assert ours[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.05 * width)
-
-
-def test_bootstrap_is_seeded_and_equal_values_leave_no_doubt():
-    values = np.random.default_rng(0).random(50).tolist()
-    assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
-    assert bootstrap([0.5] * 20, seed=1) == (0.5, 0.5, 0.5)
-
-
-@pytest.mark.parametrize("count", [1, 3, 50, 158])
-def test_resamples_drawn_in_blocks_are_those_drawn_one_by_one(count, monkeypatch):
-    ours, theirs = np.random.default_rng(5).random((2, count))
-    in_blocks = bootstrap(ours, seed=7), paired_p(ours, theirs, seed=7)
-    monkeypatch.setattr(metrics, "BLOCK", 1)  # one resample a block
-    assert (bootstrap(ours, seed=7), paired_p(ours, theirs, seed=7)) == in_blocks
-
-
-@pytest.mark.parametrize(
-    ("differences", "exact"),
-    [
-        # All eight sign flips of three differences; p is the share of them whose |sum| reaches the observed one.
-        ([1, 2, 5], 2 / 8),  # observed 8: only +++ and ---
-        ([-1, 2, 5], 4 / 8),  # observed 6: those and ++- with its mirror
-        ([1, -2, 5], 6 / 8),  # observed 4
-        ([-1, -2, 5], 8 / 8),  # observed 2, the least there is
-        ([0, 0, 0], 1),
-    ],
-)
-def test_paired_p_of_three_differences_by_hand(differences, exact):
-    assert paired_p([0.1 * value for value in differences], [0, 0, 0], seed=3) == pytest.approx(exact, abs=0.02)
-
-
-@pytest.mark.parametrize("gain", [0.0, 0.1, 0.2])
-def test_paired_p_is_that_of_scipys_permutation_test(gain):
-    rng = np.random.default_rng(11)
-    theirs = rng.random(12)
-    ours = theirs + rng.normal(gain, 0.2, size=12)
-    # n_resamples above 2**12: scipy goes through all sign flips.
-    exact = scipy.stats.permutation_test((ours - theirs,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert paired_p(ours, theirs, seed=3) == pytest.approx(exact.pvalue, abs=0.02)
-
-
-def test_paired_p_never_claims_more_than_its_resamples_show_and_is_two_sided():
-    ahead, behind = np.full(40, 0.6), np.full(40, 0.5)
-    assert paired_p(ahead, behind, seed=3) == 1e-4
-    assert paired_p(behind, ahead, seed=3) == 1e-4
-    assert paired_p(ahead, ahead, seed=3) == 1.0
-
-
-def test_paired_p_is_seeded():
-    rng = np.random.default_rng(4)
-    ours, theirs = rng.random(30), rng.random(30)
-    assert paired_p(ours, theirs, seed=1) == paired_p(ours, theirs, seed=1)
-    assert paired_p(ours, theirs, seed=1) != paired_p(ours, theirs, seed=2)

@@ -2,16 +2,19 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from trainer.data import build_collection
 from trainer.groups import read_groups, write_groups
-from trainer.mine import Report, mine, write_suspects
-from trainer.recipe import Data, Mine
+from trainer.mine import Report, candidate_lists, mine, write_suspects
+from trainer.recipe import Data
+from trainer.recipe import Mine as MineSection
 from trainer.retriever import NOTHING, Candidates
 
+Mine = partial(MineSection, groups="draws")
 HIGHEST = Mine(pick="top", last_rank=1000)
 EVERYTHING = HIGHEST.model_copy(update={"negatives_per_positive": 1000, "max_share_of_positive": None})
 
@@ -489,3 +492,49 @@ def test_with_a_teacher_its_opinion_orders_the_suspects(judged, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
     assert [(line["document_id"], line["teacher"]) for line in lines] == [("d11", 5.0), ("d10", 2.0)]
     assert lines[0]["why"] == "teacher score within 0.0 of the positive's"
+
+
+# Lists: the candidates as they will be reranked
+
+
+def test_a_list_is_all_candidates_with_their_grades_and_without_likely_positives(judged):
+    section = MineSection(max_share_of_positive=0.9)
+    candidates = found([10, 0, 11, 1, 12, 13], similarities=[[0.95, 1.0, 0.5, 0.8, 0.4, 0.3]])
+    (group,) = mine(section, judged({0: {0: 2, 1: 1, 11: 0}}), candidates, seed=1).groups
+    assert (group.positives, group.grades) == ([0, 1], [2, 1])
+    assert group.negatives == [11, 12, 13]  # 10 is more like the query than nine tenths of its best positive
+
+
+def test_a_list_of_a_size_keeps_what_is_judged_and_draws_from_the_others(judged):
+    section = MineSection(list_size=5)
+    candidates = found([0, 20, 21, 22, 11, 23, 24, 25])
+    draws = [mine(section, judged({0: {0: 1, 11: 0}}), candidates, seed).groups[0] for seed in range(30)]
+    assert all(len(group.documents) == 5 and 0 in group.positives and 11 in group.negatives for group in draws)
+    assert {row for group in draws for row in group.negatives} == {11, 20, 21, 22, 23, 24, 25}
+    assert draws[3] == mine(section, judged({0: {0: 1, 11: 0}}), candidates, 3).groups[0]
+
+
+def test_a_query_whose_positives_were_not_retrieved_has_no_list(judged):
+    assert not mine(MineSection(), judged({0: {39: 1}}), found([1, 2, 3]), seed=1).groups
+
+
+def test_every_candidate_of_lists_is_counted_once(judged):
+    for seed in range(6):
+        _, qrels, candidates = anything(seed)
+        collection = judged(qrels)
+        report = Report.of(mine(MineSection(), collection, candidates, seed), collection, MineSection())
+        assert report.candidates == sum(report.passed_over.values()) + report.negatives - report.judged_negatives
+
+
+def test_lists_keep_the_first_stage_s_scores_of_their_documents(judged):
+    """Standardised over all candidates, also where the list is a draw from them."""
+    collection = judged({0: {0: 2, 11: 0}})
+    candidates = replace(found([10, 0, 11, 12]), scores=np.array([[4.0, 3.0, 1.0, 0.0]], dtype=np.float32))
+    spread = np.std([4.0, 3.0, 1.0, 0.0])
+    expected = {10: 2 / spread, 0: 1 / spread, 11: -1 / spread, 12: -2 / spread}
+    whole, drawn = (
+        mine(section, collection, candidates, 3).groups[0] for section in (MineSection(), MineSection(list_size=3))
+    )
+    assert len(drawn.documents) == 3
+    for group in (whole, drawn, candidate_lists(collection, candidates)[0]):
+        assert group.first == pytest.approx([expected[row] for row in group.documents])

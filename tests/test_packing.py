@@ -120,7 +120,7 @@ def test_the_interaction_head_reads_packed_pairs_alike(kind, tiny, words):
         torch.nn.init.normal_(weight, std=0.3)
     torch.nn.init.normal_(model.classifier.weight)
     padded, packed = (gradients(model, batch, layout) for layout in (False, True))
-    torch.testing.assert_close(packing.features(model, batch, True), packing.features(model, batch, False))
+    torch.testing.assert_close(packing.signals(model, batch, True), packing.signals(model, batch, False))
     assert padded.keys() == packed.keys()
     for name, gradient in padded.items():
         torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
@@ -215,3 +215,43 @@ def test_on_a_gpu_packed_pairs_score_and_learn_as_padded_ones(kind, tiny, words)
     reranker, batch = pairs_of_many_lengths(kind, tiny, words)
     assert reranker.packed
     assert_layouts_agree_in_half_precision(reranker, batch)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "bias", None])
+@pytest.mark.parametrize("kept", [512, 8])
+def test_bf16_attention_that_learns_on_a_cpu_is_torch_s_attention(kind, kept, monkeypatch):
+    """In products, and in float32 for pairs over the longest that are kept: output and gradients."""
+    monkeypatch.setattr(packing, "LONGEST_KEPT", kept)
+    torch.manual_seed(3)
+    masks = {"boolean": torch.rand(2, 1, 9, 9) < 0.7, "bias": torch.randn(2, 1, 9, 9), None: None}
+    mask, slope = masks[kind], torch.randn(2, 9, 4, 8)
+    if kind == "boolean":
+        mask[:, :, :, 0] = True
+    exact: Any = torch.randn(3, 2, 4, 9, 8).requires_grad_()
+    rounded = exact.detach().bfloat16().requires_grad_()
+    module: Any = torch.nn.Module()
+    module.is_causal = False
+
+    def attend(states):
+        found, _ = packing._attention(module, states[0], states[1], states[2], mask, dropout=0.0, scaling=0.3)
+        (gradient,) = torch.autograd.grad(found, states, slope.to(found.dtype))
+        return found.detach(), gradient
+
+    for one, other in zip(attend(rounded), attend(exact), strict=True):
+        assert one.dtype == torch.bfloat16
+        assert 0 < (one.float() - other).abs().max() < 0.02 * other.abs().max()
+
+
+def test_a_step_in_bf16_keeps_away_from_torch_s_slow_backward_of_attention(batch):
+    """On a CPU it took ten times as long as that of float32."""
+    torch.manual_seed(1)
+    model = MODELS["bert"]()
+    packing.prepare(model)
+    for precision in ("fp32", "bf16"):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            with autocast(torch.device("cpu"), precision):
+                loss = packing.logits(model, batch, packed=False).sum()
+            loss.backward()
+        names = {event.key for event in seen.key_averages()}
+        slow = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+        assert (slow in names) == (precision == "fp32")

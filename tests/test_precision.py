@@ -1,6 +1,7 @@
 """Which precision a model computes in, and how far half precision is from float32."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -150,3 +151,24 @@ def test_autocast_of_fp32_changes_nothing():
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
     with autocast(CPU, "bf16"):
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+
+
+@pytest.fixture
+def no_cast_cache() -> Iterator[None]:
+    """Torch keeps no cast weights, as exporters and other libraries may leave it."""
+    torch.set_autocast_cache_enabled(False)
+    yield
+    torch.set_autocast_cache_enabled(True)
+
+
+@pytest.mark.usefixtures("no_cast_cache")
+def test_scoring_in_bf16_casts_every_weight_once_and_not_in_every_bucket(tiny):
+    reranker = Reranker.load(tiny["bert"], max_length=32, device="cpu", precision="bf16")
+    layers = reranker.model.encoder.encoder.layer
+    shape = list(layers[0].intermediate.dense.weight.shape)
+    reranker.tokens_per_bucket = 1  # a bucket for every document
+    documents = ["kernel", "kernel kills the process " * 2, "kernel kills the process " * 5]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        reranker.score("why", documents)
+    events = [event for event in seen.key_averages(group_by_input_shape=True) if event.input_shapes[:1] == [shape]]
+    assert sum(event.count for event in events if event.key == "aten::_to_copy") == len(layers)

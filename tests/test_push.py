@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from trainer.errors import ExportError, PushError, RecipeError, RunError
+from trainer.errors import NotBetterError, PushError, RecipeError, RunError
+from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE
 from trainer.pipeline import Pipeline
 from trainer.push import files_to_push, push
 from trainer.recipe import Push, load_recipe
@@ -370,37 +371,19 @@ def test_an_export_of_another_recipe_does_not_leave(exported):
 
 # Dev scores: first stage, base before training, trained. The worst to beat is the first stage where the base is an
 # encoder, since its untrained head is nobody's model, and the better of both where the base is a reranker.
-@pytest.mark.parametrize(
-    ("base", "first_stage", "untrained", "trained", "fused", "blamed"),
-    [
-        ("bert", 0.6, 0.2, 0.7, 0.7, None),
-        ("bert", 0.6, 0.8, 0.7, 0.7, None),  # a fresh head before training is not what the user had
-        ("bert", 0.6, 0.2, 0.6, 0.6, "the first stage"),
-        ("bert", 0.6, 0.2, 0.5, 0.5, "the first stage"),
-        ("bert", 0.6, 0.2, 0.5, 0.7, "the first stage"),  # fused it helps, but servers rank by the model alone
-        ("reranker", 0.6, 0.8, 0.7, 0.9, "the base model"),  # the base could be fused as well
-        ("reranker", 0.6, 0.2, 0.7, 0.7, None),
-        ("reranker", 0.6, 0.8, 0.7, 0.7, "the base model"),
-        ("reranker", 0.6, 0.8, 0.8, 0.8, "the base model"),
-        ("reranker", 0.6, 0.2, 0.5, 0.5, "the first stage"),
-    ],
-)
-def test_only_a_model_that_is_better_on_dev_leaves_unforced(
-    exported, tiny, tmp_path, capsys, base, first_stage, untrained, trained, fused, blamed
-):
-    recipe = load_recipe(exported[0], [f"reranker.model={tiny[base]}", "push.repository=me/tiny"])
-    pipeline = Pipeline(recipe, tmp_path)
-    dev = {"first_stage": first_stage, "tuned": trained, "fused": fused}
-    pipeline.stages["evaluate"].finish(dev=dev | ({"base": untrained} if base == "reranker" else {}))
+@pytest.mark.parametrize(("verdict", "refused"), [(BETTER, False), (ONLY_FUSED, False), (UNCLEAR, True), (WORSE, True)])
+def test_only_a_model_that_dev_shows_to_be_better_is_pushed_unforced(exported, tmp_path, capsys, verdict, refused):
+    pipeline = Pipeline(load_recipe(exported[0], ["push.repository=me/tiny"]), tmp_path)
+    pipeline.stages["evaluate"].finish(verdict=verdict, judged=f"{verdict}: on dev, alone -0.1")
     pipeline.stages["export"].finish()
-    if blamed:
-        before = untrained if blamed == "the base model" else first_stage
-        with pytest.raises(ExportError, match=f"{trained:.4f} is no better than {blamed}'s {before:.4f}.*--force"):
+    if refused:
+        with pytest.raises(NotBetterError, match=f"export: {verdict}: on dev, alone -0.1, so .*--force") as error:
             pipeline.push(dry_run=True)
-    pipeline.push(dry_run=True, force=blamed is not None)
+        assert error.value.exit_code == 3
+    pipeline.push(dry_run=True, force=refused)
     said = capsys.readouterr().out
     assert "nothing was sent" in said
-    assert ("no better" in said) == (blamed is not None)
+    assert ("; forced" in said) == refused
 
 
 def test_hidden_files_stay_here(tmp_path):

@@ -87,10 +87,11 @@ def test_off_is_a_mode_although_yaml_reads_it_as_false():
     assert read(f"{LEAST}track:\n  mode: online\n", "track.mode=off").track.mode == "off"
 
 
-def test_all_of_the_retrieved_candidates_are_reranked_unless_the_recipe_says_fewer():
-    assert read(f"{LEAST}retriever:\n  depth: 40\n").rerank_depth == 40
-    assert read(f"{LEAST}retriever:\n  depth: 40\nevaluate:\n  depth: 40\n").rerank_depth == 40
-    assert read(f"{LEAST}retriever:\n  depth: 40\nevaluate:\n  depth: 15\n").rerank_depth == 15
+def test_the_best_20_candidates_are_reranked_unless_the_recipe_says_otherwise():
+    assert read(LEAST).rerank_depth == 20
+    assert read(f"{LEAST}retriever:\n  depth: 12\n").rerank_depth == 12
+    assert read(f"{LEAST}retriever:\n  depth: 40\nreranker:\n  depth: 40\n").rerank_depth == 40
+    assert read(f"{LEAST}retriever:\n  depth: 40\nreranker:\n  depth: 15\n").rerank_depth == 15
 
 
 # All at once, with places
@@ -153,6 +154,7 @@ def test_a_key_given_twice_is_a_fault_that_names_both_lines(text, told):
         ("reranker:\n  max_lenght: 9\n", "r.yaml:5: reranker.max_lenght: no such key; did you mean max_length?"),
         ("export:\n  zzz: 3\n", "r.yaml:5: export.zzz: no such key; known here: formats"),
         ("epochs: 3\n", "r.yaml:4: epochs: no such key; did you mean train.epochs or distil.epochs?"),
+        ("evaluate:\n  depth: 30\n", "r.yaml:5: evaluate.depth: is now reranker.depth"),
         ("mine:\n  layers: [0]\n", "r.yaml:5: mine.layers: no such key; did you mean reranker.layers?"),
     ],
 )
@@ -230,8 +232,8 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         ("retriever:\n  kind: run\n", "r.yaml:4: retriever.run: ", "run: my_engine.trec"),
         ("retriever:\n  kind: bm25\n  run: a.trec\n", "r.yaml:6: retriever.run: ", "but kind is bm25"),
         ("retriever:\n  run: a.trec\n", "r.yaml:5: retriever.run: ", "but kind is hybrid"),
-        ("retriever:\n  depth: 20\nevaluate:\n  depth: 21\n", "r.yaml:7: evaluate.depth: ", "21 is more than"),
-        ("evaluate:\n  depth: 51\n", "r.yaml:5: evaluate.depth: ", "51 is more than retriever.depth 50"),
+        ("retriever:\n  depth: 20\nreranker:\n  depth: 21\n", "r.yaml:7: reranker.depth: ", "21 is more than"),
+        ("reranker:\n  depth: 51\n", "r.yaml:5: reranker.depth: ", "51 is more than retriever.depth 50"),
         ("mine:\n  first_rank: 9\n  last_rank: 8\n", "r.yaml:6: mine.last_rank: ", "first_rank is 9, last_rank 8"),
         ("mine:\n  first_rank: 2000\n", "r.yaml:", "2000"),
         ("retriever:\n  kind: dense\nmine:\n  bm25_share: 0.5\n", "r.yaml:7: mine.bm25_share: ", "kind is dense"),
@@ -266,18 +268,18 @@ def test_a_contradiction_is_told_where_it_stands_and_with_both_sides(added, plac
 
 
 def test_a_contradiction_on_the_command_line_is_placed_there():
-    told = fault(f"{LEAST}evaluate:\n  metrics: [AP]\n", "evaluate.depth=51")
-    assert told.startswith("command line: evaluate.depth: ")
+    told = fault(f"{LEAST}reranker:\n  max_length: 64\n", "reranker.depth=51")
+    assert told.startswith("command line: reranker.depth: ")
 
 
 def test_a_broken_value_is_not_told_a_second_time_as_a_contradiction():
     assert len(faults(f"{LEAST}retriever:\n  kind: rnu\n  run: a.trec\n")) == 1
-    assert len(faults(f"{LEAST}retriever:\n  depth: 0\nevaluate:\n  depth: 60\n")) == 1
+    assert len(faults(f"{LEAST}retriever:\n  depth: 0\nreranker:\n  depth: 60\n")) == 1
     assert len(faults(f"{LEAST}mine:\n  first_rank: 0\n  last_rank: 5\n")) == 1
 
 
 def test_limits_that_meet_are_no_contradiction():
-    recipe = read(f"{LEAST}retriever:\n  depth: 20\nmine:\n  first_rank: 20\n  last_rank: 20\nevaluate:\n  depth: 20\n")
+    recipe = read(f"{LEAST}retriever:\n  depth: 20\nmine:\n  first_rank: 20\n  last_rank: 20\nreranker:\n  depth: 20\n")
     assert (recipe.mine.first_rank, recipe.rerank_depth) == (20, 20)
     assert read(f"{LEAST}retriever:\n  kind: run\n  run: a.trec\n").retriever.run == Path("a.trec")
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LAUNCHES = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = README + (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_there_are_recipes():
@@ -53,7 +54,7 @@ def test_accelerate_knows_every_key_of_a_launch_and_its_command_stands_in_the_he
 UsageError = typer.BadParameter.__bases__[0]  # of the click that this typer uses, which may be its own copy
 COMMANDS = [
     shlex.split(line, comments=True)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for block in re.findall(r"```bash\n(.*?)```", GUIDES, re.S)
     for line in block.splitlines()
 ]
 
@@ -76,7 +77,7 @@ def parse(words: list[str]) -> list[str]:
         recipe = given.get("recipe")
         if recipe is None or not recipe.is_relative_to("recipes"):
             return []  # a recipe of the reader's own
-        load_recipe(ROOT / recipe, given["overrides"] or ())
+        load_recipe(ROOT / recipe, given.get("overrides") or ())
         return [str(recipe)]
     assert (ROOT / program).stat().st_mode & 0o111, f"{program} cannot be run"
     return [program]

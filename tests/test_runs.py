@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from trainer.errors import RecipeError, RunError, TrainerError
-from trainer.evaluate import mean_score
+from trainer.evaluation.results import Results
+from trainer.evaluation.two_stage import mean_score
 from trainer.lock import hold
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe, load_recipe
-from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.train import loop
 
@@ -144,7 +144,7 @@ def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp
         ("retriever.depth=5", "retrieve"),
         ("retriever.tune=off", "retrieve"),
         ("retriever.fusion=rrf", "retrieve"),
-        ("evaluate.depth=5", "train"),
+        ("reranker.depth=5", "mine"),
         ("evaluate.metrics=[RR@10]", "train"),
         ("mine.last_rank=20", "mine"),
         ("mine.teacher=null", "mine"),
@@ -180,7 +180,7 @@ def test_a_key_that_nothing_reads_changes_no_fingerprint(small, tmp_path, settin
 
 
 def test_a_depth_that_is_only_spelt_out_changes_nothing(small, tmp_path):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], ["evaluate.depth=12"]))
+    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], ["reranker.depth=12"]))
     assert plain.stages["export"].fingerprint == other.stages["export"].fingerprint
 
 
@@ -457,23 +457,25 @@ def directory(path: Path) -> None:
 
 
 DAMAGES = [cut, *(pytest.param(damage, marks=pytest.mark.slow) for damage in (empty, zero, directory))]
+MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 FINISHED = [
     *(f"data/{name}.arrow" for name in ("documents", "queries", "qrels", "twins", "self_documents")),
     *("data/settings.json", "check.json"),
     *(f"retrieve/{name}.npz" for name in ("train", "dev", "test", "default-dev", "default-test")),
     "retrieve/tuning.json",
     *(f"mine/{name}" for name in ("groups.json", "report.json", "report.md", "suspected_false_negatives.jsonl")),
-    *(f"train/best/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
-    "train/metrics.jsonl",
-    *(f"evaluate/{name}" for name in ("results.json", "first_stage.trec", "first_stage_default.trec", "tuned.trec")),
+    *(f"train/{model}/{name}" for model in ("start", "best") for name in MODEL),
+    *("train/metrics.jsonl", "train/fitted.json", "train/between.json"),
+    *(f"evaluate/{name}.trec" for name in ("first_stage", "first_stage_default", "fitted", "tuned", "fused")),
+    *(f"evaluate/{name}" for name in ("results.json", "dev.json", "fusion.json", "depths.json", "queries.jsonl")),
     *(f"export/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")),
-    *("export/model/tokenizer_config.json", "export/model/interaction.py"),
+    *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json")),
+    "report.md",
     *(f"{stage}/{name}" for stage in STAGES for name in ("begun.json", "done.json", "recipe.json")),
 ]
-OPTIONAL = {"evaluate/fused.trec"}  # where the first stage's scores help on dev
 TRAINING = [
-    *(f"best/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
-    *("metrics.jsonl", "begun.json", "recipe.json"),
+    *(f"{model}/{name}" for model in ("start", "trained") for name in MODEL),
+    *("fitted.json", "metrics.jsonl", "begun.json", "recipe.json"),
     *(f"checkpoint-0000001/{name}" for name in ("model.safetensors", "optimizer.bin", "random_states_0.pkl")),
     "checkpoint-0000001/progress.json",
 ]
@@ -481,7 +483,7 @@ TRAINING = [
 
 def test_no_file_is_forgotten(finished, unfinished):
     own = {name.removeprefix("small/") for name in files(finished) if name.startswith("small/")}
-    assert own - OPTIONAL - {".lock"} == set(FINISHED)
+    assert own - {".lock", "report.html"} == set(FINISHED)
     own = {str(path.relative_to(unfinished / "small" / "train")) for path in (unfinished / "small/train").rglob("*")}
     assert {name for name in own if (unfinished / "small" / "train" / name).is_file()} == set(TRAINING)
 
@@ -496,7 +498,14 @@ def test_a_damaged_file_of_a_finished_run_is_repaired(finished, small, tmp_path,
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
     said = " ".join(capsys.readouterr().out.split())
-    is_result = path.name not in ("begun.json", "recipe.json", "metrics.jsonl", "report.md", "README.md") + (
+    is_result = path.name not in (
+        "begun.json",
+        "recipe.json",
+        "metrics.jsonl",
+        "report.md",
+        "report.html",
+        "README.md",
+    ) + (
         "suspected_false_negatives.jsonl",
         "check.json",
     )

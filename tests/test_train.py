@@ -51,18 +51,21 @@ def test_rate_rises_then_falls_to_nearly_zero():
 @pytest.mark.parametrize(
     ("millions", "fresh", "ranks_already"),
     [
-        (17, 5e-5, 2e-5),
-        (33, 5e-5, 2e-5),
-        (68, 3e-5, 1.2e-5),
-        (110, 1.5e-5, 6e-6),
-        (150, 1.5e-5, 6e-6),
-        (400, 7e-6, 2.8e-6),
-        (1000, 3e-6, 1.2e-6),
+        (17, 5e-5, 3e-5),
+        (33, 5e-5, 3e-5),
+        (68, 3e-5, 1.8e-5),
+        (110, 1.5e-5, 9e-6),
+        (150, 1.5e-5, 9e-6),
+        (400, 7e-6, 4.2e-6),
+        (1000, 3e-6, 1.8e-6),
     ],
 )
-def test_rates_fall_with_size_and_what_ranks_already_goes_more_gently(millions, fresh, ranks_already):
-    assert default_rate(millions * 10**6, fresh_classifier=True) == pytest.approx(fresh)
-    assert default_rate(millions * 10**6, fresh_classifier=False) == pytest.approx(ranks_already)
+def test_rates_fall_with_size_and_depend_on_what_the_model_starts_from(millions, fresh, ranks_already):
+    size = millions * 10**6
+    assert default_rate(size, fresh_head=True, interaction=False) == pytest.approx(fresh)
+    assert default_rate(size, fresh_head=True, interaction=True) == pytest.approx(2 * fresh)
+    for interaction in (True, False):
+        assert default_rate(size, fresh_head=False, interaction=interaction) == pytest.approx(ranks_already)
 
 
 def losses(runs: Path) -> list[float]:
@@ -273,16 +276,17 @@ def test_killed_around_a_checkpoint_the_best_model_is_the_one_that_the_checkpoin
         train_here([0.1, 0.6, 0.9])
     monkeypatch.undo()
     folder = tmp_path / "train"
-    kept = weights({1: folder / "best", 2: folder / ".best-0000002"}[best_step])
+    kept = weights({1: folder / "trained", 2: folder / ".best-0000002"}[best_step])
     progress, _ = train_here([0.5] * 7)
     assert (progress.best_step, progress.step) == (best_step, 8)
-    assert all(torch.equal(weight, kept[name]) for name, weight in weights(folder / "best").items())
-    assert sorted(path.name for path in folder.iterdir()) == ["best", "checkpoint-0000008", "metrics.jsonl"]
+    assert all(torch.equal(weight, kept[name]) for name, weight in weights(folder / "trained").items())
+    names = ["checkpoint-0000008", "metrics.jsonl", "start", "trained"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_without_patience_all_steps_are_done(train_here):
     progress, left = train_here([0.9, *[0.1] * 8])
-    assert (progress.step, progress.best_step, progress.ending, left) == (8, 0, "", [])
+    assert (progress.step, progress.best_step, progress.best_score, progress.ending, left) == (8, 1, 0.1, "", [])
 
 
 @pytest.mark.parametrize("budget", [512, 16384])  # tokens: less than a group has, more than a step has
@@ -340,7 +344,7 @@ def test_weights_and_biases_offline_leaves_files(command, recipe_file, tmp_path)
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(train_here, tiny, tmp_path):
     progress, _ = train_here([0.1 * step for step in range(9)], "train.frozen_layers=2")
     assert progress.best_step == 8
-    trained, base = weights(tmp_path / "train" / "best"), load_file(tiny["bert"] / "model.safetensors")
+    trained, base = weights(tmp_path / "train" / "trained"), load_file(tiny["bert"] / "model.safetensors")
     same = {name: torch.equal(trained[f"encoder.{name}"], base[name]) for name in base if "pooler" not in name}
     for name, stayed in same.items():
         assert stayed == name.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1.")), name

@@ -1,5 +1,8 @@
 """Gradients do not depend on how much fits into memory: large groups, memory that runs out, layers computed again."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -204,3 +207,28 @@ def test_a_compiled_model_is_saved_under_plain_names(tiny, tmp_path):
         reranker.save(folders[1])
         names.append([sorted(load_file(folder / "model.safetensors")) for folder in folders])
     assert names[0] == names[1]
+
+
+def test_the_loss_is_the_mean_of_the_model_alone_and_with_the_first_stage(gradients):
+    first = [1.2, -0.4, 0.3, -1.1]
+    asked = replace(group(0, 4), first=first)
+    scores = {}
+
+    def loss(weight, *groups):
+        gradients([*groups], 100_000)
+        engine = gradients.engine
+        engine.first_stage_weight = weight
+        engine.model.zero_grad()
+        value, _ = engine.gradients(range(len(groups)))
+        pairs = gradients.engine.tokenized.pairs([(0, row) for row in asked.documents])
+        scores["now"] = engine.reranker.score_tokens(pairs)
+        return value
+
+    def listwise(values):
+        return -torch.log_softmax(torch.tensor(values, dtype=torch.float64), 0)[0].item()
+
+    both = loss(0.7, asked)
+    alone, fused = listwise(scores["now"]), listwise(scores["now"] + 0.7 * np.array(first))
+    assert both == pytest.approx((alone + fused) / 2, rel=1e-4)
+    assert loss(0.0, asked) == pytest.approx(alone, rel=1e-4)
+    assert loss(0.7, group(0, 4)) == pytest.approx(alone, rel=1e-4)  # a group without first-stage scores

@@ -23,6 +23,8 @@ Tokens = np.ndarray  # (length,) int32, without special tokens
 # a further bucket takes by itself: on a CPU some milliseconds of small products, on a GPU the start of all kernels.
 TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}
 TOKENS_OF_A_START = {"cpu": 32, "cuda": 4096}
+# In training a bucket on a CPU also takes a gradient of all word embeddings, 47 MB for MiniLM-L6.
+TOKENS_OF_A_LEARNING_START = {"cpu": 128, "cuda": 4096}
 
 
 class Piece(NamedTuple):

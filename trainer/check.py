@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from trainer import console, model_files, models
-from trainer.data import Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.architectures import longest_text
+from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, describe_lengths, fingerprint_data
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.languages import detect_language
 from trainer.machine import folder_faults
@@ -200,7 +201,8 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     tokenizer = models.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
     if tokenizer.is_file():
         lengths = summary.document_lengths, summary.query_lengths
-        cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length)
+        longest = longest_text(models.read_config(tokenizer.parent)) or LONGEST_BY_ITSELF
+        cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length, longest)
         if max(cut.documents, cut.queries) < MANY_CUT:
             console.stage("check", cut.said)
         else:

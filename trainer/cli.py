@@ -13,13 +13,14 @@ Exit codes:
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,7 +32,14 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value, laid over the recipe", metavar="[KEY=VALUE]...")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder for results; a run's own is RUNS/NAME")]
-Force = Annotated[bool, typer.Option("--force", help="Export and push even a model that is no better on dev")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Export and push even a model that dev does not show to be better")
+]
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that a model's folder brings along")
+]
+OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
 
 train_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 reranker_app = typer.Typer(
@@ -168,6 +176,68 @@ _step("export", "... and write the serving folder (and push it, where the recipe
 
 
 @_command(reranker_app)
+def report(
+    run: Annotated[Path, typer.Argument(help="A recipe, or the folder of a run", metavar="RECIPE_OR_RUN")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write report.html and report.md of a finished run again."""
+    from trainer import console
+    from trainer.recipe import load_recipe
+    from trainer.reporting.write import write_report
+
+    folder = run if run.is_dir() else runs / load_recipe(run, overrides or ()).name
+    console.stage("report", str(write_report(folder)))
+
+
+@_command(reranker_app)
+def compare(
+    recipe: RecipeFile,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Hub ids, folders or package:NAME/SUBFOLDER of rerankers; section.key=value is laid over the recipe",
+            metavar="MODEL... [KEY=VALUE]...",
+        ),
+    ],
+    runs: Runs = Path("runs"),
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure ready rerankers on the recipe's dev and test queries, without training."""
+    from trainer.recipe import load_recipe
+
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    loaded = load_recipe(recipe, overrides)
+    from trainer.compare import compare
+
+    compare(loaded, runs, [word for word in words if word not in overrides], trust_remote_code)
+
+
+@_command(reranker_app)
+def score(
+    model: Annotated[str, typer.Argument(help="Folder, Hub id or package:NAME/SUBFOLDER", metavar="MODEL")],
+    source: Annotated[Path, typer.Argument(help='JSON lines of {"query", "documents"}, or a TREC run', metavar="IN")],
+    output: Annotated[Path, typer.Argument(help="The same in the model's order", metavar="OUT")],
+    data: Annotated[
+        Path | None, typer.Option(help="For a TREC run: recipe, or folder in BEIR layout, with its texts")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of query and document; the model's own if none")
+    ] = None,
+    precision: Annotated[Literal["fp32", "bf16", "fp16", "auto"], typer.Option(help="auto: the fastest here")] = "fp32",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Rerank many lists offline; killed anywhere, the same command goes on."""
+    from trainer.recipe import Data, load_recipe
+    from trainer.score import score
+
+    section = None
+    if data is not None:
+        section = Data(path=data) if data.is_dir() else load_recipe(data, ()).data
+    score(model, source, output, section, max_length, precision, trust_remote_code)
+
+
+@_command(reranker_app)
 def review(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Judge the labels that mining suspects, a pair a screen; leave with q, and the same command goes on."""
     from trainer import console
@@ -207,6 +277,45 @@ def _pressed() -> str:
         return typer.getchar()
     except EOFError:  # Ctrl-D
         return "q"
+
+
+@_command(reranker_app)
+def serve(
+    model: Annotated[str, typer.Argument(help="A run's folder, e.g. runs/quickstart, or a model", metavar="MODEL")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one", min=0, max=65535)] = 8000,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "auto"], typer.Option(help="What it computes in; auto is the fastest here")
+    ] = "fp32",
+    max_documents: Annotated[int, typer.Option(help="Documents of a request, at most", min=1)] = 1000,
+    max_waiting: Annotated[int, typer.Option(help="Documents of all waiting requests; more get a 429", min=1)] = 4000,
+    max_body: Annotated[int, typer.Option(help="MiB of a request's body, at most", min=1)] = 10,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens computed together, by device if absent", min=1)
+    ] = None,
+    page: Annotated[bool, typer.Option(help="Serve the page to try the model at /")] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings")
+    ] = False,
+) -> None:
+    """Serve a trained reranker over HTTP, as Cohere, Jina, Voyage, TEI, Infinity and vLLM do.
+
+    Where the environment variable RERANKER_API_KEY is set, clients must send it.
+    """
+    from trainer.serving import server
+
+    server.require_packages()
+    from trainer.serving.settings import MIB, Settings
+
+    settings = Settings(
+        key=server.api_key(),
+        max_documents=max_documents,
+        max_waiting=max_waiting,
+        max_body=max_body * MIB,
+        batch_tokens=batch_tokens,
+        page=page,
+    )
+    server.serve(model, host, port, settings, precision, trust_remote_code)
 
 
 @_command(reranker_app)

@@ -142,6 +142,7 @@ def progress(description: str, total: int, completed: int = 0) -> Iterator[Advan
     """A progress bar; yields `advance(count, note)`, where `note` is text such as the loss or the speed.
 
     On a terminal the bar moves; elsewhere (a log file, CI) nothing is drawn and the stage lines tell the story.
+    A bar of nothing is not drawn either.
     """
     columns = (
         TextColumn("{task.description:<9}", style="bold cyan", markup=False),
@@ -151,7 +152,7 @@ def progress(description: str, total: int, completed: int = 0) -> Iterator[Advan
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    hidden = console.quiet or not console.is_terminal
+    hidden = console.quiet or not console.is_terminal or not total
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(description, total=total, completed=completed, note="")
         yield Advance(bar, task)

@@ -186,12 +186,14 @@ def load_student(recipe: Recipe, tuned: Path) -> Reranker:
     section = recipe.distil
     assert section is not None
     if section.model is not None:
-        return Reranker.load(
+        student = Reranker.load(
             section.model,
             head="classifier",
-            max_length=recipe.reranker.max_length,
+            max_length=recipe.reranker.max_length or Reranker.load(tuned, head="trained").max_length,
             trust_remote_code=section.trust_remote_code,
         )
+        student.fusion = None  # a student's own belongs to its weights as they were
+        return student
     student = Reranker.load(tuned, head="trained", max_length=recipe.reranker.max_length)
     return _under_classifier(student, locate(recipe.reranker.model))
 

@@ -8,6 +8,7 @@ TrainerError
  +-- ExportError     an export that does not give the trained model's scores
  |    +-- NotBetterError  a model that was measured and is not better than what was there before
  +-- PushError       the Hub: no token, no network, a refused name
+ +-- ServeError      the server: a port in use, an empty key, a package that is not installed
  +-- MachineError    the machine: a full disk, a missing permission, too little memory
 
 Each message says where, what is wrong, what was given and what to do next. The commands print it without a
@@ -59,6 +60,10 @@ class NotBetterError(ExportError):
 
 class PushError(TrainerError):
     """The Hub did not take the model."""
+
+
+class ServeError(TrainerError):
+    """The server cannot start."""
 
 
 class MachineError(TrainerError):

@@ -19,6 +19,7 @@ class Group:
     grades: list[int]
     negatives: list[int]
     teacher: list[float] | None = None  # a cross-encoder's logits of `documents`, where mining asked one
+    first: list[float] | None = None  # first-stage scores of `documents`, standardised over the query's candidates
 
     @property
     def documents(self) -> list[int]:

@@ -9,6 +9,8 @@ model ranks sensibly before the first step and fine-tuning only has to improve i
   query and document is the third; all three at several hidden layers, mixed by learned weights;
 - attention between query and document is damped by a constant: an encoder that never saw two texts at once
   otherwise mixes them until everything resembles everything;
+- four lexical signals see exact words, which contextual states blur: BM25 of the word pieces, BM25 as a share of the
+  query's idf, the share of the query's idf that occurs in the document, and the logarithm of the document's length;
 - a linear term on the first token's state, zero at the start, learns the rest.
 
 The file stands alone (torch and transformers, 4.51 to 5): an export carries it, and
@@ -37,7 +39,9 @@ except ImportError:  # its name before transformers 5
 
 SHARPNESS = 50.0  # cosines of candidates differ by hundredths, logits have to by units
 BEFORE_5 = int(transformers.__version__.partition(".")[0]) < 5
-FEATURES = 3  # query to document, document to query, mean to mean
+FEATURES = 3  # of a layer: query to document, document to query, mean to mean
+LEXICAL = 4  # BM25, BM25 / idf, share of the idf found, log length
+K1, B = 0.9, 0.4  # BM25's saturation and length normalisation (Anserini's defaults)
 
 
 class InteractionConfig(PreTrainedConfig):
@@ -53,6 +57,7 @@ class InteractionConfig(PreTrainedConfig):
         separator_id: int = 0,
         opening_id: int | None = None,
         special_ids: tuple[int, ...] = (),
+        lexical: bool = False,  # heads saved before there were lexical signals have none
         **kwargs: Any,
     ) -> None:
         # The type of the encoder's weights is that of the whole model, whatever it was when they were saved.
@@ -62,6 +67,7 @@ class InteractionConfig(PreTrainedConfig):
         self.separator_id = separator_id
         self.opening_id = opening_id
         self.special_ids = list(special_ids)
+        self.lexical = lexical
         for name in ("vocab_size", "hidden_size", "max_position_embeddings", "pad_token_id"):
             kwargs.setdefault(name, self.encoder.get(name))
         kwargs.setdefault("num_labels", 1)
@@ -70,6 +76,9 @@ class InteractionConfig(PreTrainedConfig):
 
 class InteractionForSequenceClassification(PreTrainedModel):
     """One relevance logit for a pair that the tokenizer has joined as `[CLS] query [SEP] [CLS] document [SEP]`."""
+
+    idf: Tensor
+    average_length: Tensor
 
     config_class = InteractionConfig
     base_model_prefix = "encoder"
@@ -87,37 +96,49 @@ class InteractionForSequenceClassification(PreTrainedModel):
         self.mixture = nn.Parameter(torch.zeros(len(config.layers), FEATURES))
         self.token_weights = nn.Parameter(torch.ones(encoder_config.vocab_size))
         self.classifier = nn.Linear(encoder_config.hidden_size, 1)
+        if config.lexical:
+            self.lexical = nn.Parameter(torch.zeros(LEXICAL))
+            self.register_buffer("idf", torch.ones(encoder_config.vocab_size))
+            self.register_buffer("average_length", torch.ones(()))  # tokens of a document, as far as it is read
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the encoder brings its weights, and the head's start is `start_head`."""
 
     @torch.no_grad()
-    def start_head(self, token_weights: Tensor) -> None:
-        """Set the weights that a head begins with; `token_weights` (vocabulary,) are larger for rarer tokens.
+    def start_head(self, idf: Tensor, average_length: float = 1.0) -> None:
+        """Set the weights that a head begins with, from the corpus: idf (vocabulary,) and tokens of a document.
 
-        The query's direction counts most, and deeper layers more (docs/results.md).
+        The query's direction counts most, and deeper layers more (docs/results.md); lexical signals count nothing yet.
         """
-        self.token_weights.copy_(token_weights)
+        self.token_weights.copy_(idf)
         mixture = torch.zeros_like(self.mixture)
         mixture[:, 0] = torch.linspace(2.0, 14.0, len(mixture))
         mixture[:, 1] = 1.0
-        self.mix(mixture)
+        weights = mixture.flatten()
+        if self.config.lexical:
+            self.idf.copy_(idf)
+            self.average_length.fill_(average_length)
+            weights = torch.cat([weights, weights.new_zeros(LEXICAL)])
+        self.mix(weights)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
     @torch.no_grad()
-    def mix(self, mixture: Tensor) -> None:
-        """Set how features are mixed: (layers, 3), logits per unit of feature."""
-        self.mixture.copy_(mixture / SHARPNESS)
+    def mix(self, weights: Tensor) -> None:
+        """Set how signals are mixed: (signals,) logits per unit of signal."""
+        scaled = weights / SHARPNESS
+        self.mixture.copy_(scaled[: self.mixture.numel()].view_as(self.mixture))
+        if self.config.lexical:
+            self.lexical.copy_(scaled[self.mixture.numel() :])
 
     @torch.no_grad()
     def shift(self, amount: float) -> None:
         """Add a constant to every logit; the order of documents stays."""
         self.classifier.bias.add_(amount)
 
-    def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the head mixes: features (batch, layers, 3) and first states (batch, hidden) of (batch, length) ids."""
+    def signals(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the signals (batch, signals) and first states (batch, hidden) of (batch, length) ids."""
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         query, document, behind = self.texts(input_ids, real.bool())
         bias = self._attention_bias(behind, real.bool())
@@ -144,17 +165,35 @@ class InteractionForSequenceClassification(PreTrainedModel):
         return real & ~special & ~behind, real & ~special & behind, behind
 
     def compare(self, states: list[Tensor], input_ids: Tensor, query: Tensor, document: Tensor) -> Tensor:
-        """Features (batch, layers, 3) of the compared layers' states (batch, length, hidden)."""
+        """Return the signals (batch, layers * 3 + 4) of the compared layers' states (batch, length, hidden) and ids."""
         weights = self.token_weights.clamp(min=0)[input_ids]
         device = input_ids.device.type
         # Cosines differ by hundredths, and near 1 those of bf16 come in steps of .004.
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:
-            return torch.stack([_compare(one, query, document, weights) for one in states], dim=1)
+            signals = torch.cat([_compare(one, query, document, weights) for one in states], dim=1)
+            if not self.config.lexical:
+                return signals
+            return torch.cat([signals, self.compare_words(input_ids, query, document).to(signals.dtype)], dim=1)
 
-    def combine(self, features: Tensor, first: Tensor) -> Tensor:
-        """Logits (batch, 1) of features (batch, layers, 3) and first states (batch, hidden)."""
-        mixed = SHARPNESS * (features * self.mixture).sum(dim=(1, 2))
+    def compare_words(self, input_ids: Tensor, query: Tensor, document: Tensor) -> Tensor:
+        """Return the lexical signals (batch, 4) of (batch, length) ids; a document counts as far as it is read."""
+        idf = self.idf[input_ids] * query
+        same = (input_ids[:, :, None] == input_ids[:, None, :]) & document[:, None, :]
+        frequency = same.sum(dim=2).to(idf.dtype)  # of each token in the document
+        length = document.sum(dim=1, keepdim=True).to(idf.dtype)
+        saturation = frequency + K1 * (1 - B + B * length / self.average_length)
+        bm25 = (idf * frequency * (K1 + 1) / saturation).sum(dim=1)
+        total = idf.sum(dim=1).clamp(min=1e-6)
+        found = (idf * (frequency > 0)).sum(dim=1)
+        return torch.stack([bm25, bm25 / total, found / total, torch.log(length[:, 0] + 1)], dim=1)
+
+    def combine(self, signals: Tensor, first: Tensor) -> Tensor:
+        """Return logits (batch, 1) of signals (batch, signals) and first states (batch, hidden)."""
+        weights = self.mixture.flatten()
+        if self.config.lexical:
+            weights = torch.cat([weights, self.lexical])
+        mixed = SHARPNESS * (signals * weights).sum(dim=1)
         return self.classifier(first) + mixed[:, None]
 
     def forward(
@@ -166,7 +205,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor]:
         """Logits (batch, 1) for (batch, length) ids; the separator, not `token_type_ids`, tells the texts apart."""
-        logits = self.combine(*self.features(input_ids, attention_mask))
+        logits = self.combine(*self.signals(input_ids, attention_mask))
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
 
     def _attention_bias(self, behind: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:

@@ -31,6 +31,7 @@ Batch = dict[str, Tensor]  # input_ids, attention_mask and perhaps token_type_id
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "modernbert")  # whose layers were looked at
 NAME = "packed"
+LONGEST_KEPT = 512  # tokens of a pair whose attention is kept for the backward pass in bf16 on a CPU
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,18 @@ def logits(model: PreTrainedModel, batch: Batch, packed: bool) -> Tensor:
     if not packed:
         return model(**_moved(batch, model)).logits.float().squeeze(1)
     if isinstance(model, InteractionForSequenceClassification):
-        return model.combine(*_packed_features(model, batch)).float().squeeze(1)
+        return model.combine(*_packed_signals(model, batch)).float().squeeze(1)
     return model(**_flat(model, batch, None)).logits.float().squeeze(1)
 
 
-def features(model: InteractionForSequenceClassification, batch: Batch, packed: bool) -> Tensor:
-    """What the interaction head mixes: (pairs, layers, 3) float32 of a padded batch on the CPU."""
-    found, _ = _packed_features(model, batch) if packed else model.features(**_moved(batch, model))
-    return found.float()
+def signals(model: InteractionForSequenceClassification, batch: Batch, packed: bool) -> Tensor:
+    """Return the signals that the interaction head mixes: (pairs, signals) float32 of a padded batch on the CPU."""
+    mixed, _ = _packed_signals(model, batch) if packed else model.signals(**_moved(batch, model))
+    return mixed.float()
 
 
-def _packed_features(model: InteractionForSequenceClassification, batch: Batch) -> tuple[Tensor, Tensor]:
-    """`model.features` with attention over the real tokens alone; the comparison is made on padded states."""
+def _packed_signals(model: InteractionForSequenceClassification, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return `model.signals` with attention over the real tokens alone; the comparison is made on padded states."""
     real = batch["attention_mask"].bool()
     query, document, behind = model.texts(batch["input_ids"], real)
     inputs = _flat(model, batch, behind[real])
@@ -138,12 +139,55 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls an attention function; query, key and value are (1, heads, tokens, width) if packed."""
     if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        attend = _attend_in_bf16 if _has_slow_backward(query) else sdpa_attention_forward
+        return attend(module, query, key, value, attention_mask, **options)
     assert not options["dropout"], "attention of varying length has no dropout; such batches are padded"
     # transformers counts a token itself into the window, torch does not.
     reach = sliding_window - 1 if sliding_window else -1
     asking = (packing.bounds, packing.longest)
     return _attend(_rows(query), _rows(key), _rows(value), packing, asking, options["scaling"], reach)[None], None
+
+
+def _has_slow_backward(query: Tensor) -> bool:
+    """Return whether the backward pass of torch's attention would be slow: bf16 on a CPU.
+
+    It took ten times as long as float32's and a third of a training step (docs/benchmarks.md).
+    """
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def _attend_in_bf16(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Return attention (batch, length, heads, width) of (batch, heads, length, width) by matrix products.
+
+    The products keep the attention weights for the backward pass. Where a pair is so long that these would fill the
+    memory, torch's attention in float32, which keeps none, takes over. None of the encoders has causal attention.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key.shape[2] > LONGEST_KEPT:
+        query, key, value = (states.float() for states in (query, key, value))
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+        with torch.autocast("cpu", enabled=False):
+            mixed, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **options
+            )
+        return mixed.bfloat16(), None
+    scores = (query * scale) @ key.transpose(2, 3)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask.to(scores.dtype)
+    weights = functional.dropout(scores.softmax(dim=-1), dropout)
+    return (weights @ value).transpose(1, 2), None
 
 
 def _rows(states: Tensor) -> Tensor:

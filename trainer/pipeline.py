@@ -32,25 +32,29 @@ from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
 from trainer.lock import hold
 from trainer.machine import explained
 from trainer.pins import read_pins, write_pins
-from trainer.recipe import Recipe
-from trainer.runs import CONTENT, Stage, remove
+from trainer.recipe import Push, Recipe
+from trainer.reporting.write import PAGE
+from trainer.runs import CONTENT, Stage, read_json, remove, write_json
 from trainer.verify import intact_archive
 
 if TYPE_CHECKING:
     import numpy as np
     from accelerate import Accelerator
 
+    from trainer.evaluation.fusion import Weights
     from trainer.groups import Group
     from trainer.precision import Precision
     from trainer.reranker import Reranker, TokenizedCollection
+    from trainer.reranker.fusion import Kind
     from trainer.retriever import Candidates, Embeddings
     from trainer.teacher import Teacher
+    from trainer.train.checkpoints import Progress
 
 # Raised when a stage's code would now leave something else for the same inputs.
-VERSIONS = {"data": 4, "retrieve": 3, "mine": 3, "train": 4, "distil": 2, "evaluate": 5, "export": 3}
+VERSIONS = {"data": 5, "retrieve": 3, "mine": 5, "train": 6, "distil": 2, "evaluate": 7, "export": 4}
 # In these all processes work; in the others they wait for the main one.
 SHARED = ("retrieve", "mine", "train", "distil", "evaluate")
-PROBE_DEPTH = 20  # candidates of a train query that a fresh head is fitted to, if so many are reranked
+BETWEEN = "between.json"  # each dev query's value under the models that lie between start and trained one
 PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
 # Keys of train that change time and memory, but not what comes out; a training goes on under another value.
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
@@ -64,8 +68,8 @@ Result = TypeVar("Result")
 def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) -> None:
     """Carry out the recipe up to a stage; push follows where the recipe has the section and `until` is export.
 
-    Raises TrainerError for whatever the user can mend. With `force`, a model that is no better than what was there
-    before is exported and pushed all the same.
+    Raises TrainerError for whatever the user can mend. With `force`, a model that is not shown to be better than what
+    was there before is exported and pushed all the same.
     """
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
@@ -80,8 +84,8 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
         for name in names[: last + 1]:
             pipeline.carry_out(name, force)
         pipeline.report_stale(names[last + 1 :])
-        if recipe.push is not None and until == "export":
-            pipeline.push(force=force)
+        if until == "export":
+            pipeline.deliver(force)
 
 
 def _unused(recipe: Recipe) -> set[str]:
@@ -144,11 +148,12 @@ class Pipeline:
             "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds"} | _unused(recipe))
             | _content("mine.teacher", recipe.mine.teacher)
             | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
+            | ({"reranker.depth": recipe.rerank_depth} if recipe.mine.groups == "lists" else {})
             | {"seed": recipe.seed},
-            "train": _settings("reranker", recipe.reranker, BY_CONTENT)
+            "train": _settings("reranker", recipe.reranker, BY_CONTENT | {"depth"})
             | _content("reranker.model", recipe.reranker.model)
             | _settings("train", recipe.train, WITHOUT_EFFECT)
-            | {"evaluate.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
+            | {"reranker.depth": recipe.rerank_depth, "evaluate.metrics[0]": self.metric},
             "distil": _settings("distil", recipe.distil, BY_CONTENT)
             | _content("distil.model", recipe.distil and recipe.distil.model),
             "evaluate": {"evaluate.metrics": recipe.evaluate.metrics},
@@ -192,7 +197,7 @@ class Pipeline:
             console.stage(name, notes["said"], note="(stands)")
         else:
             if name == "export":
-                self._refuse_to_harm(force)
+                self._refuse_worse(force)
             self._on_main(lambda: self._begin(stage))
             made: dict[str, Any] = {}
             if self.accelerator.is_main_process or _kind(name) in SHARED:
@@ -202,6 +207,7 @@ class Pipeline:
         self._known[name] = notes
         if name == "evaluate":
             self._show_results()
+            self._on_main(self._report)
 
     def _begin(self, stage: Stage) -> None:
         """Prepare the stage's folder, and note the recipe and the commits of its models."""
@@ -223,7 +229,7 @@ class Pipeline:
         return {"said": f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files"}
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
-        from trainer.evaluate import mean_score
+        from trainer.evaluation.two_stage import mean_score
         from trainer.retriever import Tuning, language_of, retrieve_splits
 
         section = self.recipe.retriever
@@ -289,7 +295,7 @@ class Pipeline:
         reference = str(self._best("train")) if second else section.teacher
         trust = self._trusts("train") if second else section.teacher_trust_remote_code
         teacher = self.teacher(reference, self.collection, trust) if reference else None
-        candidates = self.candidates("train")
+        candidates = self.reranked("train") if section.groups == "lists" else self.candidates("train")
         mined = mine.mine(section, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
         report = mine.Report.of(mined, self.collection, section)
         if not mined.groups:
@@ -330,12 +336,36 @@ class Pipeline:
             folder,
             fresh_head=self.has_fresh_head,
         )
-        untrained = progress.curve[0][1]
-        said = f"best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
-        said += f" (untrained {untrained:.4f}, first stage {first_stage:.4f})"
+        curve = self._choose(folder, progress)
+        share, best = curve[0]
+        said = f"best dev {self.metric} {best:.4f} with {share:.0%} of the way from the start to step"
+        said += f" {progress.best_step} (start {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
         said += f"; {progress.ending}" if progress.ending else ""
-        notes = {"best_dev": progress.best_score, "best_step": progress.best_step, "untrained_dev": untrained}
-        return {"said": said, **notes, "precision": progress.precision}
+        notes = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
+        return {"said": said, **notes, "interpolation": sorted(curve), "precision": progress.precision}
+
+    def _choose(self, folder: Path, progress: Progress, **options: Any) -> list[tuple[float, float]]:
+        """Leave the best of the start, the trained model and what lies between them in `best`; return the curve."""
+        import numpy as np
+
+        from trainer.evaluation.two_stage import query_scores
+        from trainer.reranker import TokenizedCollection
+        from trainer.train import choose
+
+        def load(path: Path) -> Reranker:
+            return self._load(str(path), _kind(folder.name), progress.precision)
+
+        between: list[list[float]] = []
+
+        def measure(reranker: Reranker) -> float:
+            scores = self.measure("dev", reranker, TokenizedCollection(self.collection, reranker.pairs))[1]
+            values = query_scores(self.collection, "dev", self.candidates("dev"), self.metric, scores).values()
+            between.append(list(values))
+            return float(np.mean(between[-1]))
+
+        curve = choose(folder, progress, load, measure, self.accelerator, **options)
+        self._on_main(lambda: write_json(folder / BETWEEN, between))
+        return curve
 
     def _distil(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
@@ -368,10 +398,12 @@ class Pipeline:
             folder,
             fresh_head=distil.has_fresh_classifier(self.recipe),
         )
+        ((share, best), *_) = self._choose(folder, progress, shares=())
+        step = progress.best_step if share else 0
         tuned, first_stage = self._notes(self._last_training)["best_dev"], self.first_stage_dev
-        said = f"{learned}; best dev {self.metric} {progress.best_score:.4f} at step {progress.best_step}"
+        said = f"{learned}; best dev {self.metric} {best:.4f} at step {step}"
         said += f" (tuned {tuned:.4f}, first stage {first_stage:.4f})"
-        return {"said": said, "best_dev": progress.best_score, "best_step": progress.best_step}
+        return {"said": said, "best_dev": best, "best_step": step}
 
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
@@ -414,70 +446,115 @@ class Pipeline:
     def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:
         """What the student shall come close to: (queries, depth), -inf where there is no candidate."""
         from trainer import distil
-        from trainer.evaluate import fuse
+        from trainer.evaluation.fusion import describe, fuse
 
         assert self.recipe.distil is not None
         logits = candidates.scored(self.teacher(str(self._best()), collection, self._trusts("train")))
         if self.recipe.distil.teacher == "tuned":
             return logits
-        weight, _ = self._choose_weight(self._rerank(str(self._best()), self.reranked("dev")))
-        console.stage("distil", f"the teacher's scores with the first stage's beside them, {weight:g} times")
-        return distil.on_scale(fuse(candidates, logits, weight), logits)
+        weights = self._weights(self._rerank(str(self._best()), self.reranked("dev")), ("scores",))
+        console.stage("distil", f"the teacher's scores with the first stage's beside them; {describe(weights)}")
+        return distil.on_scale(fuse(candidates, logits, weights["scores"].chosen), logits)
 
-    def _choose_weight(self, tuned: np.ndarray) -> tuple[float, float]:
-        """Return the first stage's weight that is best on dev, given the tuned model's scores there, and that best."""
-        from trainer.evaluate import choose_weight
+    def _weights(self, scores: np.ndarray, kinds: tuple[Kind, ...] = ("scores", "order")) -> dict[Kind, Weights]:
+        """Return the first stage's weights beside a model, given its scores (queries, depth) of dev.
 
-        return choose_weight(self.collection, "dev", self.candidates("dev"), self.metric, tuned)
+        They are fitted with the scores of the model before training, which has not learned the train lists.
+        """
+        from trainer.evaluation.fusion import fit, try_weights
+
+        collection, dev = self.collection, self.candidates("dev")
+        lists, before = self._before_training()
+        fitted = {kind: fit(collection, lists, before, kind) for kind in kinds}
+        return {kind: try_weights(collection, dev, self.metric, scores, fitted[kind], kind) for kind in kinds}
+
+    def _before_training(self) -> tuple[Candidates, np.ndarray]:
+        """Return train queries and what the model before training scored their candidates, as its head was fitted."""
+        from trainer.evaluation.fusion import fitted_lists, lists_to_fit
+        from trainer.train import FITTED
+
+        train, path = self.reranked("train"), self.stages[self._last_training].folder / FITTED
+        if path.is_file():
+            return fitted_lists(train, read_json(path)["logits"])
+        lists = lists_to_fit(self.collection, train)
+        return lists, self._rerank(str(self._start), lists)
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
         """Measure on dev, for the gate, and on test, for people; in float32, as the model will be exported."""
-        from trainer.evaluate import evaluate, fuse, mean_score
+        from trainer.evaluation.fusion import describe, fuse
+        from trainer.evaluation.release import judge_release
+        from trainer.evaluation.two_stage import evaluate
+        from trainer.reporting.write import write_details
 
-        systems = {"base": self.recipe.reranker.model} if not self.has_fresh_head else {}
-        systems["tuned"] = str(self._best())
-        if "distil" in self.stages:
-            systems["distilled"] = str(self._best("distil"))
-        by_split = {
-            split: {
-                system: self._rerank(reference, self.reranked(split), "distil" if system == "distilled" else "train")
-                for system, reference in systems.items()
+        systems = self._systems()
+        dev, test = (
+            {
+                name: self._rerank(model, self.reranked(split), "distil" if name == "distilled" else "train")
+                for name, model in systems.items()
             }
             for split in ("dev", "test")
-        }
-        candidates = {split: self.candidates(split) for split in by_split}
-        dev = {"first_stage": mean_score(self.collection, "dev", candidates["dev"], self.metric)}
-        for system, scores in by_split["dev"].items():
-            dev[system] = mean_score(self.collection, "dev", candidates["dev"], self.metric, scores)
-        weight, dev["fused"] = self._choose_weight(by_split["dev"]["tuned"])
-        scores = by_split["test"]
-        if weight:
-            scores["fused"] = fuse(candidates["test"], scores["tuned"], weight)
-        if self.accelerator.is_main_process:
-            metrics, seed, default = self.recipe.evaluate.metrics, self.recipe.seed, self.default_candidates("test")
-            if default is not None:
-                metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.retriever.depth}"]))
-            helped = self._notes(self._last_training)["best_step"] > 0
-            test = candidates["test"]
-            evaluate(self.collection, "test", test, scores, metrics, seed, folder, weight, helped, default)
-        said = f"{', '.join(scores)} measured on test; runs and results.json in {folder}"
-        return {"said": said, "dev": dev, "first_stage_weight": weight}
+        )
+        shipped = list(systems)[-1]
+        weights = self._weights(dev[shipped])
+        if not self.accelerator.is_main_process:
+            return {}
+        collection, metrics, seed = self.collection, self.recipe.evaluate.metrics, self.recipe.seed
+        between = self._between()
+        release, means = judge_release(
+            collection, self.candidates("dev"), self.metric, dev, between, weights, seed, folder
+        )
+        candidates, default = self.candidates("test"), self.default_candidates("test")
+        test["fused"] = fuse(candidates, test[shipped], release.first_stage_weight)
+        if default is not None:
+            metrics = tuple(dict.fromkeys([*metrics, f"R@{self.recipe.retriever.depth}"]))
+        evaluate(collection, "test", candidates, test, metrics, seed, folder, default=default, release=release)
+        write_details(collection, folder, seed)
+        said = f"{', '.join(test)} measured on test; {describe(weights)}; runs and results.json in {folder}"
+        notes = {"dev": means, "verdict": release.verdict, "judged": release.sentence}
+        return {"said": said, **notes, "latency": self._latency()}
+
+    def _latency(self) -> dict[str, Any]:
+        """Return how long the exported model takes for one query, by the number of candidates; on the main process."""
+        from trainer.reporting.latency import measure_latency
+
+        reranker = self._load(str(self._best(self._exported)), _kind(self._exported))
+        return measure_latency(reranker, self.collection, self.reranked("test"))
+
+    def _systems(self) -> dict[str, str]:
+        """Return what is measured beside the first stage, by name; the last one is what leaves."""
+        systems = {"fitted" if self.has_fresh_head else "base": str(self._start)}
+        if self._notes(self._last_training)["trained_share"]:
+            systems["tuned"] = str(self._best())
+        if "distil" in self.stages:
+            systems["distilled"] = str(self._best("distil"))
+        return systems
+
+    def _between(self) -> list[list[float]]:
+        """Return each dev query's value under the models between start and trained one, as training left them."""
+        path = self.stages[self._last_training].folder / BETWEEN
+        return read_json(path) if path.is_file() else []
 
     def _rerank(self, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
         """Return float32 scores (queries, depth) of candidates by a model as it was saved, a base or a stage's best."""
-        from trainer.reranker import Reranker, TokenizedCollection, rerank
+        from trainer.reranker import TokenizedCollection, rerank
 
-        length, trust = self.recipe.reranker.max_length, self._trusts(stage)
-        reranker = Reranker.load(reference, head="trained", max_length=length, trust_remote_code=trust)
+        reranker = self._load(reference, stage)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         return rerank(reranker, tokenized, candidates, self.accelerator, note="evaluate")
+
+    def _load(self, reference: str, stage: str = "train", precision: Precision = "fp32") -> Reranker:
+        """Load a base that ranks, or a model that a training stage left."""
+        from trainer.reranker import Reranker
+
+        length, trust = self.recipe.reranker.max_length, self._trusts(stage)
+        return Reranker.load(reference, head="trained", max_length=length, precision=precision, trust_remote_code=trust)
 
     def _export(self, folder: Path) -> dict[str, Any]:
         import numpy as np
 
+        from trainer.evaluation.results import Results
         from trainer.export import export
-        from trainer.report import Results
-        from trainer.reranker import Reranker
+        from trainer.reranker import Fusion, Reranker
 
         trust = self._trusts(self._exported)
         best = self._best(self._exported)
@@ -489,25 +566,36 @@ class Pipeline:
         documents = self.collection.passages([document for _, document in some])
         pairs = list(zip(queries, documents, strict=True))
         results = Results.load(self.stages["evaluate"].folder)
+        reranker.fusion = Fusion.load(self.stages["evaluate"].folder)
         parity = export(reranker, self.recipe, results, pairs, folder, self._notes(self._exported)["best_step"])
         said = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return {"said": said, "differences": parity.differences, "left_out": parity.left_out}
 
+    def deliver(self, force: bool) -> None:
+        """End a run: raise NotBetterError where the verdict says so, else push where the recipe has the section."""
+        self._require_better(force)
+        if self.recipe.push is not None:
+            self._push(self.recipe.push, dry_run=False)
+
     def push(self, dry_run: bool = False, force: bool = False) -> None:
         """Upload what export left; with `dry_run` only list it."""
-        from trainer.push import files_to_push, push
-
         section = self.recipe.push
         if section is None:
             raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
         if self._on_main(lambda: self.stages["export"].done) is None:
             if self._on_main(lambda: self.stages["evaluate"].done) is not None:
-                self._refuse_to_harm(force)
+                self._refuse_worse(force)
             raise RunError(
                 f"push: {self.folder / 'export'} does not hold this recipe's model, whole and as it was written; "
                 "run the recipe first"
             )
-        self._refuse_to_harm(force)
+        self._require_better(force)
+        self._push(section, dry_run)
+
+    def _push(self, section: Push, dry_run: bool) -> None:
+        """Upload the exported model, or list what would go."""
+        from trainer.push import files_to_push, push
+
         folder = self.stages["export"].folder / "model"
         files = files_to_push(folder)
         visibility = "private" if section.private else "public"
@@ -540,6 +628,11 @@ class Pipeline:
         if stage == "distil" and section is not None:
             return section.model is not None and section.trust_remote_code
         return self.recipe.reranker.trust_remote_code
+
+    @property
+    def _start(self) -> Path:
+        """The model before training: the base, its head fitted where it is new."""
+        return self._best().with_name("start")
 
     @property
     def _last_training(self) -> str:
@@ -575,7 +668,7 @@ class Pipeline:
     @property
     def first_stage_dev(self) -> float:
         """The dev score of the first stage; the metric may be another than when it retrieved."""
-        from trainer.evaluate import mean_score
+        from trainer.evaluation.two_stage import mean_score
 
         return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
 
@@ -591,7 +684,7 @@ class Pipeline:
     def _measure(
         self, split: str, candidates: Candidates, reranker: Reranker, tokenized: TokenizedCollection
     ) -> tuple[float, np.ndarray]:
-        from trainer.evaluate import mean_score
+        from trainer.evaluation.two_stage import mean_score
         from trainer.reranker import rerank
 
         scores = rerank(reranker, tokenized, candidates.top(self.recipe.rerank_depth), self.accelerator, note=split)
@@ -611,23 +704,26 @@ class Pipeline:
 
     def load_base(self) -> Reranker:
         """The base as it is before any training, under the head that it will have."""
-        from trainer.reranker import Reranker
+        from trainer.reranker import Reranker, fit_length
 
         section = self.recipe.reranker
-        return Reranker.load(
+        reranker = Reranker.load(
             section.model,
             head=section.head,
             max_length=section.max_length,
             layers=section.layers,
             trust_remote_code=section.trust_remote_code,
         )
+        reranker.fusion = None  # a base's own belongs to its weights as they were
+        if section.max_length is None and (said := fit_length(reranker, self.collection, self.reranked("train"))):
+            console.stage("train", said)
+        return reranker
 
     def lists(self) -> list[Group]:
         """The train queries' candidates that a fresh head is fitted to; none where the base brings its own."""
         from trainer.mine import candidate_lists
 
-        deep = min(PROBE_DEPTH, self.recipe.rerank_depth)
-        return candidate_lists(self.collection, self.candidates("train").top(deep)) if self.has_fresh_head else []
+        return candidate_lists(self.collection, self.reranked("train")) if self.has_fresh_head else []
 
     def teacher(self, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
         """A cross-encoder that is asked for scores of the collection's rows."""
@@ -658,22 +754,34 @@ class Pipeline:
             self._known[name] = notes
         return self._known[name]
 
-    def _refuse_to_harm(self, force: bool) -> None:
-        """Keep a model here that by itself is no better on dev than what the user had, unless forced."""
-        from trainer.gate import fault_of
+    def _require_better(self, force: bool) -> None:
+        """Raise NotBetterError where dev does not show that the model is better, unless forced."""
+        from trainer.evaluation.gate import advice, leaves
 
-        fault = fault_of(self._notes("evaluate")["dev"], "distilled" if "distil" in self.stages else "tuned")
-        if fault is None:
+        notes = self._notes("evaluate")
+        if leaves(notes["verdict"]):
             return
-        fault = f"dev {self.metric} {fault}"
         if not force:
-            raise NotBetterError(
-                f"export: {fault}, so the model stays here; look at mine/report.md, try more or better judgements or "
-                "another base, or take it all the same with --force"
-            )
-        console.stage("export", f"{fault}; forced", style="red")
+            raise NotBetterError(f"export: {notes['judged']}, {advice(notes['verdict'])}")
+        console.stage("export", f"{notes['judged']}; forced", style="red")
+
+    def _refuse_worse(self, force: bool) -> None:
+        """Raise NotBetterError where the model is worse in both ways of use, unless forced."""
+        from trainer.evaluation.gate import WORSE
+
+        if self._notes("evaluate")["verdict"] == WORSE and not force:
+            self._require_better(force)
 
     def _show_results(self) -> None:
-        from trainer.report import Results, show
+        from trainer.evaluation.results import Results, show
 
         show(Results.load(self.stages["evaluate"].folder))
+
+    def _report(self) -> None:
+        """Write report.html and report.md of the run, unless they were made from this evaluation."""
+        page, done = self.folder / PAGE, self.stages["evaluate"].folder / "done.json"
+        if not page.is_file() or page.stat().st_mtime_ns < done.stat().st_mtime_ns:
+            from trainer.reporting.write import write_report
+
+            write_report(self.folder)
+        console.stage("report", str(page))

@@ -29,6 +29,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 # bf16 is chosen from this speedup on. A training that was measured at 1.4 to 1.5 ran no faster (docs/benchmarks.md).
 WORTHWHILE = 1.5
+CODE = 2  # of the models' forward and backward passes; raised when a speedup measured before no longer holds
 MEASURED_SECONDS = 1.0
 MEASURED_ROUNDS = 3  # at least, whatever they take
 
@@ -57,7 +58,7 @@ class Precisions:
 
     def _measured(self, stage: str, use: str, model: str, measure: Callable[[], float]) -> Precision:
         known = read_record(self.measured) or {}
-        key = f"{use} with {model[:16]} on {machine()}"
+        key = f"{use} with {model[:16]} on {machine()}, code {CODE}"
         if key not in known:
             known[key] = round(measure(), 3)
             write_json(self.measured, known)
@@ -67,9 +68,12 @@ class Precisions:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a model on `device` computes in `precision`."""
+    """Return the context in which a model on `device` computes in `precision`.
+
+    Cast weights are kept while it lasts, whatever another library has told torch about that.
+    """
     half = HALVES.get(precision)
-    return torch.autocast(device.type, dtype=half, enabled=half is not None)
+    return torch.autocast(device.type, dtype=half, enabled=half is not None, cache_enabled=True)
 
 
 def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Precision | None:

@@ -21,6 +21,7 @@ EXPORTED = [
     "model*.safetensors",
     "model.safetensors.index.json",
     "config.json",
+    "fusion.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

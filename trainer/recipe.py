@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from trainer.errors import RecipeError, did_you_mean
 
+RERANK_DEPTH = 20  # candidates that are reranked unless the recipe says otherwise
 OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run")]
@@ -37,6 +38,9 @@ REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model")
 LARGEST_NUMBER = 2**32 - 1  # of steps, tokens, documents; also NumPy's largest seed
 LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
+
+
+MOVED = {"evaluate.depth": "reranker.depth"}  # keys of older recipes, and where they went
 
 
 class Section(BaseModel):
@@ -239,7 +243,7 @@ class Retriever(Section):
     """TREC run file with the queries of all splits (kind: run)."""
     fuse_run: bool = Field(default=False, validate_default=True)
     """Fuse the run with the bi-encoder and BM25 (kind: run)."""
-    tune: Literal["auto", "on", "off"] = "off"
+    tune: Literal["auto", "on", "off"] = "auto"
     """Choose BM25's k1, b, stop words and stemming and the fusion's weights on the train queries; auto: from 50 on."""
     fusion: Literal["weighted", "rrf"] = "weighted"
     """weighted: sum of standardised scores with tuned weights, where tuned; rrf, and else: by reciprocal ranks."""
@@ -288,8 +292,13 @@ class Retriever(Section):
 
 
 class Mine(Section):
-    """Hard negatives from the candidates of the train queries."""
+    """Groups for training from the candidates of the train queries."""
 
+    groups: Literal["lists", "draws"] = "lists"
+    """lists: the candidates as they will be reranked, judged ones with their grades; draws: positives with some
+    negatives, by the keys below."""
+    list_size: int | None = Field(default=None, ge=2)
+    """Documents of a list, the judged ones and a seeded draw of the others; null: all that are reranked."""
     negatives_per_positive: int = Field(default=7, ge=1)
     """Negatives that join each positive; a query's positives share one group (four at most, then a new group)."""
     first_rank: int = Field(default=1, ge=1)
@@ -340,12 +349,19 @@ class Reranker(Section):
     """A reranker, bi-encoder or raw encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
     head: Literal["auto", "classifier", "interaction"] = "auto"
     """auto: the classifier where the base already is a reranker, else interaction, which learns from few labels."""
-    max_length: int = Field(default=256, ge=8)
-    """Tokens of query and document together."""
+    depth: int | None = Field(default=None, ge=2)
+    """Candidates that are reranked, in training lists as on dev and test; serve with as many. null: the best 20."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens of query and document together; null or auto: as many as nine of ten pairs have, up to 512."""
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0 = embeddings); deeper ones are cut off; null: chosen."""
     trust_remote_code: bool = False
     """Run the Python code that the base's folder brings along. Only for folders whose code you have read."""
+
+    @field_validator("max_length", mode="before")
+    @classmethod
+    def _auto_is_null(cls, max_length: Any) -> Any:
+        return None if max_length == "auto" else max_length
 
 
 class Train(Section):
@@ -368,12 +384,14 @@ class Train(Section):
     listmle, plistmle, adr_mse: a whole order; mse, margin_mse, kl: a teacher's scores."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all groups."""
-    queries_per_step: int = Field(default=16, ge=1)
+    queries_per_step: int = Field(default=8, ge=1)
     """Groups in one optimizer step, over all devices together."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak rate of the encoder; null: chosen by head and size of the base."""
     head_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak rate of a fresh head; null: chosen by head."""
+    """Peak rate of a fresh classifier; null: 1e-3. An interaction head is fitted before training and then stays."""
+    fit_lists: int = Field(default=800, ge=1)
+    """Candidate lists of train queries that a fresh interaction head is fitted to, at most."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the rate rises before it falls linearly to zero."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -430,8 +448,6 @@ class Evaluate(Section):
 
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@50")
     """As ir_measures spells them; the first one chooses the checkpoint."""
-    depth: int | None = Field(default=None, ge=1)
-    """Candidates that are reranked; null: all of retriever.depth."""
 
     @field_validator("metrics")
     @classmethod
@@ -538,15 +554,15 @@ class Recipe(Section):
             )
         return distil
 
-    @field_validator("evaluate")
+    @field_validator("reranker")
     @classmethod
-    def _rerank_no_deeper_than_retrieved(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+    def _rerank_no_deeper_than_retrieved(cls, reranker: Reranker, info: ValidationInfo) -> Reranker:
         retriever = info.data.get("retriever")
-        if retriever and evaluate.depth and evaluate.depth > retriever.depth:
+        if retriever and reranker.depth and reranker.depth > retriever.depth:
             raise _contradiction(
-                "depth", f"{evaluate.depth} is more than retriever.depth {retriever.depth} finds; lower it"
+                "depth", f"{reranker.depth} is more than retriever.depth {retriever.depth} finds; lower it"
             )
-        return evaluate
+        return reranker
 
     @property
     def bi_encoder(self) -> str | None:
@@ -569,8 +585,8 @@ class Recipe(Section):
 
     @property
     def rerank_depth(self) -> int:
-        """Candidates of a query that are reranked on dev and test."""
-        return self.evaluate.depth or self.retriever.depth
+        """Candidates of a query that are reranked, in training lists as on dev and test."""
+        return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)
 
 
 def _contradiction(key: str, message: str) -> PydanticCustomError:
@@ -784,7 +800,8 @@ class Source:
                 if elsewhere
                 else did_you_mean(place[-1], known.model_fields)
             )
-            message = f"no such key{near}"
+            moved = MOVED.get(".".join(place))
+            message = f"is now {moved}" if moved else f"no such key{near}"
         elif error["type"] == "missing":
             message = "is required but missing"
         elif error["type"] == "contradiction":

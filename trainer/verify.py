@@ -13,7 +13,7 @@ from typing import Any
 from trainer.models import sha256
 
 # Only an unfinished stage needs these; they are deleted when it is finished.
-WORK = ("checkpoint-*", "checkpoint.partial", ".best-*", ".*.partial", ".*.npz")
+WORK = ("checkpoint-*", "checkpoint.partial", "trained", ".best-*", ".*.partial", ".*.npz")
 # People read these and may edit them (labels by hand, a model card); no later stage depends on them.
 FOR_PEOPLE = ("metrics.jsonl", "suspected_false_negatives.jsonl", "report.md", "README.md", "wandb")
 RECORDS = ("begun.json", "done.json", "recipe.json")  # of the stage itself

@@ -22,7 +22,7 @@ from trainer.data.audit import Summary
 from trainer.data.collection import Collection, build_collection, check_collection
 from trainer.data.faults import Faults
 from trainer.data.layout import Layout, recognise
-from trainer.data.lengths import describe_lengths
+from trainer.data.lengths import LONGEST_BY_ITSELF, covering_length, describe_lengths
 from trainer.data.lines import read_lines
 from trainer.data.records import SPLITS, Judgement, Record, trec_id
 from trainer.data.sources import fingerprint_data
@@ -38,6 +38,8 @@ __all__ = [
     "Summary",
     "build_collection",
     "check_collection",
+    "LONGEST_BY_ITSELF",
+    "covering_length",
     "describe_lengths",
     "fingerprint_data",
     "read_lines",

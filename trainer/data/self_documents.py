@@ -2,7 +2,8 @@
 
 Such a document is found first for its own query and was never judged for it, so it would be the hardest negative of all
 and push down every positive. BEIR leaves out documents with the query's id when it measures; a text says the same where
-ids do not.
+ids do not. Numbers say nothing where queries and documents are both counted from one, as in Cranfield: if the equal ids
+are numbers, they count only where at least half of them come with equal texts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from trainer.data.records import Qrels, normalised
 from trainer.recipe import Data
 
+SAME_TEXTS = 0.5  # share of equal numbers with equal texts from which on they name the same thing
 _EDGES = " .?!…。？！"
 
 
@@ -52,7 +54,7 @@ def _key(text: str) -> str:
 def find_self_documents(
     texts: Mapping[str, str], read: DocumentTexts, document_ids: Iterable[str], qrels: Qrels, section: Data
 ) -> dict[str, list[int]]:
-    """Return the rows of the documents that a judged query is itself, by its id, without those judged relevant for it.
+    """Return the rows of the documents that are a judged query themselves, without those judged relevant for it.
 
     `texts` are those of all queries; empty where the recipe keeps such documents.
     """
@@ -62,11 +64,16 @@ def find_self_documents(
     rows = {query: set(found) for query, found in read.find({query: texts[query] for query in judged}).items()}
     wanted = set().union(*rows.values())
     names: dict[int, str] = {}
+    by_id: dict[str, int] = {}
     for row, identity in enumerate(document_ids):
         if identity in judged:
-            rows.setdefault(identity, set()).add(row)
+            by_id[identity] = row
         if row in wanted or identity in judged:
             names[row] = identity
+    same = sum(row in rows.get(query, ()) for query, row in by_id.items())
+    if same >= len(by_id) * SAME_TEXTS or not all(map(str.isdecimal, by_id)):
+        for query, row in by_id.items():
+            rows.setdefault(query, set()).add(row)
     kept = {
         query: sorted(row for row in found if judged[query].get(names[row], 0) < section.relevant_from)
         for query, found in rows.items()

@@ -10,11 +10,12 @@ from typing import Any
 import transformers
 
 from trainer import models
+from trainer.evaluation.gate import NAMES
+from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
 from trainer.recipe import Data, Recipe
-from trainer.report import SIGNIFICANT, Results
-from trainer.reranker import Reranker
+from trainer.reranker import Fusion, Reranker
 
 READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers, by scripts/check_readers.py (docs/results.md)
 
@@ -37,13 +38,22 @@ def _public_name(reference: str) -> str:
     return Path(reference).name if hidden else reference
 
 
-def _fusion(results: Results) -> str:
-    """Say how to add the first stage's score to the model's, where that was better on dev."""
-    if not results.first_stage_weight:
+def _fusion(results: Results, fusion: Fusion | None) -> str:
+    """Say how to put the first stage's score beside the model's, where the model has weights for that."""
+    if fusion is None:
         return ""
     return f"""
-`tuned + first` puts the first stage's score beside the model's: both are standardised over the candidates of a query
-(mean 0, variance 1) and added, the first stage's {results.first_stage_weight:g} times. The weight was chosen on dev.
+`{results.label("fused")}` puts the first stage's score beside the model's: both are standardised over the documents of
+a request (mean 0, variance 1) and added, the first stage's {fusion.scores:g} times. The weight was fitted on train and
+checked on dev. Where only the first stage's order is known, -log2(1 + rank) stands for its score, {fusion.order:g}
+times. Both weights are in `fusion.json`; domain-reranker applies them:
+
+```python
+from trainer.reranker import Reranker
+
+model = Reranker.load("FOLDER_OR_REPOSITORY")
+model.rank("a query", ["a document", "another document"], first_stage_scores=[12.5, 11.0])
+```
 """
 
 
@@ -74,16 +84,11 @@ def _base(recipe: Recipe) -> str:
     return (recipe.distil and recipe.distil.model) or recipe.reranker.model
 
 
-def _system(recipe: Recipe) -> str:
-    """Return which row of the table leaves."""
-    return "distilled" if recipe.distil else "tuned"
-
-
 def _front_matter(recipe: Recipe, results: Results) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     metric, base = results.metrics[0], _base(recipe)
-    measured = results.systems[_system(recipe)][metric]
+    measured = results.systems[results.shipped][metric]
     data = ModelCardData(
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
@@ -116,15 +121,19 @@ def _origin(recipe: Recipe, is_interaction: bool, best_step: int | None) -> str:
 the weights from before the training{head}."""
 
 
-def _verdict(recipe: Recipe, results: Results) -> str:
-    """Say where the model is not shown to be better than what was there before."""
-    names = {"first_stage": "the first stage", "base": "the base model"}
+def _first_line(results: Results) -> str:
+    """Return the verdict, which comes before anything else."""
+    return f"\n**{results.sentence}**\n" if results.verdict else ""
+
+
+def _on_test(results: Results) -> str:
+    """Say where test does not show the model to be better than what was there before."""
     sentences = []
     for row in results.compared():
         better = row["difference"] > 0 and row["p"] < SIGNIFICANT
-        if row["system"] == _system(recipe) and row["against"] in names and not better:
+        if row["system"] == results.shipped and not better:
             figures = f"difference {row['difference']:+.3f}, p = {row['p']:.3f}"
-            sentences.append(f"On these queries it is not shown to be better than {names[row['against']]} ({figures}).")
+            sentences.append(f"On these queries it is not shown to be better than {NAMES[row['against']]} ({figures}).")
     return "\n".join(["", *sentences, ""]) if sentences else ""
 
 
@@ -187,7 +196,7 @@ def card(reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, b
 ---
 
 # {recipe.name}
-
+{_first_line(results)}
 A cross-encoder that reorders what a first stage retrieved, {_origin(recipe, reranker.is_interaction, best_step)}
 It reads query and document together, up to {reranker.max_length} tokens, and returns one logit; only the order of the
 logits means anything.
@@ -200,7 +209,7 @@ of a paired sign-flip permutation test. Positives that the first stage missed co
 order of what it found.
 
 {chr(10).join(table)}
-{_verdict(recipe, results)}{_lineage(recipe)}{_fusion(results)}
+{_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}
 ## Use
 
 ```python

@@ -15,13 +15,13 @@ import numpy as np
 
 from trainer import console, interaction
 from trainer.errors import ExportError
+from trainer.evaluation.results import Results
 from trainer.export.card import card, consequence
 from trainer.export.graph import write_graph
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
 from trainer.export.readers import GRAPH, Pairs, score_onnx
 from trainer.recipe import Recipe
-from trainer.report import Results
 from trainer.reranker import Reranker
 from trainer.runs import read_json, write_json
 

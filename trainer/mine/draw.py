@@ -9,9 +9,10 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.groups import Group
-from trainer.mine.judge import USABLE, Judged, Score, judge, relevant_or_self
+from trainer.mine.judge import NEGATIVE, POSITIVE, USABLE, Judged, Score, judge, relevant_or_self
 from trainer.recipe import Mine
-from trainer.retriever import Candidates
+from trainer.retriever import NOTHING, Candidates
+from trainer.scores import standardised
 
 POSITIVES_PER_GROUP = 4  # a query with more positives gives several groups, so that no group outgrows the others
 TRIES = 20  # draws from the whole corpus for one negative; where a corpus is so small, fewer are found and reported
@@ -42,6 +43,8 @@ def mine(
 
     `teacher` scores pairs with a cross-encoder; `by_teacher` orders the hard band by its scores instead of by rank.
     """
+    if section.groups == "lists":
+        return _mine_lists(section, collection, candidates, seed, teacher)
     judged = judge(section, collection, candidates, teacher)
     groups: list[Group] = []
     asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
@@ -66,18 +69,62 @@ def mine(
     return Mined(groups, judged, asked, got, chosen, from_qrels, from_corpus)
 
 
+def _mine_lists(
+    section: Mine, collection: Collection, candidates: Candidates, seed: int, teacher: Score | None
+) -> Mined:
+    """Return the candidates of each train query as one group, where a positive is among them.
+
+    `candidates` are as many as will be reranked. Likely false negatives are left out, so that the loss moves them
+    neither way.
+    """
+    everywhere = {"first_rank": 1, "last_rank": candidates.documents.shape[1], "deeper_share": 0.0, "bm25_share": None}
+    judged = judge(section.model_copy(update=everywhere), collection, candidates, teacher)
+    groups: list[Group] = []
+    asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
+    chosen = np.zeros(candidates.documents.shape, dtype=bool)
+    first = _first_stage(candidates)
+    known = 0
+    for place, query in enumerate(candidates.queries.tolist()):
+        rng = np.random.default_rng([seed, query])
+        reasons, documents = judged.reasons[place], candidates.documents[place]
+        grades = collection.qrels["train"][query]
+        positives = documents[reasons == POSITIVE].tolist()
+        no, open_ = np.flatnonzero(reasons == NEGATIVE), np.flatnonzero(reasons == USABLE)
+        size = section.list_size or len(reasons)
+        picked = sorted([*no.tolist(), *_draw(open_, max(0, size - len(positives) - len(no)), rng)])
+        if positives and picked:
+            asked[place] = got[place] = len(picked)
+            taken = [*np.flatnonzero(reasons == POSITIVE).tolist(), *picked]
+            rows = [grades[row] for row in positives]
+            scores = first[place, taken].tolist()
+            groups.append(Group(query, positives, rows, documents[picked].tolist(), first=scores))
+            chosen[place, picked] = reasons[picked] == USABLE
+            known += len(no)
+    if teacher is not None:
+        groups = _with_teacher(groups, teacher)
+    return Mined(groups, judged, asked, got, chosen, known, 0)
+
+
 def candidate_lists(collection: Collection, candidates: Candidates) -> list[Group]:
     """The train queries' candidates whole, as groups: what a reranker will see, with what was judged relevant in it."""
     lists = []
+    first = _first_stage(candidates)
     for place, query in enumerate(candidates.queries.tolist()):
         grades = collection.qrels["train"][query]
-        found = candidates.found(place)
+        scores = dict(zip(candidates.found(place), first[place].tolist(), strict=False))
         relevant = set(collection.positives("train", query))
-        positives = [row for row in found if row in relevant]
+        positives = [row for row in scores if row in relevant]
         if positives:
-            rest = [row for row in found if row not in relevant]
-            lists.append(Group(query, positives, [grades[row] for row in positives], rest))
+            group = Group(
+                query, positives, [grades[row] for row in positives], [row for row in scores if row not in relevant]
+            )
+            lists.append(replace(group, first=[scores[row] for row in group.documents]))
     return lists
+
+
+def _first_stage(candidates: Candidates) -> np.ndarray:
+    """Return the first stage's scores (queries, depth), standardised over each query's candidates."""
+    return standardised(candidates.scores, candidates.documents != NOTHING)
 
 
 def _pick(

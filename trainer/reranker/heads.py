@@ -46,6 +46,7 @@ def with_interaction(
         separator_id=separator,
         opening_id=before[0] if before and behind[-1] == separator else None,
         special_ids=tuple(tokenizer.all_special_ids),
+        lexical=True,
     )
     model = InteractionForSequenceClassification(config)
     state = {name: tensor for name, tensor in encoder.state_dict().items() if name in model.encoder.state_dict()}

@@ -6,6 +6,7 @@ fresh classifier where the recipe insists). Scores are raw float32 logits; only 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer import packing
-from trainer.batches import TOKENS_OF_A_START, TOKENS_PER_BUCKET, PairEncoder, Tokens, ahead, buckets
+from trainer.batches import (
+    TOKENS_OF_A_LEARNING_START,
+    TOKENS_OF_A_START,
+    TOKENS_PER_BUCKET,
+    PairEncoder,
+    Tokens,
+    ahead,
+    buckets,
+)
 from trainer.console import progress, warn
 from trainer.errors import ModelError
 from trainer.interaction import InteractionForSequenceClassification
@@ -33,6 +42,8 @@ from trainer.precision import (
     keep_logits_exact,
     resolve,
 )
+from trainer.reranker.fusion import FILE as FUSION_FILE
+from trainer.reranker.fusion import Fusion, first_stage_numbers
 from trainer.reranker.loading import load_cross_encoder, longest_input
 from trainer.runs import remove
 
@@ -73,6 +84,8 @@ class Reranker:
         keep_logits_exact(model)
         self.compute_in(precision)
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
+        self.fusion: Fusion | None = None  # the first stage's weights beside these scores, where they are known
+        self._warned = False
 
     @classmethod
     def load(
@@ -100,6 +113,7 @@ class Reranker:
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
         reranker = cls(model.to(device or best_device()).eval(), tokenizer, max_length or saved)
+        reranker.fusion = Fusion.load(folder)
         reranker.compute_in(resolve(precision, reranker.device) or faster(reranker.bf16_speedup()))
         return reranker
 
@@ -107,6 +121,10 @@ class Reranker:
         """Set the precision of scoring and training; the weights stay float32."""
         self.precision = precision
         self.packed = packing.can_pack(self.model) and has_flash_attention(self.device, precision)
+
+    def read_at_most(self, max_length: int) -> None:
+        """Cut pairs at so many tokens from here on."""
+        self.pairs = PairEncoder(self.tokenizer, max_length)
 
     def bf16_speedup(self, training: bool = False) -> float:
         """Measure how many times as fast this model scores, or learns, in bf16 as in fp32, on pairs of random tokens.
@@ -116,7 +134,7 @@ class Reranker:
         ids = np.random.default_rng(0).integers(self.model.config.vocab_size, size=self.max_length, dtype=np.int32)
         lengths = np.linspace(self.max_length / 4, self.max_length, MEASURED_PAIRS).astype(int).tolist()
         pairs = [(ids[:8], ids[:length]) for length in lengths]
-        cut = self.buckets([self.pairs.size(pair) for pair in pairs])
+        cut = self.buckets([self.pairs.size(pair) for pair in pairs], training=training)
         batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
 
         def compute() -> None:
@@ -144,9 +162,10 @@ class Reranker:
         """Whether the interaction head scores (else the standard classifier)."""
         return isinstance(self.model, InteractionForSequenceClassification)
 
-    def buckets(self, sizes: Sequence[int], most: int | None = None) -> list[list[int]]:
+    def buckets(self, sizes: Sequence[int], most: int | None = None, training: bool = False) -> list[list[int]]:
         """Positions of pairs of these sizes, cut for the device and the layout, to at most so many tokens each."""
-        start = ALL_AT_ONCE if self.packed else TOKENS_OF_A_START.get(self.model.device.type, 4096)
+        starts = TOKENS_OF_A_LEARNING_START if training else TOKENS_OF_A_START
+        start = ALL_AT_ONCE if self.packed else starts.get(self.model.device.type, 4096)
         return buckets(sizes, min(self.tokens_per_bucket, most or self.tokens_per_bucket), start)
 
     def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
@@ -154,11 +173,55 @@ class Reranker:
         asked = self.pairs.tokenize([query])[0]
         return self.score_tokens([(asked, tokens) for tokens in self.pairs.tokenize(documents)])
 
-    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
-        """The documents best first; equal scores keep their order."""
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        first_stage_scores: Sequence[float] | np.ndarray | None = None,
+        first_stage: Literal["order"] | None = None,
+        top_k: int | None = None,
+    ) -> list[Ranked]:
+        """Return the documents best first; equal scores keep their order.
+
+        With `first_stage_scores` (one for each document) or `first_stage="order"` (the documents stand in the first
+        stage's order) each score is the fusion of the model's with the first stage's, else the model's alone. Raises
+        ValueError for what does not fit, ModelError where the model has no weights for a fusion.
+        """
+        if isinstance(documents, str) or not all(isinstance(document, str) for document in documents):
+            raise ValueError("documents must be a list of texts; put a single text in a list")
+        if top_k is not None and top_k < 0:
+            raise ValueError(f"top_k must be 0 or more, not {top_k}")
+        if first_stage not in (None, "order"):
+            raise ValueError(f'first_stage must be "order" or None, not {first_stage!r}')
+        if first_stage_scores is not None and first_stage is not None:
+            raise ValueError('give first_stage_scores or first_stage="order", not both')
+        first = first_stage_numbers(len(documents), first_stage_scores, first_stage == "order")
+        fusion = self._fusion_for(first is not None)
         scores = self.score(query, documents)
+        if fusion is not None and first is not None:
+            scores = fusion.apply(scores, *first)
         best: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
+
+    def _fusion_for(self, is_asked: bool) -> Fusion | None:
+        """Return the weights of the fusion; raises ModelError where it is asked for and there are none.
+
+        Warns once where it is not asked for, but this model is better than the first stage only with it.
+        """
+        if is_asked and self.fusion is None:
+            raise ModelError(
+                f"rank: this model has no {FUSION_FILE}, so its scores cannot be fused with the first stage's; rank "
+                "without them, or export the model with `train`"
+            )
+        if not is_asked and self.fusion is not None and not self.fusion.alone and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "this model was shown to be better than the first stage only with the first stage's scores beside its "
+                "own; pass first_stage_scores to rank()",
+                stacklevel=3,
+            )
+        return self.fusion
 
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
@@ -170,11 +233,11 @@ class Reranker:
         """The same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
         return self._over_chunks(chunks, total, packing.logits, note)
 
-    def features(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
-        """What the interaction head mixes: (pairs, layers, 3) float32."""
-        return self._over_chunks([pairs], len(pairs), packing.features, note)
+    def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
+        """Return the signals that the interaction head mixes: (pairs, signals) float32."""
+        return self._over_chunks([pairs], len(pairs), packing.signals, note)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # under inference_mode autocast would cast every weight again in every bucket
     def _over_chunks(
         self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: str | None
     ) -> np.ndarray:
@@ -221,7 +284,7 @@ class Reranker:
         warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Weights (the model's own unless they are given), configuration and tokenizer.
+        """Write weights (the model's own unless they are given), configuration, tokenizer and the fusion it has.
 
         A kill leaves what was there before, or what is new; between two renames what was there before is the hidden
         `.NAME.old`, which the next save puts back first.
@@ -240,6 +303,8 @@ class Reranker:
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
+        if self.fusion is not None:
+            self.fusion.save(partial)
         readable = (partial / "config.json").stat().st_mode  # as the umask has it
         for path in partial.glob("*.safetensors"):
             path.chmod(readable)  # safetensors writes files that only their owner can read

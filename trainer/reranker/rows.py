@@ -11,11 +11,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trainer.batches import PairEncoder, Tokens
-from trainer.data import Collection
+from trainer.data import Collection, covering_length
 from trainer.errors import RunError
 from trainer.reranker.model import Reranker
 from trainer.retriever import Candidates
 
+COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs whose tokens are counted to choose a length
 CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
 
 
@@ -43,6 +44,32 @@ class TokenizedCollection:
     def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
         if new := sorted(rows - known.keys()):
             known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
+
+
+def fit_length(reranker: Reranker, collection: Collection, candidates: Candidates) -> str:
+    """Let the reranker read nine of ten of these pairs whole, as far as it can, and say so with what it costs.
+
+    Pairs of queries evenly spread over the candidates are counted, 2,000 at most.
+    """
+    chosen = (
+        np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
+    )
+    lists = candidates.of(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
+    rows = [(query, row) for place, query in enumerate(lists.queries.tolist()) for row in lists.found(place)]
+    if not rows:
+        return ""
+    pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
+    lengths = np.array([len(query) + len(document) + reranker.pairs.num_special for query, document in pairs])
+    length = covering_length(lengths.tolist(), reranker.max_length)
+    reranker.read_at_most(length)
+    whole, times = (
+        np.mean(lengths <= length),
+        np.minimum(lengths, length).sum() / np.minimum(lengths, length // 2).sum(),
+    )
+    return (
+        f"reranker.max_length: {length} tokens, so that {whole:.0%} of the pairs are read whole; "
+        f"{length // 2} would be {times:.1f} times as fast"
+    )
 
 
 def score_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,10 +16,17 @@ from trainer.precision import Precision
 from trainer.runs import begun_fingerprint, read_json, read_record, remove, write_json
 from trainer.train.devices import is_sharded
 
+FITTED = "fitted.json"  # what a fresh head was fitted to
+START = "start"  # the folder of the model before the first step: the base, its head fitted
+TRAINED = "trained"  # the folder of the best checkpoint after it
+
 
 @dataclass
 class Progress:
-    """Where training stands; all that a resumed run needs beside weights, optimizer and random states."""
+    """The state of a training that a resumed run needs besides weights, optimizer and random states.
+
+    `best_score` and `best_step` are those of the best checkpoint after the first step; `curve` begins with step 0.
+    """
 
     step: int = 0
     best_score: float = -math.inf
@@ -26,10 +34,14 @@ class Progress:
     curve: list[tuple[int, float]] = field(default_factory=list)
     planned: int = 0  # steps, if nothing ends it early
     precision: Precision = "fp32"  # what the first start chose; a resumed run keeps it
+    first_stage_weight: float = 0.0  # beside the model's scores in the loss, as it was fitted with the head
 
     def stalled(self, patience: int | None) -> bool:
         """Whether so many evaluations in a row brought no new best."""
-        return patience is not None and sum(step > self.best_step for step, _ in self.curve) >= patience
+        if patience is None or not self.curve:
+            return False
+        scores = [score for _, score in self.curve]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
 
     @property
     def ending(self) -> str:
@@ -45,14 +57,14 @@ def unsettled_best(folder: Path, step: int) -> Path:
 
 
 def settle_best(folder: Path, step: int) -> None:
-    """Make the best model of `step` the one in `folder/best`, and delete those that no checkpoint knows of.
+    """Make the best model of `step` the one in `folder/trained`, and delete those that no checkpoint knows of.
 
-    A kill at any moment leaves the best model that the last checkpoint knows of: in `best`, or still to be moved.
+    A kill at any moment leaves the best model that the last checkpoint knows of: in `trained`, or still to be moved.
     """
     best = unsettled_best(folder, step)
     if best.is_dir():
-        remove(folder / "best")
-        best.rename(folder / "best")
+        remove(folder / TRAINED)
+        best.rename(folder / TRAINED)
     for unknown in folder.glob(".best-*"):
         remove(unknown)
 
@@ -74,13 +86,14 @@ def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) 
 def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folder: Path) -> None:
     """Write what the checkpoint belongs to and consists of, rename it, and delete what it replaces."""
     unsettled = unsettled_best(folder, progress.best_step)
-    best = unsettled if unsettled.is_dir() else folder / "best"
+    best = unsettled if unsettled.is_dir() else folder / TRAINED
     files = {
         "fingerprint": begun_fingerprint(folder),
         "processes": accelerator.num_processes,
         "sharded": is_sharded(accelerator),
         "files": verify.record(partial, files_below(partial)),
         "best": verify.record(best, files_below(best)),
+        "before": _before_training(folder),
     }
     write_json(partial / "progress.json", asdict(progress) | files)
     checkpoint = folder / f"checkpoint-{progress.step:07d}"
@@ -90,6 +103,14 @@ def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folde
     for path in folder.glob("checkpoint-*"):
         if path != checkpoint:
             remove(path)
+
+
+def _before_training(folder: Path) -> dict[str, Any]:
+    """Return the record of what was written before the first step; it is made once and handed on."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if before := (read_record(checkpoint / "progress.json") or {}).get("before"):
+            return before
+    return verify.record(folder, [*files_below(folder / START), *folder.glob(FITTED)])
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -112,12 +133,16 @@ def _fault(checkpoint: Path, folder: Path) -> str:
     """Return in words why training cannot go on from a checkpoint and the best model it knows of, or nothing."""
     path = checkpoint / "progress.json"
     notes = read_record(path) or {}
-    if not notes.keys() >= {"step", "best_step", "fingerprint", "files", "best"}:
+    if not notes.keys() >= {"step", "best_step", "fingerprint", "files", "best", "before"}:
         return f"{path} is missing or damaged"
     if notes["fingerprint"] != begun_fingerprint(folder):
         return f"{checkpoint} was made with other inputs"
     settle_best(folder, notes["best_step"])
-    return verify.difference(checkpoint, notes["files"]) or verify.difference(folder / "best", notes["best"])
+    return (
+        verify.difference(checkpoint, notes["files"])
+        or verify.difference(folder / TRAINED, notes["best"])
+        or verify.difference(folder, notes["before"])
+    )
 
 
 def precision_of(checkpoint: Path) -> Precision:

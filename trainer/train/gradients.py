@@ -35,6 +35,7 @@ class Targets(NamedTuple):
     labels: Tensor
     mask: Tensor
     teacher: Tensor | None
+    first: Tensor | None
 
 
 class Engine:
@@ -57,6 +58,7 @@ class Engine:
         self.model = model
         self.reranker = reranker
         self.loss: Loss = LOSSES[section.loss]
+        self.first_stage_weight = 0.0  # beside the model's scores, in logits; set by who fitted it
         self.highest = max(max(group.grades) for group in groups)
         self.sizes = [sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups]
         self.one_pair = self.reranker.pairs.pad(self._pairs_of(groups[:1])[:1])  # gradients are exchanged over it
@@ -184,7 +186,7 @@ class Engine:
         """All pairs of the groups in length-sorted, padded buckets, and which pair (pairs,) each score will be of."""
         pairs = self._pairs_of(groups)
         sizes = [self.reranker.pairs.size(pair) for pair in pairs]
-        cut = self.reranker.buckets(sizes, self.budget)
+        cut = self.reranker.buckets(sizes, self.budget, training=True)
         batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.read_tokens += sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
@@ -199,14 +201,24 @@ class Engine:
             return nn.functional.pad(padded, (0, mask.shape[1] - padded.shape[1])).to(self.device, non_blocking=True)
 
         taught = [group.teacher for group in groups if group.teacher]
+        first = [group.first for group in groups if group.first]
         labels = rows([group.grades for group in groups]) / self.highest
-        return Targets(labels, mask.to(self.device, non_blocking=True), rows(taught) if taught else None)
+        mask = mask.to(self.device, non_blocking=True)
+        return Targets(labels, mask, rows(taught) if taught else None, rows(first) if first else None)
 
     def _losses(self, targets: Targets, scores: Tensor, places: Tensor) -> Tensor:
-        """Loss of each group (groups,), from the scores of its pairs as they stood in the buckets."""
+        """Return the loss of each group (groups,), from the scores of its pairs as they stood in the buckets.
+
+        Where the first stage weighs something, it is the mean of the loss alone and of that with the first stage's
+        scores added: the model is used in both ways.
+        """
         flat = torch.empty_like(scores).index_copy(0, places, scores)
         matrix = torch.zeros_like(targets.labels).masked_scatter(targets.mask, flat)
-        return self.loss(matrix, targets.labels, targets.mask, targets.teacher)
+        alone = self.loss(matrix, targets.labels, targets.mask, targets.teacher)
+        if targets.first is None or not self.first_stage_weight:
+            return alone
+        fused = matrix + self.first_stage_weight * targets.first
+        return (alone + self.loss(fused, targets.labels, targets.mask, targets.teacher)) / 2
 
 
 def _generators(device: torch.device) -> list[Any]:

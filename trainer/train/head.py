@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,44 +14,104 @@ from scipy.optimize import minimize
 from torch import nn
 
 from trainer.groups import Group
+from trainer.launch import on_main
 from trainer.losses import LOSSES
 from trainer.reranker import Reranker, TokenizedCollection, rarity
+from trainer.runs import write_json
+from trainer.train.checkpoints import FITTED
 
 RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-PROBE_LISTS = 300  # lists of candidates that a fresh head is fitted to; its dozen weights need no more
 PROBE_RIDGE = 0.003  # on weights of features of unit spread
 
 
-def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group]) -> None:
-    """Fit a fresh interaction head to whole lists of candidates; any other head stays as it is.
+@dataclass(frozen=True)
+class Fit:
+    """The lists that a head was fitted to, logits of all their documents, and what the first stage weighs there.
 
-    Rare tokens of the corpus weigh more. The mixture of features minimises the listwise loss over whole lists of
-    candidates as they will be reranked; over mined groups, a biased sample of them, it comes out worse than not
-    fitted at all (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
+    The logits of one half of the lists are those of a mixture fitted to the other half: a mixture flatters itself on
+    its own lists, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
+    standard deviation of the first stage's scores; 0 where they add nothing.
+    """
+
+    lists: Sequence[Group]
+    logits: np.ndarray
+    first_stage_weight: float
+
+    def save(self, folder: Path) -> None:
+        """Write fitted.json: {query row: {document row: logit}} beside the weight."""
+        documents = iter(self.logits.tolist())
+        logits = {group.query: {row: next(documents) for row in group.documents} for group in self.lists}
+        write_json(folder / FITTED, {"first_stage_weight": self.first_stage_weight, "logits": logits})
+
+
+def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int) -> Fit | None:
+    """Fit a fresh interaction head to at most `most` whole candidate lists; any other head stays as it is.
+
+    Rare tokens of the corpus weigh more. The mixture of signals minimises the listwise loss over candidate lists as
+    they will be reranked; fitted to mined groups, a biased sample of them, it comes out worse than not fitted at all
+    (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
     """
     if not reranker.is_interaction:
-        return
+        return None
     model = reranker.model
-    model.start_head(rarity(tokenized.documents(RARITY_SAMPLE), len(model.token_weights)))
-    chosen = np.linspace(0, len(lists) - 1, min(len(lists), PROBE_LISTS)).round().astype(int)
+    documents = tokenized.documents(RARITY_SAMPLE)
+    average_length = float(np.mean([min(len(document), reranker.max_length) for document in documents]))
+    model.start_head(rarity(documents, len(model.token_weights)), average_length)
+    chosen = np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)
     lists = [lists[place] for place in chosen]
     pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
-    features = reranker.features(pairs, note="probe")
-    mixture = probe(features.reshape(len(pairs), -1), lists).reshape(features.shape[1:])
-    model.mix(torch.tensor(mixture))
+    signals = reranker.signals(pairs, note="fit")
+    weights = probe(signals, lists)
+    model.mix(torch.tensor(weights))
     # Pointwise losses and sigmoids want scores around zero.
-    model.shift(-float((features * mixture).sum(axis=(1, 2)).mean()))
+    model.shift(-float((signals @ weights).mean()))
+    logits = held_out_logits(signals, lists)
+    return Fit(lists, logits, first_stage_weight(logits, lists))
+
+
+def held_out_logits(signals: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
+    """Return logits (documents of all lists,): every second list's by a mixture that was fitted to the others."""
+    half = np.repeat(np.arange(len(lists)) % 2, [len(group.documents) for group in lists])
+    logits = np.empty(len(signals), dtype=np.float32)
+    for number in (0, 1):
+        others = lists[1 - number :: 2] or lists
+        weights = probe(signals[half != number] if len(lists) > 1 else signals, others)
+        logits[half == number] = signals[half == number] @ weights
+    return logits
+
+
+def first_stage_weight(logits: np.ndarray, lists: Sequence[Group]) -> float:
+    """Return how much the first stage's scores weigh beside logits (documents of all lists,) by the listwise loss."""
+    first = np.concatenate([np.array(group.first or np.zeros(len(group.documents))) for group in lists])
+    model, beside = probe(np.stack([logits, first], axis=1).astype(np.float32), lists).tolist()
+    return max(0.0, beside / model) if model > 0 else 0.0
 
 
 def fit_head(
-    reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], accelerator: Accelerator
-) -> None:
-    """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits."""
-    if accelerator.is_main_process:
-        start_head(reranker, tokenized, lists)
-    for name, weight in reranker.model.state_dict().items():
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    lists: Sequence[Group],
+    most: int,
+    accelerator: Accelerator,
+    folder: Path,
+) -> float:
+    """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits.
+
+    Returns the first stage's weight beside it; what it was fitted to is kept in the folder.
+    """
+
+    def fit() -> float:
+        found = start_head(reranker, tokenized, lists, most)
+        if found is None:
+            return 0.0
+        found.save(folder)
+        return found.first_stage_weight
+
+    weight = on_main(accelerator, fit)
+    for name, tensor in reranker.model.state_dict().items():
         if not name.startswith("encoder."):
-            broadcast(weight)
+            broadcast(tensor)
+    return weight
 
 
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:

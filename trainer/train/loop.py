@@ -26,12 +26,12 @@ from trainer.reranker import Reranker, TokenizedCollection
 from trainer.runs import write_json
 from trainer.track import Log
 from trainer.train.checkpoints import (
+    START,
     Progress,
     last_checkpoint,
     precision_of,
     resume,
     save_checkpoint,
-    settle_best,
     unsettled_best,
 )
 from trainer.train.devices import is_sharded, spread, whole, whole_weights
@@ -55,7 +55,7 @@ def train(
     *,
     fresh_head: bool,
 ) -> Progress:
-    """Fine-tune `reranker.model` in place and leave the best state in `folder/best`.
+    """Fine-tune `reranker.model` in place; leave the state before the first step in `start`, the best in `trained`.
 
     A fresh head has a faster rate than the encoder; `lists` are whole lists of candidates that a fresh interaction head
     is fitted to first, and empty where there is nothing to fit.
@@ -70,14 +70,18 @@ def train(
     plan = steps(len(groups), section, recipe.seed)
     evaluate_at = evaluation_steps(len(plan), section)
     optimizer = make_optimizer(section, reranker, fresh_head, fused=not is_sharded(accelerator))
+    weight = 0.0
     if lists and checkpoint is None:
-        fit_head(reranker, tokenized, lists, accelerator)
+        weight = fit_head(reranker, tokenized, lists, section.fit_lists, accelerator, folder)
     untrained = None if checkpoint else measure()  # before the model is shared out over devices, perhaps
     stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
 
     progress = (
-        resume(checkpoint, accelerator) if checkpoint else Progress(planned=len(plan), precision=reranker.precision)
+        resume(checkpoint, accelerator)
+        if checkpoint
+        else Progress(planned=len(plan), precision=reranker.precision, first_stage_weight=weight)
     )
+    stepper.engine.first_stage_weight = progress.first_stage_weight
     log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
     if untrained is not None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
@@ -173,17 +177,16 @@ def _keep_if_best(
     folder: Path,
     log: Log | None,
 ) -> None:
-    """Record a dev score and save the model where it is the best so far."""
+    """Record a dev score and save the model at the start, and later where it is the best so far."""
+    best = score > max((known for _, known in progress.curve), default=-math.inf)
     progress.curve.append((progress.step, score))
-    best = score > progress.best_score
-    weights = whole_weights(accelerator, model) if best else None
-    if best:
+    keep = progress.step == 0 or score > progress.best_score
+    weights = whole_weights(accelerator, model) if keep else None
+    if keep and progress.step:
         progress.best_score, progress.best_step = score, progress.step
     if accelerator.is_main_process:
-        if best:
-            reranker.save(unsettled_best(folder, progress.step), weights)
-            if progress.step == 0:  # there is no checkpoint before the first step
-                settle_best(folder, 0)
+        if keep:
+            reranker.save(unsettled_best(folder, progress.step) if progress.step else folder / START, weights)
         assert log is not None
         log.write(progress.step, dev_score=score)
         console.stage(folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if best else ''}")

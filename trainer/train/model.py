@@ -16,11 +16,12 @@ from trainer.reranker import Reranker
 # published with the Ettin rerankers (2026); below, it found 1.2e-4 (32M) and 2.4e-4 (17M), with 12 and more times as
 # many queries in a step.
 ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 1.5e-5), (600, 7e-6), (math.inf, 3e-6))
-# What ranks well before the first step, a ready reranker or a fitted interaction head, goes so much slower: users of
-# other tools report collapse at 6e-5, and here 5e-5 lost on dev what 2e-5 kept (docs/results.md).
-GENTLER = 2.5
+# A ready reranker goes more slowly: users of other tools report collapse at 6e-5. A fresh interaction head goes faster:
+# its fitted mixture stays, only the encoder moves, and on runbooks 1e-4 ends higher on dev than 3e-5 (docs/results.md).
+READY, FITTED_FIRST = 0.6, 2.0
 FUSED = ("cpu", "cuda")  # devices with one kernel for a whole AdamW step
-HEAD_RATES = {"interaction": 2e-4, "classifier": 1e-3}
+CLASSIFIER_RATE = 1e-3  # of a fresh classifier
+FITTED = ("mixture", "lexical", "token_weights")  # fitted before training, which goes through them and leaves them
 
 
 def prepare_model(section: Train, reranker: Reranker) -> None:
@@ -28,6 +29,9 @@ def prepare_model(section: Train, reranker: Reranker) -> None:
     for module in reranker.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = section.dropout
+    for name, weight in reranker.model.named_parameters():
+        if reranker.is_interaction and name in FITTED:
+            weight.requires_grad_(False)
     if section.dropout:
         reranker.packed = False  # the attention without padding has no dropout
     if section.frozen_layers:
@@ -38,26 +42,29 @@ def prepare_model(section: Train, reranker: Reranker) -> None:
         _compile(reranker)
 
 
-def default_rate(parameters: int, fresh_classifier: bool) -> float:
-    """Peak learning rate of the encoder for a model of so many parameters."""
+def default_rate(parameters: int, fresh_head: bool, interaction: bool) -> float:
+    """Return the peak learning rate of the encoder for a model of so many parameters."""
     by_size = next(rate for millions, rate in ENCODER_RATES if parameters <= millions * 1e6)
-    return by_size if fresh_classifier else by_size / GENTLER
+    if not fresh_head:
+        return by_size * READY
+    return by_size * FITTED_FIRST if interaction else by_size
 
 
 def make_optimizer(section: Train, reranker: Reranker, fresh_head: bool, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW: matrices of the encoder decay, vectors do not; a fresh head's own weights have a faster rate and no decay.
+    """Return AdamW: matrices of the encoder decay, vectors do not; a fresh classifier has a faster rate and no decay.
 
     The interaction head's linear term over the first state counts as encoder: hundreds of weights that all move at the
     fast rate outvote the comparison of tokens within a few steps.
     """
     named = {name: weight for name, weight in reranker.model.named_parameters() if weight.requires_grad}
-    fast = [name for name in named if name in ("mixture", "token_weights")]
+    fast: list[str] = []
     if not reranker.is_interaction:
         encoder = dict(reranker.model.base_model.named_parameters(prefix=reranker.model.base_model_prefix))
         fast = [name for name in named if name not in encoder]
     fresh_classifier = fresh_head and not reranker.is_interaction
-    rate = section.learning_rate or default_rate(reranker.model.num_parameters(), fresh_classifier)
-    usual = HEAD_RATES["interaction" if reranker.is_interaction else "classifier"] if fresh_head else rate
+    parameters = reranker.model.num_parameters()
+    rate = section.learning_rate or default_rate(parameters, fresh_head, reranker.is_interaction)
+    usual = CLASSIFIER_RATE if fresh_classifier else rate
     slow = [(name, weight) for name, weight in named.items() if name not in fast]
     matrices, vectors = ([weight for _, weight in slow if (weight.ndim > 1) == matrix] for matrix in (True, False))
     return torch.optim.AdamW(

@@ -8,34 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from trainer import console
-from trainer.metrics import Interval
+from trainer.evaluation.gate import NAMES, Finding, Release, leaves
+from trainer.evaluation.statistics import Interval
 from trainer.runs import read_json, write_json
 
 LABELS = {
     "first_stage_default": "first, untuned",
     "first_stage": "first stage",
     "base": "base model",
+    "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
-    "fused": "tuned + first",
     "ceiling": "ceiling",
 }
-BEFORE = {"first_stage": "the first stage", "base": "the base model"}  # what the user had, where there is a base
+BEFORE = NAMES  # what the user had
 SIGNIFICANT = 0.05
-UNTRAINED = "training did not help: no checkpoint was better on dev than the model before the first step, which is kept"
+UNTRAINED = "training did not help: no trained model was better on dev than the one before training, which is kept"
 
 
 @dataclass(frozen=True)
-class Results:
-    """What evaluation found; `systems` is {system: {metric: interval}}."""
+class Results(Release):
+    """What evaluation found; `systems` is {system: {metric: interval}}.
+
+    `fused` among the systems is the one that is shipped, with first-stage scores beside its own.
+    """
 
     split: str
     queries: int
     depth: int
     systems: dict[str, dict[str, Interval]]
     comparisons: list[dict[str, Any]]
-    first_stage_weight: float = 0.0  # in the system `fused`; 0: there is none
-    training_helped: bool = True  # whether some checkpoint was better on dev than the model before the first step
 
     def save(self, folder: Path) -> None:
         """Write results.json; other programs read it, so its shape stays."""
@@ -43,7 +45,8 @@ class Results:
             system: {metric: interval._asdict() for metric, interval in metrics.items()}
             for system, metrics in self.systems.items()
         }
-        write_json(folder / "results.json", {**vars(self), "systems": systems})
+        ways = {way: finding._asdict() for way, finding in self.ways.items()}
+        write_json(folder / "results.json", {**vars(self), "systems": systems, "ways": ways})
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -53,7 +56,13 @@ class Results:
             system: {metric: Interval(**interval) for metric, interval in metrics.items()}
             for system, metrics in content["systems"].items()
         }
+        content["ways"] = {way: Finding(**finding) for way, finding in content["ways"].items()}
         return cls(**content)
+
+    @property
+    def training_helped(self) -> bool:
+        """Whether some trained model was better on dev than the one before training."""
+        return "tuned" in self.systems
 
     @property
     def metrics(self) -> list[str]:
@@ -79,10 +88,8 @@ class Results:
         return rows
 
     def label(self, system: str) -> str:
-        """Return the system's name in the table; a model that training did not improve is not called tuned."""
-        if system in ("tuned", "fused") and not self.training_helped:
-            return {"tuned": "untrained model", "fused": "untrained + first"}[system]
-        return LABELS[system]
+        """Return the system's name in the table."""
+        return f"{self.shipped} + first" if system == "fused" else LABELS[system]
 
     def compared(self) -> list[dict[str, Any]]:
         """The comparisons by the first metric."""
@@ -94,15 +101,17 @@ def _p(p: float) -> str:
 
 
 def show(results: Results) -> None:
-    """Print the table, and say in words whether what was trained helps."""
+    """Print the verdict, the table, and in words whether what was trained helps."""
+    if results.verdict:
+        style = "green" if leaves(results.verdict) else "red"
+        console.stage("evaluate", results.sentence, style=style)
     title = f"{results.split}: {results.queries} queries, the best {results.depth} candidates of each reranked"
     console.table(title, results.columns(), results.rows())
     if not results.training_helped:
         console.warn("evaluate", UNTRAINED)
     names = {
-        "tuned": "the tuned model" if results.training_helped else "the untrained model",
-        "fused": f"with the first stage's score beside it (weight {results.first_stage_weight:g}, by dev) it",
-        "distilled": "the distilled model",
+        **{system: f"the {label}" for system, label in LABELS.items() if system in ("fitted", "tuned", "distilled")},
+        "fused": f"with the first stage's score beside it (weight {results.first_stage_weight:g}) it",
     }
     for row in results.compared():
         if row["system"] in names:

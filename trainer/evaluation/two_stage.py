@@ -2,8 +2,7 @@
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
 system is compared with the first stage, and with the base where that ranks already, by bootstrap intervals and a paired
-test, and stands beside the ceiling: the perfect order of what was retrieved. Beside the tuned model alone stands its
-fusion with the first stage, weighted on dev.
+test, and stands beside the ceiling: the perfect order of what was retrieved.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from trainer.data import Collection, trec_id
-from trainer.metrics import Ranking, bootstrap, paired_p, per_query
-from trainer.report import BEFORE, Results
+from trainer.evaluation.gate import Release
+from trainer.evaluation.results import BEFORE, Results
+from trainer.evaluation.statistics import bootstrap, paired_p
+from trainer.metrics import Ranking, per_query
 from trainer.retriever import NOTHING, Candidates
-
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # of the first stage beside the reranker
 
 
 def order(candidates: Candidates, scores: np.ndarray | None = None) -> list[list[int]]:
@@ -61,36 +60,6 @@ def query_scores(
     return per_query([metric], collection.named_qrels(split), ranking)[metric]
 
 
-def fuse(candidates: Candidates, scores: np.ndarray, weight: float) -> np.ndarray:
-    """Return a reranker's scores (queries, depth) plus `weight` times the first stage's, both standardised.
-
-    They are standardised over the query's first `depth` candidates, since neither has a scale of its own.
-    """
-    candidates = candidates.top(scores.shape[1])
-    found = candidates.documents != NOTHING
-    both = _standardised(scores, found) + weight * _standardised(candidates.scores, found)
-    return np.where(found, both, -np.inf).astype(np.float32)
-
-
-def _standardised(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Each query's scores (queries, depth) with mean 0 and variance 1 over the documents that were found."""
-    known = np.ma.masked_array(scores, ~found, dtype=np.float64)
-    spread = np.maximum(known.std(axis=1, keepdims=True), 1e-9)
-    return np.ma.filled((known - known.mean(axis=1, keepdims=True)) / spread, 0.0)
-
-
-def choose_weight(
-    collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray
-) -> tuple[float, float]:
-    """The first stage's weight with the best score on a split, the smallest of equals; and that score."""
-    by_weight = {
-        weight: mean_score(collection, split, candidates, metric, fuse(candidates, scores, weight))
-        for weight in WEIGHTS
-    }
-    best = max(WEIGHTS, key=lambda weight: (by_weight[weight], -weight))
-    return best, by_weight[best]
-
-
 def evaluate(
     collection: Collection,
     split: str,
@@ -99,16 +68,15 @@ def evaluate(
     metrics: Sequence[str],
     seed: int,
     folder: Path | None = None,
-    weight: float = 0.0,
-    training_helped: bool = True,
+    *,
     default: Candidates | None = None,
+    release: Release | None = None,
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
-    `weight` is the first stage's in the system `fused`, and like `training_helped` (whether dev rose above its value
-    before the first step) only recorded here. `default` is what the first stage returns without tuning, for the system
-    `first_stage_default`.
+    `default` is what the first stage returns without tuning, for the system `first_stage_default`. `release`, what dev
+    showed of the model that leaves, is only recorded here.
     """
     orders = {"first_stage_default": order(default)} if default else {}
     orders["first_stage"] = order(candidates)
@@ -123,8 +91,7 @@ def evaluate(
         split=split,
         queries=len(qrels),
         depth=depth,
-        first_stage_weight=weight,
-        training_helped=training_helped,
+        **vars(release or Release()),
         systems={
             system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
             for system, by_metric in values.items()

