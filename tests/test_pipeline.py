@@ -62,7 +62,7 @@ def test_a_model_that_is_no_better_stays_here(command, recipe_file, tmp_path):
     assert result.returncode == 3
     assert "Traceback" not in result.stderr
     assert "export: worse: on dev, alone -" in result.stderr
-    assert "the first stage's" in result.stderr
+    assert "against the first stage" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "export").exists()
 
 

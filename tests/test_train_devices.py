@@ -85,7 +85,7 @@ def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, trai
     ours, theirs = (tmp_path / runs / "tiny" / "train" / "best" for runs in ("whole", "sharded"))
     pair = ("why does liveness probe", "liveness probe restarts the container")
     found = [Reranker.load(folder).score(pair[0], [pair[1]])[0] for folder in (ours, theirs)]
-    assert found[1] == pytest.approx(found[0], rel=1e-3)  # twelve steps at a high rate have made more of rounding
+    assert found[1] == pytest.approx(found[0], rel=3e-3)  # twelve steps at a high rate have made more of rounding
     assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
 
 
@@ -130,7 +130,12 @@ assert pipeline.accelerator.process_index == 0 or len(calls) > 3
 @pytest.mark.slow
 @needs_cpus
 def test_a_process_does_its_part_of_a_step_again_while_the_other_waits(command, recipe_file, tmp_path):
-    words = ["mine.negatives_per_positive=30", "mine.random_share=0.8", "train.tokens_per_pass=16384"]
+    words = [
+        "mine.groups=draws",
+        "mine.negatives_per_positive=30",
+        "mine.random_share=0.8",
+        "train.tokens_per_pass=16384",
+    ]
     whole = command(recipe_file, *words, "--force", "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     script = tmp_path / "cramped.py"
