@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from bench_sides import LONGEST, parse, save_base, texts
+from fastapi import FastAPI, Request
 
 from trainer.data import Collection, build_collection
 from trainer.recipe import Data
@@ -57,7 +58,6 @@ def serve_theirs(folder: Path) -> None:
     """Serve the checkpoint as one would without this project."""
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
     from sentence_transformers import CrossEncoder
 
     task = read_json(folder / "task.json")
