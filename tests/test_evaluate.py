@@ -281,7 +281,8 @@ def test_results_say_first_what_dev_shows_of_the_model_that_leaves(released, tmp
 def test_the_terminal_begins_with_the_verdict_and_says_that_training_did_not_help(released, capsys):
     show(released)
     shown = " ".join(capsys.readouterr().out.split())
-    assert shown.startswith("evaluate better only with first-stage scores: on dev, alone -0.0200 against the first stage")
+    verdict = "evaluate better only with first-stage scores: on dev, alone -0.0200 against the first stage"
+    assert shown.startswith(verdict)
     assert "training did not help: no trained model was better on dev" in shown
     assert "fitted + first" in shown
     assert "(weight 0.3)" in shown
