@@ -96,17 +96,16 @@ def _scores(pipeline: Pipeline, reranker: Reranker, split: str, row: Compared) -
 def _fill(pipeline: Pipeline, row: Compared, scores: Mapping[str, np.ndarray | None]) -> None:
     """Note the metrics of a model's scores, or of the first stage (None), and the difference to the first stage."""
     seed, metric = pipeline.recipe.seed, pipeline.metric
+    ours: list[float] = []
     for split, values in scores.items():
         candidates = pipeline.candidates(split)
         for name in pipeline.recipe.evaluate.metrics:
-            by_query = query_scores(pipeline.collection, split, candidates, name, values)
-            getattr(row, split)[name] = bootstrap(list(by_query.values()), seed)
+            by_query = list(query_scores(pipeline.collection, split, candidates, name, values).values())
+            getattr(row, split)[name] = bootstrap(by_query, seed)
+            if (split, name) == ("test", metric):
+                ours = by_query
     if scores["test"] is not None:
-        candidates = pipeline.candidates("test")
-        ours, first = (
-            list(query_scores(pipeline.collection, "test", candidates, metric, values).values())
-            for values in (scores["test"], None)
-        )
+        first = list(query_scores(pipeline.collection, "test", pipeline.candidates("test"), metric).values())
         row.difference = bootstrap(np.subtract(ours, first).tolist(), seed)
         row.p = paired_p(ours, first, seed)
 

@@ -92,7 +92,7 @@ def fit(collection: Collection, candidates: Candidates, scores: np.ndarray, kind
     """Return the weight with the least listwise loss on train lists, between 0 and 10; 0 where there are no lists.
 
     `scores` (queries, depth) are of a model that was not trained on these lists: one that was orders them better than
-    any others, so beside it the first stage would seem to add nothing.
+    any others, so the first stage would seem to add nothing to it.
     """
     if not len(candidates.queries):
         return 0.0

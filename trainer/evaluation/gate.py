@@ -112,7 +112,7 @@ def resamples(queries: int, seed: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """The model that leaves: which system it is, what dev shows of it, and the first stage's weight beside it."""
+    """The model that leaves: which system it is, what dev shows of it, and the first stage's weight in the fusion."""
 
     verdict: str = ""
     shipped: str = "tuned"

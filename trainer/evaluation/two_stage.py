@@ -2,7 +2,7 @@
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
 system is compared with the first stage, and with the base where that ranks already, by bootstrap intervals and a paired
-test, and stands beside the ceiling: the perfect order of what was retrieved.
+test, and listed with the ceiling: the perfect order of what was retrieved.
 """
 
 from __future__ import annotations

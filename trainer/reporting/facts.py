@@ -337,7 +337,7 @@ def _are_numbers(*values: object) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file that people may have edited; other lines are passed over, as is a missing file."""
+    """Yield the objects of a file that people may have edited; other lines and a missing file are skipped."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:

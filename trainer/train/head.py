@@ -97,7 +97,7 @@ def fit_head(
 ) -> float:
     """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits.
 
-    Returns the first stage's weight beside it; what it was fitted to is kept in the folder.
+    Returns the first stage's weight in the fusion with it; the fit is kept in the folder as fitted.json.
     """
 
     def fit() -> float:
