@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
-from trainer.console import console, table
+from trainer.model import TokenizedCollection
 from trainer.recipe import Mine, Recipe
-from trainer.reranker import TokenizedCollection
-from trainer.train import start_head
+from trainer.runtime.console import console, table
+from trainer.training import start_head
 
 SHARE = 0.95  # of the positive's similarity, the most a negative has where that is asked
 

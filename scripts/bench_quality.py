@@ -28,15 +28,15 @@ import torch
 from accelerate.utils import set_seed
 from trials import Trials, command_line, main
 
-from trainer.console import table
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.evaluation.statistics import bootstrap, paired_p
 from trainer.evaluation.two_stage import query_scores
-from trainer.groups import Group
-from trainer.models import locate
+from trainer.model import Reranker, TokenizedCollection
+from trainer.model_files.references import locate
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker, TokenizedCollection
 from trainer.retriever.retrieve import judged_queries
+from trainer.runtime.console import table
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say, texts
 
+from trainer.data.groups import Group, read_groups, write_groups
 from trainer.errors import TrainerError
-from trainer.groups import Group, read_groups, write_groups
 from trainer.pipeline import Pipeline
 from trainer.recipe import Data, Mine, Recipe, Reranker, Retriever, Train
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,8 +100,8 @@ def prepare(task: dict[str, Any], folder: Path) -> None:
 
 def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Losses and seconds of our steps, and the tokens of every pair in the order of the steps."""
-    from trainer import reranker as rerankers
-    from trainer.train import train
+    from trainer import model as rerankers
+    from trainer.training import train
 
     pipeline, groups = pipeline_of(task, folder), read_groups(folder)
     accelerator = pipeline.accelerator
@@ -131,7 +131,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def in_order(groups: Sequence[Group], task: dict[str, Any], folder: Path) -> list[Group]:
     """The groups as our training takes them, step by step."""
-    from trainer.train import steps
+    from trainer.training import steps
 
     recipe = recipe_of(task, folder)
     return [groups[position] for step in steps(len(groups), recipe.train, recipe.seed) for position in step]
@@ -145,7 +145,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
     from transformers import TrainerCallback
 
-    from trainer.train import rate_factor
+    from trainer.training import rate_factor
 
     cuda = torch.cuda.is_available()
     has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -115,7 +115,7 @@ def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
 
 def _write_groups(collection: Any, negatives: int, folder: Path) -> None:
     """A group for every train query, with negatives drawn from all documents."""
-    from trainer.groups import Group, write_groups
+    from trainer.data.groups import Group, write_groups
 
     rng = np.random.default_rng(13)
     judged = {query: next(iter(grades)) for query, grades in collection.qrels["train"].items()}
@@ -178,7 +178,7 @@ def _score_tokens(bench: Bench, side: Any, rows: list[tuple[int, int]]) -> None:
     """What is left of ours when texts are tokens already: the GPU, and how fast it is given work."""
     from bench_score import timed
 
-    from trainer.reranker import TokenizedCollection
+    from trainer.model import TokenizedCollection
 
     pairs = TokenizedCollection(side.collection, side.reranker.pairs).pairs(rows)
     side.reranker.score_tokens(pairs)
@@ -190,9 +190,9 @@ def pair_sizes(bench: Bench, rows: Sequence[tuple[int, int]]) -> list[int]:
     """Tokens of the joined pairs."""
     from gpu_models import tokenizer
 
-    from trainer.batches import PairEncoder
     from trainer.data import Collection
-    from trainer.reranker import TokenizedCollection
+    from trainer.model import TokenizedCollection
+    from trainer.model.batching import PairEncoder
 
     encoder = PairEncoder(tokenizer(segments=bench.shape == "minilm"), bench.task["max_length"])
     collection = Collection.open(bench.folder / "data")
@@ -228,7 +228,7 @@ def _train_side(
     from bench_sides import padding
     from bench_train import WARM_STEPS, in_order, passes
 
-    from trainer.groups import read_groups
+    from trainer.data.groups import read_groups
 
     found = run(task, bench.folder)
     groups = in_order(read_groups(bench.folder), task, bench.folder)
@@ -247,9 +247,9 @@ def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
     from bench_train import RATE, in_order, pipeline_of
 
-    from trainer.groups import read_groups
-    from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
-    from trainer.train.gradients import Engine
+    from trainer.data.groups import read_groups
+    from trainer.model import Reranker, ScoringModel, TokenizedCollection
+    from trainer.training.gradients import Engine
 
     pipeline = pipeline_of(task, folder)
     accelerator = pipeline.accelerator

@@ -19,10 +19,10 @@ from functools import partial
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
-from trainer.console import table
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
-from trainer.groups import Group
 from trainer.recipe import Recipe
+from trainer.runtime.console import table
 
 
 def nested(groups: Sequence[Group], seed: int) -> list[int]:

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from accelerate.utils import set_seed
 
-from trainer.console import console
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.evaluation.two_stage import mean_score
-from trainer.groups import Group
-from trainer.mine import Mined, mine
+from trainer.mining import Mined, mine
+from trainer.model import Reranker, TokenizedCollection
 from trainer.pipeline import Pipeline
 from trainer.recipe import Mine, Recipe, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.runs import read_json, write_json
-from trainer.train import Measure, train
+from trainer.runtime.console import console
+from trainer.runtime.run_folder import read_json, write_json
+from trainer.training import Measure, train
 
 RUNS = Path("runs")
 

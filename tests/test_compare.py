@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from trainer.compare import compare
+from trainer.commands.compare import compare
 from trainer.errors import RecipeError, RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import mean_score
+from trainer.model import Reranker
 from trainer.pipeline import Pipeline
 from trainer.recipe import load_recipe
-from trainer.reranker import Reranker
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from trainer import console
+from trainer.runtime import console
 
 ODD = "\x1b]0;title\x07 \x1b[2J red [red]no[/red] [/x] :smile: caf\xe9 \u65e5\u672c a\u202eb \x9b31m \ud800 \x00"
 SHOWN = (

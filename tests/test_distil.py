@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
-from trainer import distil
 from trainer.check import check
 from trainer.data import build_collection
 from trainer.errors import RecipeError
-from trainer.losses import LOSSES
+from trainer.model import Reranker
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
-from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
-from trainer.runs import Stage
+from trainer.runtime.run_folder import Stage
+from trainer.stages import distil
+from trainer.training.losses import LOSSES
 
 QUERY, DOCUMENTS = "why does the probe restart", ["liveness probe restarts the container", "inodes run out", "queue"]
 

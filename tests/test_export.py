@@ -30,10 +30,10 @@ from trainer.export import Parity, export, readers
 from trainer.export.card import card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
+from trainer.model import Fusion, Reranker
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
-from trainer.reranker import Fusion, Reranker
 
 # name: (tiny base, recipe's head, whether the interaction head scores)
 CASES = {

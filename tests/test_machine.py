@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer import console
 from trainer.errors import MachineError, TrainerError
-from trainer.machine import explain, explained, folder_faults
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
+from trainer.runtime import console
+from trainer.runtime.machine import explain, explained, folder_faults
 
 BIG = np.arange(100_000.0)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from trainer.groups import read_groups
+from trainer.data.groups import read_groups
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
 from trainer.retriever import embeddings

@@ -19,8 +19,8 @@ import pytest
 
 from trainer.errors import NotBetterError, PushError, RecipeError, RunError
 from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE
+from trainer.export.hub import files_to_push, push
 from trainer.pipeline import Pipeline
-from trainer.push import files_to_push, push
 from trainer.recipe import Push, load_recipe
 
 TOKEN = "hf_ThisMustNeverBePrinted"
@@ -164,7 +164,7 @@ def hub() -> Iterator[Hub]:
 # `reranker push RECIPE ... --runs RUNS push.repository=NAME`, once for each name; a process costs a second.
 SCRIPT = """
 import contextlib, io, json, sys, traceback
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 names, words = json.loads(sys.argv[1]), sys.argv[2:]
 for name in names:
     sys.argv = ["reranker", "push", *words, "push.repository=" + name]

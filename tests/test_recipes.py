@@ -9,7 +9,7 @@ import typer
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from torch.distributed.run import get_args_parser
 
-from trainer.cli import reranker_app, train_app
+from trainer.commands.cli import reranker_app, train_app
 from trainer.errors import RecipeError
 from trainer.recipe import load_recipe, schema_table, sections
 

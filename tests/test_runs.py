@@ -19,11 +19,11 @@ from sentence_transformers import SentenceTransformer
 from trainer.errors import RecipeError, RunError, TrainerError
 from trainer.evaluation.results import Results
 from trainer.evaluation.two_stage import mean_score
-from trainer.lock import hold
+from trainer.model import Reranker
 from trainer.pipeline import Pipeline, run
 from trainer.recipe import Recipe, load_recipe
-from trainer.reranker import Reranker
-from trainer.train import loop
+from trainer.runtime.lock import hold
+from trainer.training import loop
 
 STAGES = ("data", "retrieve", "mine", "train", "evaluate", "export")
 # What a finished run is known by: the model that leaves, what it is measured by, and what it was made from.
@@ -351,7 +351,7 @@ def test_a_run_folder_that_is_a_file_is_named(small, tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from trainer import cli
+from trainer.commands import cli
 sys.argv = ["train", *sys.argv[1:]]
 cli.train_command()
 """
@@ -380,7 +380,7 @@ def test_a_second_run_of_the_name_is_refused_and_the_first_is_undisturbed(finish
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.lock import hold
+from trainer.runtime.lock import hold
 with hold(Path(sys.argv[1]), "run"):
     print("held", flush=True)
     time.sleep(60)

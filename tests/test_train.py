@@ -17,14 +17,14 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.groups import Group
-from trainer.launch import check_launch
-from trainer.losses import LOSSES
+from trainer.model import Reranker, TokenizedCollection
 from trainer.pipeline import Pipeline
 from trainer.recipe import Train, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.train import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train
+from trainer.runtime.launch import check_launch
+from trainer.training import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train
+from trainer.training.losses import LOSSES
 
 
 def test_every_group_is_seen_once_in_each_epoch():

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
-from trainer.metrics import per_query
+from trainer.evaluation.metrics import per_query
 from trainer.pipeline import Pipeline
 from trainer.recipe import Data, load_recipe
 from trainer.recipe import Retriever as RetrieverSection

@@ -25,30 +25,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer import console, models, processes
 from trainer.check import check
 from trainer.data import Collection, build_collection, fingerprint_data
 from trainer.errors import NotBetterError, RecipeError, RunError, did_you_mean
-from trainer.lock import hold
-from trainer.machine import explained
-from trainer.pins import read_pins, write_pins
+from trainer.model_files import references
+from trainer.model_files.pins import read_pins, write_pins
 from trainer.recipe import Push, Recipe
 from trainer.reporting.write import PAGE
-from trainer.runs import CONTENT, Stage, read_json, remove, write_json
-from trainer.verify import intact_archive
+from trainer.runtime import console, processes
+from trainer.runtime.lock import hold
+from trainer.runtime.machine import explained
+from trainer.runtime.run_folder import CONTENT, Stage, read_json, remove, write_json
+from trainer.runtime.verify import intact_archive, sha256
 
 if TYPE_CHECKING:
     import numpy as np
     from accelerate import Accelerator
 
+    from trainer.data.groups import Group
     from trainer.evaluation.fusion import Weights
-    from trainer.groups import Group
-    from trainer.precision import Precision
-    from trainer.reranker import Reranker, TokenizedCollection
-    from trainer.reranker.fusion import Kind
+    from trainer.model import Reranker, TokenizedCollection
+    from trainer.model.fusion import Kind
+    from trainer.model.teacher import Teacher
     from trainer.retriever import Candidates, Embeddings
-    from trainer.teacher import Teacher
-    from trainer.train.checkpoints import Progress
+    from trainer.runtime.precision import Precision
+    from trainer.training.checkpoints import Progress
 
 # Raised when a stage's code would now leave something else for the same inputs.
 VERSIONS = {"data": 5, "retrieve": 3, "mine": 5, "train": 6, "distil": 2, "evaluate": 7, "export": 4}
@@ -75,7 +76,7 @@ def run(recipe: Recipe, runs: Path, until: str = "export", force: bool = False) 
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     if until not in VERSIONS:
         raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, VERSIONS)}")
-    models.pin(read_pins(runs / recipe.name))
+    references.pin(read_pins(runs / recipe.name))
     check(recipe, runs, weights=True, pushes=until == "export", keep=True)
     pipeline = Pipeline(recipe, runs / recipe.name)
     names = list(pipeline.stages)
@@ -107,7 +108,7 @@ def _settings(name: str, section: BaseModel | None, without: set[str] | None = N
 
 def _content(key: str, reference: str | None) -> dict[str, str]:
     """Return the hash of the model that a key names; nothing where it names none."""
-    return {CONTENT + key: models.fingerprint(models.locate(reference))} if reference else {}
+    return {CONTENT + key: references.fingerprint(references.locate(reference))} if reference else {}
 
 
 def _refuse_judgements_in_a_stage(recipe: Recipe, folder: Path) -> None:
@@ -131,10 +132,10 @@ class Pipeline:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
-        models.pin(self._on_main(lambda: read_pins(folder)))
+        references.pin(self._on_main(lambda: read_pins(folder)))
         _refuse_judgements_in_a_stage(recipe, folder)
         self.stages = self._on_main(self._plan)
-        models.pin(self._on_main(models.commits))  # those that were fingerprinted
+        references.pin(self._on_main(references.commits))  # those that were fingerprinted
         self._known: dict[str, dict[str, Any]] = {}  # notes of finished stages, the same on all processes
 
     def _plan(self) -> dict[str, Stage]:
@@ -144,7 +145,7 @@ class Pipeline:
             "data": _settings("data", recipe.data, DATA_FILES) | {CONTENT + "data": fingerprint_data(recipe.data)},
             "retrieve": _settings("retriever", recipe.retriever, BY_CONTENT | _unused(recipe))
             | _content("retriever.model", recipe.bi_encoder)
-            | ({CONTENT + "retriever.run": models.sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
+            | ({CONTENT + "retriever.run": sha256(recipe.retriever.run)} if recipe.retriever.run else {}),
             "mine": _settings("mine", recipe.mine, {"teacher", "teacher_trust_remote_code", "rounds"} | _unused(recipe))
             | _content("mine.teacher", recipe.mine.teacher)
             | ({"reranker.max_length": recipe.reranker.max_length} if recipe.mine.teacher else {})
@@ -177,7 +178,7 @@ class Pipeline:
         """Return what `work` returns on the main process; a single process starts no torch for that."""
         if not processes.several():
             return work()
-        from trainer.launch import on_main
+        from trainer.runtime.launch import on_main
 
         return on_main(self.accelerator, work)
 
@@ -264,7 +265,7 @@ class Pipeline:
         if reference is None:
             return None, ""
         bi_encoder = BiEncoder(
-            models.locate(reference),
+            references.locate(reference),
             section.max_length,
             section.query_prompt,
             section.document_prompt,
@@ -287,8 +288,8 @@ class Pipeline:
         return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
 
     def _mine(self, folder: Path) -> dict[str, Any]:
-        from trainer import mine
-        from trainer.groups import write_groups
+        from trainer import mining
+        from trainer.data.groups import write_groups
 
         second = folder.name == "mine-2"
         section = self.recipe.mine
@@ -296,13 +297,13 @@ class Pipeline:
         trust = self._trusts("train") if second else section.teacher_trust_remote_code
         teacher = self.teacher(reference, self.collection, trust) if reference else None
         candidates = self.reranked("train") if section.groups == "lists" else self.candidates("train")
-        mined = mine.mine(section, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
-        report = mine.Report.of(mined, self.collection, section)
+        mined = mining.mine(section, self.collection, candidates, self.recipe.seed, teacher, by_teacher=second)
+        report = mining.Report.of(mined, self.collection, section)
         if not mined.groups:
             raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
         if self.accelerator.is_main_process:
             write_groups(mined.groups, folder)
-            suspects = mine.write_suspects(section, mined, self.collection, folder)
+            suspects = mining.write_suspects(section, mined, self.collection, folder)
             report.write(mined, self.collection, folder)
             report.show()
             said = f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}"
@@ -312,13 +313,13 @@ class Pipeline:
     def _train(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
 
-        from trainer.groups import read_groups
-        from trainer.reranker import TokenizedCollection
-        from trainer.train import train
+        from trainer.data.groups import read_groups
+        from trainer.model import TokenizedCollection
+        from trainer.training import train
 
         set_seed(self.recipe.seed)
         reranker = self.load_base()
-        base = models.locate(self.recipe.reranker.model)
+        base = references.locate(self.recipe.reranker.model)
         measure = partial(reranker.bf16_speedup, training=True)
         reranker.compute_in(self.precision(folder.name, "training", base, measure))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
@@ -349,8 +350,8 @@ class Pipeline:
         import numpy as np
 
         from trainer.evaluation.two_stage import query_scores
-        from trainer.reranker import TokenizedCollection
-        from trainer.train import choose
+        from trainer.model import TokenizedCollection
+        from trainer.training import choose
 
         def load(path: Path) -> Reranker:
             return self._load(str(path), _kind(folder.name), progress.precision)
@@ -370,9 +371,9 @@ class Pipeline:
     def _distil(self, folder: Path) -> dict[str, Any]:
         from accelerate.utils import set_seed
 
-        from trainer import distil
-        from trainer.reranker import TokenizedCollection
-        from trainer.train import train
+        from trainer.model import TokenizedCollection
+        from trainer.stages import distil
+        from trainer.training import train
 
         collection, candidates = self._unlabelled(folder)
         groups = distil.groups(candidates, self._teacher_scores(collection, candidates))
@@ -407,8 +408,8 @@ class Pipeline:
 
     def _unlabelled(self, folder: Path) -> tuple[Collection, Candidates]:
         """The queries that the student learns from, pseudo-queries behind those of train, with their candidates."""
-        from trainer import distil
         from trainer.retriever import NOTHING, Candidates, Tuning, retrieve_unjudged
+        from trainer.stages import distil
 
         section, retriever, seed = self.recipe.distil, self.recipe.retriever, self.recipe.seed
         assert section is not None
@@ -445,8 +446,8 @@ class Pipeline:
 
     def _teacher_scores(self, collection: Collection, candidates: Candidates) -> np.ndarray:
         """What the student shall come close to: (queries, depth), -inf where there is no candidate."""
-        from trainer import distil
         from trainer.evaluation.fusion import describe, fuse
+        from trainer.stages import distil
 
         assert self.recipe.distil is not None
         logits = candidates.scored(self.teacher(str(self._best()), collection, self._trusts("train")))
@@ -471,7 +472,7 @@ class Pipeline:
     def _before_training(self) -> tuple[Candidates, np.ndarray]:
         """Return train queries and what the model before training scored their candidates, as its head was fitted."""
         from trainer.evaluation.fusion import fitted_lists, lists_to_fit
-        from trainer.train import FITTED
+        from trainer.training import FITTED
 
         train, path = self.reranked("train"), self.stages[self._last_training].folder / FITTED
         if path.is_file():
@@ -536,7 +537,7 @@ class Pipeline:
 
     def _rerank(self, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
         """Return float32 scores (queries, depth) of candidates by a model as it was saved, a base or a stage's best."""
-        from trainer.reranker import TokenizedCollection, rerank
+        from trainer.model import TokenizedCollection, rerank
 
         reranker = self._load(reference, stage)
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
@@ -544,7 +545,7 @@ class Pipeline:
 
     def _load(self, reference: str, stage: str = "train", precision: Precision = "fp32") -> Reranker:
         """Load a base that ranks, or a model that a training stage left."""
-        from trainer.reranker import Reranker
+        from trainer.model import Reranker
 
         length, trust = self.recipe.reranker.max_length, self._trusts(stage)
         return Reranker.load(reference, head="trained", max_length=length, precision=precision, trust_remote_code=trust)
@@ -554,7 +555,7 @@ class Pipeline:
 
         from trainer.evaluation.results import Results
         from trainer.export import export
-        from trainer.reranker import Fusion, Reranker
+        from trainer.model import Fusion, Reranker
 
         trust = self._trusts(self._exported)
         best = self._best(self._exported)
@@ -594,7 +595,7 @@ class Pipeline:
 
     def _push(self, section: Push, dry_run: bool) -> None:
         """Upload the exported model, or list what would go."""
-        from trainer.push import files_to_push, push
+        from trainer.export.hub import files_to_push, push
 
         folder = self.stages["export"].folder / "model"
         files = files_to_push(folder)
@@ -685,26 +686,26 @@ class Pipeline:
         self, split: str, candidates: Candidates, reranker: Reranker, tokenized: TokenizedCollection
     ) -> tuple[float, np.ndarray]:
         from trainer.evaluation.two_stage import mean_score
-        from trainer.reranker import rerank
+        from trainer.model import rerank
 
         scores = rerank(reranker, tokenized, candidates.top(self.recipe.rerank_depth), self.accelerator, note=split)
         return mean_score(self.collection, split, candidates, self.metric, scores), scores
 
     def precision(self, stage: str, use: str, model: Path, measure: Callable[[], float]) -> Precision:
         """Return the precision that a model trains, mines or teaches in; what is measured at the end is float32."""
-        from trainer.precision import Precisions
+        from trainer.runtime.precision import Precisions
 
         choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
-        return choices.of(stage, use, models.fingerprint(model), measure)
+        return choices.of(stage, use, references.fingerprint(model), measure)
 
     @cached_property
     def has_fresh_head(self) -> bool:
         """Whether the base brings no head of its own."""
-        return models.kind_of(models.locate(self.recipe.reranker.model)) == "encoder"
+        return references.kind_of(references.locate(self.recipe.reranker.model)) == "encoder"
 
     def load_base(self) -> Reranker:
         """The base as it is before any training, under the head that it will have."""
-        from trainer.reranker import Reranker, fit_length
+        from trainer.model import Reranker, fit_length
 
         section = self.recipe.reranker
         reranker = Reranker.load(
@@ -721,17 +722,17 @@ class Pipeline:
 
     def lists(self) -> list[Group]:
         """The train queries' candidates that a fresh head is fitted to; none where the base brings its own."""
-        from trainer.mine import candidate_lists
+        from trainer.mining import candidate_lists
 
         return candidate_lists(self.collection, self.reranked("train")) if self.has_fresh_head else []
 
     def teacher(self, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
         """A cross-encoder that is asked for scores of the collection's rows."""
-        from trainer.reranker import Reranker
-        from trainer.teacher import Teacher
+        from trainer.model import Reranker
+        from trainer.model.teacher import Teacher
 
         options = {"max_length": self.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
-        folder = models.locate(reference)
+        folder = references.locate(reference)
         precision = self.precision(
             "teacher", "scoring", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
         )
@@ -741,7 +742,7 @@ class Pipeline:
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes; made when the first stage has work to do, so that a finished run starts no torch."""
-        from trainer.launch import start_accelerator
+        from trainer.runtime.launch import start_accelerator
 
         return start_accelerator(self.recipe.train.precision)
 
