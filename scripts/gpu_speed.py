@@ -86,8 +86,10 @@ class Bench:
 def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
     """Save collection, groups and base model in the folder."""
     from bench_sides import be_quiet
-    from bench_train import pipeline_of
+    from bench_train import recipe_of, run_of
     from gpu_models import save_classifier, save_collection
+
+    from trainer.pipeline import run
 
     device = device_of(dry)
     be_quiet()
@@ -106,10 +108,10 @@ def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
         "passes": load.passes,
         "save": False,
     }
-    pipeline = pipeline_of(task, folder)
-    pipeline.carry_out("data", force=False)
-    (folder / "data").symlink_to(pipeline.stages["data"].folder)  # where the bench of scoring looks for it
-    _write_groups(pipeline.collection, load.negatives, folder)
+    run(recipe_of(task, folder), folder, until="data")
+    opened = run_of(task, folder)
+    (folder / "data").symlink_to(opened.folder / "data")  # where the bench of scoring looks for it
+    _write_groups(opened.collection, load.negatives, folder)
     return Bench(shape, dry, results, folder, task, chip_peak(dry))
 
 
@@ -245,19 +247,19 @@ def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     import time
 
     import torch
-    from bench_train import RATE, in_order, pipeline_of
+    from bench_train import RATE, in_order, run_of
 
     from trainer.data.groups import read_groups
     from trainer.model import Reranker, ScoringModel, TokenizedCollection
     from trainer.training.gradients import Engine
 
-    pipeline = pipeline_of(task, folder)
-    accelerator = pipeline.accelerator
+    opened = run_of(task, folder)
+    accelerator = opened.accelerator
     groups = in_order(read_groups(folder), task, folder)
     reranker = Reranker.load(folder / "base", max_length=task["max_length"], precision=task["precision"])
-    tokenized = TokenizedCollection(pipeline.collection, reranker.pairs)
+    tokenized = TokenizedCollection(opened.collection, reranker.pairs)
     optimizer = torch.optim.AdamW(reranker.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    engine = Engine(pipeline.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
+    engine = Engine(opened.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
     losses, seconds = [], []
     for start in range(0, len(groups), task["queries_per_step"]):
         started = time.perf_counter()

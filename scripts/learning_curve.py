@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
+from trainer.context import models
 from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.recipe import Recipe
@@ -36,7 +37,7 @@ class Curve(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "learning_curve")
-        self.fitted_to = self.pipeline.lists()
+        self.fitted_to = models.lists_for_head(self.opened)
 
     def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
         """What every count of queries came to, seed by seed."""

@@ -16,7 +16,7 @@ import pytest
 
 from trainer.commands.cli import _guarded, reranker_command, train_command
 from trainer.errors import DataError, NotBetterError
-from trainer.pipeline import VERSIONS
+from trainer.pipeline import STAGES
 from trainer.recipe import Recipe, schema_table, sections
 from trainer.runtime import console
 
@@ -384,7 +384,7 @@ def test_review_takes_the_list_of_the_last_round(call, recipe_file, tmp_path, ro
 
 def test_reranker_alone_lists_its_steps(call):
     answer = call("reranker")
-    for step in ("check", *list(VERSIONS)[1:], "push"):
+    for step in ("check", *dict.fromkeys(stage.name for stage in STAGES[1:]), "push"):
         assert re.search(rf"\b{step} ", answer.out + answer.err)
 
 

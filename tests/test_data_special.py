@@ -159,7 +159,7 @@ def test_a_pseudo_query_that_is_a_whole_document_does_not_find_it(tmp_path):
     found = retrieve_unjudged(Retriever(kind="bm25", language="none"), collection, rows, None)
     assert 4 not in found.found(0)
     assert found.found(1)[0] == 4
-    from trainer.stages.distil import with_own
+    from trainer.mining.from_teacher import with_own
 
     own = with_own(found.top(3), [NOTHING, 4])
     assert 4 not in own.found(0)

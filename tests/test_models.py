@@ -370,7 +370,7 @@ run(load_recipe(sys.argv[1], ["reranker.model=me/tiny", "reranker.head=classifie
         line = [sys.executable, "-c", code, str(recipe_file), str(tmp_path / "runs"), until]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert ("(stands)" in done.stdout) == (head == LATER)
+        assert ("(up to date)" in done.stdout) == (head == LATER)
     assert moving.asked == 1
     assert json.loads((tmp_path / "runs" / "tiny" / "models.json").read_text()) == {"me/tiny": COMMIT}
 

@@ -14,7 +14,7 @@ from trainer.model.teacher import Teacher
 from trainer.pipeline import run
 from trainer.recipe import Recipe
 from trainer.retriever import BiEncoder
-from trainer.stages.distil import load_student
+from trainer.training.student import load_student
 
 CODE = """
 from pathlib import Path

@@ -15,7 +15,7 @@ from trainer.evaluation.metrics import can_choose
 from trainer.model_files import checks, references
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import ModelReference, Recipe
-from trainer.runtime import console
+from trainer.runtime import console, processes
 from trainer.runtime.machine import folder_faults
 from trainer.runtime.run_folder import read_record, write_json
 from trainer.tracking.weights_and_biases import key_fault
@@ -60,7 +60,7 @@ def check(
         if not errors:
             errors += _unreadable(recipe, summary)
         if not errors:
-            if keep and known is None and not console.console.quiet:  # one process writes
+            if keep and known is None and processes.is_main():
                 write_json(kept, {"fingerprint": fingerprint, "summary": asdict(summary)})
             _show(summary, recipe)
             return summary

@@ -12,11 +12,9 @@ Exit codes:
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from shlex import quote
@@ -61,7 +59,7 @@ def _guarded(app: Callable[[], None]) -> None:
     """Run a command; what the user can mend is printed without a traceback."""
     from trainer.runtime import console, processes
 
-    if os.environ.get("RANK", "0") != "0":
+    if not processes.is_main():
         console.quiet()
     if processes.several():
         processes.watch()
@@ -103,7 +101,9 @@ def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str,
     recipe = load_recipe(recipe_file, overrides or ())
     from trainer import pipeline
 
-    pipeline.run(recipe, runs, until, force)
+    result = pipeline.run(recipe, runs, until=until, force=force)
+    if result.refused is not None:
+        raise result.refused
 
 
 @_command(train_app)
@@ -327,10 +327,7 @@ def push(
     force: Force = False,
 ) -> None:
     """Upload the exported model to the Hugging Face Hub."""
-    from trainer.pipeline import Pipeline
+    from trainer import pipeline
     from trainer.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
-    pipeline = Pipeline(loaded, runs / loaded.name)
-    with pipeline.locked() if pipeline.folder.is_dir() else nullcontext():
-        pipeline.push(dry_run, force)
+    pipeline.push(load_recipe(recipe, overrides or ()), runs, dry_run=dry_run, force=force)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.context import Run
 from trainer.errors import RecipeError, RunError, TrainerError, one_line
 from trainer.evaluation.statistics import Interval, bootstrap, paired_p
 from trainer.evaluation.two_stage import ceiling, query_scores
-from trainer.pipeline import Pipeline, run
+from trainer.pipeline import open_run, run
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import write_json
@@ -47,101 +48,101 @@ def compare(recipe: Recipe, runs: Path, references: Sequence[str], trust_remote_
     if twice := {reference for reference in references if references.count(reference) > 1}:
         raise RecipeError(f"compare: named twice: {', '.join(sorted(twice))}; name each model once")
     run(recipe, runs, until="retrieve")
-    pipeline = Pipeline(recipe, runs / recipe.name)
-    with pipeline.locked():
-        rows = [_first_stage(pipeline)]
-        rows += [_measured(pipeline, reference, trust_remote_code) for reference in references]
-        rows.append(_ceiling(pipeline))
-        write_json(pipeline.folder / FILE, [asdict(row) for row in rows])
-    _show(pipeline, rows)
+    opened = open_run(recipe, runs)
+    with opened.locked():
+        rows = [_first_stage(opened)]
+        rows += [_measured(opened, reference, trust_remote_code) for reference in references]
+        rows.append(_ceiling(opened))
+        write_json(opened.folder / FILE, [asdict(row) for row in rows])
+    _show(opened, rows)
     faults = [f"{row.name}: {row.fault}" for row in rows if row.fault]
     if len(faults) == len(references):
         raise RunError(faults)
     return rows
 
 
-def _measured(pipeline: Pipeline, reference: str, trust_remote_code: bool) -> Compared:
+def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
     """Return the row of a model, with its fault where it cannot be measured."""
     from trainer.model import Reranker
 
     row = Compared(reference)
-    length = pipeline.recipe.reranker.max_length
+    length = run.recipe.reranker.max_length
     try:
         options: dict[str, Any] = {"head": "trained", "trust_remote_code": trust_remote_code}
         reranker = Reranker.load(reference, **options)
         if length is not None:
             reranker.read_at_most(min(length, reranker.max_length))
         row.parameters = sum(weight.numel() for weight in reranker.model.parameters())
-        scores = {split: _scores(pipeline, reranker, split, row) for split in ("dev", "test")}
+        scores = {split: _scores(run, reranker, split, row) for split in ("dev", "test")}
     except (TrainerError, OSError, RuntimeError, ValueError) as error:  # also what a model's own code raises
         row.fault = "; ".join(error.faults) if isinstance(error, TrainerError) else one_line(error)
         console.warn("compare", f"{reference}: {row.fault}")
         return row
-    _fill(pipeline, row, scores)
-    console.stage("compare", f"{reference}: test {pipeline.metric} {row.test[pipeline.metric].mean:.4f}")
+    _fill(run, row, scores)
+    console.stage("compare", f"{reference}: test {run.metric} {row.test[run.metric].mean:.4f}")
     return row
 
 
-def _scores(pipeline: Pipeline, reranker: Reranker, split: str, row: Compared) -> np.ndarray:
+def _scores(run: Run, reranker: Reranker, split: str, row: Compared) -> np.ndarray:
     """Return a model's scores of a split's candidates, and note its speed."""
     from trainer.model import TokenizedCollection, rerank
 
-    tokenized = TokenizedCollection(pipeline.collection, reranker.pairs)
+    tokenized = TokenizedCollection(run.collection, reranker.pairs)
     started = time.perf_counter()
-    scores = rerank(reranker, tokenized, pipeline.reranked(split), pipeline.accelerator, note=split)
+    scores = rerank(reranker, tokenized, run.reranked(split), run.accelerator, note=split)
     row.pairs_per_second = round(float(np.isfinite(scores).sum() / max(time.perf_counter() - started, 1e-9)), 1)
     return scores
 
 
-def _fill(pipeline: Pipeline, row: Compared, scores: Mapping[str, np.ndarray | None]) -> None:
+def _fill(run: Run, row: Compared, scores: Mapping[str, np.ndarray | None]) -> None:
     """Note the metrics of a model's scores, or of the first stage (None), and the difference to the first stage."""
-    seed, metric = pipeline.recipe.seed, pipeline.metric
+    seed, metric = run.recipe.seed, run.metric
     ours: list[float] = []
     for split, values in scores.items():
-        candidates = pipeline.candidates(split)
-        for name in pipeline.recipe.evaluate.metrics:
-            by_query = list(query_scores(pipeline.collection, split, candidates, name, values).values())
+        candidates = run.candidates(split)
+        for name in run.recipe.evaluate.metrics:
+            by_query = list(query_scores(run.collection, split, candidates, name, values).values())
             getattr(row, split)[name] = bootstrap(by_query, seed)
             if (split, name) == ("test", metric):
                 ours = by_query
     if scores["test"] is not None:
-        first = list(query_scores(pipeline.collection, "test", pipeline.candidates("test"), metric).values())
+        first = list(query_scores(run.collection, "test", run.candidates("test"), metric).values())
         row.difference = bootstrap(np.subtract(ours, first).tolist(), seed)
         row.p = paired_p(ours, first, seed)
 
 
-def _first_stage(pipeline: Pipeline) -> Compared:
+def _first_stage(run: Run) -> Compared:
     row = Compared("first stage")
-    _fill(pipeline, row, {"dev": None, "test": None})
+    _fill(run, row, {"dev": None, "test": None})
     return row
 
 
-def _ceiling(pipeline: Pipeline) -> Compared:
+def _ceiling(run: Run) -> Compared:
     """Return the row of the best order of the reranked candidates."""
-    row, depth = Compared("ceiling"), pipeline.recipe.rerank_depth
+    row, depth = Compared("ceiling"), run.recipe.rerank_depth
     best: dict[str, np.ndarray | None] = {}
     for split in ("dev", "test"):
-        candidates = pipeline.candidates(split)
-        orders = ceiling(candidates, pipeline.collection.qrels[split], depth)
+        candidates = run.candidates(split)
+        orders = ceiling(candidates, run.collection.qrels[split], depth)
         ranks = [{document: rank for rank, document in enumerate(rows)} for rows in orders]
         documents = candidates.documents[:, :depth].tolist()
         best[split] = np.array(
             [[-found.get(one, np.inf) for one in row] for row, found in zip(documents, ranks, strict=True)]
         )
-    _fill(pipeline, row, best)
+    _fill(run, row, best)
     row.difference = row.p = None
     return row
 
 
-def _show(pipeline: Pipeline, rows: Sequence[Compared]) -> None:
+def _show(run: Run, rows: Sequence[Compared]) -> None:
     """Print what decides; the other metrics are in the file."""
-    columns = ["model", "dev", pipeline.metric, "gain, 95 %", "pairs/s"]
-    queries, depth = len(pipeline.collection.answerable("test")), pipeline.recipe.rerank_depth
+    columns = ["model", "dev", run.metric, "gain, 95 %", "pairs/s"]
+    queries, depth = len(run.collection.answerable("test")), run.recipe.rerank_depth
     title = f"test: {queries} queries, the best {depth} candidates of each reranked"
     names = _short([row.name for row in rows])
     measured = [(name, row) for name, row in zip(names, rows, strict=True) if not row.fault]
-    console.table(title, columns, [[name, *_cells(row, pipeline.metric)] for name, row in measured])
-    console.stage("compare", f"all figures: {pipeline.folder / FILE}")
+    console.table(title, columns, [[name, *_cells(row, run.metric)] for name, row in measured])
+    console.stage("compare", f"all figures: {run.folder / FILE}")
 
 
 def _short(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ than memory is no problem. Everything behind this package speaks in row numbers;
 
 Imports inside run down, like the package's own:
 
-    groups                      training examples of a query
+    groups  pseudo_queries      training examples of a query; texts of the corpus as queries
     collection                  check it, build it, map it
     audit                       what makes numbers doubtful
     reviews  pairs              people's corrections; texts without ids

@@ -9,7 +9,7 @@ Imports inside run down, like the package's own:
 
     likely_false_negatives              unlabelled documents that are probably relevant, for a person to label
     report                              what was kept and what was filtered out, with examples
-    sample                              negatives from three rank windows; candidate lists
+    sample  from_teacher                negatives from three rank windows; groups without labels
     filter                              a verdict on every candidate
 """
 

@@ -19,7 +19,7 @@ from trainer.data import Collection
 from trainer.model.reranker import Reranker
 from trainer.model.scoring import TokenizedCollection, score_rows
 from trainer.model_files import references
-from trainer.runtime import console
+from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import fingerprint, remove, replacing
@@ -98,7 +98,7 @@ class Teacher:
 
     def _keep(self, keys: list[bytes], rows: list[tuple[int, int]], scores: np.ndarray) -> None:
         self._known |= zip(keys, scores.tolist(), strict=True)
-        if not self._accelerator.is_main_process:
+        if not processes.is_main():
             return
         # The name is of its own: other runs add files to the folder too, and users delete some.
         with replacing(self._folder / f"{uuid4().hex}.npz") as partial, partial.open("wb") as file:

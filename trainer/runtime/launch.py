@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from trainer.errors import RunError, TrainerError
+from trainer.runtime import processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +28,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     if accelerator.num_processes == 1:
         return work()
     outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
+    if processes.is_main():
         try:
             outcome[0] = work()
         except TrainerError as error:

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError
-from trainer.runtime import console
+from trainer.runtime import console, processes
 from trainer.runtime.run_folder import read_record, write_json
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -52,7 +52,7 @@ class Precisions:
         """
         precision = resolve(self.requested, self.accelerator.device)
         if precision is None:
-            chosen = [self._measured(stage, use, model, measure) if self.accelerator.is_main_process else None]
+            chosen = [self._measured(stage, use, model, measure) if processes.is_main() else None]
             precision = cast(Precision, broadcast_object_list(chosen)[0])
         return precision
 

@@ -77,6 +77,11 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_main() -> bool:
+    """Return whether this process is the main one of its run, which alone writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def watch() -> None:
     """End promptly and with a message on SIGTERM, also while torch waits for a process that is no more.
 
@@ -112,10 +117,9 @@ def leave() -> NoReturn:
 
 def speaks() -> bool:
     """Whether this process is the first of its run to tell of its end; before torch is there, the main one tells."""
-    from trainer.runtime import console
 
     if not several() or "torch" not in sys.modules:
-        return not console.console.quiet
+        return is_main()
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     try:

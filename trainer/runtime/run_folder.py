@@ -104,7 +104,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @dataclass
-class Stage:
+class StageFolder:
     """One stage's folder, for one set of inputs.
 
     `depends` holds all that the result depends on, by recipe key or in words; `previous` is the stage before it.
@@ -112,11 +112,11 @@ class Stage:
 
     folder: Path
     depends: dict[str, Any]
-    previous: Stage | None = None
+    previous: StageFolder | None = None
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, folder: Path, depends: Mapping[str, Any], previous: Stage | None) -> Stage:
+    def of(cls, folder: Path, depends: Mapping[str, Any], previous: StageFolder | None) -> StageFolder:
         """Make the stage of a folder; `depends` is kept as JSON gives it back."""
         return cls(folder, json.loads(json.dumps(depends, default=str)), previous)
 

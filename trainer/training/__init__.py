@@ -5,7 +5,7 @@ Imports inside run down, like the package's own:
     interpolate                         the start, the trained model, or one between them: dev chooses
     loop                                steps, dev scores, the best state, and when it ends
     gradients                           a step's groups to gradients, in the memory that there is
-    optimizer  head_init                AdamW with its rates; a fresh head, fitted first
+    optimizer  head_init  student       AdamW with its rates; a fresh head; a student
     schedule  checkpoints  losses       which groups in which step, at which rate; atomic checkpoints; losses
     parallel                            one device, several with a copy of the model, or several with a share of it
 """

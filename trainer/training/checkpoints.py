@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from trainer.errors import RunError
-from trainer.runtime import console, verify
+from trainer.runtime import console, processes, verify
 from trainer.runtime.launch import on_main
 from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import begun_fingerprint, read_json, read_record, remove, write_json
@@ -72,13 +72,13 @@ def settle_best(folder: Path, step: int) -> None:
 def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) -> None:
     """Save all of it; the rename makes it count, then the one before it and its best model go."""
     partial = folder / "checkpoint.partial"
-    if accelerator.is_main_process:
+    if processes.is_main():
         remove(partial)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if processes.is_main():
         _complete(partial, progress, accelerator, folder)
     accelerator.wait_for_everyone()
 

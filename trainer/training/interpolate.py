@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from trainer.model import Reranker
-from trainer.runtime import console
+from trainer.runtime import console, processes
 from trainer.training.checkpoints import START, TRAINED, Progress
 
 BETWEEN = (0.25, 0.5, 0.75)  # shares of the trained weights that are tried besides none and all
@@ -46,7 +46,7 @@ def choose(
         best = max(scores, key=lambda share: (scores[share], -share))
         model.model.load_state_dict(between(begin, end, best))
     curve = sorted(scores.items(), key=lambda point: (-point[1], point[0]))
-    if accelerator.is_main_process:
+    if processes.is_main():
         model.save(folder / "best")
     accelerator.wait_for_everyone()
     return curve

@@ -21,7 +21,7 @@ from trainer.data.groups import Group
 from trainer.errors import RunError
 from trainer.model import Reranker, TokenizedCollection
 from trainer.recipe import Recipe
-from trainer.runtime import console
+from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.tracking.log import Log
@@ -82,7 +82,7 @@ def train(
         else Progress(planned=len(plan), precision=reranker.precision, first_stage_weight=weight)
     )
     stepper.engine.first_stage_weight = progress.first_stage_weight
-    log = Log(folder, recipe, progress.step) if accelerator.is_main_process else None
+    log = Log(folder, recipe, progress.step) if processes.is_main() else None
     if untrained is not None:
         torch.manual_seed(recipe.seed + accelerator.process_index)
         _keep_if_best(progress, untrained, reranker, stepper.model, accelerator, folder, log)
@@ -159,7 +159,7 @@ class _Stepper:
         """Keep the step's groups, as texts, where the next start does not clear them away, and say what to do."""
         stage = self.folder.name
         path = self.folder.with_name(f"not_finite-{stage}.json")
-        if self.accelerator.is_main_process:
+        if processes.is_main():
             write_json(path, [self.groups[position].described(self.collection) for position in positions])
         self.accelerator.wait_for_everyone()
         advice = f"lower {stage.partition('-')[0]}.learning_rate"
@@ -184,7 +184,7 @@ def _keep_if_best(
     weights = whole_weights(accelerator, model) if keep else None
     if keep and progress.step:
         progress.best_score, progress.best_step = score, progress.step
-    if accelerator.is_main_process:
+    if processes.is_main():
         if keep:
             reranker.save(unsettled_best(folder, progress.step) if progress.step else folder / START, weights)
         assert log is not None
