@@ -255,7 +255,7 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
         _, err = process.communicate(timeout=60)
         os.close(end)
     assert process.returncode == 130
-    assert "the same command goes on from the last checkpoint" in err
+    assert "run the same command again to resume from the last checkpoint" in err
     assert "Traceback" not in err
 
 
@@ -268,7 +268,7 @@ def stopped(program, **environment):
     return ended.returncode, ended.stderr
 
 
-STOPPED = "stopped; the same command goes on from the last checkpoint\n"
+STOPPED = "stopped; run the same command again to resume from the last checkpoint\n"
 
 
 def test_control_c_while_the_command_is_imported_ends_in_one_line(tmp_path):
@@ -368,7 +368,7 @@ def test_check_looks_at_the_run_folder(call, recipe_file, tmp_path):
     (tmp_path / "runs").touch()
     answer = call("reranker", "check", recipe_file, "--runs", tmp_path / "runs")
     assert answer.code == 2
-    assert answer.err.startswith(f"{tmp_path}/runs: a file stands where a folder is needed")
+    assert answer.err.startswith(f"{tmp_path}/runs: a file exists where a folder is needed")
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

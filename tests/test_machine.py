@@ -87,7 +87,7 @@ def test_a_full_disk_without_a_path_names_the_fullest_that_a_run_writes_to(tmp_p
             full.close()
     said = explain(error, tmp_path / "runs" / "not made yet")
     assert f"{tmp_path}/runs/not made yet (" in said or f"{tmp_path.parents[2]} (" in said
-    assert "MB free): the disk is full; free some room" in said
+    assert "MB free): the disk is full; free some space" in said
 
 
 @pytest.mark.parametrize("allocate", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50)], ids=["numpy", "torch"])
@@ -127,9 +127,9 @@ def test_paths_that_cannot_be_are_told(tmp_path):
     assert long.endswith("the path is too long; choose a shorter name or folder")
     assert len(long) < 300
     below = tmp_path / "file" / "below"
-    assert explain(raised(below.mkdir), tmp_path).startswith(f"{below}: a file stands where a folder is needed")
+    assert explain(raised(below.mkdir), tmp_path).startswith(f"{below}: a file exists where a folder is needed")
     assert "links lead in a circle" in explain(raised((tmp_path / "circle").read_text), tmp_path)
-    assert "a folder stands where a file is needed" in explain(raised(tmp_path.read_text), tmp_path)
+    assert "a folder exists where a file is needed" in explain(raised(tmp_path.read_text), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
     (fault,) = folder_faults(tmp_path / "runs", "tiny")
-    assert fault.startswith(f"{tmp_path}/runs/tiny: a file stands where a folder is needed")
+    assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
     (fault,) = folder_faults(tmp_path / "runs" / "tiny", "again")
-    assert fault.startswith(f"{tmp_path}/runs/tiny: a file stands where a folder is needed")
+    assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
     (tmp_path / "linked").symlink_to(tmp_path / "gone")
     (fault,) = folder_faults(tmp_path / "linked", "tiny")
     assert fault == (
-        f"{tmp_path}/linked: a link to {tmp_path}/gone, which is not there; make that folder or remove the link"
+        f"{tmp_path}/linked: a link to {tmp_path}/gone, which does not exist; make it, or remove the link"
     )
 
 
@@ -225,13 +225,13 @@ def test_a_folder_of_another_user_is_told(tmp_path, name):
             folder.chmod(0o755)  # pytest's own are for their owner alone
     with another_user():
         faults = folder_faults(runs, "tiny")
-    assert any(fault.startswith(f"{locked}: permission denied; look at its owner") for fault in faults), faults
+    assert any(fault.startswith(f"{locked}: permission denied; check its owner") for fault in faults), faults
 
 
 def test_check_and_a_run_look_at_the_folder_before_anything_is_done(recipe_file, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
-    with pytest.raises(MachineError, match="runs/tiny: a file stands where a folder is needed"):
+    with pytest.raises(MachineError, match="runs/tiny: a file exists where a folder is needed"):
         run(load_recipe(recipe_file), tmp_path / "runs")
     assert (tmp_path / "runs" / "tiny").is_file()
 
@@ -296,6 +296,4 @@ def test_an_output_on_a_full_disk_is_told():
     with open("/dev/full", "w") as full, call("check", "--schema", stdout=full) as process:
         said = process.stderr.read()
     assert process.returncode == 2
-    assert said == (
-        "standard output: the disk is full; free some room, then the same command goes on from what was finished\n"
-    )
+    assert said == ("standard output: the disk is full; free some space, then run the same command again to resume\n")

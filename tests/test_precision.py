@@ -38,7 +38,9 @@ def test_auto_on_a_gpu_is_what_the_launcher_was_told(monkeypatch):
 
 
 def test_fp16_needs_a_gpu_and_emulated_bf16_is_warned_about(capsys):
-    with pytest.raises(RecipeError, match="train.precision: fp16 needs a CUDA GPU, and there is none here; take auto"):
+    with pytest.raises(
+        RecipeError, match="train.precision: fp16 needs a CUDA GPU, and there is none here; set it to auto"
+    ):
         resolve("fp16", CPU)
     assert resolve("bf16", CPU) == "bf16"
     assert "this CPU emulates bf16" in " ".join(capsys.readouterr().out.split())

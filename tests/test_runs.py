@@ -228,10 +228,8 @@ def test_finished_work_of_other_keys_moves_aside_and_the_terminal_says_why(finis
     old = json.loads((folder / "train" / "done.json").read_text())["fingerprint"][:8]
     run(small("train.epochs=2", "train.dropout=0.1"), runs, force=True)
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "train train.epochs changed from 1 to 2, train.dropout changed from 0.0 to 0.1; the stage is done again" in said
-    )
-    assert f"what was there is kept in {folder}/train.{old}" in said
+    assert "train train.epochs changed from 1 to 2, train.dropout changed from 0.0 to 0.1; the stage runs again" in said
+    assert f"its old result is now in {folder}/train.{old}" in said
     assert (folder / f"train.{old}" / "best" / "model.safetensors").read_bytes() == model
     assert (folder / "train" / "best" / "model.safetensors").read_bytes() != model
     assert json.loads((folder / f"train.{old}" / "recipe.json").read_text())["train"]["epochs"] == 1
@@ -248,9 +246,7 @@ def test_a_changed_input_is_named(finished, small, tmp_path, tiny, capsys):
     config = other / "config.json"
     config.write_text(config.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 0.1'))
     run(small(f"mine.teacher={other}"), runs, until="mine")
-    assert "mine the content of mine.teacher changed; the stage is done again" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "mine the content of mine.teacher changed; the stage runs again" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_fails_leaves_the_finished_model(finished, small, tmp_path):
@@ -286,7 +282,7 @@ def test_a_stage_that_comes_out_differently_when_it_is_repaired_makes_later_ones
         run(small(*settings), runs, force=True)
     said = capsys.readouterr().out
     assert stands(said) == ["data", "retrieve", "mine"]
-    assert "train came out differently than before; the stage is done again" in " ".join(said.split())
+    assert "the result of train changed; the stage runs again" in " ".join(said.split())
     for name in ("train/best", "export/model"):
         model = (runs / "small" / name / "model.safetensors").read_bytes()
         assert model != (finished / "small" / name / "model.safetensors").read_bytes()
@@ -330,7 +326,7 @@ def test_a_link_to_nowhere_or_a_file_in_place_of_a_folder_is_named(finished, sma
     stage = runs / "small" / "train"
     shutil.rmtree(stage)
     stage.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(RunError, match="small/train: a link to .*/nowhere, which is not there"):
+    with pytest.raises(RunError, match="small/train: a link to .*/nowhere, which does not exist"):
         run(small(), runs, until="train")
     stage.unlink()
     stage.write_text("mine")

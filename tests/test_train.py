@@ -194,7 +194,7 @@ def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_f
     _, told = started.communicate(timeout=60)
     assert started.returncode not in (0, None)
     assert told.count("another process of this run was lost") == 1
-    assert "the same command goes on from the last checkpoint" in told
+    assert "run the same command again to resume from the last checkpoint" in told
     assert "/trainer/" not in told, "no traceback of ours"
     shutil.copytree(killed, fewer)
 
@@ -330,7 +330,7 @@ def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
         "fsdp_version",
         "fsdp_cpu_ram_efficient_loading",
     ]
-    assert "fsdp_version: 1, but only 2 can be trained with; set it to 2" in str(caught.value)
+    assert "fsdp_version: 1, but only version 2 is supported; set it to 2" in str(caught.value)
     check_launch({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, cuda=True)
     check_launch({}, cuda=False)
 

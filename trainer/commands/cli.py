@@ -67,7 +67,7 @@ def _guarded(app: Callable[[], None]) -> None:
         try:
             app()
         except TrainerError as error:
-            console.console.quiet = not processes.speaks()
+            console.console.quiet = not processes.is_first_to_end()
             for fault in error.faults:
                 console.error(fault)
             sys.exit(error.exit_code)

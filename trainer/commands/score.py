@@ -22,7 +22,7 @@ from trainer.errors import DataError, RecipeError, RunError
 from trainer.model_files import references
 from trainer.recipe import Data
 from trainer.runtime import console
-from trainer.runtime.run_folder import fingerprint, read_record, remove, replacing, write_json
+from trainer.runtime.run_folder import json_sha256, read_record, remove, replacing, write_json
 from trainer.runtime.verify import sha256
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def score(
     run = _trec_lists(source, data) if data else None
     count = len(run) if run is not None else _checked_lines(source)
     texts = fingerprint_data(data) if data else ""
-    known = fingerprint(VERSION, references.fingerprint(references.locate(model)), sha256(source), texts, precision)
+    known = json_sha256(VERSION, references.fingerprint(references.locate(model)), sha256(source), texts, precision)
     parts = output.with_name(f".{output.name}.parts")
-    done = _begin(parts, fingerprint(known, max_length), output)
+    done = _begin(parts, json_sha256(known, max_length), output)
     if done:
         console.stage("score", f"{len(done)} blocks are done already; going on")
     reranker: Reranker | None = None

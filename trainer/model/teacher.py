@@ -22,7 +22,7 @@ from trainer.model_files import references
 from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.precision import Precision
-from trainer.runtime.run_folder import fingerprint, remove, replacing
+from trainer.runtime.run_folder import json_sha256, remove, replacing
 
 CHUNK = 4096  # pairs scored between two writes: minutes on a CPU
 
@@ -49,7 +49,7 @@ class Teacher:
         self._trust_remote_code = trust_remote_code
         parts = [references.fingerprint(references.locate(reference)), max_length]
         parts += [] if precision == "fp32" else [precision]
-        self._folder = cache / fingerprint(*parts)[:16]
+        self._folder = cache / json_sha256(*parts)[:16]
         self._known = on_main(accelerator, self._read)
         self.asked = 0  # pairs that had to be scored
 

@@ -23,7 +23,7 @@ from trainer.runtime import console
 from trainer.runtime.console import progress
 from trainer.runtime.launch import on_main
 from trainer.runtime.precision import Precision, autocast, bf16_speedup
-from trainer.runtime.run_folder import fingerprint, remove, replacing
+from trainer.runtime.run_folder import json_sha256, remove, replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,7 +78,7 @@ class BiEncoder:
         """All that a vector depends on beside its text."""
         prompt = self.query_prompt if role == "query" else self.document_prompt
         precision = [] if self.precision == "fp32" else [self.precision]
-        return fingerprint(references.fingerprint(self.folder), self.max_length, role, prompt, *precision)
+        return json_sha256(references.fingerprint(self.folder), self.max_length, role, prompt, *precision)
 
     def bf16_speedup(self, device: str) -> float:
         """Measure how many times as fast the model encodes in bf16 as in fp32, on a batch of repeated words."""

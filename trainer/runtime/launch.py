@@ -1,4 +1,4 @@
-"""Devices and processes: what the launcher was told, and what the recipe asks of them."""
+"""Devices and processes: the Accelerator for the launcher's settings and the recipe's precision."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Return on every process what `work` returns on the main one, the only process that carries it out.
+    """Run `work` on the main process only, and return its result on every process.
 
-    So that processes never disagree about what lies on disk. A TrainerError is raised on every process.
+    So processes never disagree about the files on disk. A TrainerError is raised on every process.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -40,10 +40,10 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
 
 
 def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
-    """Return Accelerate for the devices here.
+    """Return an Accelerator for the available devices.
 
-    Precision is the `Reranker`'s own affair; of Accelerate fp16 only takes the scaling of gradients. Raises RecipeError
-    or RunError where the devices cannot do what is asked of them.
+    The `Reranker` applies the precision itself; with fp16 Accelerate only scales the gradients. Raises RecipeError
+    or RunError if the devices do not support the precision or the launcher's settings.
     """
     import datasets
     import torch
@@ -58,39 +58,38 @@ def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
     datasets.disable_progress_bars()
     cuda = torch.cuda.is_available()
     check_launch(os.environ, cuda)
-    # On Hopper torch would take cuDNN for padded batches with a mask, which plans anew for every shape, and whose
-    # gradients are no numbers where a row's scores are all very low (torch 2.13, PyTorch issue 196678).
+    # On Hopper torch would choose cuDNN attention for padded batches with a mask. It makes a new plan for every shape,
+    # and its gradients are NaN if all scores of a row are very low (torch 2.13, PyTorch issue 196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
     device = torch.device(best_device())
     mixed_precision = "fp16" if resolve(precision, device) == "fp16" else "no"
     if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
-        AcceleratorState._reset_state()  # another library trained in this process, in another precision
+        AcceleratorState._reset_state()  # another library trained in this process with another precision
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=mixed_precision,
         kwargs_handlers=[
-            # Buffers are constants here; to exchange them, all would wait for one that does a step again.
+            # Buffers are constants here. Broadcasting them would make all processes wait for one that repeats a step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while the main process retrieves
         ],
     )
 
 
-def check_launch(told: Mapping[str, str], cuda: bool) -> None:
-    """Judge what the launcher was told (its environment); raises RunError with all that no run here can do."""
-    if told.get("ACCELERATE_USE_FSDP", "false") != "true":
+def check_launch(environment: Mapping[str, str], cuda: bool) -> None:
+    """Check the launcher's settings, given as environment variables; raises RunError with all unsupported ones."""
+    if environment.get("ACCELERATE_USE_FSDP", "false") != "true":
         return
-    faults = []
+    problems = []
     if not cuda:
-        faults.append("launch: distributed_type: FSDP needs CUDA GPUs, and there is none here; start without it")
-    if told.get("FSDP_VERSION", "1") != "2":
-        faults.append(
-            f"launch: fsdp_version: {told.get('FSDP_VERSION', '1')}, but only 2 can be trained with; set it to 2"
+        problems.append("launch: distributed_type: FSDP needs CUDA GPUs, and there is none here; start without it")
+    fsdp_version = environment.get("FSDP_VERSION", "1")
+    if fsdp_version != "2":
+        problems.append(f"launch: fsdp_version: {fsdp_version}, but only version 2 is supported; set it to 2")
+    if environment.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false") == "true":
+        problems.append(
+            "launch: fsdp_cpu_ram_efficient_loading: true loads weights on the first process only, so models that are "
+            "used but not trained would be empty on all others; set it to false"
         )
-    if told.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false") == "true":
-        faults.append(
-            "launch: fsdp_cpu_ram_efficient_loading: true would leave all processes but the first with empty models "
-            "wherever one is not trained but used; set it to false"
-        )
-    if faults:
-        raise RunError(faults)
+    if problems:
+        raise RunError(problems)

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: an advisory lock that the kernel releases when its holder ends, however it ends."""
+"""An advisory lock that allows one run at a time in a folder; the kernel releases it whenever its holder ends."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from typing import TextIO
 from trainer.errors import RunError, one_line
 from trainer.runtime import console
 
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what file systems without locks answer
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # error numbers of file systems without locks
 
 
 @contextmanager
 def hold(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; the file names the holder.
+    """Hold the lock on the file `path` while the block runs; the file names the holder.
 
-    Raises RunError where another process holds it, or where the folder cannot be made or written to. `doing` says in
-    messages what the lock protects, e.g. "run". The file stays: deleting it would let two processes lock two files.
+    `doing` names in messages what the lock protects, e.g. "run". The file is never deleted, since two processes could
+    then lock two different files. Raises RunError if another process holds the lock, or if the folder cannot be
+    created or written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,20 +41,20 @@ def hold(path: Path, doing: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"{path.parent}: another {doing} is using it ({_holder(path)}); wait for it, or stop it"
+                f"{path.parent}: another {doing} is using it ({_holder(path)}); wait until it ends, or stop it"
             ) from None
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise RunError(f"{path}: cannot be locked ({one_line(error)})") from None
             console.warn(doing, f"the file system of {path.parent} has no locks; do not start two runs in it")
-        _name_holder(file)
+        _write_holder(file)
         try:
             yield
         finally:
             file.truncate(0)
 
 
-def _name_holder(file: TextIO) -> None:
+def _write_holder(file: TextIO) -> None:
     holder = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -66,9 +67,9 @@ def _name_holder(file: TextIO) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Return the holder in words; it may not have written its name yet."""
+    """Return a description of the holder for a message; it may not have written its record yet."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, started {holder['started']}: {holder['command']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"its name is not in {path} yet"
+        return f"{path} does not name it yet"

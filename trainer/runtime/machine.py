@@ -1,8 +1,8 @@
 """Errors of the machine in one sentence: a full disk, a missing permission, a path that is too long, too little memory.
 
-Libraries raise them in many disguises: an OSError with or without a path, a RuntimeError of torch that names a line of
-C++, an error of safetensors or Arrow whose text ends with the number. `explained` is the one place that knows them.
-Every other exception is left as it is, and so is shown with its traceback.
+Libraries raise them in many forms: an OSError with or without a path, a RuntimeError of torch that names a line of
+C++, an error of safetensors or Arrow whose text ends with the error number. Only `explained` translates them.
+Every other exception is passed on unchanged and shown with its traceback.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OTHER_FOLDER = "choose another folder with --runs"
-_ROOM = "free some room, then the same command goes on from what was finished"
-SENTENCES = {  # what is wrong, and what to do
-    errno.ENOSPC: f"the disk is full; {_ROOM}",
+_FREE_SPACE = "free some space, then run the same command again to resume"
+MESSAGES = {  # the problem and its remedy, by error number
+    errno.ENOSPC: f"the disk is full; {_FREE_SPACE}",
     errno.EFBIG: "the file would be larger than the limit of this shell or file system; raise it (ulimit -f)",
     errno.EROFS: f"the file system is read-only; {_OTHER_FOLDER}",
-    errno.EACCES: f"permission denied; look at its owner and mode (ls -ld), or {_OTHER_FOLDER}",
-    errno.EPERM: f"not permitted; look at its owner, mode and attributes (ls -ld, lsattr), or {_OTHER_FOLDER}",
+    errno.EACCES: f"permission denied; check its owner and mode (ls -ld), or {_OTHER_FOLDER}",
+    errno.EPERM: f"not permitted; check its owner, mode and attributes (ls -ld, lsattr), or {_OTHER_FOLDER}",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter name or folder",
-    errno.ENOTDIR: "a file stands where a folder is needed; move it away, or choose another folder",
-    errno.EISDIR: "a folder stands where a file is needed; move it away, or name a file",
-    errno.ELOOP: "its symbolic links lead in a circle; mend them",
+    errno.ENOTDIR: "a file exists where a folder is needed; move it away, or choose another folder",
+    errno.EISDIR: "a folder exists where a file is needed; move it away, or name a file",
+    errno.ELOOP: "its symbolic links form a loop; correct them",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n 65536)",
     errno.ENFILE: "too many open files on this machine; end other programs",
     errno.ENOMEM: "memory ran out; end other programs, or lower train.tokens_per_pass and the max_length keys",
-    errno.EIO: "the disk failed to read or write; look at the system's log (dmesg)",
+    errno.EIO: "the disk failed to read or write; see the system's log (dmesg)",
     errno.EAGAIN: "no further thread or process can be started; raise the limit (ulimit -u), or set OMP_NUM_THREADS=1",
 }
 for _name, _sentence in {
-    "EDQUOT": f"the disk quota is used up; {_ROOM}",
-    "ESTALE": "the network file system lost the file; mount it again, then the same command goes on",
-    "EREMOTEIO": "the network file system failed; mount it again, then the same command goes on",
+    "EDQUOT": f"the disk quota is used up; {_FREE_SPACE}",
+    "ESTALE": "the network file system lost the file; mount it again, then run the same command again",
+    "EREMOTEIO": "the network file system failed; mount it again, then run the same command again",
 }.items():
-    if hasattr(errno, _name):  # Windows has not all of them
-        SENTENCES[getattr(errno, _name)] = _sentence
-CUT_SHORT = -1  # no number of the system: a library that only says that it wrote less than it should
-SENTENCES[CUT_SHORT] = (
-    f"a file could not be written whole: the disk or a quota is full, or ulimit -f is reached; {_ROOM}"
+    if hasattr(errno, _name):  # Windows lacks some of them
+        MESSAGES[getattr(errno, _name)] = _sentence
+CUT_SHORT = -1  # not a number of the system: a library reported only that it wrote too few bytes
+MESSAGES[CUT_SHORT] = (
+    f"a file could not be written completely: the disk or a quota is full, or ulimit -f is reached; {_FREE_SPACE}"
 )
 EXHAUSTED = {CUT_SHORT, errno.ENOSPC, errno.EFBIG, errno.ENOMEM, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 _NUMBER = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)  # Python's and Arrow's; Rust's
-_DISGUISES = [  # texts that come without a number
+_TEXTS = [  # error texts that come without a number
     (re.compile(r"no space left on device|disk is full", re.IGNORECASE), errno.ENOSPC),
     (re.compile(r"PytorchStreamWriter|inline_container.*unexpected pos|file write failed|iostream error"), CUT_SHORT),
     (re.compile(r"^\d+ requested and \d+ written$"), CUT_SHORT),  # NumPy
@@ -66,9 +66,9 @@ _DISGUISES = [  # texts that come without a number
 
 
 def explained(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate `function` so that errors of the machine leave it as a MachineError.
+    """Decorate `function` so that it raises errors of the machine as MachineError.
 
-    Where the function has a parameter `runs`, that folder is named by errors that come without a path.
+    An error that comes without a path names the folder in the function's argument `runs`.
     """
     signature = inspect.signature(function)
 
@@ -80,64 +80,66 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
             raise
         except Exception as error:
             runs = signature.bind(*args, **kwargs).arguments.get("runs") or "runs"
-            if (fault := explain(error, Path(runs))) is None:
+            if (message := explain(error, Path(runs))) is None:
                 raise
-            raise MachineError(fault) from error
+            raise MachineError(message) from error
 
     return call
 
 
 def explain(error: BaseException, runs: Path) -> str | None:
-    """Return the sentence for an error of the machine, None for any other."""
+    """Return the message for an error of the machine, None for any other error."""
     for cause, certain in _causes(error):
         number = _number(cause)
-        if number in SENTENCES and (certain or number in EXHAUSTED):
-            return f"{_place(cause, number, runs)}: {SENTENCES[number]}"
+        if number in MESSAGES and (certain or number in EXHAUSTED):
+            return f"{_location(cause, number, runs)}: {MESSAGES[number]}"
     return None
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Return whether room or memory ran out, so that what was at work when it did is not to blame."""
+    """Return True if disk space or memory ran out, so that the model or file in use is not to blame."""
     return any(_number(cause) in EXHAUSTED for cause, _ in _causes(error))
 
 
 def folder_faults(runs: Path, name: str) -> list[str]:
-    """Return what keeps a run from writing to `runs/name` and to the caches beside it; nothing is written.
+    """Return the problems that keep a run from writing to `runs/name` and to the caches in `runs`; nothing is written.
 
-    Raises OSError where a folder cannot even be looked at.
+    Raises OSError if a folder's status cannot be read.
     """
     run = runs / name
-    faults = [_folder_fault(folder) for folder in (run, runs / ".embeddings", runs / ".teachers")]
-    if not faults[0] and run.is_dir():
-        faults += [_folder_fault(folder) for folder in run.iterdir() if folder.is_dir()]
-    return list(dict.fromkeys(fault for fault in faults if fault))
+    problems = [_folder_problem(folder) for folder in (run, runs / ".embeddings", runs / ".teachers")]
+    if not problems[0] and run.is_dir():
+        problems += [_folder_problem(folder) for folder in run.iterdir() if folder.is_dir()]
+    return list(dict.fromkeys(problem for problem in problems if problem))
 
 
-def _folder_fault(folder: Path) -> str:
-    """Return why nothing can be written to a folder that is there or is still to be made; empty where it can."""
+def _folder_problem(folder: Path) -> str:
+    """Return the reason why an existing or future folder is not writable, or an empty string."""
     existing = _existing(folder)
     if existing.is_symlink() and not existing.exists():
-        return f"{existing}: a link to {os.readlink(existing)}, which is not there; make that folder or remove the link"
+        return (
+            f"{existing}: a link to {os.readlink(existing)}, which does not exist; make it, or remove the link"
+        )
     if not existing.is_dir():
-        return f"{existing}: {SENTENCES[errno.ENOTDIR]}"
+        return f"{existing}: {MESSAGES[errno.ENOTDIR]}"
     if not os.access(existing, os.W_OK | os.X_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY
-        return f"{existing}: {SENTENCES[errno.EROFS if read_only else errno.EACCES]}"
+        return f"{existing}: {MESSAGES[errno.EROFS if read_only else errno.EACCES]}"
     return ""
 
 
 def _existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there; a dangling link counts as there."""
+    """Return the path itself, or the nearest existing folder above it; a dangling link counts as existing."""
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
     return path
 
 
 def _causes(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """The error and those behind it, each with whether it certainly is the cause.
+    """Yield the error and the chain of its causes, each with a flag that it certainly is the cause.
 
-    What was raised while another error was handled may be a fault of its own. After a full disk or a lack of memory it
-    is not: then even closing a file fails.
+    An error that was raised while another one was handled may be independent of it. After a full disk or a lack of
+    memory it is not: then even closing a file fails.
     """
     seen: set[int] = set()
     certain = True
@@ -149,7 +151,7 @@ def _causes(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
 
 
 def _number(error: BaseException) -> int:
-    """The operating system's number of an error, 0 where it has none."""
+    """Return the operating system's number of an error, 0 if it has none."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno:
@@ -158,13 +160,13 @@ def _number(error: BaseException) -> int:
     if own and type(error) is not Exception:
         return 0  # a ValueError or KeyError that quotes such a text
     text = one_line(error)
-    if found := _NUMBER.search(text):
-        return int(found[1] or found[2])
-    return next((number for pattern, number in _DISGUISES if pattern.search(text)), 0)
+    if match := _NUMBER.search(text):
+        return int(match[1] or match[2])
+    return next((number for pattern, number in _TEXTS if pattern.search(text)), 0)
 
 
-def _place(error: BaseException, number: int, runs: Path) -> str:
-    """The path that the error names, else the fullest disk that a run writes to, else the run folder."""
+def _location(error: BaseException, number: int, runs: Path) -> str:
+    """Return the path in the error; without one, for a full disk the folder with the least free space, else `runs`."""
     named = getattr(error, "filename", None)
     if isinstance(named, str | bytes | os.PathLike):
         path = os.fsdecode(named)

@@ -1,7 +1,7 @@
-"""The end of a process that did not come by itself: Ctrl-C, or the loss of another process of the same run.
+"""Early ends of a process: Ctrl-C, or the loss of another process of the same run.
 
-When a process is lost, the others get a network error, or wait in an exchange that never ends, and the launcher ends
-them with SIGTERM. The first of them prints the message for all; the launcher's own report says which process it was.
+When a process is lost, the others get a network error, or hang in a collective operation until the launcher sends them
+SIGTERM. The first of them prints the message for all; the launcher's own report names the lost process.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any, NoReturn
 
 LOST = (
     "another process of this run was lost, or its launcher was stopped (see its report); "
-    "the same command goes on from the last checkpoint"
+    "run the same command again to resume from the last checkpoint"
 )
 
-STOPPED = "stopped; the same command goes on from the last checkpoint"
-INTERRUPTED = 130  # exit code: 128 and the number of SIGINT
+STOPPED = "stopped; run the same command again to resume from the last checkpoint"
+INTERRUPTED = 130  # exit code: 128 + SIGINT (2)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the program with one line and code 130, wherever it is, also inside of an import.
+    """Make Ctrl-C end the program with a one-line message and exit code 130 at any point, even during an import.
 
-    Python turns a KeyboardInterrupt in the middle of an import into another error, and loses one in a destructor. A
-    second Ctrl-C ends at once. Where the parent asked to ignore the signal (nohup), it stays ignored.
+    Python turns a KeyboardInterrupt during an import into another error, and ignores one in a destructor. A second
+    Ctrl-C ends the program at once. If the parent process ignores the signal (nohup), it remains ignored.
     """
     before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     ours = before not in (signal.SIG_IGN, None) and threading.current_thread() is threading.main_thread()
@@ -55,7 +55,7 @@ def interruptible() -> Iterator[None]:
 
 
 def stop_at_once(*_: Any) -> NoReturn:
-    """End without any clean-up; whatever is on disk is complete at any moment."""
+    """End the process without any clean-up; files are written atomically, so that none is left incomplete."""
     show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden it
     os.write(2, f"{show_cursor}{STOPPED}\n".encode())
     os._exit(INTERRUPTED)
@@ -73,19 +73,20 @@ def _lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def several() -> bool:
-    """Whether this process is one of several of the same run."""
+    """Return True if this run has several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_main() -> bool:
-    """Return whether this process is the main one of its run, which alone writes and prints."""
+    """Return True in the main process of a run, the only one that writes files and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def watch() -> None:
-    """End promptly and with a message on SIGTERM, also while torch waits for a process that is no more.
+    """Install a handler that ends the process with a message on SIGTERM, even while torch waits for a lost process.
 
-    Python would run a handler only after that; what wakes up a thread is written at once.
+    Python runs a signal handler only when such a wait returns, but writes to the wake-up file descriptor at once,
+    which a thread reads.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -95,7 +96,7 @@ def watch() -> None:
 
 
 def is_loss(error: RuntimeError) -> bool:
-    """Whether an error tells that another process was lost, and nothing of this one."""
+    """Return True if an error was caused by the loss of another process of the run."""
     if not several():
         return False
     from torch.distributed import DistError
@@ -104,10 +105,10 @@ def is_loss(error: RuntimeError) -> bool:
 
 
 def leave() -> NoReturn:
-    """End at once: what would be cleaned up otherwise waits for the lost process."""
+    """End the process at once; the usual clean-up would wait for the lost process."""
     from trainer.runtime import console
 
-    if speaks():
+    if is_first_to_end():
         console.console.quiet = False
         console.error(LOST)
     sys.stdout.flush()
@@ -115,9 +116,11 @@ def leave() -> NoReturn:
     os._exit(2)
 
 
-def speaks() -> bool:
-    """Whether this process is the first of its run to tell of its end; before torch is there, the main one tells."""
+def is_first_to_end() -> bool:
+    """Return True in the first process of a run that ends early, which prints the message for all.
 
+    Before torch is imported that is the main process.
+    """
     if not several() or "torch" not in sys.modules:
         return is_main()
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -126,7 +129,7 @@ def speaks() -> bool:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
         return store.add(f"domain-reranker/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
-    except RuntimeError:  # it went with the process that was lost
+    except RuntimeError:  # the store was in the lost process
         return True
 
 

@@ -1,9 +1,9 @@
-"""The run folder: `runs/NAME/STAGE/`, and whether a stage there is finished, intact and of this recipe.
+"""The run folder `runs/NAME/STAGE/`, and the check that a stage in it is complete, intact and made from this recipe.
 
-A stage's fingerprint is the hash of all that its result depends on: recipe keys, the content of its inputs, the
-weights it uses and the version of its code. `begun.json` names the fingerprint of unfinished work. `done.json`, written
-last, says that the stage is complete, and records every file that later stages read. Nothing is reused by name alone,
-and no finished work is deleted without a word: it moves to `STAGE.FINGERPRINT`, where the last one is kept.
+A stage's fingerprint is the hash of everything that its result depends on: recipe keys, the content of its inputs, the
+model weights and the version of its code. `begun.json` holds the fingerprint of unfinished work. `done.json`, written
+last, marks the stage as complete and records every file that later stages read. No result is reused by its name alone,
+and no finished result is deleted without notice: it moves to `STAGE.FINGERPRINT`, where the latest one remains.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from trainer.errors import RunError, one_line
 from trainer.runtime import console, verify
 
 PACKAGES = ("domain-reranker", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "faiss-cpu")
-CONTENT = "content of "  # begins the names of inputs that are known by their hash
-LABEL = re.compile(r"[0-9a-f]{8}")  # what a kept stage's folder has behind its name
-DAMAGED = "damaged"  # likewise where it is kept because files of it changed
-ABANDONED = 24 * 3600  # seconds after which nobody is still writing a partial file of a shared cache
+CONTENT = "content of "  # prefix of inputs that are recorded by their hash
+LABEL = re.compile(r"[0-9a-f]{8}")  # suffix of the folder that an outdated stage is moved to
+DAMAGED = "damaged"  # the suffix if the stage's files were changed
+ABANDONED = 24 * 3600  # seconds after which a partial file in a shared cache is taken to be left over from a kill
 
 
-def fingerprint(*parts: Any) -> str:
-    """sha256 of anything that JSON can hold."""
+def json_sha256(*parts: Any) -> str:
+    """Return the sha256 of values that can be written as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never half of one."""
+    """Write JSON atomically: a reader gets the old file or the new one, never a part of it."""
     if path.is_dir():
         remove(path)
     with replacing(path) as partial:
@@ -48,7 +48,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote; raises RunError where it cannot be read."""
+    """Read a JSON file of a run; raises RunError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object: None where there is no file, empty where it is damaged."""
+    """Return the JSON object in a file: None if there is no file, empty if it is damaged."""
     if not os.path.lexists(path):
         return None
     try:
@@ -68,7 +68,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a whole folder, if it is there; raises RunError where that is not possible."""
+    """Delete a file, a link or a folder with its content, if it exists; raises RunError if that fails."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -83,17 +83,17 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name of its own to write a file under, which then replaces `path` at once.
+    """Yield a unique temporary path to write to; the finished file then replaces `path` atomically.
 
-    For folders that several runs share: no two write to one file, and none reads a file that is not whole. Partial
-    files that a kill left there are deleted after a day.
+    So runs that share a folder never write to one file or read an incomplete one. Partial files that a killed process
+    left in the folder are deleted after a day.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(".*.partial"):
         try:
             if time.time() - left_over.stat().st_mtime > ABANDONED:
                 left_over.unlink()
-        except FileNotFoundError:  # another run was faster
+        except FileNotFoundError:  # another run has deleted it
             continue
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
@@ -107,7 +107,7 @@ def replacing(path: Path) -> Iterator[Path]:
 class StageFolder:
     """One stage's folder, for one set of inputs.
 
-    `depends` holds all that the result depends on, by recipe key or in words; `previous` is the stage before it.
+    `depends` holds every input of the result, by recipe key or by a description; `previous` is the stage before it.
     """
 
     folder: Path
@@ -117,49 +117,52 @@ class StageFolder:
 
     @classmethod
     def of(cls, folder: Path, depends: Mapping[str, Any], previous: StageFolder | None) -> StageFolder:
-        """Make the stage of a folder; `depends` is kept as JSON gives it back."""
+        """Return the stage of a folder, with `depends` as it is after a round trip through JSON."""
         return cls(folder, json.loads(json.dumps(depends, default=str)), previous)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that the stage depends on."""
-        return fingerprint(self.folder.name, self.depends)
+        """Hash of everything that the stage depends on."""
+        return json_sha256(self.folder.name, self.depends)
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """The notes of `finish` where the stage is complete, intact and made from these inputs, else None."""
+        """The notes of `finish` if the stage is complete, intact and made from these inputs, else None."""
         notes = read_record(self.folder / "done.json")
-        return notes if notes and not self._fault(notes) else None
+        return notes if notes and not self._why_outdated(notes) else None
 
     def begin(self, recipe: Any) -> None:
-        """Make the folder ours and note the recipe in it; unfinished work of the same fingerprint stays.
+        """Prepare the folder for the stage and write the recipe to it; unfinished work of the same fingerprint remains.
 
-        A finished stage of other inputs, or one whose files changed, moves aside; unfinished work of other inputs is
-        deleted. Both are reported. Raises RunError where the folder cannot be cleared.
+        A finished stage of other inputs, or one whose files changed, is moved to another folder; unfinished work of
+        other inputs is deleted. Both are reported. Raises RunError if the folder cannot be cleared.
         """
         _require_folder(self.folder)
         done, begun = (read_record(self.folder / name) for name in ("done.json", "begun.json"))
         if done is not None:
-            fault, owner = self._fault(done), done.get("fingerprint")
-            intact = owner != self.fingerprint or self._fault_of_previous(done)
-            kept = self._move_aside(owner[:8] if isinstance(owner, str) and intact else DAMAGED)
-            self._report(f"{fault}; the stage is done again, and what was there is kept in {kept}")
-        elif begun and (fault := self._fault_of_unfinished(begun)):
-            self._report(f"{fault}; unfinished work is deleted")
+            reason, owner = self._why_outdated(done), done.get("fingerprint")
+            intact = owner != self.fingerprint or self._why_previous_differs(done)
+            backup = self._move_away(owner[:8] if isinstance(owner, str) and intact else DAMAGED)
+            self._report(f"{reason}; the stage runs again, and its old result is now in {backup}")
+        elif begun and (reason := self._why_not_resumable(begun)):
+            self._report(f"{reason}; unfinished work is deleted")
             self._clear()
         elif not begun and any(self.folder.iterdir()):
-            kept = self._move_aside(DAMAGED)
-            self._report(f"{self.folder} holds unfinished work without a readable begun.json; it is kept in {kept}")
+            backup = self._move_away(DAMAGED)
+            self._report(f"{self.folder} holds unfinished work without a readable begun.json; it is now in {backup}")
         write_json(self.folder / "recipe.json", recipe)
         own = {"fingerprint": self.fingerprint, "before": self._before(), "depends": self.depends}
         write_json(self.folder / "begun.json", own)
         self.started = time.monotonic()
 
     def finish(self, said: str = "", **notes: Any) -> dict[str, Any]:
-        """Declare the stage complete, delete what only unfinished work needs, and return the notes."""
+        """Mark the stage as complete, delete files that only unfinished work needs, and return the notes.
+
+        `said` is the stage's line for the terminal.
+        """
         owner = (read_record(self.folder / "begun.json") or {}).get("fingerprint", self.fingerprint)
         if owner != self.fingerprint:
-            raise RunError(f"{self.folder}: another run has begun in it meanwhile; run one at a time")
+            raise RunError(f"{self.folder}: another run has started in it meanwhile; start one run at a time")
         before, files = self._before(), verify.record(self.folder, verify.results(self.folder))
         facts = {
             "fingerprint": self.fingerprint,
@@ -174,18 +177,18 @@ class StageFolder:
         return facts | notes | record
 
     def tidy(self) -> None:
-        """Delete what a finished stage does not need: checkpoints, which are three times the size of the model."""
+        """Delete files that a finished stage does not need: checkpoints, three times the size of the model."""
         for pattern in verify.WORK:
             for path in self.folder.glob(pattern):
                 remove(path)
 
     def _before(self) -> str | None:
-        """Return the hash of what all stages before this one left."""
+        """Return the hash of the files of all stages before this one."""
         notes = self.previous and read_record(self.previous.folder / "done.json")
         return notes.get("content") if notes else None
 
-    def _fault(self, done: Mapping[str, Any]) -> str:
-        """Return in words why a stage with these notes has to be done again, or nothing."""
+    def _why_outdated(self, done: Mapping[str, Any]) -> str:
+        """Return the reason why a stage with these notes has to run again, or an empty string."""
         if not isinstance(done.get("fingerprint"), str):
             return f"{self.folder / 'done.json'} is damaged"
         if done["fingerprint"] != self.fingerprint:
@@ -195,31 +198,31 @@ class StageFolder:
         try:
             if done["content"] != _content(done["before"], done["files"]):
                 return f"{self.folder / 'done.json'} is damaged"
-            return self._fault_of_previous(done) or verify.difference(self.folder, done["files"])
+            return self._why_previous_differs(done) or verify.difference(self.folder, done["files"])
         except (KeyError, TypeError, AttributeError):
             return f"{self.folder / 'done.json'} is damaged"
 
-    def _fault_of_unfinished(self, begun: Mapping[str, Any]) -> str:
-        """Return in words why unfinished work cannot be resumed, or nothing."""
+    def _why_not_resumable(self, begun: Mapping[str, Any]) -> str:
+        """Return the reason why unfinished work cannot be resumed, or an empty string."""
         if begun.get("fingerprint") != self.fingerprint:
             return _changes(begun.get("depends"), self.depends)
-        return self._fault_of_previous(begun)
+        return self._why_previous_differs(begun)
 
-    def _fault_of_previous(self, notes: Mapping[str, Any]) -> str:
+    def _why_previous_differs(self, notes: Mapping[str, Any]) -> str:
         if self.previous is None or notes.get("before") == self._before():
             return ""
-        return f"{self.previous.folder.name} came out differently than before"
+        return f"the result of {self.previous.folder.name} changed"
 
     def _report(self, text: str) -> None:
         console.warn(self.folder.name, text)
 
     def _clear(self) -> None:
-        """Delete the folder's content; the folder itself may be a link to another disk."""
+        """Delete the folder's content, not the folder, which may be a link to another disk."""
         for path in self.folder.iterdir():
             remove(path)
 
-    def _move_aside(self, label: str) -> Path:
-        """Move the folder's content to `STAGE.LABEL` and delete what was kept there before; returns where it is."""
+    def _move_away(self, label: str) -> Path:
+        """Move the folder's content to `STAGE.LABEL`, delete earlier results there, and return the new folder."""
         name = self.folder.name
         target = self.folder.with_name(f"{name}.{label}")
         for path in self.folder.parent.glob(f"{name}.*"):
@@ -229,7 +232,7 @@ class StageFolder:
         try:
             if not self.folder.is_symlink():
                 self.folder.rename(target)
-            else:  # the link stays; done.json goes last, so that a move that is interrupted goes on
+            else:  # the link remains; done.json is moved last, so that an interrupted move is resumed
                 target.mkdir(exist_ok=True)
                 for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "done.json"):
                     shutil.move(path, target / path.name)
@@ -243,38 +246,38 @@ class StageFolder:
 
 
 def begun_fingerprint(folder: Path) -> str | None:
-    """Return the fingerprint of the stage whose unfinished work a folder holds, where it is known."""
+    """Return the fingerprint of the stage whose unfinished work a folder holds, None if it is unknown."""
     return (read_record(folder / "begun.json") or {}).get("fingerprint")
 
 
 def _require_folder(folder: Path) -> None:
-    """Make the folder where there is none; raises RunError where something else is in its place."""
+    """Make the folder if it does not exist; raises RunError if another kind of file has its name."""
     if folder.is_symlink() and not folder.exists():
-        raise RunError(f"{folder}: a link to {os.readlink(folder)}, which is not there; make it, or remove the link")
+        raise RunError(f"{folder}: a link to {os.readlink(folder)}, which does not exist; make it, or remove the link")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder}: cannot be used as a folder ({error.strerror}); move away what is there") from None
+        raise RunError(f"{folder}: cannot be used as a folder ({error.strerror}); move it away") from None
 
 
 def _content(before: str | None, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the hash of what a stage and all before it left."""
-    return fingerprint(before, {name: file["sha256"] for name, file in files.items()})
+    """Return the hash of the files of a stage and of all stages before it."""
+    return json_sha256(before, {name: file["sha256"] for name, file in files.items()})
 
 
 def _changes(before: Any, now: Mapping[str, Any]) -> str:
-    """Return in words what differs between the inputs of two stages, the first three of them."""
+    """Return a description of the first three differences between the inputs of two stages."""
     if not isinstance(before, dict) or not before:
         return "it was made by another version of this program"
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    words = [
+    changes = [
         f"the {key} changed"
         if key.startswith(CONTENT)
         else f"{key} changed from {_shown(before.get(key))} to {_shown(now.get(key))}"
         for key in differing[:3]
     ]
     more = [f"{len(differing) - 3} more keys changed"] if len(differing) > 3 else []
-    return ", ".join(words + more) or "it was made by another version of this program"
+    return ", ".join(changes + more) or "it was made by another version of this program"
 
 
 def _shown(value: Any) -> str:
@@ -282,7 +285,7 @@ def _shown(value: Any) -> str:
 
 
 def _peak_memory() -> int | None:
-    """Return the largest memory of this process so far in MiB, None on Windows, which does not tell Python."""
+    """Return the peak memory of this process in MiB, None on Windows, where Python cannot read it."""
     try:
         import resource
     except ModuleNotFoundError:

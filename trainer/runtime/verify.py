@@ -1,4 +1,4 @@
-"""Sizes and hashes of finished files, recorded when they are written and compared before they are used."""
+"""Sizes and hashes of finished files: recorded when they are written, compared before they are used."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Only an unfinished stage needs these; they are deleted when it is finished.
+# Files of an unfinished stage, which are deleted when it is finished.
 WORK = ("checkpoint-*", "checkpoint.partial", "trained", ".best-*", ".*.partial", ".*.npz")
-# People read these and may edit them (labels by hand, a model card); no later stage depends on them.
+# Files for people, who may edit them (labels by hand, a model card); no later stage depends on them.
 FOR_PEOPLE = ("metrics.jsonl", "suspected_false_negatives.jsonl", "report.md", "README.md", "wandb")
 RECORDS = ("begun.json", "done.json", "recipe.json")  # of the stage itself
 
 
 def intact_archive(path: Path) -> bool:
-    """Return whether a file is a readable .npz archive; the checksums of its members tell."""
+    """Return True if a file is a readable .npz archive whose members match their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -29,7 +29,7 @@ def intact_archive(path: Path) -> bool:
 
 
 def results(folder: Path) -> list[Path]:
-    """Return the files under `folder` that later stages or users depend on, in the order of their names."""
+    """Return the files under `folder` that later stages or users depend on, sorted by name."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in paths if not _is_exempt(path.relative_to(folder))]
 
@@ -40,9 +40,9 @@ def _is_exempt(name: Path) -> bool:
 
 
 def record(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return size, modification time and sha256 of each file by its name below `folder`.
+    """Return size, modification time and sha256 of each file, by its path relative to `folder`.
 
-    Each file is flushed to disk first, so that a record written afterwards never outlives what it describes.
+    Each file is flushed to disk first, so that after a power failure no record exists without its files.
     """
     files = {}
     for path in paths:
@@ -58,9 +58,9 @@ def record(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def difference(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return in words how the first file that differs differs from its record, or nothing.
+    """Return a description of the first file that differs from its record, or an empty string.
 
-    A file of the same size and modification time is taken for the same; of others the hash is compared.
+    A file of the same size and modification time counts as unchanged; otherwise the hashes are compared.
     """
     for name, recorded in files.items():
         path = folder / name
@@ -71,7 +71,7 @@ def difference(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
             if state.st_size != recorded["bytes"]:
                 return f"{path} has {state.st_size:,} bytes instead of {recorded['bytes']:,}"
             if state.st_mtime_ns != recorded["mtime_ns"] and sha256(path) != recorded["sha256"]:
-                return f"{path} does not hold what was written to it"
+                return f"{path} was changed after it was written"
         except (FileNotFoundError, NotADirectoryError):
             return f"{path} is missing"
         except OSError as error:
@@ -80,7 +80,7 @@ def difference(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the hash of one file's content, read once as long as the file stays as it is."""
+    """Return the sha256 of a file's content, cached as long as its size and modification time are the same."""
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
