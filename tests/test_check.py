@@ -27,11 +27,11 @@ def test_the_faults_of_all_models_are_told_at_once_by_their_keys(recipe_file, br
     with pytest.raises(ModelError) as error:
         check(recipe)
     assert [fault.partition(": ")[0] for fault in error.value.faults] == references
-    assert all("model.safetensors" in fault and "is cut" in fault for fault in error.value.faults)
+    assert all("model.safetensors" in fault and "is truncated" in fault for fault in error.value.faults)
 
 
 def test_a_run_ends_before_its_folder_is_made(recipe_file, broken, tmp_path):
-    with pytest.raises(ModelError, match="is cut"):
+    with pytest.raises(ModelError, match="is truncated"):
         run(load_recipe(recipe_file, [f"mine.teacher={broken}"]), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -51,7 +51,7 @@ def test_the_faults_of_models_stand_beside_those_of_the_data(recipe_file, broken
     (beir / "queries.jsonl").unlink()
     with pytest.raises(TrainerError) as error:
         check(load_recipe(recipe_file, [f"reranker.model={broken}"]))
-    assert any("is cut" in fault for fault in error.value.faults)
+    assert any("is truncated" in fault for fault in error.value.faults)
     assert any("queries.jsonl" in fault for fault in error.value.faults)
 
 

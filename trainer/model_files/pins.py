@@ -1,7 +1,7 @@
-"""The commits of a run's Hub models, kept in its folder, so that the next start loads the same weights.
+"""The commits of a run's Hub models, saved in its folder, so that the next start loads the same weights.
 
-A Hub id means the commit with which the run began, also after somebody uploaded to it. Deleting the file takes the
-newest commits, and whatever depends on them is done again.
+A Hub id stands for the commit that the run began with, even after a later upload. If the file is deleted, the next
+start uses the newest commits, and the stages that depend on them run again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ FILE = "models.json"
 
 
 def read_pins(folder: Path) -> dict[str, str]:
-    """Return the commit of each Hub id that a run began with; none where the file is not there or not whole."""
+    """Return the saved commit of each of a run's Hub ids; empty if the file is missing or damaged."""
     return {str(reference): str(commit) for reference, commit in (read_record(folder / FILE) or {}).items()}
 
 
 def write_pins(names: Iterable[str], folder: Path) -> None:
-    """Keep the commits of those references that are Hub ids; nothing is written where none is."""
+    """Save the commits of those references that are Hub ids; writes no file if there are none."""
     known = references.commits()
     pins = {reference: known[reference] for reference in names if reference in known}
     if pins and read_pins(folder) != pins:

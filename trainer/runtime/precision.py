@@ -160,7 +160,7 @@ def keep_logits_exact(model: nn.Module) -> None:
 
 
 def has_flash_attention(device: torch.device, precision: Precision) -> bool:
-    """Return True if torch's kernel for variable-length sequences is available: half precision, NVIDIA Ampere or newer."""
+    """Return True if torch's variable-length attention kernel runs here: half precision, NVIDIA Ampere or newer."""
     if device.type != "cuda" or torch.version.hip or precision not in HALVES:
         return False
     if not torch.backends.cuda.is_flash_attention_available():  # torch was built without it

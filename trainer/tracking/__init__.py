@@ -1,7 +1,7 @@
-"""Training numbers: `metrics.jsonl`, and Weights & Biases where the recipe asks for it.
+"""Training metrics: `metrics.jsonl`, and Weights & Biases if the recipe sets `track.mode`.
 
 Imports inside run down, like the package's own:
 
-    log                                 a line of numbers for every step
-    weights_and_biases                  one run there for each training
+    log                                 one line of metrics per step
+    weights_and_biases                  one W&B run per training
 """

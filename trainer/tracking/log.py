@@ -1,4 +1,4 @@
-"""Where training numbers go: always `metrics.jsonl`, and Weights & Biases where the recipe asks for it."""
+"""The log of training metrics: always `metrics.jsonl`, and Weights & Biases if the recipe sets `track.mode`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.tracking.weights_and_biases import start
 
 
 class Log:
-    """One line of numbers a step. A resumed run first drops the lines behind its checkpoint, so none stands twice."""
+    """One line of metrics per step; a resumed run first drops the lines after its checkpoint, so no step repeats."""
 
     def __init__(self, folder: Path, recipe: Recipe, resumed_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,13 +24,13 @@ class Log:
         self.wandb = start(folder, recipe, resumed_step > 0) if recipe.track.mode != "off" else None
 
     def _lines(self) -> list[str]:
-        """The whole lines; a kill may have cut the last one short."""
+        """Return the complete lines; a kill may have truncated the last one."""
         if not self.path.is_file():
             return []
         return [line for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]
 
     def write(self, step: int, **numbers: float) -> None:
-        """Note numbers under names that say their unit, e.g. pairs_per_second."""
+        """Log numbers under names that state their unit, e.g. pairs_per_second."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         if self.wandb is not None:
@@ -43,7 +43,7 @@ class Log:
 
 
 def _step(line: str) -> float:
-    """Return the step of a line; infinity where it is damaged, so that it is dropped."""
+    """Return the step of a line; infinity if the line is damaged, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run for each training, with no wait for a network that is not there and nothing local sent."""
+"""Weights & Biases: one run per training, without a wait for a missing network and without sending local paths."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from trainer.model_files.references import is_local
 from trainer.recipe import PATHS, REFERENCES, Recipe
 from trainer.runtime import console
 
-REACHED_IN = 8.0  # seconds for the server's first answer; without it the run is kept offline
-SENT_IN = 60.0  # seconds for what is left to send at the end; the rest stays on disk for `wandb sync`
+CONNECT_TIMEOUT = 8.0  # seconds until the server's first response; without it the run is recorded offline
+FINISH_TIMEOUT = 60.0  # seconds for unsent data at the end; the rest stays on disk for `wandb sync`
 
 
-def key_fault(recipe: Recipe) -> str:
-    """Return what to do where W&B is wanted online and no key for it is known; empty where nothing is missing."""
+def key_problem(recipe: Recipe) -> str:
+    """Return a message if the recipe tracks online and no W&B key is known; empty if nothing is missing."""
     if recipe.track.mode != "online":
         return ""
     import wandb
@@ -36,9 +36,9 @@ def key_fault(recipe: Recipe) -> str:
 
 
 def start(folder: Path, recipe: Recipe, resumed: bool) -> Any:
-    """Start the W&B run of the training in `folder`, or go on with it where the training was resumed.
+    """Start the W&B run of the training in `folder`, or resume it if the training was resumed.
 
-    Where the server cannot be reached the run is kept offline. Raises RunError where W&B refuses.
+    If the server does not respond the run is recorded offline. Raises RunError if W&B refuses to start.
     """
     import wandb
 
@@ -49,7 +49,7 @@ def start(folder: Path, recipe: Recipe, resumed: bool) -> Any:
             offline = True
             console.warn(
                 folder.name,
-                f"{server} does not answer, so W&B is kept offline; send it later: wandb sync {folder}/wandb/offline-*",
+                f"{server} does not respond, so W&B records offline; upload later: wandb sync {folder}/wandb/offline-*",
             )
         return wandb.init(
             project=recipe.track.project,
@@ -67,14 +67,14 @@ def start(folder: Path, recipe: Recipe, resumed: bool) -> Any:
 
 
 def _settings() -> Any:
-    """Return settings under which W&B prints nothing, waits for a bounded time and describes no machine."""
+    """Return settings for W&B: no output, bounded waits, and no information about the machine."""
     import wandb
 
     return wandb.Settings(
         silent=True,
         console="off",
         init_timeout=30,
-        finish_timeout=SENT_IN,
+        finish_timeout=FINISH_TIMEOUT,
         disable_code=True,
         disable_git=True,
         x_disable_meta=True,
@@ -83,29 +83,29 @@ def _settings() -> Any:
 
 
 def _run_id(folder: Path, resumed: bool) -> str:
-    """Return the id of this training's W&B run: drawn when it begins, and kept in its folder for when it is resumed.
+    """Return the id of this training's W&B run, which its folder keeps for when the training is resumed.
 
-    Another training never goes on with it: where nothing is resumed, a new id is drawn.
+    A training that is not resumed gets a new random id, so that it never continues another one's run.
     """
     path = folder / "wandb-id.txt"
-    if resumed and path.is_file() and (kept := path.read_text(encoding="utf-8", errors="replace").strip()).isalnum():
-        return kept
-    drawn = uuid.uuid4().hex[:12]
-    path.write_text(f"{drawn}\n", encoding="utf-8")
-    return drawn
+    if resumed and path.is_file() and (saved := path.read_text(encoding="utf-8", errors="replace").strip()).isalnum():
+        return saved
+    new = uuid.uuid4().hex[:12]
+    path.write_text(f"{new}\n", encoding="utf-8")
+    return new
 
 
 def answers(server: str) -> bool:
-    """Return whether a server answers anything; in a thread, since a name look-up has no time limit."""
+    """Return True if a server responds in time; asks in a thread, since a name look-up has no time limit."""
     answered = threading.Event()
 
     def ask() -> None:
         try:
-            urlopen(server, timeout=REACHED_IN).close()
-        except HTTPError:  # it answered, though not with a page
+            urlopen(server, timeout=CONNECT_TIMEOUT).close()
+        except HTTPError:  # it responded, though with an error
             answered.set()
         except URLError as error:
-            if isinstance(error.reason, ssl.SSLError):  # whether it can be trusted is for W&B to decide
+            if isinstance(error.reason, ssl.SSLError):  # W&B checks the certificate itself
                 answered.set()
         except (OSError, ValueError):
             return
@@ -114,12 +114,12 @@ def answers(server: str) -> bool:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(REACHED_IN)
+    thread.join(CONNECT_TIMEOUT)
     return answered.is_set()
 
 
 def without_local_paths(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON values, with the names of local files and folders instead of their paths."""
+    """Return the recipe as JSON values, with local paths reduced to the names of files and folders."""
     values = recipe.model_dump(mode="json")
     for section, key in PATHS:
         if values[section][key] is not None:
