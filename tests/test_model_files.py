@@ -95,7 +95,7 @@ EITHER = [  # whatever the model is used as
     ),
     ("link", lambda f: replace_by_link(f / WEIGHTS), "model.safetensors cannot be read .No such file"),
     ("folder", lambda f: replace_by_folder(f / WEIGHTS), "model.safetensors cannot be read .Is a directory"),
-    ("shard", lambda f: shard(f, missing=True), "1 of its 2 files of weights are missing .model-00002-of-00002"),
+    ("shard", lambda f: shard(f, missing=True), "1 of its 2 weight files are missing .model-00002-of-00002"),
     (
         "index",
         lambda f: (shard(f, False), (f / "model.safetensors.index.json").write_text("[]")),
