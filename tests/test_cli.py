@@ -361,7 +361,7 @@ def test_check_says_where_a_relative_path_was_looked_for(call, tmp_path, monkeyp
     assert answer.code == 2
     assert "model './gone': no such folder" in answer.err
     assert "set: no such folder" in answer.err
-    assert f"data.path: set was looked for in {tmp_path}/sub and in {tmp_path}\n" in answer.err
+    assert f"data.path: set does not exist in {tmp_path}/sub and {tmp_path}\n" in answer.err
 
 
 def test_check_looks_at_the_run_folder(call, recipe_file, tmp_path):

@@ -565,7 +565,7 @@ def test_a_set_whose_files_are_broken_is_one_sentence(tmp_path):
     ("keys", "said"),
     [
         (BY_FILES | {"corpus": "nowhere.csv"}, "nowhere.csv: no such file (data.corpus)"),
-        (BY_FILES | {"path": "."}, "r.yaml:2: data.corpus: path and corpus are 2 ways in; keep one of them"),
+        (BY_FILES | {"path": "."}, "r.yaml:2: data.corpus: path and corpus cannot be combined; keep one of them"),
         (BY_PAIRS | {"pairs_positive": "answr"}, "pairs.csv: no column 'answr', which data.pairs_positive names"),
         (BY_FILES | {"judgements": "no.jsonl"}, "no.jsonl: no such file (data.judgements)"),
         ({"path": "hub:nobody/nothing"}, "hub:nobody/nothing: cannot be loaded ("),

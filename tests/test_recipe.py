@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from trainer import Recipe, load_recipe
 from trainer.errors import RecipeError
-from trainer.recipe import OPTIONAL, Push, schema_table, sections
+from trainer.recipe import OPTIONAL_SECTIONS, Push, schema_table, sections
 
 LEAST = "name: least\ndata:\n  path: somewhere\n"  # three lines, so what a test adds begins on line 4
 
@@ -237,7 +237,7 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         ("mine:\n  first_rank: 9\n  last_rank: 8\n", "r.yaml:6: mine.last_rank: ", "first_rank is 9, last_rank 8"),
         ("mine:\n  first_rank: 2000\n", "r.yaml:", "2000"),
         ("retriever:\n  kind: dense\nmine:\n  bm25_share: 0.5\n", "r.yaml:7: mine.bm25_share: ", "kind is dense"),
-        ("mine:\n  deeper_share: 0.6\n  random_share: 0.5\n", "r.yaml:6: mine.random_share: ", "more than all"),
+        ("mine:\n  deeper_share: 0.6\n  random_share: 0.5\n", "r.yaml:6: mine.random_share: ", "more than 1 together"),
         ("train:\n  loss: kl\n", "r.yaml:5: train.loss: ", "name one as mine.teacher"),
         ("reranker:\n  head: classifier\ndistil: {}\n", "r.yaml:6: distil: ", "with reranker.head: classifier"),
         ("distil:\n  depth: 1\n", "r.yaml:5: distil.depth: ", "greater than or equal to 2, got 1"),
@@ -250,7 +250,7 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         "run with default kind",
         "rerank deeper than retrieved",
         "rerank deeper than the default",
-        "window ends before it begins",
+        "the window is empty",
         "window begins behind the default end",
         "quota of an engine that is not asked",
         "more shares than negatives",
@@ -288,8 +288,8 @@ def test_limits_that_meet_are_no_contradiction():
     ("section", "told"),
     [
         ("", "2: data.path: names no collection; give path: FOLDER, or corpus, queries and qrels, or pairs: FILE"),
-        ("path: a\n  corpus: b", "4: data.corpus: path and corpus are 2 ways in; keep one of them"),
-        ("pairs: b\n  path: a", "3: data.pairs: path and pairs are 2 ways in; keep one of them"),
+        ("path: a\n  corpus: b", "4: data.corpus: path and corpus cannot be combined; keep one of them"),
+        ("pairs: b\n  path: a", "3: data.pairs: path and pairs cannot be combined; keep one of them"),
         (
             "corpus: a\n  qrels: c",
             "2: data.queries: is missing: corpus, queries and qrels belong together; name its file",
@@ -299,12 +299,12 @@ def test_limits_that_meet_are_no_contradiction():
             "2: data.corpus: is missing: corpus, queries and qrels belong together; "
             "name its file (also missing: qrels)",
         ),
-        ("path: a\n  dev: b", "4: data.dev: is not read with path, which brings its own splits; remove one of them"),
-        ("path: a\n  pairs_query: b", "4: data.pairs_query: is not read with path; remove one of them"),
-        ("pairs: a\n  corpus_id: b", "4: data.corpus_id: is not read with pairs; remove one of them"),
+        ("path: a\n  dev: b", "4: data.dev: is not used with path, which has its own splits; remove one of them"),
+        ("path: a\n  pairs_query: b", "4: data.pairs_query: is not used with path; remove one of them"),
+        ("pairs: a\n  corpus_id: b", "4: data.corpus_id: is not used with pairs; remove one of them"),
         ("path: a\n  dev_share: 0.5\n  test_share: 0.5", "5: data.test_share: 0.5 and dev_share 0.5 leave nothing"),
         ("path: a\n  dev_share: 1", "4: data.dev_share: input should be less than 1, got 1"),
-        ("pairs: []", "3: data.pairs: names nothing; name at least one, or remove the key"),
+        ("pairs: []", "3: data.pairs: is an empty list; name at least one, or remove the key"),
     ],
 )
 def test_there_is_one_way_in(section, told):
@@ -393,7 +393,7 @@ def test_a_folder_is_no_recipe():
 def test_a_link_to_nothing_is_told_and_not_taken_for_a_misspelt_name():
     Path("r.yaml").unlink(missing_ok=True)
     Path("r.yaml").symlink_to("moved.yaml")
-    with pytest.raises(RecipeError, match="^r.yaml: is a link to moved.yaml, which is not there; mend the link$"):
+    with pytest.raises(RecipeError, match="^r.yaml: is a link to moved.yaml, which does not exist; correct the link$"):
         load_recipe("r.yaml")
 
 
@@ -565,8 +565,8 @@ def test_globs_lists_runs_sets_and_homes_are_found_too(apart, monkeypatch):
 def test_what_was_tried_is_told(apart):
     apart.write_text("name: a\ndata: {path: nowhere}\n")
     here, there = Path.cwd(), Path.cwd() / "sub"
-    assert load_recipe(apart).tried == (f"data.path: nowhere was looked for in {there} and in {here}",)
-    assert load_recipe(apart, ["data.path=gone"]).tried == (f"data.path: gone was looked for in {here} and in {there}",)
+    assert load_recipe(apart).tried == (f"data.path: nowhere does not exist in {there} and {here}",)
+    assert load_recipe(apart, ["data.path=gone"]).tried == (f"data.path: gone does not exist in {here} and {there}",)
     assert load_recipe(apart, ["data.path=/gone"]).tried == ()
 
 
@@ -586,7 +586,9 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
     least = read(LEAST)
     for name, section in sections().items():
         for key, default, _ in schema_table(section):
-            if default != "required" and name not in OPTIONAL and (name, key) != ("data", "path"):  # the least has one
+            if (
+                default != "required" and name not in OPTIONAL_SECTIONS and (name, key) != ("data", "path")
+            ):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
     assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"}

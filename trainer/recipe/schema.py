@@ -1,4 +1,4 @@
-"""The recipe: all sections together, what contradicts across them, and the table of their keys."""
+"""The recipe's schema: all sections, the checks across them, and the table of their keys."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trainer.recipe.data import Data
 from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
 from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Push, Reranker, Retriever, Track, Train
 
-RERANK_DEPTH = 20  # candidates that are reranked unless the recipe says otherwise
+RERANK_DEPTH = 20  # default number of candidates that are reranked
 
 
 class ModelReference(NamedTuple):
-    """One model that a recipe names: by which key, and whether its own Python code may run, by which other key."""
+    """A model in a recipe, with its key, the key that allows its own Python code, and that key's value."""
 
     key: str
     name: str
@@ -23,12 +23,12 @@ class ModelReference(NamedTuple):
 
 
 class Recipe(Section):
-    """One training run from collection to exported model. Sections stand in the order in which they run."""
+    """One training run from collection to exported model. Sections are in the order in which they run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """Results go to runs/NAME."""
+    """Name of the run; results are saved in runs/NAME."""
     seed: int = Field(default=13, ge=0, le=LARGEST_NUMBER)
-    """Seed of every random number."""
+    """Random seed for all sampling and initialisation."""
     data: Data
     retriever: Retriever = Retriever()
     mine: Mine = Mine()
@@ -43,22 +43,22 @@ class Recipe(Section):
 
     @property
     def tried(self) -> tuple[str, ...]:
-        """Where relative paths that lead nowhere were looked for, a sentence each."""
+        """One sentence for each relative path that does not exist, naming the folders that were searched."""
         return self._tried
 
     @field_validator("mine")
     @classmethod
-    def _mine_from_engines_that_are_asked(cls, mine: Mine, info: ValidationInfo) -> Mine:
+    def _require_hybrid_for_bm25_share(cls, mine: Mine, info: ValidationInfo) -> Mine:
         retriever = info.data.get("retriever")
         if retriever and mine.bm25_share is not None and retriever.kind != "hybrid":
             raise contradiction(
-                "bm25_share", f"needs two engines, but retriever.kind is {retriever.kind}; take hybrid or remove it"
+                "bm25_share", f"needs two engines, but retriever.kind is {retriever.kind}; use hybrid, or remove it"
             )
         return mine
 
     @field_validator("train")
     @classmethod
-    def _distil_only_from_a_teacher(cls, train: Train, info: ValidationInfo) -> Train:
+    def _require_teacher_for_its_losses(cls, train: Train, info: ValidationInfo) -> Train:
         mine = info.data.get("mine")
         if mine and mine.teacher is None and train.loss in ("mse", "margin_mse", "kl"):
             raise contradiction("loss", f"{train.loss} learns from a teacher's scores; name one as mine.teacher")
@@ -66,7 +66,7 @@ class Recipe(Section):
 
     @field_validator("distil")
     @classmethod
-    def _distil_what_is_not_standard_already(cls, distil: Distil | None, info: ValidationInfo) -> Distil | None:
+    def _refuse_distilling_a_classifier(cls, distil: Distil | None, info: ValidationInfo) -> Distil | None:
         reranker = info.data.get("reranker")
         if distil and reranker and reranker.head == "classifier":
             raise ValueError(
@@ -76,23 +76,21 @@ class Recipe(Section):
 
     @field_validator("reranker")
     @classmethod
-    def _rerank_no_deeper_than_retrieved(cls, reranker: Reranker, info: ValidationInfo) -> Reranker:
+    def _limit_depth_to_retrieved(cls, reranker: Reranker, info: ValidationInfo) -> Reranker:
         retriever = info.data.get("retriever")
         if retriever and reranker.depth and reranker.depth > retriever.depth:
-            raise contradiction(
-                "depth", f"{reranker.depth} is more than retriever.depth {retriever.depth} finds; lower it"
-            )
+            raise contradiction("depth", f"{reranker.depth} is more than retriever.depth {retriever.depth}; lower it")
         return reranker
 
     @property
     def bi_encoder(self) -> str | None:
-        """The model that embeds, where the first stage has one."""
+        """The first stage's bi-encoder, None if it has none."""
         section = self.retriever
         return section.model if section.kind in ("dense", "hybrid") or section.fuse_run else None
 
     @property
     def model_references(self) -> list[ModelReference]:
-        """The models that a run of this recipe loads, each with the key that allows its own code."""
+        """All models that a run of this recipe loads."""
         retriever, mine, reranker, distil = self.retriever, self.mine, self.reranker, self.distil
         used = [
             ("retriever.model", self.bi_encoder, "retriever.trust_remote_code", retriever.trust_remote_code),
@@ -105,12 +103,12 @@ class Recipe(Section):
 
     @property
     def rerank_depth(self) -> int:
-        """Candidates of a query that are reranked, in training lists as on dev and test."""
+        """Number of candidates per query that are reranked, in training lists and on dev and test."""
         return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)
 
 
 def schema_table(section: type[BaseModel]) -> list[list[str]]:
-    """Rows [key, default, meaning] of one section, from the schema itself (README and `check --schema` show them)."""
+    """Return one section's keys as rows [key, default, meaning], for README and `check --schema`."""
     return [
         [
             name,
@@ -122,17 +120,17 @@ def schema_table(section: type[BaseModel]) -> list[list[str]]:
 
 
 def sections() -> dict[str, type[BaseModel]]:
-    """The sections of a recipe by name, in the order in which they run."""
-    found = {}
+    """Return the sections of a recipe by name, in the order in which they run."""
+    by_name = {}
     for name, field in Recipe.model_fields.items():
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):  # the args of `Push | None`
             if isinstance(kind, type) and issubclass(kind, Section):
-                found[name] = kind
-    return found
+                by_name[name] = kind
+    return by_name
 
 
 def _plain(value: Any) -> str:
-    """A default as one would write it in YAML."""
+    """Return a default value as it is written in YAML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The base of every section of a recipe, and the limits of a value."""
+"""The base class of every section of a recipe, and the limits of a value."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-LARGEST_NUMBER = 2**32 - 1  # of steps, tokens, documents; also NumPy's largest seed
-LONGEST_TEXT = 4096  # characters of a value, which is what Linux allows a path
+LARGEST_NUMBER = 2**32 - 1  # for steps, tokens, documents; also NumPy's largest seed
+LONGEST_TEXT = 4096  # characters of a value; the longest path on Linux
 
 
 class Section(BaseModel):
-    """What all sections share: no unknown keys, no change after reading, docs under each field."""
+    """Base class of all sections: unknown keys are errors, values are frozen, docstrings describe the keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_not_one(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
             raise ValueError(f"is a number, got {value}")
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _can_be_used(cls, value: Any) -> Any:
+    def _check_limits(cls, value: Any) -> Any:
         if isinstance(value, int) and value > LARGEST_NUMBER:
             raise ValueError(f"is more than {LARGEST_NUMBER:,}")
         for text in value if isinstance(value, tuple) else (value,):
@@ -39,5 +39,5 @@ class Section(BaseModel):
 
 
 def contradiction(key: str, message: str) -> PydanticCustomError:
-    """A fault of one key that only shows beside another section; pydantic places it on the section."""
+    """Return the error for a key that contradicts another; pydantic reports the section, so the error names the key."""
     return PydanticCustomError("contradiction", "{message}", {"key": key, "message": message})

@@ -1,4 +1,4 @@
-"""The sections after `data`, in the order in which a run needs them."""
+"""The sections after `data`, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -15,61 +15,64 @@ UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languag
 
 
 class Retriever(Section):
-    """The first stage. It finds candidates for mining, for dev and for test; it is not trained."""
+    """The first stage, which retrieves candidates for mining, dev and test; it is not trained."""
 
     kind: Literal["dense", "bm25", "hybrid", "run"] = "hybrid"
-    """dense: bi-encoder and FAISS; bm25; hybrid: both, fused; run: your own engine's TREC run."""
+    """dense: a bi-encoder; bm25: BM25; hybrid: both, fused; run: a TREC run of your own engine."""
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Bi-encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
+    """Bi-encoder, as a Hub id, folder, or package:NAME/SUBFOLDER."""
     trust_remote_code: bool = False
-    """Run the Python code that the bi-encoder's folder brings along. Only for folders whose code you have read."""
+    """Run the Python code in the bi-encoder's folder; set it only for code that you have read."""
     depth: int = Field(default=50, ge=1, le=1000)
-    """Candidates kept for each query; mining looks at the best 200 in any case."""
+    """Number of candidates per query; mining always retrieves 200."""
     max_length: int = Field(default=256, ge=8)
-    """Tokens of a document that the bi-encoder reads."""
+    """Maximum length of a document for the bi-encoder, in tokens; the rest is cut off."""
     query_prompt: str | None = None
-    """Put before every query that the bi-encoder reads, e.g. "query: "; null: the prompt that the model brings."""
+    """Text that precedes every query for the bi-encoder, e.g. "query: "; null: the model's own prompt."""
     document_prompt: str | None = None
-    """Likewise before every document, e.g. "passage: "."""
+    """Text that precedes every document for the bi-encoder, e.g. "passage: "; null: the model's own prompt."""
     index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """flat: exact, from disk; ivf, hnsw: FAISS, approximate, in memory; auto: ivf where flat would take hours."""
+    """flat: exact search from disk; ivf, hnsw: approximate search in memory (FAISS); auto: ivf if flat would take more
+    than about an hour, else flat."""
     language: str = "auto"
-    """BM25's stemmer and stop words, or pairs of characters (japanese, chinese, thai ...); none: plain words."""
+    """Language of BM25's stemmer and stop words; japanese, chinese, thai ...: pairs of characters; none: plain words;
+    auto: detected."""
     run: Path | None = Field(default=None, validate_default=True)
-    """TREC run file with the queries of all splits (kind: run)."""
+    """TREC run file with the queries of all splits; needs kind: run."""
     fuse_run: bool = Field(default=False, validate_default=True)
-    """Fuse the run with the bi-encoder and BM25 (kind: run)."""
+    """Fuse the TREC run with the bi-encoder and BM25; needs kind: run."""
     tune: Literal["auto", "on", "off"] = "auto"
-    """Choose BM25's k1, b, stop words and stemming and the fusion's weights on the train queries; auto: from 50 on."""
+    """Tune BM25 (k1, b, stop words, stemming) and the fusion's weights on the train queries; auto: if there are at
+    least 50."""
     fusion: Literal["weighted", "rrf"] = "weighted"
-    """weighted: sum of standardised scores with tuned weights, where tuned; rrf, and else: by reciprocal ranks."""
+    """weighted: weighted sum of standardised scores (rrf if the weights are not tuned); rrf: reciprocal rank fusion."""
 
     @property
     def has_bm25(self) -> bool:
-        """Whether BM25 is among the engines."""
+        """True if BM25 is one of the engines."""
         return self.kind in ("bm25", "hybrid") or self.fuse_run
 
     @property
     def is_fused(self) -> bool:
-        """Whether there are several engines."""
+        """True if there are several engines."""
         return self.kind == "hybrid" or self.fuse_run
 
     @field_validator("tune", mode="before")
     @classmethod
-    def _on_and_off_are_words_here(cls, tune: Any) -> Any:
+    def _undo_yaml_booleans(cls, tune: Any) -> Any:
         return {True: "on", False: "off"}[tune] if isinstance(tune, bool) else tune  # YAML reads on and off as booleans
 
     @field_validator("fuse_run")
     @classmethod
-    def _only_a_run_is_fused(cls, fuse_run: bool, info: ValidationInfo) -> bool:
+    def _require_run_to_fuse(cls, fuse_run: bool, info: ValidationInfo) -> bool:
         kind = info.data.get("kind")
         if fuse_run and kind not in (None, "run"):
-            raise ValueError(f"there is no run to fuse with kind: {kind}; take kind: run with a run file, or remove it")
+            raise ValueError(f"there is no run to fuse with kind: {kind}; use kind: run with a run file, or remove it")
         return fuse_run
 
     @field_validator("language")
     @classmethod
-    def _language_has_a_stemmer(cls, language: str) -> str:
+    def _require_known_language(cls, language: str) -> str:
         import Stemmer
 
         if language not in (known := [*Stemmer.algorithms(), *UNSPACED, "auto", "none"]):
@@ -78,63 +81,67 @@ class Retriever(Section):
 
     @field_validator("run")
     @classmethod
-    def _run_goes_with_its_kind(cls, run: Path | None, info: ValidationInfo) -> Path | None:
+    def _require_matching_kind(cls, run: Path | None, info: ValidationInfo) -> Path | None:
         kind = info.data.get("kind")
         if kind == "run" and run is None:
             raise ValueError("kind: run needs the TREC run file here, e.g. run: my_engine.trec")
         if kind not in (None, "run") and run is not None:
-            raise ValueError(f"a run file is only read with kind: run, but kind is {kind}; remove one of them")
+            raise ValueError(f"a run file is only used with kind: run, but kind is {kind}; remove one of them")
         return run
 
 
 class Mine(Section):
-    """Groups for training from the candidates of the train queries."""
+    """Training groups, made from the candidates of the train queries."""
 
     groups: Literal["lists", "draws"] = "lists"
-    """lists: the candidates as they will be reranked, judged ones with their grades; draws: positives with some
-    negatives, by the keys below."""
+    """lists: a query's reranked candidates, judged ones with their grades; draws: positives with sampled negatives,
+    by the keys below."""
     list_size: int | None = Field(default=None, ge=2)
-    """Documents of a list, the judged ones and a seeded draw of the others; null: all that are reranked."""
+    """Documents per list: the judged ones and a random sample of the others; null: all candidates that are reranked."""
     negatives_per_positive: int = Field(default=7, ge=1)
-    """Negatives that join each positive; a query's positives share one group (four at most, then a new group)."""
+    """Negatives sampled for each positive; up to four positives of a query share one group."""
     first_rank: int = Field(default=1, ge=1)
-    """First candidate rank of the hard band, where most negatives come from; above it unlabelled positives hide."""
+    """First rank of the window of candidates that hard negatives come from; a higher value avoids unlabelled
+    positives, which are frequent at the top ranks."""
     last_rank: int = Field(default=30, ge=1, validate_default=True)
-    """Last candidate rank of the hard band."""
+    """Last rank of the window of candidates that hard negatives come from."""
     pick: Literal["top", "random"] = "random"
-    """The highest ranks left in the hard band, or a seeded draw from it."""
+    """Choice of negatives in the window; top: the highest ranks; random: a random sample."""
     bm25_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of the hard band's negatives by BM25's own ranks, the rest by the bi-encoder's; null: fused ranks."""
+    """Share of the window's negatives taken by BM25's ranks, the others by the bi-encoder's; null: by fused ranks."""
     deeper_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the negatives drawn from below the hard band, down to rank 200."""
+    """Share of the negatives sampled from ranks below the window, down to rank 200."""
     random_share: float = Field(default=0.0, ge=0, le=1, validate_default=True)
-    """Share of the negatives drawn from the whole corpus."""
+    """Share of the negatives sampled from the complete corpus."""
     max_share_of_positive: float | None = Field(default=None, gt=0, le=1)
-    """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
+    """Exclude candidates whose similarity exceeds this share of the best positive's; null: no limit."""
     margin: float | None = Field(default=None, ge=0)
-    """Passes over candidates whose similarity is not this much below the best positive's; null: none."""
+    """Exclude candidates whose similarity exceeds the best positive's minus this margin; null: no limit."""
     teacher: str | None = None
-    """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates, for the check and for distillation."""
+    """Cross-encoder (Hub id, folder, package:NAME/SUB) whose scores filter out likely false negatives, or are the
+    targets of the losses mse, margin_mse and kl; null: none."""
     teacher_trust_remote_code: bool = False
-    """Run the Python code that the teacher's folder brings along. Only for folders whose code you have read."""
+    """Run the Python code in the teacher's folder; set it only for code that you have read."""
     teacher_margin: float | None = 0.0
-    """Passes over candidates whose teacher score (a logit) is not this much below the best positive's; null: none."""
+    """Exclude candidates whose teacher logit exceeds the best positive's minus this margin; null: no limit."""
     rounds: Literal[1, 2] = 1
-    """2: mine again after training, with the reranker of round 1 as teacher, and train anew from the base."""
+    """2: mine again with the reranker of round 1 as teacher, and train again from the base."""
 
     @field_validator("last_rank")
     @classmethod
-    def _window_is_not_empty(cls, last_rank: int, info: ValidationInfo) -> int:
+    def _require_ranks_in_window(cls, last_rank: int, info: ValidationInfo) -> int:
         first_rank = info.data.get("first_rank", 1)
         if last_rank < first_rank:
-            raise ValueError(f"the window ends before it begins: first_rank is {first_rank}, last_rank {last_rank}")
+            raise ValueError(f"the window is empty: first_rank is {first_rank}, but last_rank is {last_rank}")
         return last_rank
 
     @field_validator("random_share")
     @classmethod
-    def _shares_leave_some_for_the_hard_band(cls, random_share: float, info: ValidationInfo) -> float:
+    def _limit_sum_of_shares(cls, random_share: float, info: ValidationInfo) -> float:
         if (deeper := info.data.get("deeper_share", 0)) + random_share > 1:
-            raise ValueError(f"deeper_share {deeper} and random_share {random_share} are more than all negatives")
+            raise ValueError(
+                f"deeper_share {deeper} and random_share {random_share} are more than 1 together; lower them"
+            )
         return random_share
 
 
@@ -142,21 +149,23 @@ class Reranker(Section):
     """The cross-encoder that is trained."""
 
     model: str = "cross-encoder/ms-marco-MiniLM-L6-v2"
-    """A reranker, bi-encoder or raw encoder: Hub id, folder, or package:NAME/SUBFOLDER."""
+    """Base model: a reranker, bi-encoder or plain encoder, as a Hub id, folder, or package:NAME/SUBFOLDER."""
     head: Literal["auto", "classifier", "interaction"] = "auto"
-    """auto: the classifier where the base already is a reranker, else interaction, which learns from few labels."""
+    """auto: classifier if the base is a reranker already, else interaction, which learns from few labels."""
     depth: int | None = Field(default=None, ge=2)
-    """Candidates that are reranked, in training lists as on dev and test; serve with as many. null: the best 20."""
+    """Number of candidates that are reranked, in training lists and on dev and test; serve with the same number. null:
+    20, or retriever.depth if that is lower."""
     max_length: int | None = Field(default=None, ge=8)
-    """Tokens of query and document together; null or auto: as many as nine of ten pairs have, up to 512."""
+    """Maximum length of a query and document together, in tokens; null or auto: so that nine of ten pairs fit, up to
+    512."""
     layers: tuple[int, ...] | None = None
-    """Hidden layers that the interaction head compares (0 = embeddings); deeper ones are cut off; null: chosen."""
+    """Hidden layers that the interaction head compares (0: embeddings); deeper layers are removed; null: automatic."""
     trust_remote_code: bool = False
-    """Run the Python code that the base's folder brings along. Only for folders whose code you have read."""
+    """Run the Python code in the base's folder; set it only for code that you have read."""
 
     @field_validator("max_length", mode="before")
     @classmethod
-    def _auto_is_null(cls, max_length: Any) -> Any:
+    def _read_auto_as_null(cls, max_length: Any) -> Any:
         return None if max_length == "auto" else max_length
 
 
@@ -176,78 +185,83 @@ class Train(Section):
         "margin_mse",
         "kl",
     ] = "listwise"
-    """listwise: few positives; pointwise: scores as probabilities; ranknet, lambdarank, ndcg2pp: several grades;
-    listmle, plistmle, adr_mse: a whole order; mse, margin_mse, kl: a teacher's scores."""
+    """Training objective. listwise: few positives; pointwise: scores are probabilities; ranknet, lambdarank, ndcg2pp:
+    several grades; listmle, plistmle, adr_mse: a complete order; mse, margin_mse, kl: a teacher's scores."""
     epochs: int = Field(default=1, ge=1)
-    """Passes over all groups."""
+    """Passes over all training groups."""
     queries_per_step: int = Field(default=8, ge=1)
-    """Groups in one optimizer step, over all devices together."""
+    """Groups per optimizer step, summed over all devices."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak rate of the encoder; null: chosen by head and size of the base."""
+    """Peak learning rate of the encoder; null: chosen by the head and the size of the base."""
     head_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak rate of a fresh classifier; null: 1e-3. An interaction head is fitted before training and then stays."""
+    """Peak learning rate of a new classifier head; null: 1e-3. An interaction head is fitted before training, then
+    frozen."""
     fit_lists: int = Field(default=800, ge=1)
-    """Candidate lists of train queries that a fresh interaction head is fitted to, at most."""
+    """Maximum number of train queries whose candidate lists are used to fit a new interaction head."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps over which the rate rises before it falls linearly to zero."""
+    """Share of the steps in which the learning rate rises to its peak; afterwards it falls linearly to zero."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's, on matrices only."""
+    """AdamW weight decay of weight matrices; not applied to biases, LayerNorm and a new classifier head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """In all layers while training; over one or two epochs it mostly costs time (on a CPU 1.4 times as much)."""
+    """Dropout probability in all layers; over one or two epochs it mainly adds training time (a factor of 1.4 on a CPU)."""
     frozen_layers: int = Field(default=0, ge=0)
-    """Lowest layers (and embeddings) that stay as they are; with two thirds of them a step is 5/9 of the work."""
+    """Number of lowest layers that are not trained, with the embeddings; freezing two thirds of the layers reduces a
+    step to 5/9 of the work."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Maximum norm to which gradients are clipped."""
     tokens_per_pass: int = Field(default=16384, ge=512)
-    """Tokens in one forward and backward pass on a device; a step is as many passes as it needs. A larger group is read
-    twice, piece by piece, with the same gradients (GradCache); where memory runs out, the number is halved."""
+    """Maximum number of tokens in one forward and backward pass on a device; a step takes as many passes as it needs.
+    A larger group is processed in parts, twice, with the same gradients (GradCache); if memory runs out, the number is
+    halved."""
     gradient_checkpointing: bool = False
-    """Layers are computed again on the way back instead of kept: less memory, one more forward pass."""
+    """Recompute activations in the backward pass instead of storing them: less memory, one more forward pass."""
     compile: bool = False
-    """torch.compile of the model: the first steps take long, those after them less time; for long runs on a GPU."""
+    """Use torch.compile: the first steps take longer, later ones are faster; for long runs on a GPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of training, mining and dev on the way; auto: bf16 where the device computes it natively and faster, else fp32.
-    The gate, the test table and the export are float32."""
+    """Number format in training, mining and evaluations on dev; auto: bf16 if the device supports it natively and is
+    faster with it, else fp32. The gate, the test table and the export always use fp32."""
     evaluations_per_epoch: int = Field(default=2, ge=1)
-    """How often dev is reranked; the best of these (and the start) is kept."""
+    """Evaluations on dev per epoch; the best checkpoint is used, or the untrained model if none is better."""
     patience: int | None = Field(default=None, ge=1)
-    """Evaluations in a row without a new best after which training ends; null: it goes on to the last step."""
+    """Evaluations without improvement after which training stops; null: never."""
     checkpoint_steps: int = Field(default=25, ge=1)
-    """Steps between checkpoints that a killed run goes on from."""
+    """Steps between checkpoints; a killed run resumes from the last one."""
 
 
 class Distil(Section):
-    """A standard checkpoint taught by the tuned model on queries that nobody judged, only where this section stands."""
+    """Distillation of the tuned model into a standard checkpoint on unlabelled queries; runs only with this section."""
 
     model: str | None = None
-    """The student, an encoder or a reranker (Hub id, folder, package:NAME/SUB); null: the tuned model's encoder."""
+    """Student, an encoder or a reranker (Hub id, folder, package:NAME/SUB); null: the tuned model's encoder."""
     trust_remote_code: bool = False
-    """Run the Python code that the student's folder brings along. Only for folders whose code you have read."""
+    """Run the Python code in the student's folder; set it only for code that you have read."""
     queries: int = Field(default=2000, ge=1)
-    """Queries without labels: those of train first, the rest titles and sentences drawn from the corpus."""
+    """Number of queries, used without labels: the train queries first, then titles and sentences of the corpus."""
     depth: int = Field(default=20, ge=2, le=200)
-    """Candidates of each query that the teacher scores and the student learns to order."""
+    """Number of candidates per query that the teacher scores and the student learns to rank."""
     teacher: Literal["tuned", "fused"] = "tuned"
-    """tuned: the trained model; fused: with the first stage's score beside it, weighted on dev."""
+    """tuned: the trained model; fused: its score combined with the first stage's, with a weight chosen on dev."""
     loss: Literal["mse", "margin_mse", "kl"] = "margin_mse"
-    """What comes close to the teacher: mse: scores; margin_mse: differences of scores; kl: shares of each list."""
+    """Distance to the teacher; mse: of scores; margin_mse: of score differences; kl: of softmax distributions over a
+    list."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all queries."""
     queries_per_step: int = Field(default=16, ge=1)
-    """Queries in one optimizer step, over all devices together."""
+    """Queries per optimizer step, summed over all devices."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak rate of the student's encoder; null: by size under a fresh classifier, gentle for a reranker."""
+    """Peak learning rate of the student's encoder; null: chosen by its size if its classifier is new, low for a
+    reranker."""
 
 
 class Evaluate(Section):
-    """The two-stage measurement: retrieve, rerank, measure."""
+    """Evaluation of both stages: retrieve, rerank, measure."""
 
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@50")
-    """As ir_measures spells them; the first one chooses the checkpoint."""
+    """Metrics by their names in ir_measures; the first one chooses the checkpoint."""
 
     @field_validator("metrics")
     @classmethod
-    def _metrics_exist(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_known_metrics(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
         if not metrics:
             raise ValueError("name at least one metric, e.g. [nDCG@10]")
         if unknown := unknown_metrics(metrics):
@@ -256,32 +270,32 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """What leaves: always the folder that transformers and sentence-transformers load."""
+    """The exported model: a folder that transformers and sentence-transformers load, and further formats."""
 
     formats: tuple[Literal["onnx"], ...] = ("onnx",)
-    """Further formats; each must give the trained model's scores or it is left out."""
+    """Additional formats; each is checked to give the trained model's scores."""
 
 
 class Push(Section):
-    """Upload of the export folder to the Hugging Face Hub, only where this section stands."""
+    """Upload of the export folder to the Hugging Face Hub; runs only with this section."""
 
     repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    """OWNER/NAME on the Hub; it is made where it does not exist."""
+    """Repository on the Hub, as OWNER/NAME; it is created if it does not exist."""
     private: bool = True
-    """Only you and those you let in can see it."""
+    """Create the repository as private, visible only to those you give access; an existing one must be private."""
     message: str = "Add reranker"
-    """Commit message."""
+    """Commit message of the upload."""
 
 
 class Track(Section):
-    """Weights & Biases; `train/metrics.jsonl` is written in any case."""
+    """Tracking with Weights & Biases; `train/metrics.jsonl` is always written."""
 
     mode: Literal["off", "offline", "online"] = "off"
-    """off; offline: files for `wandb sync`; online: live."""
+    """off: no tracking; offline: write files for `wandb sync`; online: send metrics during training."""
     project: str = "domain-reranker"
-    """W&B project."""
+    """Name of the W&B project."""
 
     @field_validator("mode", mode="before")
     @classmethod
-    def _yaml_reads_off_as_false(cls, mode: Any) -> Any:
+    def _undo_yaml_boolean(cls, mode: Any) -> Any:
         return "off" if mode is False else mode
