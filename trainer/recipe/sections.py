@@ -24,7 +24,7 @@ class Retriever(Section):
     trust_remote_code: bool = False
     """Run the Python code in the bi-encoder's folder; set it only for code that you have read."""
     depth: int = Field(default=50, ge=1, le=1000)
-    """Number of candidates per query; mining always retrieves 200."""
+    """Number of candidates per query; train queries get at least 200, for mining."""
     max_length: int = Field(default=256, ge=8)
     """Maximum length of a document for the bi-encoder, in tokens; the rest is cut off."""
     query_prompt: str | None = None
@@ -203,7 +203,7 @@ class Train(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW weight decay of weight matrices; not applied to biases, LayerNorm and a new classifier head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout probability in all layers; over one or two epochs it mainly adds training time (a factor of 1.4 on a CPU)."""
+    """Dropout probability in all layers; over one or two epochs it mainly adds training time (1.4 times on a CPU)."""
     frozen_layers: int = Field(default=0, ge=0)
     """Number of lowest layers that are not trained, with the embeddings; freezing two thirds of the layers reduces a
     step to 5/9 of the work."""
