@@ -231,12 +231,12 @@ def test_a_bad_record_is_told_with_file_and_line(small, faults, file, line, what
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "again"}\n',
-            "corpus.jsonl:3: document id 'd1' stands on line 1 already; ids must be unique",
+            "corpus.jsonl:3: document id 'd1' is on line 1 already; ids must be unique",
         ),
         (
             "queries.jsonl",
             '{"_id": "q2", "text": "again"}\n',
-            "queries.jsonl:4: query id 'q2' stands on line 2 already; ids must be unique",
+            "queries.jsonl:4: query id 'q2' is on line 2 already; ids must be unique",
         ),
         (
             "corpus.jsonl",
@@ -328,7 +328,7 @@ def test_a_split_without_a_positive_is_useless(small, faults):
 def test_a_file_without_a_record_is_a_fault_like_any_other(small, faults, file):
     (small / file).write_text("\n")
     what = {"corpus.jsonl": "document", "queries.jsonl": "query"}[file]
-    assert faults(small)[0] == f"{file}: holds no readable {what}; one a row is expected"
+    assert faults(small)[0] == f"{file}: holds no readable {what}; one per row is expected"
 
 
 # What is wrong: files
@@ -412,10 +412,10 @@ def test_more_than_ten_faults_of_one_kind_are_counted_and_bury_no_other(small, f
     assert [line.split(": ")[0] for line in told[:10]] == [f"corpus.jsonl:{line}" for line in range(3, 13)]
     assert told[10:12] == [
         "... and 3 more: broken JSON",
-        "corpus.jsonl:16: document id 'd1' stands on line 1 already; ids must be unique",
+        "corpus.jsonl:16: document id 'd1' is on line 1 already; ids must be unique",
     ]
     assert len(told[12:]) == 10  # ten alike are all told
-    assert all("query id 'q1' stands on line 1 already" in line for line in told[12:])
+    assert all("query id 'q1' is on line 1 already" in line for line in told[12:])
 
 
 # What is doubtful
@@ -442,8 +442,8 @@ def test_the_same_question_in_two_splits_is_a_warning_whatever_its_case_and_blan
         add(wide / "qrels/train.tsv", f"t{number}\td2\t1\n")
     told = check_collection(Data(path=wide)).warnings
     assert len(told) == 2  # the last two stand in train alone
-    assert told[0].startswith("2 query texts stand in train and in dev")
-    assert told[1].startswith("1 query texts stand in train and in test")
+    assert told[0].startswith("2 query texts are in both train and dev")
+    assert told[1].startswith("1 query texts are in both train and test")
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
@@ -459,7 +459,7 @@ def test_queries_without_a_positive_cannot_be_measured_and_do_not_count(wide):
     path.write_text(path.read_text().replace("\td1\t1\n", "\td1\t0\n"))  # q2 alone keeps its positive
     without, few = check_collection(Data(path=wide)).warnings
     assert few.startswith("1 dev queries ")
-    assert without.startswith("49 dev queries have no positive and are passed over; e.g. dev0 (")
+    assert without.startswith("49 dev queries have no positive and are left out; e.g. dev0 (")
     assert without.endswith("queries.jsonl:6), and 46 more")
 
 

@@ -105,7 +105,7 @@ CORPUS_FILES = {
     "JSON array": (
         "corpus.json",
         '[{"id": "d1", "text": "first"},\n {"id": "d2", "text": "second"}]',
-        "corpus.json:1: a JSON array; one object a line is expected; ",
+        "corpus.json:1: a JSON array; one object per line is expected; ",
         "jq -c '.[]' corpus.json > corpus.jsonl",
     ),
     "JSON over many lines": (
@@ -118,9 +118,14 @@ CORPUS_FILES = {
         "corpus.csv",
         f'{CSV}d3,,"third\nd4,,fourth\n',
         "corpus.csv:4: not valid in the row that begins here: a quote is opened and never closed; ",
-        "mend the quotes",
+        "correct the quotes",
     ),
-    "quote in a quote": ("corpus.csv", f'{CSV}d3,,"a "b" c"\nd4,,"x"\n', "corpus.csv:4: not valid", "mend the quotes"),
+    "quote in a quote": (
+        "corpus.csv",
+        f'{CSV}d3,,"a "b" c"\nd4,,"x"\n',
+        "corpus.csv:4: not valid",
+        "correct the quotes",
+    ),
     "too many fields": (
         "corpus.csv",
         f"{CSV}d3,,third, with a comma\n",
@@ -145,7 +150,7 @@ CORPUS_FILES = {
         "corpus.csv: column 2 has no name; ",
         "name it or remove it",
     ),
-    "doubled column": ("corpus.csv", "id,text,text\nd1,x,y\n", "column 'text' stands twice; ", "rename one of them"),
+    "doubled column": ("corpus.csv", "id,text,text\nd1,x,y\n", "column 'text' appears twice; ", "rename one of them"),
     "NUL byte": ("corpus.csv", f"{CSV}d3,,a\0b\n", "corpus.csv:4: holds a NUL byte (byte 5", "tr -d '\\000'"),
     "NUL in JSON": (
         "corpus.jsonl",
@@ -193,8 +198,8 @@ CORPUS_FILES = {
         "save the sheet as CSV",
     ),
     "old spreadsheet": ("corpus.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "corpus.csv:1: no text but an old Office", "save"),
-    "gzip without its ending": ("corpus.csv", gzip.compress(CSV.encode()), "packed with gzip; ", "name it .gz"),
-    "zstd": ("corpus.jsonl", b"\x28\xb5\x2f\xfd\x04\0", "packed with zstd; ", "unpack it: zstd -d"),
+    "gzip without its ending": ("corpus.csv", gzip.compress(CSV.encode()), "compressed with gzip; ", "name it .gz"),
+    "zstd": ("corpus.jsonl", b"\x28\xb5\x2f\xfd\x04\0", "compressed with zstd; ", "decompress it: zstd -d"),
     "login page": ("corpus.jsonl", b"\n<!DOCTYPE html><html>", "corpus.jsonl:1: no text but a web page", "download it"),
     "Git LFS pointer": (
         "corpus.jsonl",
@@ -206,20 +211,25 @@ CORPUS_FILES = {
     "stray carriage return": (
         "corpus.csv",
         f"{CSV}d3,,third\rhalf\n",
-        "corpus.csv:4: not valid in the row that begins here: a carriage return stands inside a line; ",
-        "nothing behind it was read",
+        "corpus.csv:4: not valid in the row that begins here: a carriage return is inside a line; ",
+        "nothing after it was read",
     ),
-    "cut off xz": ("corpus.csv.xz", lzma.compress(CSV.encode())[:-20], "corpus.csv.xz:", "get or pack the file again"),
+    "cut off xz": (
+        "corpus.csv.xz",
+        lzma.compress(CSV.encode())[:-20],
+        "corpus.csv.xz:",
+        "download or compress the file again",
+    ),
     "bz2 that is none": (
         "corpus.csv.bz2",
         CSV,
         "corpus.csv.bz2:1: cannot be read to its end: Invalid",
-        "pack the file",
+        "compress the file",
     ),
     "id twice": (
         "corpus.csv",
         f"{CSV}d1,,again\n",
-        "corpus.csv:4: document id 'd1' stands on line 2 already; ",
+        "corpus.csv:4: document id 'd1' is on line 2 already; ",
         "ids must be unique",
     ),
     "empty text": (
@@ -234,25 +244,30 @@ CORPUS_FILES = {
         "corpus.jsonl:1: document 'd1' needs \"text\" as a text, got {'en': 'first'}; ",
         "it is nested, write the text into a column of its own",
     ),
-    "empty file": ("corpus.csv", "", "corpus.csv: holds no readable document; ", "one a row is expected"),
-    "head line only": ("corpus.csv", "id,text\n", "corpus.csv: holds no readable document; ", "one a row is expected"),
+    "empty file": ("corpus.csv", "", "corpus.csv: holds no readable document; ", "one per row is expected"),
+    "head line only": (
+        "corpus.csv",
+        "id,text\n",
+        "corpus.csv: holds no readable document; ",
+        "one per row is expected",
+    ),
     "cut off gz": (
         "corpus.csv.gz",
         gzip.compress((CSV + "".join(f"x{n},,{n * n}\n" for n in range(5000))).encode())[:-100],
         "corpus.csv.gz:",
-        "cannot be read to its end: Compressed file ended before the end-of-stream marker was reached; get or pack",
+        "cannot be read to its end: Compressed file ended before the end-of-stream marker was reached; download or compress",
     ),
     "gz that is none": (
         "corpus.csv.gz",
         CSV,
         "corpus.csv.gz:1: cannot be read to its end: Not a gzipped",
-        "pack the file",
+        "compress the file",
     ),
     "corrupt parquet": (
         "corpus.parquet",
         b"PAR1" + b"\0" * 100 + b"PAR1",
         "corpus.parquet: not readable as Parquet (",
-        "get or write the file again",
+        "download or write the file again",
     ),
     "unknown ending": (
         "corpus.xlsx",
@@ -289,7 +304,7 @@ PARQUET = {
         "no column for the document id; columns here: key, text",
         "corpus_id",
     ),
-    "no rows": ({"id": [], "text": []}, "corpus.parquet: holds no readable document", "one a row"),
+    "no rows": ({"id": [], "text": []}, "corpus.parquet: holds no readable document", "one per row"),
 }
 
 
@@ -347,7 +362,7 @@ def test_ids_that_lost_their_type_are_recognised():
     write("dev.tsv", "q2\t2\t1\n")
     write("test.tsv", "q3\t2\t1\n")
     assert faults(BY_FILES) == [
-        "train.tsv:1: document '1.0' is not in corpus.csv, but '1' is: write the ids as whole numbers"
+        "train.tsv:1: document '1.0' is not in corpus.csv, but '1' is: write ids as whole numbers"
     ]
 
 
@@ -402,9 +417,9 @@ def forbid(path: Path) -> None:
 # What is in the place of a file, and what is said about it.
 ENTRIES = {
     "folder": (Path.mkdir, "is a folder"),
-    "dangling link": (lambda path: path.symlink_to("gone.tsv"), "is a link to gone.tsv, which is not there; "),
-    "circle of links": (lambda path: path.symlink_to(path.name), "is a link to dev.tsv, which is not there; "),
-    "pipe": (os.mkfifo, "is a pipe or a device, and the files are read more than once; "),
+    "dangling link": (lambda path: path.symlink_to("gone.tsv"), "is a link to gone.tsv, which does not exist; "),
+    "circle of links": (lambda path: path.symlink_to(path.name), "is a link to dev.tsv, which does not exist; "),
+    "pipe": (os.mkfifo, "is a pipe or a device, but the files are read more than once; "),
     "forbidden": (forbid, "cannot be read: permission denied; "),
 }
 
@@ -423,7 +438,7 @@ def test_a_name_with_no_file_behind_it_is_a_fault_and_not_an_absent_split(put, s
 def test_an_id_in_two_files_is_told_with_both():
     write("more.csv", "id,text\nd1,again\n")
     assert faults({**BY_FILES, "corpus": ["corpus.csv", "more.csv"]}) == [
-        "more.csv:2: document id 'd1' stands in corpus.csv:2 already; ids must be unique"
+        "more.csv:2: document id 'd1' is in corpus.csv:2 already; ids must be unique"
     ]
 
 
@@ -432,11 +447,11 @@ PAIRS = {
     "no query": (" ,first,\n", 'pairs.csv:3: "query" is empty; a pair needs a query and a relevant text'),
     "positive that is its negative": (
         "b,first, first \n",
-        "pairs.csv:3: query 'b' has ' first ' as relevant and as not relevant; keep one",
+        "pairs.csv:3: query 'b' has ' first ' both as relevant and as not relevant; keep one",
     ),
     "negative that was a positive": (
         "a,third,first\n",
-        "pairs.csv:3: query 'a' has 'first' as relevant and as not relevant; keep one",
+        "pairs.csv:3: query 'a' has 'first' both as relevant and as not relevant; keep one",
     ),
     "query of another split": (
         "b ,first,\n",
@@ -521,7 +536,7 @@ def test_labels_need_their_file_and_their_keys():
 
 def test_a_split_without_a_query_is_told_with_what_to_do():
     Path("dev.tsv").write_text("query-id\tcorpus-id\tscore\n")
-    assert faults(BY_FILES) == ["dev.tsv: no judgement above 0, so dev can teach or measure nothing"]
+    assert faults(BY_FILES) == ["dev.tsv: no judgement above 0, so dev has no relevant document"]
     keys = {key: value for key, value in BY_FILES.items() if key != "dev"}
     assert faults({**keys, "dev_share": 0}) == [
         "dev is split off: a share of 0.0 leaves no query with a positive; give more queries, raise data.dev_share, "

@@ -204,7 +204,7 @@ def test_grades_below_the_threshold_are_not_relevant_but_stay_for_metrics(tmp_pa
 
 def test_no_grade_that_reaches_the_threshold_is_a_fault():
     assert faults(section(relevant_from=2)) == [
-        "train.tsv: no judgement above 1, so train can teach or measure nothing",
+        "train.tsv: no judgement above 1, so train has no relevant document",
         "dev.tsv: no judgement above 1, so dev can teach or measure nothing",
         "test.tsv: no judgement above 1, so test can teach or measure nothing",
     ]
@@ -263,12 +263,12 @@ def test_judgements_of_unknown_ids_can_be_left_out_and_are_counted():
     )
     told = faults(section(qrels=QRELS | {"train": rows}))
     assert len(told) == 5  # each id of each line
-    assert told[3] == "train.tsv:5: query 'old' is not in queries.jsonl; mend the id, or set data.unknown_ids: skip"
+    assert told[3] == "train.tsv:5: query 'old' is not in queries.jsonl; correct the id, or set data.unknown_ids: skip"
 
 
 def test_where_all_ids_are_unknown_nothing_can_be_learned():
     (told,) = faults(section(qrels=QRELS | {"train": [("old", "d1", 1)]}, unknown_ids="skip"))
-    assert told == "train.tsv: no judgement above 0, so train can teach or measure nothing"
+    assert told == "train.tsv: no judgement above 0, so train has no relevant document"
 
 
 FORMS = {
@@ -277,8 +277,8 @@ FORMS = {
         "cafe\u0301",
         "the same characters in another Unicode form are ('caf\\xe9' there, 'cafe\\u0301' here)",
     ),
-    "case": ("KB-7", "kb-7", "but 'KB-7' is: write the ids alike"),
-    "zeros": ("007", "7", "but '007' is: write the ids alike"),
+    "case": ("KB-7", "kb-7", "but 'KB-7' is: spell the ids in the same way"),
+    "zeros": ("007", "7", "but '007' is: spell the ids in the same way"),
     "numbers": ("7", "7.0", "but '7' is: write the ids as whole numbers"),
 }
 
@@ -347,7 +347,7 @@ def test_ids_with_letters_need_a_head_line_and_the_fault_says_so():
     data = section()
     Path("corpus.tsv").write_text("D1\tpods restart at night\n")
     told = faults(data.model_copy(update={"corpus": (Path("corpus.tsv"),)}))
-    assert "if this is no head line, put one above it" in told[0]
+    assert "if the first line is no header, add one above it" in told[0]
 
 
 SEPARATED = {

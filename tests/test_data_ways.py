@@ -365,7 +365,7 @@ def test_reviewed_labels_add_to_the_judgements_and_overrule_them():
     assert collection.named_qrels("test") == {"q3": {"d3": 1}}
     assert check_collection(section).notes[0] == (
         "labels.jsonl: 1 judgements added, 2 overruled, 1 confirmed, 1 left open; "
-        "1 are of dev queries, so they change what is measured"
+        "1 are of dev queries, so metrics change"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, describe_lengths, fingerprint_data
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
@@ -202,12 +202,12 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     tokenizer = references.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
     if tokenizer.is_file():
         lengths = summary.document_lengths, summary.query_lengths
-        longest = longest_text(references.read_config(tokenizer.parent)) or LONGEST_BY_ITSELF
+        longest = longest_text(references.read_config(tokenizer.parent)) or MAX_AUTO_LENGTH
         cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length, longest)
         if max(cut.documents, cut.queries) < MANY_CUT:
-            console.stage("check", cut.said)
+            console.stage("check", cut.message)
         else:
-            warnings.append(f"{cut.said}; raise it, or split long documents into passages")
+            warnings.append(f"{cut.message}; raise it, or split long documents into passages")
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)

@@ -150,7 +150,7 @@ def init(
     from trainer.runtime import console
 
     recipe, layout = write_recipe(folder, output)
-    for line in layout.said:
+    for line in layout.messages:
         console.stage("init", line)
     if layout.missing:
         console.stage("init", f"{' and '.join(layout.missing)} will be split off from train")

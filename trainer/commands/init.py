@@ -60,7 +60,7 @@ def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
         "",
         _line("name", name, f"results go to runs/{name}", indent=""),
         "data:",
-        *(_line(key, value, layout.open.get(key) or COMMENTS.get(key) or _meaning(key)) for key, value in data.items()),
+        *(_line(key, value, layout.todo.get(key) or COMMENTS.get(key) or _meaning(key)) for key, value in data.items()),
     ]
     for section, model, role in (
         ("retriever", Retriever().model, "finds candidates; is not trained"),

@@ -1,4 +1,4 @@
-"""Groups: what mining hands to training."""
+"""Groups, the training examples that mining writes and training reads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.runtime.run_folder import read_json, write_json
 
 @dataclass(frozen=True)
 class Group:
-    """One training example of a query; all are row numbers, negatives come hardest first."""
+    """One training example: row numbers of a query, its positives and its negatives, hardest first."""
 
     query: int
     positives: list[int]
     grades: list[int]
     negatives: list[int]
-    teacher: list[float] | None = None  # a cross-encoder's logits of `documents`, where mining asked one
+    teacher: list[float] | None = None  # the teacher's logits of `documents`, if mining has a teacher
     first: list[float] | None = None  # first-stage scores of `documents`, standardised over the query's candidates
 
     @property
@@ -27,7 +27,7 @@ class Group:
         return [*self.positives, *self.negatives]
 
     def described(self, collection: Collection) -> dict[str, Any]:
-        """The group with ids and texts in place of rows, for people to look at."""
+        """Return the group with ids and texts instead of rows, for people to read."""
         rows = self.documents
         columns = {
             "document_id": [collection.document_ids[row] for row in rows],
@@ -43,10 +43,10 @@ class Group:
 
 
 def write_groups(groups: list[Group], folder: Path) -> None:
-    """Keep the groups as `groups.json`."""
+    """Save the groups as `groups.json`."""
     write_json(folder / "groups.json", [asdict(group) for group in groups])
 
 
 def read_groups(folder: Path) -> list[Group]:
-    """Read what `write_groups` wrote."""
+    """Read the groups that `write_groups` saved."""
     return [Group(**group) for group in read_json(folder / "groups.json")]

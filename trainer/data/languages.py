@@ -1,4 +1,4 @@
-"""The language of texts, told from their script and their stop words."""
+"""Language detection by script and stop words."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ WITH_STOP_WORDS = (
     *("english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian"),
     *("swedish", "norwegian", "turkish", "danish"),
 )
-SAMPLE = 500  # texts from which the language is told
-LIKELY = 0.1  # share of words that have to be a language's stop words; running text has 0.3 to 0.5
+LANGUAGE_SAMPLE = 500  # texts from which the language is detected
+MIN_SHARE = 0.1  # of words that are a language's stop words; running text has 0.3 to 0.5
 
 
 def detect_language(texts: Sequence[str]) -> str:
-    """The language of a sample of texts as `retriever.language` names it, `none` where no list of stop words fits.
+    """Return the language of a sample of texts as a value of `retriever.language`, `none` if no stop words match.
 
-    Scripts without spaces tell themselves; else the language whose stop words make up the largest share of the words.
+    Scripts without spaces are recognised by their characters, other languages by the largest share of stop words.
     """
     from bm25s.tokenization import _infer_stopwords
 
-    sample = [text.lower() for text in texts[:SAMPLE]]
+    sample = [text.lower() for text in texts[:LANGUAGE_SAMPLE]]
     letters = sum(character.isalpha() for text in sample for character in text)
     unspaced = sum(len(run) for text in sample for run in UNSPACED_RUN.findall(text))
     if unspaced > letters / 2:
         kana = sum("\u3040" <= character <= "\u30ff" for text in sample for character in text)
-        return "japanese" if kana > unspaced / 20 else "chinese"  # both are cut into pairs of characters
+        return "japanese" if kana > unspaced / 20 else "chinese"  # both are tokenised into pairs of characters
     words = [word for text in sample for word in WORD.findall(text)]
     shares = {}
     for language in WITH_STOP_WORDS:
         listed = set(_infer_stopwords(language))
         shares[language] = sum(word in listed for word in words) / max(1, len(words))
     best = max(shares, key=lambda language: shares[language])
-    return best if shares[best] >= LIKELY else "none"
+    return best if shares[best] >= MIN_SHARE else "none"

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from trainer.data import Collection
-from trainer.data.languages import SAMPLE, detect_language
+from trainer.data.languages import LANGUAGE_SAMPLE, detect_language
 from trainer.recipe import Retriever
 from trainer.retriever.bm25 import K1, Analyzer, B, Bm25
 from trainer.retriever.candidates import NOTHING, Ranking, at_ranks, cosines, ranks_in
@@ -202,7 +202,11 @@ class Pool:
 
 def language_of(section: Retriever, collection: Collection) -> str:
     """Return the language that BM25 takes; where the recipe says auto, the first documents tell it."""
-    return section.language if section.language != "auto" else detect_language(collection.documents[:SAMPLE]["passage"])
+    return (
+        section.language
+        if section.language != "auto"
+        else detect_language(collection.documents[:LANGUAGE_SAMPLE]["passage"])
+    )
 
 
 def _passages(collection: Collection) -> Iterator[str]:
