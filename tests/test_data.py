@@ -441,7 +441,7 @@ def test_the_same_question_in_two_splits_is_a_warning_whatever_its_case_and_blan
         add(wide / "queries.jsonl", f'{{"_id": "t{number}", "text": "{text}"}}\n')
         add(wide / "qrels/train.tsv", f"t{number}\td2\t1\n")
     told = check_collection(Data(path=wide)).warnings
-    assert len(told) == 2  # the last two stand in train alone
+    assert len(told) == 2  # the last two are in train alone
     assert told[0].startswith("2 query texts are in both train and dev")
     assert told[1].startswith("1 query texts are in both train and test")
 

@@ -121,7 +121,7 @@ def test_duplicates_that_no_judgement_speaks_of_are_no_hidden_positives(tmp_path
 def test_a_query_in_two_splits_is_told_with_both_lines(tmp_path):
     queries = {"train": ["how so", "why"], "dev": ["b"], "test": ["How So", "c"]}
     qrels = {"train": "how-so d0 1\nwhy d0 1", "dev": "b d1 1", "test": "How-So d1 1\nc d1 1"}
-    said = warning(checked(tmp_path, ["x", "y"], queries, qrels), "stand in train and in test")
+    said = warning(checked(tmp_path, ["x", "y"], queries, qrels), "are in both train and test")
     places = f"'how so' ({tmp_path}/queries.jsonl:1 and {tmp_path}/queries.jsonl:4)"
     assert (
         said == f"1 query texts are in both train and test, so test measures queries that train has seen; e.g. {places}"
@@ -142,7 +142,7 @@ def test_queries_that_are_not_used_are_noted_or_warned_of(tmp_path):
     queries = {"train": ["a", "never", "unjudged"], "dev": ["b"], "test": ["c"]}
     summary = checked(tmp_path, ["x", "y"], queries, QRELS | {"train": "a d0 1\nnever d0 0"})
     assert "1 queries are in no split and are not used" in summary.notes
-    said = f"1 train queries have no positive and are passed over; e.g. never ({tmp_path}/queries.jsonl:2)"
+    said = f"1 train queries have no positive and are left out; e.g. never ({tmp_path}/queries.jsonl:2)"
     assert said in summary.warnings
 
 

@@ -255,7 +255,7 @@ CORPUS_FILES = {
         "corpus.csv.gz",
         gzip.compress((CSV + "".join(f"x{n},,{n * n}\n" for n in range(5000))).encode())[:-100],
         "corpus.csv.gz:",
-        "cannot be read to its end: Compressed file ended before the end-of-stream marker was reached; download or compress",
+        "cannot be read to its end: Compressed file ended before the end-of-stream marker was reached; download",
     ),
     "gz that is none": (
         "corpus.csv.gz",
