@@ -128,7 +128,7 @@ def test_paths_that_cannot_be_are_told(tmp_path):
     assert len(long) < 300
     below = tmp_path / "file" / "below"
     assert explain(raised(below.mkdir), tmp_path).startswith(f"{below}: a file exists where a folder is needed")
-    assert "links lead in a circle" in explain(raised((tmp_path / "circle").read_text), tmp_path)
+    assert "links form a loop" in explain(raised((tmp_path / "circle").read_text), tmp_path)
     assert "a folder exists where a file is needed" in explain(raised(tmp_path.read_text), tmp_path)
 
 
