@@ -21,7 +21,7 @@ from trainer.errors import MachineError, TrainerError
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
 from trainer.runtime import console
-from trainer.runtime.machine import explain, explained, folder_faults
+from trainer.runtime.machine import explain, explained, folder_problems
 
 BIG = np.arange(100_000.0)
 
@@ -191,21 +191,21 @@ def test_errors_that_are_told_already_are_left_alone():
 
 
 def test_a_run_folder_that_can_be_made_or_is_there_has_no_fault_and_nothing_is_written(tmp_path):
-    assert folder_faults(tmp_path / "a" / "runs", "tiny") == []
+    assert folder_problems(tmp_path / "a" / "runs", "tiny") == []
     (tmp_path / "runs" / "tiny" / "train").mkdir(parents=True)
-    assert folder_faults(tmp_path / "runs", "tiny") == []
+    assert folder_problems(tmp_path / "runs", "tiny") == []
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["runs", "tiny", "train"]
 
 
 def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
-    (fault,) = folder_faults(tmp_path / "runs", "tiny")
+    (fault,) = folder_problems(tmp_path / "runs", "tiny")
     assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
-    (fault,) = folder_faults(tmp_path / "runs" / "tiny", "again")
+    (fault,) = folder_problems(tmp_path / "runs" / "tiny", "again")
     assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
     (tmp_path / "linked").symlink_to(tmp_path / "gone")
-    (fault,) = folder_faults(tmp_path / "linked", "tiny")
+    (fault,) = folder_problems(tmp_path / "linked", "tiny")
     assert fault == (f"{tmp_path}/linked: a link to {tmp_path}/gone, which does not exist; make it, or remove the link")
 
 
@@ -222,7 +222,7 @@ def test_a_folder_of_another_user_is_told(tmp_path, name):
         if Path(tempfile.gettempdir()) in folder.parents:
             folder.chmod(0o755)  # pytest's own are for their owner alone
     with another_user():
-        faults = folder_faults(runs, "tiny")
+        faults = folder_problems(runs, "tiny")
     assert any(fault.startswith(f"{locked}: permission denied; check its owner") for fault in faults), faults
 
 

@@ -16,7 +16,7 @@ from trainer.model_files import checks, references
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import ModelReference, Recipe
 from trainer.runtime import console, processes
-from trainer.runtime.machine import folder_faults
+from trainer.runtime.machine import folder_problems
 from trainer.runtime.run_folder import read_record, write_json
 from trainer.tracking.weights_and_biases import key_problem
 
@@ -41,7 +41,7 @@ def check(
     writes it there. Raises TrainerError with every fault.
     """
     errors = _faults_beside_the_data(recipe, pushes)
-    if faults := folder_faults(runs, recipe.name):
+    if faults := folder_problems(runs, recipe.name):
         errors.append(MachineError(faults))
     try:
         fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"

@@ -101,7 +101,7 @@ def is_exhausted(error: BaseException) -> bool:
     return any(_number(cause) in EXHAUSTED for cause, _ in _causes(error))
 
 
-def folder_faults(runs: Path, name: str) -> list[str]:
+def folder_problems(runs: Path, name: str) -> list[str]:
     """Return the problems that keep a run from writing to `runs/name` and to the caches in `runs`; nothing is written.
 
     Raises OSError if a folder's status cannot be read.
