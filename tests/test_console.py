@@ -44,7 +44,7 @@ def terminal(monkeypatch):
     return terminal
 
 
-def test_texts_are_shown_and_never_obeyed(wide, capsys):
+def test_markup_and_control_characters_in_texts_are_escaped(wide, capsys):
     show_everything(ODD)
     out, err = capsys.readouterr()
     assert err == f"{SHOWN}\n"
@@ -95,7 +95,7 @@ def test_without_any_output_stream_nothing_is_shown_and_nothing_fails(monkeypatc
     show_everything(ODD)
 
 
-def test_a_bar_of_nothing_is_not_drawn(terminal, monkeypatch):
+def test_a_progress_bar_of_zero_steps_is_not_drawn(terminal, monkeypatch):
     buffer = terminal("utf-8", isatty=True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "console", console._console("stdout"))

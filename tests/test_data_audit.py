@@ -49,13 +49,13 @@ def test_documents_that_differ_in_case_and_punctuation_alone_are_duplicates(tmp_
     assert f"d2 = d0 ({tmp_path}/corpus.jsonl:3); d3 = d1 ({tmp_path}/corpus.jsonl:4); d5 = d0 (" in said
 
 
-def test_near_duplicates_are_counted_by_themselves(tmp_path):
+def test_near_duplicates_are_counted_separately(tmp_path):
     summary = checked(tmp_path, [TEXT, "another", f"{TEXT} today"], SMALL, QRELS)
     assert warning(summary, "nearly repeat").startswith("1 documents nearly repeat another one (8 of 10 word triples")
     assert "d2 = d0 (" in warning(summary, "nearly repeat")
 
 
-def test_near_means_four_fifths_of_the_word_triples():
+def test_near_duplicates_share_four_fifths_of_the_word_triples():
     words = TEXT.split()  # 20 words, 18 triples, all different; each word behind them makes one triple more
     for added, near in ((4, 1), (5, 0)):  # 18 of 22 and 18 of 23
         longer = [*words, *[f"new{number}" for number in range(added)]]
@@ -91,7 +91,7 @@ def test_scripts_without_spaces_are_compared_by_their_characters():
     assert twins.leader == {1: 0}
 
 
-def test_the_search_for_near_duplicates_ends_somewhere_and_says_so(tmp_path, monkeypatch):
+def test_the_search_for_near_duplicates_has_a_limit_and_reports_it(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.data.audit.NEAR_DOCUMENTS", 2)
     summary = checked(tmp_path, [TEXT, "b", f"{TEXT} today", TEXT], SMALL, QRELS)
     assert any(
@@ -101,7 +101,7 @@ def test_the_search_for_near_duplicates_ends_somewhere_and_says_so(tmp_path, mon
     assert NEAR_DOCUMENTS == 20_000
 
 
-def test_a_duplicate_of_a_positive_that_is_not_judged_so_is_told_by_itself(tmp_path):
+def test_an_unjudged_duplicate_of_a_positive_has_a_warning_of_its_own(tmp_path):
     documents = ["One.", "two", "one", "ONE", "one!"]
     qrels = {"train": "a d0 1\na d2 0\na d3 1", "dev": "b d1 1", "test": "c d1 1"}
     said = warning(checked(tmp_path, documents, SMALL, qrels), "its duplicate is not")
@@ -110,7 +110,7 @@ def test_a_duplicate_of_a_positive_that_is_not_judged_so_is_told_by_itself(tmp_p
     assert f"query a: d0 is relevant, d2 ({tmp_path}/corpus.jsonl:3) is not" in said
 
 
-def test_duplicates_that_no_judgement_speaks_of_are_no_hidden_positives(tmp_path):
+def test_duplicates_without_any_judgement_are_no_likely_false_negatives(tmp_path):
     summary = checked(tmp_path, ["one", "two", "three", "Three"], SMALL, QRELS)
     assert not [line for line in summary.warnings if "its duplicate is not" in line]
 
@@ -118,7 +118,7 @@ def test_duplicates_that_no_judgement_speaks_of_are_no_hidden_positives(tmp_path
 # Splits
 
 
-def test_a_query_in_two_splits_is_told_with_both_lines(tmp_path):
+def test_a_query_in_two_splits_is_reported_with_both_lines(tmp_path):
     queries = {"train": ["how so", "why"], "dev": ["b"], "test": ["How So", "c"]}
     qrels = {"train": "how-so d0 1\nwhy d0 1", "dev": "b d1 1", "test": "How-So d1 1\nc d1 1"}
     said = warning(checked(tmp_path, ["x", "y"], queries, qrels), "are in both train and test")
@@ -138,7 +138,7 @@ def test_shared_positives_of_train_and_test_are_noted(tmp_path):
     )
 
 
-def test_queries_that_are_not_used_are_noted_or_warned_of(tmp_path):
+def test_unused_queries_are_noted_or_warned_of(tmp_path):
     queries = {"train": ["a", "never", "unjudged"], "dev": ["b"], "test": ["c"]}
     summary = checked(tmp_path, ["x", "y"], queries, QRELS | {"train": "a d0 1\nnever d0 0"})
     assert "1 queries are in no split and are not used" in summary.notes
@@ -149,7 +149,7 @@ def test_queries_that_are_not_used_are_noted_or_warned_of(tmp_path):
 # Power
 
 
-def test_the_difference_that_can_be_shown_is_that_of_the_power_formula():
+def test_the_detectable_difference_follows_the_power_formula():
     assert detectable(100) == pytest.approx(0.084)
     assert detectable(25) == pytest.approx(0.168)
     from scipy.stats import norm
@@ -157,7 +157,7 @@ def test_the_difference_that_can_be_shown_is_that_of_the_power_formula():
     assert norm.ppf(0.975) + norm.ppf(0.8) == pytest.approx(2.8, abs=0.002)
 
 
-def test_dev_and_test_are_noted_with_what_they_can_show(tmp_path):
+def test_the_detectable_differences_of_dev_and_test_are_noted(tmp_path):
     summary = checked(tmp_path, ["x", "y"], SMALL, QRELS)
     for split in ("dev", "test"):
         said = f"with 1 {split} queries only differences of 0.840 nDCG@10 or more can be detected (power 80 %)"
@@ -168,7 +168,7 @@ def test_dev_and_test_are_noted_with_what_they_can_show(tmp_path):
 # Lengths
 
 
-def test_the_share_of_texts_that_are_cut_is_counted_in_the_model_s_own_tokens(tiny, words):
+def test_the_share_of_truncated_texts_is_counted_in_the_models_tokens(tiny, words):
     tokenizer = tiny["bert"] / "tokenizer.json"
     one = words[0]
     documents = counted([" ".join([one] * length) for length in (5, 10, 20, 40)])
@@ -219,7 +219,7 @@ def test_a_huge_document_among_many_is_counted_by_its_beginning(tiny, words):
     assert int(longest) == pytest.approx(400_000, rel=0.01)
 
 
-def test_documents_of_like_characters_and_other_tokens_are_told_apart(tiny, words):
+def test_documents_with_equal_characters_and_different_tokens_are_distinguished(tiny, words):
     """Three of ten have several times the tokens of the others in as many characters."""
     word = max(words, key=len)
     prose = " ".join([word] * (100 // len(word) + 1))
@@ -237,7 +237,7 @@ def test_documents_of_like_characters_and_other_tokens_are_told_apart(tiny, word
     assert not describe_lengths(documents, queries, tokenizer, 2 * max(tokens)).documents
 
 
-def test_what_is_longest_in_tokens_may_be_shorter_than_the_longest_in_characters(tiny, words):
+def test_the_longest_text_in_tokens_may_not_be_the_longest_in_characters(tiny, words):
     word = max(words, key=len)
     documents = counted([word] * 300 + [f"{word} " * 20] + ["? " * 30])
     assert len("? " * 30) < len(f"{word} " * 20)
@@ -245,7 +245,7 @@ def test_what_is_longest_in_tokens_may_be_shorter_than_the_longest_in_characters
     assert "longest at least 30 (60 characters)" in said
 
 
-def test_a_summary_of_another_version_is_not_taken_for_one_of_this(tmp_path):
+def test_a_summary_of_another_version_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     splits = {"train": "why", "dev": "who", "test": "when"}
     queries = {split: [query] for split, query in splits.items()}
@@ -278,11 +278,11 @@ def test_the_sample_is_bounded_and_the_same_each_time():
         ([64] * 10, 512, 64),
     ],
 )
-def test_a_length_is_chosen_that_reads_nine_of_ten_pairs_whole(lengths, longest, expected):
+def test_the_automatic_length_fits_nine_of_ten_pairs(lengths, longest, expected):
     assert covering_length(lengths, longest) == expected
 
 
-def test_the_check_tells_of_a_length_chosen_by_itself(tiny):
+def test_the_check_reports_the_automatic_length(tiny):
     words = [f"{'disk ' * size}" for size in range(1, 101)]
     cut = describe_lengths(counted(words), counted(["disk"]), tiny["bert"] / "tokenizer.json", None)
     assert "of 96 (reranker.max_length: auto) and are truncated" in cut.message  # 90 tokens and a query with its frame

@@ -71,7 +71,7 @@ def write_parquet(name: str, **columns: list) -> None:
     parquet.write_table(pyarrow.table(columns), name)
 
 
-def test_the_files_are_right_before_they_are_broken():
+def test_the_unbroken_files_are_valid():
     assert check_collection(Data(**BY_FILES)).documents == 2
     assert check_collection(Data(**BY_PAIRS)).judged == {"train": 1, "dev": 1, "test": 1}
 
@@ -280,7 +280,7 @@ CORPUS_FILES = {
 
 
 @pytest.mark.parametrize(("name", "content", "place", "remedy"), CORPUS_FILES.values(), ids=CORPUS_FILES)
-def test_a_broken_corpus_is_told_with_its_place_and_what_to_do(name, content, place, remedy):
+def test_a_broken_corpus_is_reported_with_location_and_remedy(name, content, place, remedy):
     write(name, content)
     told = faults({**BY_FILES, "corpus": name})
     assert place in told[0]
@@ -309,7 +309,7 @@ PARQUET = {
 
 
 @pytest.mark.parametrize(("columns", "place", "remedy"), PARQUET.values(), ids=PARQUET)
-def test_a_broken_parquet_file_is_told_with_its_row(columns, place, remedy):
+def test_a_broken_parquet_file_is_reported_with_its_row(columns, place, remedy):
     write_parquet("corpus.parquet", **columns)
     told = faults({**BY_FILES, "corpus": "corpus.parquet"})
     assert place in told[0]
@@ -350,13 +350,13 @@ QRELS = {
 
 
 @pytest.mark.parametrize(("name", "line", "said"), QRELS.values(), ids=QRELS)
-def test_a_broken_judgement_is_told_with_its_line(name, line, said):
+def test_a_broken_judgement_is_reported_with_its_line(name, line, said):
     write(name, FILES[name] + line)
     (told,) = faults({**BY_FILES, "qrels": name})
     assert said in told
 
 
-def test_ids_that_lost_their_type_are_recognised():
+def test_ids_that_became_floats_are_recognised():
     write("corpus.csv", "id,text\n1,first\n2,second\n")
     write("train.tsv", "q1\t1.0\t1\n")
     write("dev.tsv", "q2\t2\t1\n")
@@ -366,7 +366,7 @@ def test_ids_that_lost_their_type_are_recognised():
     ]
 
 
-def test_a_column_that_is_not_there_comes_with_those_that_are_and_the_nearest():
+def test_a_missing_column_is_reported_with_the_existing_ones_and_the_most_similar():
     assert faults({**BY_FILES, "corpus_text": "txt"}) == [
         "corpus.csv: no column 'txt', which data.corpus_text names; columns here: id, title, text; did you mean text?"
     ]
@@ -375,7 +375,7 @@ def test_a_column_that_is_not_there_comes_with_those_that_are_and_the_nearest():
     )
 
 
-def test_all_broken_files_are_told_at_once():
+def test_all_broken_files_are_reported_at_once():
     write("corpus.csv", "id,body2\nd1,x\n")
     write("queries.csv", f"{FILES['queries.csv']}q1,again\n")
     write("train.tsv", f"{FILES['train.tsv']}q1\td1\n")
@@ -392,7 +392,7 @@ FILE_NAMES = {
 
 
 @pytest.mark.parametrize(("given", "said"), FILE_NAMES.values(), ids=FILE_NAMES)
-def test_a_name_that_leads_to_no_file_is_told_with_its_key(given, said):
+def test_a_name_without_a_file_is_reported_with_its_key(given, said):
     (told,) = faults({**BY_FILES, "corpus": given})
     assert told.startswith(said)
 
@@ -425,7 +425,7 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize(("put", "said"), ENTRIES.values(), ids=ENTRIES)
-def test_a_name_with_no_file_behind_it_is_a_fault_and_not_an_absent_split(put, said):
+def test_a_name_that_is_no_file_is_an_error_and_no_missing_split(put, said):
     dev = beir_folder() / "qrels" / "dev.tsv"
     assert check_collection(Data(path="set")).judged == {"train": 1, "dev": 1, "test": 1}
     for path, keys in ((dev, {"path": "set"}), (Path("dev.tsv"), BY_FILES)):
@@ -435,7 +435,7 @@ def test_a_name_with_no_file_behind_it_is_a_fault_and_not_an_absent_split(put, s
         assert told.startswith(f"{path}: {said}")
 
 
-def test_an_id_in_two_files_is_told_with_both():
+def test_an_id_in_two_files_is_reported_with_both():
     write("more.csv", "id,text\nd1,again\n")
     assert faults({**BY_FILES, "corpus": ["corpus.csv", "more.csv"]}) == [
         "more.csv:2: document id 'd1' is in corpus.csv:2 already; ids must be unique"
@@ -461,12 +461,12 @@ PAIRS = {
 
 
 @pytest.mark.parametrize(("line", "said"), PAIRS.values(), ids=PAIRS)
-def test_a_broken_pair_is_told_with_its_line(line, said):
+def test_a_broken_pair_is_reported_with_its_line(line, said):
     write("pairs.csv", FILES["pairs.csv"] + line)
     assert faults(BY_PAIRS)[0] == said
 
 
-def test_pairs_without_a_usable_column_are_told():
+def test_pairs_without_a_usable_column_are_reported():
     write("pairs.csv", "left,right\na,b\n")
     first, second = faults(BY_PAIRS)
     assert first.startswith(
@@ -475,7 +475,7 @@ def test_pairs_without_a_usable_column_are_told():
     assert second.startswith("pairs.csv: no column for the relevant text; columns here: left, right; name it with")
 
 
-def test_a_label_beside_pairs_has_to_be_a_grade():
+def test_a_label_of_pairs_has_to_be_a_grade():
     write("pairs.csv", "query,passage,label\na,first,0.5\n")
     (told,) = faults(BY_PAIRS)
     assert told == (
@@ -510,7 +510,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize(("line", "said"), LABELS.values(), ids=LABELS)
-def test_a_broken_label_is_told_with_its_line(line, said):
+def test_a_broken_label_is_reported_with_its_line(line, said):
     write("queries.csv", f"{FILES['queries.csv']}q4,d\n")
     write("labels.jsonl", f"{FILES['labels.jsonl']}{line}\n")
     (told,) = faults({**BY_FILES, "judgements": "labels.jsonl"})
@@ -534,7 +534,7 @@ def test_labels_need_their_file_and_their_keys():
 # Splits
 
 
-def test_a_split_without_a_query_is_told_with_what_to_do():
+def test_a_split_without_a_query_is_reported_with_the_remedy():
     Path("dev.tsv").write_text("query-id\tcorpus-id\tscore\n")
     assert faults(BY_FILES) == ["dev.tsv: no judgement above 0, so dev has no relevant document"]
     keys = {key: value for key, value in BY_FILES.items() if key != "dev"}
@@ -547,7 +547,7 @@ def test_a_split_without_a_query_is_told_with_what_to_do():
 # Sets of the datasets library
 
 
-def test_a_set_without_usable_columns_is_told(tmp_path):
+def test_a_set_without_usable_columns_is_reported(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"left": "a", "right": "b"}\n')

@@ -69,7 +69,7 @@ def raised(function, *arguments):
     ],
     ids=["python", "torch", "safetensors", "numpy", "numpy zip", "arrow", "shutil"],
 )
-def test_a_disk_that_is_full_is_known_in_every_disguise(tmp_path, write):
+def test_a_full_disk_is_recognised_in_the_errors_of_all_libraries(tmp_path, write):
     with file_limit(1000):
         error = raised(write, tmp_path / "file")
     said = explain(error, tmp_path)
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_is_known_in_every_disguise(tmp_path, write):
     assert "the disk is full" not in said  # it is not; torch and NumPy do not say what it was
 
 
-def test_a_full_disk_without_a_path_names_the_fullest_that_a_run_writes_to(tmp_path):
+def test_a_full_disk_without_a_path_names_the_disk_with_least_space(tmp_path):
     with open("/dev/full", "w") as full:
         full.write("a")
         error = raised(full.flush)
@@ -91,7 +91,7 @@ def test_a_full_disk_without_a_path_names_the_fullest_that_a_run_writes_to(tmp_p
 
 
 @pytest.mark.parametrize("allocate", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50)], ids=["numpy", "torch"])
-def test_memory_that_ran_out_is_told(allocate):
+def test_memory_that_ran_out_is_reported(allocate):
     assert explain(raised(allocate), Path("runs")).startswith("memory: memory ran out; end other programs")
 
 
@@ -110,7 +110,7 @@ def test_memory_runs_out_under_many_names(error):
     assert explain(error, Path("runs")).startswith("memory: memory ran out")
 
 
-def test_too_many_open_files_are_told(tmp_path):
+def test_too_many_open_files_are_reported(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -120,7 +120,7 @@ def test_too_many_open_files_are_told(tmp_path):
     assert explain(error, tmp_path) == f"{tmp_path}/one-more: too many open files; raise the limit (ulimit -n 65536)"
 
 
-def test_paths_that_cannot_be_are_told(tmp_path):
+def test_impossible_paths_are_reported(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     long = explain(raised((tmp_path / ("a" * 300)).mkdir), tmp_path)
@@ -144,7 +144,7 @@ def test_paths_that_cannot_be_are_told(tmp_path):
     ],
     ids=repr,
 )
-def test_a_fault_of_ours_stays_what_it_is(error):
+def test_other_errors_are_unchanged(error):
     assert explain(error, Path("runs")) is None
 
     @explained
@@ -177,7 +177,7 @@ def test_an_error_that_was_handled_is_not_blamed_for_the_next_one_but_a_full_dis
     )
 
 
-def test_errors_that_are_told_already_are_left_alone():
+def test_trainer_errors_are_unchanged():
     @explained
     def fail():
         raise TrainerError("recipe.yaml:1: no space left on device")
@@ -190,14 +190,14 @@ def test_errors_that_are_told_already_are_left_alone():
 # The run folder
 
 
-def test_a_run_folder_that_can_be_made_or_is_there_has_no_fault_and_nothing_is_written(tmp_path):
+def test_a_writable_run_folder_has_no_problem_and_nothing_is_written(tmp_path):
     assert folder_problems(tmp_path / "a" / "runs", "tiny") == []
     (tmp_path / "runs" / "tiny" / "train").mkdir(parents=True)
     assert folder_problems(tmp_path / "runs", "tiny") == []
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["runs", "tiny", "train"]
 
 
-def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
+def test_files_and_dangling_links_instead_of_folders_are_reported(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
     (fault,) = folder_problems(tmp_path / "runs", "tiny")
@@ -210,7 +210,7 @@ def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".", "tiny", "tiny/train", ".embeddings"])
-def test_a_folder_of_another_user_is_told(tmp_path, name):
+def test_a_folder_of_another_user_is_reported(tmp_path, name):
     runs = tmp_path / "runs"
     for folder in ("tiny/train", ".embeddings"):
         (runs / folder).mkdir(parents=True)
@@ -226,7 +226,7 @@ def test_a_folder_of_another_user_is_told(tmp_path, name):
     assert any(fault.startswith(f"{locked}: permission denied; check its owner") for fault in faults), faults
 
 
-def test_check_and_a_run_look_at_the_folder_before_anything_is_done(recipe_file, tmp_path):
+def test_check_and_run_check_the_folder_first(recipe_file, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
     with pytest.raises(MachineError, match="runs/tiny: a file exists where a folder is needed"):
@@ -252,7 +252,7 @@ def test_check_and_a_run_look_at_the_folder_before_anything_is_done(recipe_file,
         ("export", 20_000),
     ],
 )
-def test_a_disk_that_fills_ends_the_run_with_a_sentence_and_the_same_command_goes_on(
+def test_a_full_disk_ends_the_run_with_one_sentence_and_the_run_can_be_resumed(
     exported, tmp_path, monkeypatch, stage, size
 ):
     recipe_file, finished = exported
@@ -284,13 +284,13 @@ def call(*words, stdout=subprocess.PIPE, **environment):
     return subprocess.Popen(words, stdout=stdout, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
 
-def test_where_nobody_reads_the_output_a_command_ends_without_a_word():
+def test_a_broken_pipe_ends_a_command_silently():
     with call("check", "--schema") as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_an_output_on_a_full_disk_is_told():
+def test_an_output_on_a_full_disk_is_reported():
     with open("/dev/full", "w") as full, call("check", "--schema", stdout=full) as process:
         said = process.stderr.read()
     assert process.returncode == 2

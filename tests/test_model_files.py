@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence_in_every_use(folder, cha
         BiEncoder(folder).load("cpu")
 
 
-def test_faults_of_configuration_weights_and_tokenizer_are_told_together(folder):
+def test_problems_of_configuration_weights_and_tokenizer_are_reported_together(folder):
     set_config(folder, model_type="gpt2", architectures=["GPT2LMHeadModel"])
     cut(folder / WEIGHTS)
     without_tokenizer(folder)
@@ -160,7 +160,7 @@ def test_faults_of_configuration_weights_and_tokenizer_are_told_together(folder)
     assert "holds no tokenizer" in tokenizer
 
 
-def test_shards_that_are_all_there_are_one_model(folder, tiny):
+def test_a_complete_set_of_shards_is_one_model(folder, tiny):
     shard(folder, missing=False)
     assert faults_of_cross_encoder(folder, "auto", False) == []
     loaded = [
@@ -170,12 +170,12 @@ def test_shards_that_are_all_there_are_one_model(folder, tiny):
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "reranker"])
-def test_whole_folders_have_no_faults(tiny, name):
+def test_complete_folders_have_no_problems(tiny, name):
     assert faults_of_cross_encoder(tiny[name], "auto", False, 32) == []
     assert faults_of_bi_encoder(tiny[name], False) == []
 
 
-def test_a_saved_interaction_model_has_no_faults(exported):
+def test_a_saved_interaction_model_has_no_problems(exported):
     model = exported[1] / "exported" / "export" / "model"
     assert faults_of_cross_encoder(model, "auto", False) == []
     assert faults_of_cross_encoder(model, "trained", False) == []
@@ -207,14 +207,14 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("config", "head", "fault"), HEADS)
-def test_what_cannot_be_a_cross_encoder_says_so_and_what_to_do(folder, config, head, fault):
+def test_unsupported_models_are_reported_with_the_remedy(folder, config, head, fault):
     set_config(folder, **config)
     faults = faults_of_cross_encoder(folder, head, False, trust="reranker.trust_remote_code")
     with pytest.raises(ModelError, match=fault):
         raise ModelError(faults)
 
 
-def test_code_that_is_trusted_is_no_fault_under_a_classifier(folder):
+def test_trusted_code_is_allowed_with_a_classifier(folder):
     set_config(folder, auto_map={"AutoModel": "own.Own"}, model_type="own")
     assert faults_of_cross_encoder(folder, "classifier", True) == []
     (fault,) = faults_of_bi_encoder(folder, False, trust="retriever.trust_remote_code")
@@ -228,7 +228,7 @@ def test_a_ready_reranker_keeps_its_classifier(tiny):
 
 
 @pytest.mark.parametrize(("name", "longest"), [("bert", 66), ("roberta", 65), ("modernbert", 66)])
-def test_a_length_beyond_the_positions_is_told_beforehand(tiny, name, longest):
+def test_a_length_beyond_the_positions_is_reported_beforehand(tiny, name, longest):
     assert faults_of_cross_encoder(tiny[name], "auto", False, longest) == []
     (fault,) = faults_of_cross_encoder(tiny[name], "auto", False, longest + 1)
     assert f"reads {longest} tokens at most, but reranker.max_length is {longest + 1}" in fault
@@ -262,7 +262,7 @@ def test_a_bi_encoder_is_a_base_and_its_pooling_no_head(folder):
         ),
     ],
 )
-def test_a_head_in_modules_of_its_own_is_not_dropped_in_silence(folder, kinds, files, head):
+def test_a_head_in_separate_modules_is_not_dropped_silently(folder, kinds, files, head):
     modules(folder, *kinds)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
@@ -286,7 +286,7 @@ def test_a_dense_module_with_pickled_weights_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"type": "x"}', '[{"type": "x"}]'])
-def test_modules_that_cannot_be_read_are_a_fault(folder, content):
+def test_unreadable_modules_are_an_error(folder, content):
     (folder / "modules.json").write_text(content)
     for faults in (faults_of_cross_encoder(folder, "auto", False), faults_of_bi_encoder(folder, False)):
         assert any("modules.json is no" in fault for fault in faults)

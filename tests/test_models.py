@@ -62,7 +62,7 @@ def test_a_package_reference_is_the_folder_inside_the_installed_package():
         ("", "no such folder"),
     ],
 )
-def test_no_reference_ends_in_a_traceback(reference, fault):
+def test_no_invalid_reference_causes_a_traceback(reference, fault):
     with pytest.raises(ModelError, match=fault) as error:
         references.locate(reference)
     assert len(str(error.value)) < 700
@@ -91,14 +91,14 @@ def test_published_weights_must_have_the_published_hash(monkeypatch):
     assert "reinstall" in line
 
 
-def test_a_folder_is_itself(folder, monkeypatch):
+def test_a_folder_reference_is_the_folder(folder, monkeypatch):
     assert references.locate(str(folder)) == folder
     monkeypatch.setenv("HOME", str(folder.parent))
     assert references.locate("~/model") == folder
 
 
 @pytest.mark.parametrize("reference", ["./no/such/folder", "/no/such/folder", "no/such/folder", "two words"])
-def test_what_is_neither_folder_nor_hub_id_says_what_a_reference_can_be(reference):
+def test_an_invalid_reference_is_reported_with_the_valid_forms(reference):
     assert "no such folder; give a Hub id (OWNER/NAME), a folder or package:NAME/SUB" in fault(reference)
 
 
@@ -133,14 +133,14 @@ def test_only_hub_ids_need_a_network(reference, local):
     assert references.is_local(reference) == local
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_the_name(folder, tiny):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_name(folder, tiny):
     before = references.fingerprint(folder)
     assert before == references.fingerprint(tiny["bert"])
     assert before == references.fingerprint(folder.rename(folder.with_name("another")))
 
 
 @pytest.mark.parametrize("name", ["README.md", "onnx/model.onnx", "pytorch_model.bin"])
-def test_what_does_not_compute_does_not_change_the_fingerprint(folder, name):
+def test_unused_files_do_not_change_the_fingerprint(folder, name):
     before = references.fingerprint(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"anything")
@@ -160,7 +160,7 @@ def flip_last_byte(content: bytes) -> bytes:
     ],
     ids=["one weight byte", "one token", "one setting"],
 )
-def test_one_change_in_place_changes_the_fingerprint(folder, name, change):
+def test_an_in_place_change_changes_the_fingerprint(folder, name, change):
     before = references.fingerprint(folder)
     content = (folder / name).read_bytes()
     assert change(content) != content
@@ -313,9 +313,7 @@ def closed_port() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_a_hub_id_is_downloaded_without_what_could_run_and_is_found_again_without_a_network(
-    hub, tiny, tmp_path, closed_port
-):
+def test_a_hub_id_is_downloaded_without_pickles_and_then_works_offline(hub, tiny, tmp_path, closed_port):
     (first,) = locate(hub.url, tmp_path, "me/tiny")
     assert first.fault == ""
     assert first.fingerprint == references.fingerprint(tiny["bert"])
@@ -347,7 +345,7 @@ def test_a_run_keeps_the_commit_that_it_began_with_until_its_file_is_deleted(mov
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"me/tiny": '])
-def test_a_file_of_commits_that_is_not_whole_is_made_again(moving, tmp_path, content):
+def test_a_damaged_file_of_commits_is_rewritten(moving, tmp_path, content):
     (tmp_path / "models.json").write_text(content)
     (found,) = locate(moving.url, tmp_path / "home", "me/tiny", run=tmp_path)
     assert found.folder.name == COMMIT
@@ -355,7 +353,7 @@ def test_a_file_of_commits_that_is_not_whole_is_made_again(moving, tmp_path, con
 
 
 @pytest.mark.slow
-def test_a_whole_run_asks_the_hub_once_for_each_model(moving, recipe_file, tmp_path):
+def test_a_complete_run_asks_the_hub_once_for_each_model(moving, recipe_file, tmp_path):
     """The Hub moves on while the run is at work; evaluate and the second start load what was fingerprinted."""
     code = """
 import sys
@@ -375,7 +373,7 @@ run(load_recipe(sys.argv[1], ["reranker.model=me/tiny", "reranker.head=classifie
     assert json.loads((tmp_path / "runs" / "tiny" / "models.json").read_text()) == {"me/tiny": COMMIT}
 
 
-def test_a_check_fetches_small_files_only_and_judges_them(moving, recipe_file, tmp_path):
+def test_a_check_downloads_and_checks_small_files_only(moving, recipe_file, tmp_path):
     code = """
 import sys
 from trainer.check import check
@@ -398,7 +396,7 @@ for name in sys.argv[2:]:
     assert "model.safetensors" not in moving.downloads
 
 
-def test_an_unreachable_hub_is_one_line_with_the_reference_and_what_to_do(tmp_path, closed_port):
+def test_an_unreachable_hub_is_one_line_with_reference_and_remedy(tmp_path, closed_port):
     (found,) = locate(closed_port, tmp_path, "me/tiny")
     assert found.fault.startswith("model 'me/tiny': ")
     assert "cannot be reached" in found.fault
@@ -406,7 +404,7 @@ def test_an_unreachable_hub_is_one_line_with_the_reference_and_what_to_do(tmp_pa
     assert "\n" not in found.fault
 
 
-def test_what_the_hub_does_not_hand_out_is_one_line_with_its_words_and_what_to_do(hub, tmp_path):
+def test_a_refused_download_is_one_line_with_reason_and_remedy(hub, tmp_path):
     names = ["me/absent", "me/gated", "me/cut", "me/a..b"]
     faults = {name: found.fault for name, found in zip(names, locate(hub.url, tmp_path, *names), strict=True)}
     for name, line in faults.items():
@@ -419,7 +417,7 @@ def test_what_the_hub_does_not_hand_out_is_one_line_with_its_words_and_what_to_d
         assert "`hf auth login`" in faults[name]
 
 
-def test_roberta_reads_fewer_tokens_than_it_has_positions(tiny):
+def test_roberta_uses_fewer_tokens_than_it_has_positions(tiny):
     """Its positions begin behind the padding's id, here 0."""
     assert Reranker.load(tiny["roberta"], max_length=65).max_length == 65
     with pytest.raises(ModelError, match="max_length: 66 tokens, but .*roberta reads 65 at most"):
@@ -428,7 +426,7 @@ def test_roberta_reads_fewer_tokens_than_it_has_positions(tiny):
     assert Reranker.load(tiny["bert"], max_length=66).max_length == 66
 
 
-def test_a_tokenizer_that_is_not_fast_is_told(tiny, tmp_path):
+def test_a_tokenizer_that_is_not_fast_is_reported(tiny, tmp_path):
     folder = tmp_path / "slow"
     shutil.copytree(tiny["bert"], folder)
     (folder / "tokenizer.json").unlink()

@@ -29,7 +29,7 @@ def test_auto_is_fp32_on_a_cpu_without_bf16_units_and_measured_on_one_that_has_t
     assert resolve("bf16", CPU) == "bf16"
 
 
-def test_auto_on_a_gpu_is_what_the_launcher_was_told(monkeypatch):
+def test_auto_on_a_gpu_follows_the_launcher(monkeypatch):
     for told, expected in (("bf16", "bf16"), ("fp16", "fp16"), ("no", "fp32")):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
         assert resolve("auto", CUDA) == expected
@@ -56,7 +56,7 @@ def test_fp16_needs_a_gpu_and_emulated_bf16_is_warned_about(capsys):
         ({"avx512_bf16": False, "amx_bf16": False}, False),
     ],
 )
-def test_native_bf16_is_what_the_processor_says(capabilities, native, monkeypatch):
+def test_native_bf16_depends_on_the_processors_units(capabilities, native, monkeypatch):
     monkeypatch.undo()  # of what conftest sets
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision.has_native_bf16() is native
@@ -90,7 +90,7 @@ def test_a_model_is_measured_once_on_a_machine(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kind", ["bert", "reranker", "modernbert"])
-def test_precision_belongs_to_the_reranker_whoever_made_an_accelerator(tiny, kind):
+def test_precision_belongs_to_the_reranker_even_if_another_accelerator_exists(tiny, kind):
     documents = ["kernel kills the process", "certificate expired", "disk shows free space", ""]
     reranker = Reranker.load(tiny[kind], max_length=32, device="cpu")
     assert (reranker.precision, reranker.device) == ("fp32", CPU)
@@ -138,7 +138,7 @@ def test_a_model_can_be_measured_and_a_bi_encoder_too(tiny):
     assert BiEncoder(tiny["bert"], max_length=16).bf16_speedup("cpu") > 0
 
 
-def test_vectors_of_another_precision_are_other_vectors(tiny):
+def test_embeddings_of_another_precision_have_another_fingerprint(tiny):
     full = BiEncoder(tiny["bert"], max_length=16)
     half = BiEncoder(tiny["bert"], max_length=16, precision="bf16")
     assert full.fingerprint("query") != half.fingerprint("query")

@@ -25,7 +25,7 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_can_be_read_and_tells_command_and_result(path):
+def test_a_recipe_can_be_read_and_states_its_command_and_result(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     head = path.read_text(encoding="utf-8").split("\nname:")[0]
@@ -35,7 +35,7 @@ def test_recipe_can_be_read_and_tells_command_and_result(path):
 
 @pytest.mark.filterwarnings("ignore")  # about GPUs that are not there
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
-def test_accelerate_knows_every_key_of_a_launch_and_its_command_stands_in_the_head(path):
+def test_accelerate_knows_every_key_of_a_launch_file_whose_head_has_the_command(path):
     name = path.relative_to(ROOT)
     head = path.read_text(encoding="utf-8").split("\ncompute_environment:")[0]
     (words,) = re.findall(r"accelerate launch (.*)", head)
@@ -100,7 +100,7 @@ def test_readme_commands_are_those_that_the_programs_know_and_their_files_are_th
         "scripts/no-such-script",
     ],
 )
-def test_a_command_that_its_program_would_refuse_is_found(line):
+def test_a_command_that_its_program_refuses_fails_the_check(line):
     with pytest.raises((UsageError, RecipeError, KeyError, OSError, SystemExit)):
         parse(shlex.split(line))
 

@@ -116,7 +116,7 @@ def files(runs: Path) -> list[str]:
 # What is reused, and what is done again.
 
 
-def test_a_finished_run_is_skipped_whole_and_keeps_no_checkpoint(finished, small, tmp_path, capsys):
+def test_a_finished_run_is_skipped_completely_and_keeps_no_checkpoint(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     before = {name: (runs / name).stat().st_mtime_ns for name in files(runs)}
     started = time.process_time()
@@ -179,12 +179,12 @@ def test_a_key_that_nothing_reads_changes_no_fingerprint(small, tmp_path, settin
     assert plain.records["export"].fingerprint == other.records["export"].fingerprint
 
 
-def test_a_depth_that_is_only_spelt_out_changes_nothing(small, tmp_path):
+def test_an_explicit_default_depth_changes_nothing(small, tmp_path):
     plain, other = (open_run(small(*keys), tmp_path) for keys in ([], ["reranker.depth=12"]))
     assert plain.records["export"].fingerprint == other.records["export"].fingerprint
 
 
-def test_a_killed_training_goes_on_under_the_memory_that_was_advised(unfinished, finished, small, tmp_path, capsys):
+def test_a_killed_training_resumes_with_the_advised_memory_settings(unfinished, finished, small, tmp_path, capsys):
     runs = copy(unfinished, tmp_path)
     advised = ("train.tokens_per_pass=4096", "train.gradient_checkpointing=true", "train.checkpoint_steps=9")
     run(small(*advised), runs, until="train")
@@ -196,13 +196,13 @@ def test_a_killed_training_goes_on_under_the_memory_that_was_advised(unfinished,
         torch.testing.assert_close(ours[name], weight, msg=name)
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(unfinished, finished, small, tmp_path):
+def test_a_killed_training_resumes_to_bitwise_the_same_model(unfinished, finished, small, tmp_path):
     runs = copy(unfinished, tmp_path)
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
 
 
-def test_the_tuned_first_stage_is_what_a_model_has_to_beat(finished, small):
+def test_a_model_is_compared_with_the_tuned_first_stage(finished, small):
     opened = open_run(small(), finished)
     tuned, default = opened.candidates("dev"), opened.default_candidates("dev")
     assert default is not None
@@ -222,7 +222,7 @@ def test_the_tuned_first_stage_is_what_a_model_has_to_beat(finished, small):
 # Finished work is never deleted without a word.
 
 
-def test_finished_work_of_other_keys_moves_aside_and_the_terminal_says_why(finished, small, tmp_path, capsys):
+def test_a_finished_stage_of_other_keys_is_moved_and_the_terminal_says_why(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     folder, model = runs / "small", outcome(finished)["train/best/model.safetensors"]
     old = json.loads((folder / "train" / "done.json").read_text())["fingerprint"][:8]
@@ -262,7 +262,7 @@ def test_a_run_that_fails_leaves_the_finished_model(finished, small, tmp_path):
     assert json.loads((runs / "small" / "export" / "recipe.json").read_text())["train"]["learning_rate"] == 0.001
 
 
-def test_unfinished_work_of_other_keys_is_deleted_with_a_word(unfinished, small, tmp_path, capsys):
+def test_unfinished_work_of_other_keys_is_deleted_and_reported(unfinished, small, tmp_path, capsys):
     runs = copy(unfinished, tmp_path)
     run(small("train.learning_rate=0.02"), runs, until="train")
     said = " ".join(capsys.readouterr().out.split())
@@ -270,9 +270,7 @@ def test_unfinished_work_of_other_keys_is_deleted_with_a_word(unfinished, small,
     assert "resumed" not in said
 
 
-def test_a_stage_that_comes_out_differently_when_it_is_repaired_makes_later_ones_be_done_again(
-    finished, small, tmp_path, capsys
-):
+def test_later_stages_run_again_after_a_repaired_stage_with_another_result(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     (runs / "small" / "train" / "best" / "config.json").unlink()
     settings = ("train.tokens_per_pass=512",)
@@ -291,7 +289,7 @@ def test_a_stage_that_comes_out_differently_when_it_is_repaired_makes_later_ones
 # Linked, foreign and undeletable folders.
 
 
-def test_a_linked_stage_folder_is_cleared_and_the_link_stays(finished, unfinished, small, tmp_path, capsys):
+def test_a_linked_stage_folder_is_cleared_and_the_link_is_kept(finished, unfinished, small, tmp_path, capsys):
     for runs, other in ((copy(finished, tmp_path / "a"), "a"), (copy(unfinished, tmp_path / "b"), "b")):
         scratch, stage = tmp_path / other / "scratch", runs / "small" / "train"
         stage.rename(scratch)
@@ -321,7 +319,7 @@ def test_a_checkpoint_of_another_recipe_is_never_resumed(unfinished, small, tmp_
     assert "resumed" not in said
 
 
-def test_a_link_to_nowhere_or_a_file_in_place_of_a_folder_is_named(finished, small, tmp_path):
+def test_a_dangling_link_or_a_file_instead_of_a_folder_is_named(finished, small, tmp_path):
     runs = copy(finished, tmp_path)
     stage = runs / "small" / "train"
     shutil.rmtree(stage)
@@ -383,7 +381,7 @@ with hold(Path(sys.argv[1]), "run"):
 """
 
 
-def test_a_lock_ends_with_its_holder_however_that_ends(tmp_path):
+def test_a_lock_ends_whenever_its_holder_ends(tmp_path):
     path = tmp_path / "small" / ".lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -477,7 +475,7 @@ TRAINING = [
 ]
 
 
-def test_no_file_is_forgotten(finished, unfinished):
+def test_every_file_of_a_run_is_covered_by_the_damage_tests(finished, unfinished):
     own = {name.removeprefix("small/") for name in files(finished) if name.startswith("small/")}
     assert own - {".lock", "report.html"} == set(FINISHED)
     own = {str(path.relative_to(unfinished / "small" / "train")) for path in (unfinished / "small/train").rglob("*")}
@@ -532,7 +530,7 @@ def test_a_damaged_file_of_a_killed_training_never_gives_another_model(
 
 @pytest.mark.parametrize("damage", [cut, empty, zero, directory])
 @pytest.mark.parametrize("kind", [".embeddings", ".teachers"])
-def test_a_damaged_cache_is_made_again(finished, small, tmp_path, capsys, kind, damage):
+def test_a_damaged_cache_is_rebuilt(finished, small, tmp_path, capsys, kind, damage):
     runs = copy(finished, tmp_path)
     for path in sorted((runs / kind).glob("*/*.np?")):
         damage(path)
@@ -549,14 +547,14 @@ def test_a_damaged_cache_is_made_again(finished, small, tmp_path, capsys, kind, 
 
 
 @pytest.mark.parametrize("missing", ["export/model", "train/best", "data"])
-def test_a_missing_folder_is_made_again(finished, small, tmp_path, missing):
+def test_a_missing_folder_is_rebuilt(finished, small, tmp_path, missing):
     runs = copy(finished, tmp_path)
     shutil.rmtree(runs / "small" / missing)
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
 
 
-def test_labels_by_hand_in_the_suspects_file_stay(finished, small, tmp_path, capsys):
+def test_manual_labels_in_the_file_of_likely_false_negatives_are_kept(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     path = runs / "small" / "mine" / "suspected_false_negatives.jsonl"
     path.write_text('{"query_id": "q-probe-0", "document_id": "disk-1", "relevant": true}\n')
@@ -576,7 +574,7 @@ def test_judgements_in_the_folder_of_a_stage_are_refused(finished, small, tmp_pa
     run(small(f"data.judgements={path.rename(runs / 'small' / 'judgements.jsonl')}"), runs, until="data")
 
 
-def test_later_stages_that_are_not_done_again_are_named(finished, small, tmp_path, capsys):
+def test_later_stages_that_do_not_run_again_are_named(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     run(small("mine.last_rank=20"), runs, until="mine")
     assert "still of other inputs (their recipe.json): train, evaluate, export" in capsys.readouterr().out

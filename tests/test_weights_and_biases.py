@@ -53,7 +53,7 @@ def recipe(mode="online", **more):
 
 
 @pytest.mark.parametrize("server", ["hanging", "nobody"])
-def test_without_a_network_the_run_goes_on_offline_in_seconds(home, monkeypatch, capsys, hanging, server):
+def test_without_a_network_the_run_continues_offline_within_seconds(home, monkeypatch, capsys, hanging, server):
     address = hanging if server == "hanging" else "http://127.0.0.1:1"
     monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -69,7 +69,7 @@ def test_without_a_network_the_run_goes_on_offline_in_seconds(home, monkeypatch,
     assert json.loads((home / "train" / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.5}
 
 
-def test_what_a_server_is(hanging, answering, monkeypatch):
+def test_any_response_counts_as_a_server(hanging, answering, monkeypatch):
     monkeypatch.setattr(weights_and_biases, "CONNECT_TIMEOUT", 0.5)
     assert not answers(hanging)
     assert not answers("http://127.0.0.1:1")
@@ -88,13 +88,13 @@ def test_a_missing_or_broken_key_is_found_before_any_compute(home, monkeypatch):
     assert key_problem(recipe()) == ""
 
 
-def test_settings_that_cannot_be_are_told(home, monkeypatch):
+def test_refused_settings_are_reported(home, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
     with pytest.raises(RunError, match="track: W&B did not start"):
         start(home, recipe(), resumed=False)
 
 
-def test_a_resumed_training_goes_on_with_its_run_and_another_never_does(tmp_path):
+def test_only_a_resumed_training_continues_its_run(tmp_path):
     first = _run_id(tmp_path, resumed=False)
     assert _run_id(tmp_path, resumed=True) == first
     assert _run_id(tmp_path, resumed=False) != first
