@@ -25,7 +25,8 @@ def count(tmp_path) -> Stage:
     path = tmp_path / "count_words.py"
     path.write_text(code[1])
     spec = spec_from_file_location("count_words", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = sys.modules["count_words"] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.Count()
