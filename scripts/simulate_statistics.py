@@ -1,4 +1,4 @@
-"""How far intervals and p-values can be trusted, by simulation: python scripts/simulate_statistics.py [--collections 1000].
+"""Simulate how far intervals and p-values can be trusted: python scripts/simulate_statistics.py [--collections 1000].
 
 Each simulated collection draws per-query values as nDCG@10 has them: many zeros and ones, the rest in between. Three
 numbers for each number of queries: how often the 95 % interval of a mean covers the true mean; how often two equally
@@ -65,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--collections", type=int, default=1000)
     parser.add_argument("--queries", type=int, nargs="+", default=[50, 100, 200, 500])
     given = parser.parse_args(arguments)
-    print(
-        "| queries | interval covers the mean | p < .05, equally good | any of four, Holm |\n| ---: | ---: | ---: | ---: |"
-    )
+    print("| queries | interval covers the mean | p < .05, equally good | any of four, Holm |")
+    print("| ---: | ---: | ---: | ---: |")
     for queries in given.queries:
         rates = simulate(queries, given.collections)
         print(f"| {queries} | {rates.covered:.1%} | {rates.false_positive:.1%} | {rates.family_wise:.1%} |", flush=True)

@@ -6,7 +6,7 @@ Imports inside run down, like the package's own:
     scoring                             a collection's rows, tokenised once and scored by all processes
     reranker                            the model with its tokenizer
     loading  fusion                     a model from a folder, checked before and after; first-stage scores added
-    heads  scores                       fresh heads; scores of different systems on one scale
+    heads  scores  calibration          fresh heads; scores on one scale; scores as probabilities
     tokenizer  batching  packing        special tokens; batches of one length; sequences without padding
     interaction                         the interaction head, which stands alone: it is exported as it is
 """
