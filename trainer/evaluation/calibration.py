@@ -101,7 +101,7 @@ def fit(pairs: Pairs, relevant_from: int = 1) -> Calibration | None:
 
 
 def _platt(scores: np.ndarray, relevant: np.ndarray) -> Platt | None:
-    """Return the most likely curve for Platt's targets (1999), which keep it finite where scores separate the labels."""
+    """Return the most likely curve for Platt's targets (1999), which keep it finite for separable labels."""
     positives, negatives = int(relevant.sum()), int((~relevant).sum())
     if min(positives, negatives) < FEWEST:
         return None
