@@ -127,6 +127,10 @@ class Run:
         write_pins((reference.name for reference in self.recipe.model_references), self.folder)
         self.records[stage.folder].begin(self.recipe.model_dump(mode="json"))
 
+    def remember(self, stage: Stage, notes: dict[str, Any]) -> None:
+        """Keep a finished stage's notes, so that the main process can read them while the others wait for it."""
+        self._notes[stage.folder] = notes
+
     def notes(self, name: str) -> dict[str, Any]:
         """Return the notes of a finished stage, the same on all processes; raises RunError where it is not finished."""
         if name not in self._notes:

@@ -6,26 +6,26 @@ Imports inside run down, like the package's own:
     scoring                             a collection's rows, tokenised once and scored by all processes
     reranker                            the model with its tokenizer
     loading  fusion                     a model from a folder, checked before and after; first-stage scores added
-    heads  scores                       fresh heads; scores of different systems on one scale
+    heads  scores  calibration          fresh heads; scores on one scale; scores as probabilities
     tokenizer  batching  packing        special tokens; batches of one length; sequences without padding
     interaction                         the interaction head, which stands alone: it is exported as it is
 """
 
-from trainer.model.fusion import Fusion
-from trainer.model.heads import with_classifier
-from trainer.model.reranker import Batches, Ranked, Reranker, ScoringModel
-from trainer.model.scoring import TokenizedCollection, fit_length, rarity, rerank, score_rows
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Batches",
-    "Fusion",
-    "Ranked",
-    "Reranker",
-    "ScoringModel",
-    "TokenizedCollection",
-    "fit_length",
-    "rarity",
-    "rerank",
-    "score_rows",
-    "with_classifier",
-]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.model.fusion import Fusion as Fusion
+    from trainer.model.heads import with_classifier as with_classifier
+    from trainer.model.reranker import Batches as Batches
+    from trainer.model.reranker import Ranked as Ranked
+    from trainer.model.reranker import Reranker as Reranker
+    from trainer.model.reranker import ScoringModel as ScoringModel
+    from trainer.model.scoring import TokenizedCollection as TokenizedCollection
+    from trainer.model.scoring import fit_length as fit_length
+    from trainer.model.scoring import rarity as rarity
+    from trainer.model.scoring import rerank as rerank
+    from trainer.model.scoring import score_rows as score_rows
+
+__getattr__ = face(__name__)

@@ -46,16 +46,6 @@ class Recipe(Section):
         """One sentence for each relative path that does not exist, naming the folders that were searched."""
         return self._tried
 
-    @field_validator("mine")
-    @classmethod
-    def _require_hybrid_for_bm25_share(cls, mine: Mine, info: ValidationInfo) -> Mine:
-        retriever = info.data.get("retriever")
-        if retriever and mine.bm25_share is not None and retriever.kind != "hybrid":
-            raise contradiction(
-                "bm25_share", f"needs two engines, but retriever.kind is {retriever.kind}; use hybrid, or remove it"
-            )
-        return mine
-
     @field_validator("train")
     @classmethod
     def _require_teacher_for_its_losses(cls, train: Train, info: ValidationInfo) -> Train:

@@ -31,9 +31,9 @@ class Retriever(Section):
     """Text that precedes every query for the bi-encoder, e.g. "query: "; null: the model's own prompt."""
     document_prompt: str | None = None
     """Text that precedes every document for the bi-encoder, e.g. "passage: "; null: the model's own prompt."""
-    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """flat: exact search from disk; ivf, hnsw: approximate search in memory (FAISS); auto: ivf if flat would take more
-    than about an hour, else flat."""
+    index: Literal["auto", "flat", "ivf"] = "auto"
+    """flat: exact search from disk; ivf: approximate search in memory (FAISS); auto: ivf if flat would take more than
+    about an hour, else flat."""
     language: str = "auto"
     """Language of BM25's stemmer and stop words; japanese, chinese, thai ...: pairs of characters; none: plain words;
     auto: detected."""
@@ -107,16 +107,10 @@ class Mine(Section):
     """Last rank of the window of candidates that hard negatives come from."""
     pick: Literal["top", "random"] = "random"
     """Choice of negatives in the window; top: the highest ranks; random: a random sample."""
-    bm25_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of the window's negatives taken by BM25's ranks, the others by the bi-encoder's; null: by fused ranks."""
-    deeper_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the negatives sampled from ranks below the window, down to rank 200."""
-    random_share: float = Field(default=0.0, ge=0, le=1, validate_default=True)
+    random_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the negatives sampled from the complete corpus."""
     max_share_of_positive: float | None = Field(default=None, gt=0, le=1)
     """Exclude candidates whose similarity exceeds this share of the best positive's; null: no limit."""
-    margin: float | None = Field(default=None, ge=0)
-    """Exclude candidates whose similarity exceeds the best positive's minus this margin; null: no limit."""
     teacher: str | None = None
     """Cross-encoder (Hub id, folder, package:NAME/SUB) whose scores filter out likely false negatives, or are the
     targets of the losses mse, margin_mse and kl; null: none."""
@@ -132,17 +126,8 @@ class Mine(Section):
     def _require_ranks_in_window(cls, last_rank: int, info: ValidationInfo) -> int:
         first_rank = info.data.get("first_rank", 1)
         if last_rank < first_rank:
-            raise ValueError(f"the window is empty: first_rank is {first_rank}, but last_rank is {last_rank}")
+            raise ValueError(f"the window is empty: first_rank is {first_rank}, last_rank {last_rank}")
         return last_rank
-
-    @field_validator("random_share")
-    @classmethod
-    def _limit_sum_of_shares(cls, random_share: float, info: ValidationInfo) -> float:
-        if (deeper := info.data.get("deeper_share", 0)) + random_share > 1:
-            raise ValueError(
-                f"deeper_share {deeper} and random_share {random_share} are more than 1 together; lower them"
-            )
-        return random_share
 
 
 class Reranker(Section):
@@ -175,18 +160,13 @@ class Train(Section):
     loss: Literal[
         "listwise",
         "pointwise",
-        "ranknet",
         "lambdarank",
-        "ndcg2pp",
-        "listmle",
-        "plistmle",
-        "adr_mse",
         "mse",
         "margin_mse",
         "kl",
     ] = "listwise"
-    """Training objective. listwise: few positives; pointwise: scores are probabilities; ranknet, lambdarank, ndcg2pp:
-    several grades; listmle, plistmle, adr_mse: a complete order; mse, margin_mse, kl: a teacher's scores."""
+    """Training objective. listwise: softmax over a list; pointwise: scores as probabilities; lambdarank: pairs weighted
+    by their effect on nDCG, for several grades; mse, margin_mse, kl: a teacher's scores."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all training groups."""
     queries_per_step: int = Field(default=8, ge=1)

@@ -21,7 +21,13 @@ OPTIONAL_SECTIONS = ("distil", "push")  # their stages run only if the section i
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run")]
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
-MOVED = {"evaluate.depth": "reranker.depth"}  # keys of older recipes and their new names
+# Keys of older recipes, with the message about each.
+MOVED = {
+    "evaluate.depth": "is now reranker.depth",
+    "mine.margin": "was removed; use mine.max_share_of_positive",
+    "mine.bm25_share": "was removed; negatives come from the fused ranks",
+    "mine.deeper_share": "was removed; use mine.last_rank for deeper candidates, mine.random_share for the corpus",
+}
 COMMAND_LINE = 10**9  # line number of overrides; sorts after every line of the file
 LONGEST_MESSAGE, LONGEST_VALUE = 600, 100  # characters
 
@@ -182,7 +188,7 @@ class Source:
                 f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(path[-1], known.model_fields)
             )
             moved = MOVED.get(".".join(path))
-            message = f"is now {moved}" if moved else f"no such key{near}"
+            message = moved or f"no such key{near}"
         elif error["type"] == "missing":
             message = "is required but missing"
         elif error["type"] == "contradiction":
