@@ -1,4 +1,4 @@
-"""The terminal: texts are shown as they are, nothing in them is obeyed, and no terminal is too poor for them."""
+"""The terminal: texts are printed literally, control characters are escaped, every encoding works."""
 
 import io
 import sys

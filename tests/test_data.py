@@ -1,4 +1,4 @@
-"""The collection: BEIR files in, row numbers out, and every fault with its file and line."""
+"""The collection: BEIR files to row numbers, and every problem with its file and line."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What the check says before anything is computed: duplicates, hidden positives, leaks, lengths and power."""
+"""Notes and warnings of the check: duplicates, likely false negatives, leaks between splits, lengths and power."""
 
 import json
 import random

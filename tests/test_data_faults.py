@@ -1,4 +1,4 @@
-"""Malformed input of every kind: each is told with its place, the fault and what to do, and ends with exit code 2."""
+"""Malformed input of every kind is reported with its location, the problem and the remedy, and exit code 2."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What is special about a collection: queries that are documents, odd judgements, tables and layouts of others."""
+"""Special cases: queries that are documents, unusual judgements, tables and layouts of other projects."""
 
 import bz2
 import json

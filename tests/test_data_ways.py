@@ -1,4 +1,4 @@
-"""Every usual way in: formats, columns, pairs, splits, reviewed labels and sets of the datasets library."""
+"""All data formats: files, columns, pairs, splits, reviewed labels and data sets of the datasets library."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""A model's folder is judged by its files: whatever is wrong with it is one sentence, before anything is loaded."""
+"""Checks of a model's files: each problem is one sentence, before anything is loaded."""
 
 import json
 import shutil

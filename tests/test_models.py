@@ -1,4 +1,4 @@
-"""Models: every kind of reference leads to a folder with safetensors weights, or to an error that says why not."""
+"""Model references: each is resolved to a folder with safetensors weights, or is an error with the reason."""
 
 import hashlib
 import json

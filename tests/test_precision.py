@@ -1,4 +1,4 @@
-"""Which precision a model computes in, and how far half precision is from float32."""
+"""The precision of a model's computations, and the differences of half precision from float32."""
 
 import json
 from collections.abc import Iterator

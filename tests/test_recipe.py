@@ -1,4 +1,4 @@
-"""The recipe: every fault at once, with its place, what was given and the nearest right word."""
+"""The recipe: all problems are reported at once, with line, key, value and the most similar valid word."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every recipe can be read and says in its head what it does, every launch too; README's commands and table hold."""
+"""The recipes and launch files are valid and describe themselves; README's commands and table are up to date."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The run folder: what is reused, done again, moved aside or refused; two runs at once; damage to every file."""
+"""The run folder: stages that are reused, run again, moved or refused; two runs at once; damage to every file."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Loaded weights all come from the files: only a head that is meant to be new may be new, and the terminal says so."""
+"""Loaded weights all come from the files; only the tensors of a new head may be missing."""
 
 import json
 import shutil

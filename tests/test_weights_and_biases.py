@@ -1,4 +1,4 @@
-"""Weights & Biases: no wait for a network that is not there, no run of another training, nothing local sent."""
+"""Weights & Biases: no wait for a missing network, one run per training, no local path sent."""
 
 import json
 import socket
