@@ -23,7 +23,7 @@ from typing import ClassVar
 
 
 class TrainerError(Exception):
-    """Base of all errors that the user can fix; `faults` holds one message for each problem, all collected at once."""
+    """Base of all errors that the user can fix; `faults` holds one message per problem, collected at once."""
 
     exit_code: ClassVar[int] = 2
 

@@ -54,7 +54,7 @@ def unpacked(name: str) -> str:
 
 
 def read_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines with their line ends, without a byte order mark; unreadable lines are added to `faults`."""
+    """Yield numbered lines with their line ends and no byte order mark; add unreadable lines to `faults`."""
     number = 0
     try:
         with _open(path) as file:
