@@ -15,7 +15,7 @@ from trainer.recipe import Data
 
 CORPUS = '{"_id": "d1", "title": "one", "text": "first"}\n{"_id": "d2", "text": "second"}\n'
 QUERIES = '{"_id": "q1", "text": "a"}\n{"_id": "q2", "text": "b"}\n{"_id": "q3", "text": "c"}\n'
-SKIP = "mend the id, or set data.unknown_ids: skip"
+SKIP = "correct the id, or set data.unknown_ids: skip"
 HEAD = "query-id\tcorpus-id\tscore\n"
 FILES = {
     "corpus.jsonl": CORPUS,  # what a test adds is line 3
@@ -241,7 +241,7 @@ def test_a_bad_record_is_reported_with_file_and_line(small, faults, file, line, 
         (
             "corpus.jsonl",
             '\n{"_id": 1, "text": "number"}\n{"_id": "1", "text": "text"}\n',
-            "corpus.jsonl:5: document id '1' stands on line 4 already; ids must be unique",
+            "corpus.jsonl:5: document id '1' is on line 4 already; ids must be unique",
         ),
         (
             "corpus.jsonl",
@@ -321,7 +321,7 @@ def test_a_grade_is_a_whole_number(small, faults, grade):
 
 def test_a_split_without_a_positive_is_an_error(small, faults):
     (small / "qrels/dev.tsv").write_text(f"{HEAD}q2\td2\t0\n")
-    assert faults(small) == ["qrels/dev.tsv: no judgement above 0, so dev can teach or measure nothing"]
+    assert faults(small) == ["qrels/dev.tsv: no judgement above 0, so dev has no relevant document"]
 
 
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl"])
@@ -341,7 +341,7 @@ def test_a_missing_file_is_reported_with_the_content_of_its_folder(small, faults
     told = faults(small)
     assert told[0].startswith(f"{name}: missing (plain or .gz); ")
     assert path.with_suffix(".bak").name in told[0]
-    hint = ["qrels: to split one file, name it: data.corpus, data.queries and data.qrels"]
+    hint = ["qrels: to split one file of judgements, use data.corpus, data.queries and data.qrels"]
     assert told[1:] == (hint if name == "qrels/train.tsv" else [])
 
 
@@ -357,7 +357,7 @@ def test_a_missing_folder_is_reported_with_the_files_it_needs(tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_plain_and_a_compressed_file_of_one_name_are_an_error(small, faults, name):
     shutil.copy(small / name, small / f"{name}.gz")
-    assert faults(small) == [f"{name}: stands beside {Path(name).name}.gz; keep one of them"]
+    assert faults(small) == [f"{name}: {Path(name).name}.gz exists too; keep one of them"]
 
 
 def test_a_truncated_compressed_file_is_reported_with_its_last_line(small, faults):

@@ -205,8 +205,8 @@ def test_grades_below_the_threshold_are_not_relevant_but_stay_for_metrics(tmp_pa
 def test_a_threshold_above_all_grades_is_an_error():
     assert faults(section(relevant_from=2)) == [
         "train.tsv: no judgement above 1, so train has no relevant document",
-        "dev.tsv: no judgement above 1, so dev can teach or measure nothing",
-        "test.tsv: no judgement above 1, so test can teach or measure nothing",
+        "dev.tsv: no judgement above 1, so dev has no relevant document",
+        "test.tsv: no judgement above 1, so test has no relevant document",
     ]
 
 
@@ -279,7 +279,7 @@ FORMS = {
     ),
     "case": ("KB-7", "kb-7", "but 'KB-7' is: spell the ids in the same way"),
     "zeros": ("007", "7", "but '007' is: spell the ids in the same way"),
-    "numbers": ("7", "7.0", "but '7' is: write the ids as whole numbers"),
+    "numbers": ("7", "7.0", "but '7' is: write ids as whole numbers"),
 }
 
 

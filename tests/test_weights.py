@@ -69,7 +69,7 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
         (without(WORD), f"not in its files, such as (bert.)?{WORD}"),
         (
             lambda held: held | {"encoder.layer.1.attention.self.more.weight": held[QUERY]},
-            "1 tensors that config.json has",
+            "1 tensors that do not belong to the model in config.json",
         ),
         (
             lambda held: held | {QUERY: held[QUERY][:16]},

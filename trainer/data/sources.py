@@ -131,7 +131,7 @@ def _beir_folder(folder: Path, separator: str | None) -> Sources:
         existing = [path for path in names if os.path.lexists(path)]
         missing.extend(f"{path}: {reason}" for path in existing if (reason := _why_unreadable(path)))
         if len(existing) > 1:
-            missing.append(f"{existing[0]}: exists as {existing[1].name} too; keep one of them")
+            missing.append(f"{existing[0]}: {existing[1].name} exists too; keep one of them")
         if needed and not existing:
             siblings = sorted(path.name for path in plain.parent.glob("*")) if plain.parent.is_dir() else []
             missing.append(f"{plain}: missing (plain or .gz); {plain.parent} holds {', '.join(siblings) or 'nothing'}")
