@@ -36,7 +36,7 @@ class Lengths:
     longest_texts: list[str]  # the longest in characters; the first is truncated if it is very long
 
 
-class Cut(NamedTuple):
+class Truncation(NamedTuple):
     """Shares of the texts that the reranker truncates, and a message about them."""
 
     documents: float
@@ -101,7 +101,7 @@ def covering_length(pairs: Sequence[int], longest: int) -> int:
 
 def describe_lengths(
     documents: Lengths, queries: Lengths, tokenizer: Path, max_length: int | None, most: int = MAX_AUTO_LENGTH
-) -> Cut:
+) -> Truncation:
     """Return the shares of documents and queries that the reranker truncates.
 
     A pair is truncated to `max_length` tokens, the longer text first: a document if it is longer than the median query
@@ -132,7 +132,7 @@ def describe_lengths(
         f"median query leaves of {max_length} (reranker.max_length{auto}) and are truncated; {long_queries:.0%} of "
         f"the queries are; median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
     )
-    return Cut(long_documents, long_queries, message)
+    return Truncation(long_documents, long_queries, message)
 
 
 def _in_tokens(lengths: Lengths, counted: Sequence[int]) -> list[int]:
