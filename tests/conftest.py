@@ -289,6 +289,13 @@ class Started:
             for process, code, outputs in zip(self.processes, codes, self.outputs, strict=True)
         ]
 
+    def wait_for(self, sign: Callable[[], object]) -> None:
+        """Return once there is a sign of something that the first of them does; fail where it ends without."""
+        while not sign():
+            if self.processes[0].poll() is not None or time.monotonic() > self.begun + LIMIT:
+                pytest.fail(f"what was waited for did not come\n{self.stop()}")
+            time.sleep(0.001)
+
     def stop(self) -> str:
         """Kill what still runs with all that it started; return what each of them was doing and wrote."""
         running = [process for process in self.processes if process.poll() is None]

@@ -98,12 +98,14 @@ def _without_end_of_file(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str, force: bool = False) -> None:
+    from trainer.launch import sharing_faults
     from trainer.recipe import load_recipe
 
-    recipe = load_recipe(recipe_file, overrides or ())
-    from trainer import pipeline
+    with sharing_faults():
+        recipe = load_recipe(recipe_file, overrides or ())
+        from trainer import pipeline
 
-    pipeline.run(recipe, runs, until, force)
+        pipeline.run(recipe, runs, until, force)
 
 
 @_command(train_app)

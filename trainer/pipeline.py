@@ -355,12 +355,15 @@ class Pipeline:
         def load(path: Path) -> Reranker:
             return self._load(str(path), _kind(folder.name), progress.precision)
 
+        def values(scores: np.ndarray) -> list[float]:
+            dev = self.candidates("dev")
+            return list(query_scores(self.collection, "dev", dev, self.metric, scores).values())
+
         between: list[list[float]] = []
 
         def measure(reranker: Reranker) -> float:
             scores = self.measure("dev", reranker, TokenizedCollection(self.collection, reranker.pairs))[1]
-            values = query_scores(self.collection, "dev", self.candidates("dev"), self.metric, scores).values()
-            between.append(list(values))
+            between.append(self._on_main(lambda: values(scores)))
             return float(np.mean(between[-1]))
 
         curve = choose(folder, progress, load, measure, self.accelerator, **options)
@@ -465,8 +468,11 @@ class Pipeline:
 
         collection, dev = self.collection, self.candidates("dev")
         lists, before = self._before_training()
-        fitted = {kind: fit(collection, lists, before, kind) for kind in kinds}
-        return {kind: try_weights(collection, dev, self.metric, scores, fitted[kind], kind) for kind in kinds}
+
+        def weights(kind: Kind) -> Weights:
+            return try_weights(collection, dev, self.metric, scores, fit(collection, lists, before, kind), kind)
+
+        return self._on_main(lambda: {kind: weights(kind) for kind in kinds})
 
     def _before_training(self) -> tuple[Candidates, np.ndarray]:
         """Return train queries and what the model before training scored their candidates, as its head was fitted."""
@@ -474,8 +480,9 @@ class Pipeline:
         from trainer.train import FITTED
 
         train, path = self.reranked("train"), self.stages[self._last_training].folder / FITTED
-        if path.is_file():
-            return fitted_lists(train, read_json(path)["logits"])
+        logits = self._on_main(lambda: read_json(path)["logits"] if path.is_file() else None)
+        if logits is not None:
+            return fitted_lists(train, logits)
         lists = lists_to_fit(self.collection, train)
         return lists, self._rerank(str(self._start), lists)
 
@@ -688,14 +695,19 @@ class Pipeline:
         from trainer.reranker import rerank
 
         scores = rerank(reranker, tokenized, candidates.top(self.recipe.rerank_depth), self.accelerator, note=split)
-        return mean_score(self.collection, split, candidates, self.metric, scores), scores
+        # Another machine may round the mean otherwise, and end a training where this one goes on.
+        return self._on_main(lambda: mean_score(self.collection, split, candidates, self.metric, scores)), scores
 
     def precision(self, stage: str, use: str, model: Path, measure: Callable[[], float]) -> Precision:
         """Return the precision that a model trains, mines or teaches in; what is measured at the end is float32."""
         from trainer.precision import Precisions
 
-        choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
-        return choices.of(stage, use, models.fingerprint(model), measure)
+        def choose() -> Precision:
+            device, measured = self.accelerator.device, self.folder.parent / ".precision.json"
+            choices = Precisions(self.recipe.train.precision, device, measured)
+            return choices.of(stage, use, models.fingerprint(model), measure)
+
+        return self._on_main(choose)
 
     @cached_property
     def has_fresh_head(self) -> bool:
