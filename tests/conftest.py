@@ -276,11 +276,10 @@ class Started:
 
     def finish(self, limit: float = LIMIT, grace: float = GRACE) -> list[subprocess.CompletedProcess[str]]:
         """Return how each of them ended; where one does not, end all and fail with what they were doing and wrote."""
-        deadline = self.begun + limit
+        deadline, failed = self.begun + limit, False
         while None in (codes := [process.poll() for process in self.processes]):
-            if any(codes):
-                deadline = min(deadline, time.monotonic() + grace)
-                grace = limit
+            if any(codes) and not failed:
+                deadline, failed = min(deadline, time.monotonic() + grace), True
             if time.monotonic() > deadline:
                 pytest.fail(f"exit codes {codes} after {time.monotonic() - self.begun:.0f} s\n{self.stop()}")
             time.sleep(0.05)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.precision import Precision
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(hours=12)  # the others wait while one retrieves
+PATIENCE = timedelta(hours=12)  # for the others while one retrieves
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
@@ -51,7 +51,7 @@ def sharing_faults() -> Iterator[None]:
         yield
     except Exception as error:
         if processes.several() and not _have_met() and not processes.is_loss(error):
-            _exchange(error if isinstance(error, TrainerError) else RunError(f"a process failed: {one_line(error)}"))
+            _meet(error if isinstance(error, TrainerError) else RunError(f"a process failed: {one_line(error)}"))
         raise
 
 
@@ -61,23 +61,15 @@ def _have_met() -> bool:
     return torch.distributed.is_initialized()
 
 
-def _exchange(fault: TrainerError | None, mixed_precision: str = "no") -> tuple[Accelerator, list[TrainerError]]:
-    """Wait until all processes of the run are here; return Accelerate and the faults that they bring along."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
+def _meet(fault: TrainerError | None) -> list[TrainerError]:
+    """Wait until all processes of the run are here; return the faults that they bring along."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, parse_flag_from_env
 
     from trainer.precision import best_device
 
-    accelerator = Accelerator(
-        cpu=best_device() == "cpu",
-        mixed_precision=mixed_precision,
-        kwargs_handlers=[
-            # Buffers are constants here; to exchange them, all would wait for one that does a step again.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
-    )
-    return accelerator, [found for found in gather_object([fault]) if found is not None]
+    PartialState(cpu=best_device() == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    return [found for found in gather_object([fault]) if found is not None]
 
 
 def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
@@ -89,7 +81,9 @@ def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
     import datasets
     import torch
     import transformers
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.utils import DistributedDataParallelKwargs
 
     from trainer.precision import best_device, resolve
 
@@ -102,10 +96,11 @@ def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
     mixed_precision = "fp16" if resolve(precision, torch.device(best_device())) == "fp16" else "no"
     if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # another library trained in this process, in another precision
-    accelerator, faults = _exchange(None, mixed_precision)
-    if faults:
+    if processes.several() and (faults := _meet(None)):
         raise faults[0]
-    return accelerator
+    # Buffers are constants here; to exchange them, all would wait for one that does a step again.
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=best_device() == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[buffers])
 
 
 def check_launch(told: Mapping[str, str], cuda: bool) -> None:
