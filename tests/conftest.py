@@ -297,15 +297,18 @@ class Started:
 
     def stop(self) -> str:
         """Kill what still runs with all that it started; return what each of them was doing and wrote."""
-        running = [process for process in self.processes if process.poll() is None]
-        tree = [one for process in running for one in (process, *process.children(recursive=True))]
+        tree: list[psutil.Process] = []
+        for process in self.processes:
+            if process.poll() is None:
+                tree.append(process)
+                with suppress(psutil.NoSuchProcess):
+                    tree += process.children(recursive=True)
         told = [_described(process) for process in tree]
-        for process in reversed(tree):  # what was started before what started it, which would report it as lost
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGABRT)
-        for process in psutil.wait_procs(tree, timeout=5)[1]:
-            process.kill()
-        psutil.wait_procs(tree, timeout=5)
+        for number, patience in ((signal.SIGABRT, 5), (signal.SIGKILL, 60)):
+            for process in reversed(tree):  # what was started before what started it, which would report a loss
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            tree = psutil.wait_procs(tree, timeout=patience)[1]
         for number, outputs in enumerate(self.outputs):
             texts = zip(("standard output", "standard error"), map(_text, outputs), strict=True)
             told += [f"--- {name} of command {number}:\n{text[-SHOWN:]}" for name, text in texts]
