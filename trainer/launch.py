@@ -51,7 +51,8 @@ def sharing_faults() -> Iterator[None]:
         yield
     except Exception as error:
         if processes.several() and not _have_met() and not processes.is_loss(error):
-            _meet(error if isinstance(error, TrainerError) else RunError(f"a process failed: {one_line(error)}"))
+            told = f"launch: another process failed ({type(error).__name__}: {one_line(error)}); see its own output"
+            _meet(error if isinstance(error, TrainerError) else RunError(told))
         raise
 
 
