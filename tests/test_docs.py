@@ -4,7 +4,6 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.distributed.run import get_args_parser
 import trainer
 from trainer import errors
 from trainer.cli import reranker_app, train_app
-from trainer.errors import NotBetterError, RecipeError, TrainerError
+from trainer.errors import RecipeError, TrainerError
 from trainer.recipe import load_recipe, sections
 
 ROOT = Path(__file__).parents[1]
@@ -274,14 +273,14 @@ def test_runnable_examples_run(page_folder, tiny):
 
 
 def run_here(words: list[str], small: list[str]) -> None:
-    """Run a command in this process with further overrides; a model that is not shown to be better is no fault."""
+    """Run a command in this process with further overrides, and by force: tiny models are not shown to be better."""
     program, *rest = words
     given = arguments(program, rest)
+    further = [*(small if "overrides" in given else []), *(["--force"] if "force" in given else [])]
     command: Any = typer.main.get_command(APPS[program])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", None)
-        with suppress(NotBetterError):
-            command.main([*rest, *(small if "overrides" in given else [])], prog_name=program, standalone_mode=False)
+        command.main([*rest, *further], prog_name=program, standalone_mode=False)
 
 
 @pytest.fixture
