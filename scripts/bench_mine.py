@@ -76,7 +76,7 @@ def ours(folder: Path) -> tuple[float, list[list[str]]]:
     import faiss  # noqa: F401  imported beforehand on both sides
 
     from trainer.data import Collection
-    from trainer.mine import mine
+    from trainer.mining import mine
     from trainer.recipe import Mine
     from trainer.retriever import Embeddings
     from trainer.retriever.candidates import as_candidates

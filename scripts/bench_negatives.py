@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
-from trainer.console import console, table
+from trainer.context import models
+from trainer.model import TokenizedCollection
 from trainer.recipe import Mine, Recipe
-from trainer.reranker import TokenizedCollection
-from trainer.train import start_head
+from trainer.runtime.console import console, table
+from trainer.training import start_head
 
 SHARE = 0.95  # of the positive's similarity, the most a negative has where that is asked
 
@@ -46,11 +47,11 @@ class Bench(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "negatives")
-        self.reranker = self.pipeline.load_base()
-        self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
-        start_head(self.reranker, self.tokenized, self.pipeline.lists(), recipe.train.fit_lists)
+        self.reranker = models.load_base(self.opened)
+        self.tokenized = TokenizedCollection(self.opened.collection, self.reranker.pairs)
+        start_head(self.reranker, self.tokenized, models.lists_for_head(self.opened), recipe.train.fit_lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
-        self.dev = self.pipeline.dev_measure(self.reranker, self.tokenized)
+        self.dev = models.dev_measure(self.opened, self.reranker, self.tokenized)
         self.start_dev = self.dev()
 
     def run(self, section: Mine, seed: int) -> Scores:
@@ -63,13 +64,13 @@ class Bench(Trials):
 
         mined = self.mine(section, seed).groups
         found = self.train(seed, mined, [], self.reranker, self.tokenized, measure, best=False)
-        return found | {"test": self.pipeline.measure("test", self.reranker, self.tokenized)[0]}
+        return found | {"test": models.measure(self.opened, "test", self.reranker, self.tokenized)[0]}
 
 
 def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run what is missing, print what is there."""
     bench = Bench(recipe)
-    test, _ = bench.pipeline.measure("test", bench.reranker, bench.tokenized)
+    test, _ = models.measure(bench.opened, "test", bench.reranker, bench.tokenized)
     for split, start in (("dev", bench.start_dev), ("test", test)):
         console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
     runs: dict[str, list[Scores]] = {}
@@ -81,7 +82,7 @@ def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for name, found in runs.items():
         cells = [[run[kind] for run in found] for kind in ("last dev", "test")]
         rows.append([name, *(f"{np.mean(cell):.4f} ({min(cell):.4f} to {max(cell):.4f})" for cell in cells)])
-    title = f"{bench.pipeline.metric} over {len(arguments.seeds)} seeds"
+    title = f"{bench.opened.metric} over {len(arguments.seeds)} seeds"
     table(title, ["negatives", "dev", "test"], rows)
 
 

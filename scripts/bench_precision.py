@@ -22,9 +22,9 @@ from bench_sides import LONGEST, ask, parse, save_base
 
 from trainer.data import build_collection
 from trainer.errors import TrainerError
-from trainer.precision import machine
 from trainer.recipe import Data
-from trainer.runs import write_json
+from trainer.runtime.precision import machine
+from trainer.runtime.run_folder import write_json
 
 PRECISIONS = ("fp32", "bf16")
 Side = Callable[[], float]  # one round; returns its pairs per second

@@ -28,15 +28,16 @@ import torch
 from accelerate.utils import set_seed
 from trials import Trials, command_line, main
 
-from trainer.console import table
+from trainer.context import models
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.evaluation.statistics import bootstrap, paired_p
 from trainer.evaluation.two_stage import query_scores
-from trainer.groups import Group
-from trainer.models import locate
+from trainer.model import Reranker, TokenizedCollection
+from trainer.model_files.references import locate
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker, TokenizedCollection
 from trainer.retriever.retrieve import judged_queries
+from trainer.runtime.console import table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +50,7 @@ class Bench(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "quality")
-        if not self.pipeline.has_fresh_head or recipe.bi_encoder is None:
+        if not models.has_fresh_head(self.opened) or recipe.bi_encoder is None:
             raise TrainerError("the recipe needs an encoder as base, and a bi-encoder for their miner")
         self.their_rows = mine_theirs(self)
 
@@ -63,7 +64,7 @@ class Bench(Trials):
     def ours(self, seed: int) -> dict[str, Any]:
         """What our recipe comes to: the checkpoint that was best on dev."""
         groups, _ = self.equal(seed)
-        found, scores = self.train_from_base(seed, groups, self.pipeline.lists())
+        found, scores = self.train_from_base(seed, groups, models.lists_for_head(self.opened))
         pairs = sum(len(group.documents) for group in groups)
         return {"pairs": pairs, "queries": self.of_queries(scores)} | found
 
@@ -72,16 +73,14 @@ class Bench(Trials):
         _, rows = self.equal(seed)
         folder = train_theirs(self, rows, seed, rate)
         reranker = Reranker.load(folder, max_length=self.recipe.reranker.max_length)
-        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        dev, _ = self.pipeline.measure("dev", reranker, tokenized)
-        test, scores = self.pipeline.measure("test", reranker, tokenized)
+        tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
+        dev, _ = models.measure(self.opened, "dev", reranker, tokenized)
+        test, scores = models.measure(self.opened, "test", reranker, tokenized)
         return {"pairs": len(rows), "queries": self.of_queries(scores), "dev": dev, "test": test}
 
     def of_queries(self, scores: np.ndarray | None = None) -> list[float]:
         """The metric of each test query, of the first stage's order or of scores."""
-        found = query_scores(
-            self.pipeline.collection, "test", self.pipeline.candidates("test"), self.pipeline.metric, scores
-        )
+        found = query_scores(self.opened.collection, "test", self.opened.candidates("test"), self.opened.metric, scores)
         return [found[query] for query in sorted(found)]
 
 
@@ -91,8 +90,8 @@ def mine_theirs(bench: Bench) -> Dataset:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    collection = bench.pipeline.collection
-    vectors, _ = bench.pipeline.embed(collection)
+    collection = bench.opened.collection
+    vectors, _ = models.embed(bench.opened, collection)
     assert vectors is not None
     passages = collection.documents["passage"][:]
     asked, read = (
@@ -147,7 +146,7 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     set_seed(seed)  # the fresh classifier is drawn
     layers = {"num_hidden_layers": max(recipe.reranker.layers)} if recipe.reranker.layers else {}
-    length = recipe.reranker.max_length or bench.pipeline.load_base().max_length
+    length = recipe.reranker.max_length or models.load_base(bench.opened).max_length
     model = CrossEncoder(str(locate(recipe.reranker.model)), num_labels=1, max_length=length, config_kwargs=layers)
     CrossEncoderTrainer(
         model=model,
@@ -190,7 +189,7 @@ def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
         p = "" if name == "ours" else f"{paired_p(means['ours'], means[name], recipe.seed):.4f}"
         rows.append([name, f"{interval.mean:.4f}", f"{interval.low:.3f}-{interval.high:.3f}", each, p])
     pairs = " and ".join(str(runs[0]["pairs"]) for runs in (ours, others))
-    title = f"test {bench.pipeline.metric}, {pairs} pairs, {len(before)} queries, depth {recipe.rerank_depth}"
+    title = f"test {bench.opened.metric}, {pairs} pairs, {len(before)} queries, depth {recipe.rerank_depth}"
     table(title, ["", "mean", "95 %", "seeds", "p, ours"], rows)
 
 

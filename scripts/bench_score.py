@@ -42,7 +42,7 @@ from bench_sides import (
 from trainer.data import Collection, build_collection
 from trainer.errors import TrainerError
 from trainer.recipe import Data
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 DOCUMENTS_PER_QUERY = 10
 BATCH_SIZES = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256, 512)}
@@ -71,7 +71,7 @@ class Ours:
     def __init__(self, folder: Path, task: dict[str, Any]) -> None:
         import torch
 
-        from trainer.reranker import Reranker
+        from trainer.model import Reranker
 
         usual = "auto" if torch.cuda.is_available() else "fp32"
         self.collection = Collection.open(folder / "data")
@@ -82,13 +82,13 @@ class Ours:
 
     def score(self, rows: Pairs) -> np.ndarray:
         """Logits from the collection's texts, nothing known from before."""
-        from trainer.reranker import TokenizedCollection
+        from trainer.model import TokenizedCollection
 
         return self.reranker.score_tokens(TokenizedCollection(self.collection, self.reranker.pairs).pairs(rows))
 
     def sizes(self, rows: Pairs) -> list[int]:
         """Tokens of the joined pairs."""
-        from trainer.reranker import TokenizedCollection
+        from trainer.model import TokenizedCollection
 
         pairs = TokenizedCollection(self.collection, self.reranker.pairs).pairs(rows)
         return [self.reranker.pairs.size(pair) for pair in pairs]

@@ -32,7 +32,7 @@ from fastapi import FastAPI, Request
 
 from trainer.data import Collection, build_collection
 from trainer.recipe import Data
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 SIZES = (10, 50, 100)  # documents
 BATCH_SIZES = (16, 32, 64)
@@ -146,7 +146,7 @@ async def send(address: str, requests: Requests, clients: int) -> tuple[list[flo
 
 def offline(folder: Path, requests: Requests, precision: Any) -> float:
     """Pairs per second of the model alone, request after request, after one that warms up."""
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
 
     model = Reranker.load(folder / "base", precision=precision)
     model.score(*requests[0])

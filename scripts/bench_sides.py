@@ -40,7 +40,7 @@ def be_quiet() -> None:
     """No stages, no bars, no notes on fresh heads: only the tables are for reading."""
     from transformers.utils import logging
 
-    from trainer import console
+    from trainer.runtime import console
 
     console.quiet()
     logging.disable_progress_bar()
@@ -69,7 +69,7 @@ def save_base(shape: str, folder: Path, max_length: int = LONGEST) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
 
     torch.manual_seed(13)
     base = Reranker.load(MINILM, head="classifier")

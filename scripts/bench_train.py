@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say, texts
 
+from trainer.context import Run
+from trainer.data.groups import Group, read_groups, write_groups
 from trainer.errors import TrainerError
-from trainer.groups import Group, read_groups, write_groups
-from trainer.pipeline import Pipeline
+from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Mine, Recipe, Reranker, Retriever, Train
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +54,7 @@ SAME = 1e-4
 def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
     """The recipe that both sides carry out."""
     return Recipe(
-        name="bench",
+        name="run",
         data=Data(path=Path(task["path"])),
         retriever=Retriever(kind="bm25"),
         mine=Mine(groups="draws", negatives_per_positive=task["negatives"], random_share=1.0),
@@ -73,18 +74,16 @@ def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
     )
 
 
-def pipeline_of(task: dict[str, Any], folder: Path) -> Pipeline:
+def run_of(task: dict[str, Any], folder: Path) -> Run:
     """The collection that `prepare` left, and the accelerator that a run of ours has."""
-    return Pipeline(recipe_of(task, folder), folder / "run")
+    return open_run(recipe_of(task, folder), folder)
 
 
 def prepare(task: dict[str, Any], folder: Path) -> None:
     """Collection and groups of one size, one of each query, as many as the steps need."""
-    pipeline = pipeline_of(task, folder)
-    for stage in ("data", "retrieve", "mine"):
-        pipeline.carry_out(stage, force=False)
+    run(recipe_of(task, folder), folder, until="mine")
     groups = {}
-    for group in read_groups(pipeline.stages["mine"].folder):
+    for group in read_groups(folder / "run" / "mine"):
         if len(group.negatives) >= task["negatives"]:
             cut = Group(group.query, group.positives[:1], [1], group.negatives[: task["negatives"]])
             groups.setdefault(group.query, cut)
@@ -100,16 +99,16 @@ def prepare(task: dict[str, Any], folder: Path) -> None:
 
 def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Losses and seconds of our steps, and the tokens of every pair in the order of the steps."""
-    from trainer import reranker as rerankers
-    from trainer.train import train
+    from trainer import model as rerankers
+    from trainer.training import train
 
-    pipeline, groups = pipeline_of(task, folder), read_groups(folder)
-    accelerator = pipeline.accelerator
+    opened, groups = run_of(task, folder), read_groups(folder)
+    accelerator = opened.accelerator
     reranker = rerankers.Reranker.load(
         folder / "base", max_length=task["max_length"], precision=task.get("precision", "auto")
     )
     reranker.packed = task.get("packed", reranker.packed)
-    tokenized = rerankers.TokenizedCollection(pipeline.collection, reranker.pairs)
+    tokenized = rerankers.TokenizedCollection(opened.collection, reranker.pairs)
     started = time.perf_counter()
     pairs = tokenized.pairs([(group.query, row) for group in in_order(groups, task, folder) for row in group.documents])
     tokenising = time.perf_counter() - started
@@ -117,7 +116,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
     run.mkdir()
-    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
+    train(opened.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     in_step = len(pairs) / len(steps)
@@ -131,7 +130,7 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def in_order(groups: Sequence[Group], task: dict[str, Any], folder: Path) -> list[Group]:
     """The groups as our training takes them, step by step."""
-    from trainer.train import steps
+    from trainer.training import steps
 
     recipe = recipe_of(task, folder)
     return [groups[position] for step in steps(len(groups), recipe.train, recipe.seed) for position in step]
@@ -145,7 +144,7 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
     from transformers import TrainerCallback
 
-    from trainer.train import rate_factor
+    from trainer.training import rate_factor
 
     cuda = torch.cuda.is_available()
     has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -219,7 +218,7 @@ def _rows(task: dict[str, Any], folder: Path) -> Dataset:
     """The groups in the order of our steps as their losses want them: whole groups, or pair by pair."""
     from datasets import Dataset
 
-    collection = pipeline_of(task, folder).collection
+    collection = run_of(task, folder).collection
     groups = in_order(read_groups(folder), task, folder)
     queries = texts(collection.queries, "text", {group.query for group in groups})
     documents = texts(collection.documents, "passage", {row for group in groups for row in group.documents})

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from trainer.data import build_collection
-from trainer.launch import start_accelerator
-from trainer.models import locate
+from trainer.model_files.references import locate
 from trainer.recipe import Data, Retriever
 from trainer.retriever import BiEncoder, Candidates, Tuning, language_of, retrieve_splits, shards
-from trainer.runs import read_json, write_json
+from trainer.runtime.launch import start_accelerator
+from trainer.runtime.run_folder import read_json, write_json
 
 SYSTEMS = {  # what is measured, and what of the recipe it takes
     "default": {"kind": "hybrid", "tune": "off"},

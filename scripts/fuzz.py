@@ -137,7 +137,7 @@ def _carry_out(work: Callable[[], object], log: Path) -> None:
 
 def train(folder: Path, runs: str, until: str = "export") -> None:
     """Run a setting's recipe as `reranker UNTIL` does, and end the process."""
-    from trainer.cli import reranker_command
+    from trainer.commands.cli import reranker_command
 
     if sys.platform == "linux":
         obey_permissions()
@@ -160,7 +160,7 @@ def obey_permissions() -> None:
 
 
 def _kill_at_the_second_checkpoint() -> None:
-    from trainer.train import loop
+    from trainer.training import loop
 
     save, saved = loop.save_checkpoint, []
 
@@ -215,7 +215,7 @@ def model_of(folder: Path, runs: str) -> dict[str, str]:
     The card is not among them: people may edit it, so a run leaves it as it finds it.
     """
     from trainer.recipe import load_recipe
-    from trainer.verify import FOR_PEOPLE
+    from trainer.runtime.verify import FOR_PEOPLE
 
     model = folder / runs / load_recipe(folder / "recipe.yaml").name / "export" / "model"
     return {str(path.relative_to(model)): _sha256(path) for path in faults.tree(model) if path.name not in FOR_PEOPLE}
@@ -331,11 +331,13 @@ def import_everything() -> None:
     import trainer.evaluation.two_stage
     import trainer.export
     import trainer.pipeline
-    import trainer.precision
-    import trainer.train
+    import trainer.runtime.precision
+    import trainer.training
 
     torch.set_num_threads(1)
-    trainer.precision.has_native_bf16 = lambda: False  # else a measured speedup chooses, and two runs differ by chance
+    trainer.runtime.precision.has_native_bf16 = lambda: (
+        False
+    )  # else a measured speedup chooses, and two runs differ by chance
     assert all((conftest, faiss, onnxruntime, sentence_transformers, trainer))
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.console import table
 from trainer.evaluation import gate
 from trainer.evaluation.fusion import choose_weight
 from trainer.evaluation.release import FILE
-from trainer.runs import read_json
+from trainer.runtime.console import table
+from trainer.runtime.run_folder import read_json
 
 SIZES = (50, 100, 200, 400)
 EFFECTS = (-0.03, -0.01, 0.0, 0.02, 0.03, 0.05)

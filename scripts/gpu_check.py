@@ -49,8 +49,8 @@ PARTS = [
 HEAVY = ("torch", "transformers", "sentence_transformers", "sentence_transformers.cross_encoder.losses", "datasets")
 HEAVY += (
     "trainer.pipeline",
-    "trainer.train",
-    "trainer.mine",
+    "trainer.training",
+    "trainer.mining",
     "trainer.evaluation.two_stage",
     "trainer.export",
     "bench_train",

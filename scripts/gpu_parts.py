@@ -148,8 +148,8 @@ def recipe(results: Results, folder: Path, dry: bool) -> None:
 
     from trainer.pipeline import run
     from trainer.recipe import Recipe
-    from trainer.runs import read_json
-    from trainer.train.checkpoints import last_checkpoint, precision_of
+    from trainer.runtime.run_folder import read_json
+    from trainer.training.checkpoints import last_checkpoint, precision_of
 
     device_of(dry)
     be_quiet()

@@ -86,8 +86,10 @@ class Bench:
 def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
     """Save collection, groups and base model in the folder."""
     from bench_sides import be_quiet
-    from bench_train import pipeline_of
+    from bench_train import recipe_of, run_of
     from gpu_models import save_classifier, save_collection
+
+    from trainer.pipeline import run
 
     device = device_of(dry)
     be_quiet()
@@ -106,16 +108,16 @@ def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
         "passes": load.passes,
         "save": False,
     }
-    pipeline = pipeline_of(task, folder)
-    pipeline.carry_out("data", force=False)
-    (folder / "data").symlink_to(pipeline.stages["data"].folder)  # where the bench of scoring looks for it
-    _write_groups(pipeline.collection, load.negatives, folder)
+    run(recipe_of(task, folder), folder, until="data")
+    opened = run_of(task, folder)
+    (folder / "data").symlink_to(opened.folder / "data")  # where the bench of scoring looks for it
+    _write_groups(opened.collection, load.negatives, folder)
     return Bench(shape, dry, results, folder, task, chip_peak(dry))
 
 
 def _write_groups(collection: Any, negatives: int, folder: Path) -> None:
     """A group for every train query, with negatives drawn from all documents."""
-    from trainer.groups import Group, write_groups
+    from trainer.data.groups import Group, write_groups
 
     rng = np.random.default_rng(13)
     judged = {query: next(iter(grades)) for query, grades in collection.qrels["train"].items()}
@@ -178,7 +180,7 @@ def _score_tokens(bench: Bench, side: Any, rows: list[tuple[int, int]]) -> None:
     """What is left of ours when texts are tokens already: the GPU, and how fast it is given work."""
     from bench_score import timed
 
-    from trainer.reranker import TokenizedCollection
+    from trainer.model import TokenizedCollection
 
     pairs = TokenizedCollection(side.collection, side.reranker.pairs).pairs(rows)
     side.reranker.score_tokens(pairs)
@@ -190,9 +192,9 @@ def pair_sizes(bench: Bench, rows: Sequence[tuple[int, int]]) -> list[int]:
     """Tokens of the joined pairs."""
     from gpu_models import tokenizer
 
-    from trainer.batches import PairEncoder
     from trainer.data import Collection
-    from trainer.reranker import TokenizedCollection
+    from trainer.model import TokenizedCollection
+    from trainer.model.batching import PairEncoder
 
     encoder = PairEncoder(tokenizer(segments=bench.shape == "minilm"), bench.task["max_length"])
     collection = Collection.open(bench.folder / "data")
@@ -228,7 +230,7 @@ def _train_side(
     from bench_sides import padding
     from bench_train import WARM_STEPS, in_order, passes
 
-    from trainer.groups import read_groups
+    from trainer.data.groups import read_groups
 
     found = run(task, bench.folder)
     groups = in_order(read_groups(bench.folder), task, bench.folder)
@@ -245,19 +247,19 @@ def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     import time
 
     import torch
-    from bench_train import RATE, in_order, pipeline_of
+    from bench_train import RATE, in_order, run_of
 
-    from trainer.groups import read_groups
-    from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
-    from trainer.train.gradients import Engine
+    from trainer.data.groups import read_groups
+    from trainer.model import Reranker, ScoringModel, TokenizedCollection
+    from trainer.training.gradients import Engine
 
-    pipeline = pipeline_of(task, folder)
-    accelerator = pipeline.accelerator
+    opened = run_of(task, folder)
+    accelerator = opened.accelerator
     groups = in_order(read_groups(folder), task, folder)
     reranker = Reranker.load(folder / "base", max_length=task["max_length"], precision=task["precision"])
-    tokenized = TokenizedCollection(pipeline.collection, reranker.pairs)
+    tokenized = TokenizedCollection(opened.collection, reranker.pairs)
     optimizer = torch.optim.AdamW(reranker.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    engine = Engine(pipeline.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
+    engine = Engine(opened.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
     losses, seconds = [], []
     for start in range(0, len(groups), task["queries_per_step"]):
         started = time.perf_counter()

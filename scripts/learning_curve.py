@@ -19,10 +19,11 @@ from functools import partial
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
-from trainer.console import table
+from trainer.context import models
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
-from trainer.groups import Group
 from trainer.recipe import Recipe
+from trainer.runtime.console import table
 
 
 def nested(groups: Sequence[Group], seed: int) -> list[int]:
@@ -36,7 +37,7 @@ class Curve(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "learning_curve")
-        self.fitted_to = self.pipeline.lists()
+        self.fitted_to = models.lists_for_head(self.opened)
 
     def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
         """What every count of queries came to, seed by seed."""

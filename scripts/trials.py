@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from accelerate.utils import set_seed
 
-from trainer.console import console
+from trainer.context import models
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.evaluation.two_stage import mean_score
-from trainer.groups import Group
-from trainer.mine import Mined, mine
-from trainer.pipeline import Pipeline
+from trainer.mining import Mined, mine
+from trainer.model import Reranker, TokenizedCollection
+from trainer.pipeline import open_run, run
 from trainer.recipe import Mine, Recipe, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.runs import read_json, write_json
-from trainer.train import Measure, train
+from trainer.runtime.console import console
+from trainer.runtime.run_folder import read_json, write_json
+from trainer.training import Measure, train
 
 RUNS = Path("runs")
 
@@ -55,11 +56,10 @@ class Trials:
 
     def __init__(self, recipe: Recipe, what: str) -> None:
         self.recipe = recipe
-        self.pipeline = Pipeline(recipe, RUNS / recipe.name)
-        for stage in ("data", "retrieve"):
-            self.pipeline.carry_out(stage, force=False)
-        self.folder = self.pipeline.folder / what
-        self.path = self.pipeline.folder / f"{what}.json"
+        run(recipe, RUNS, until="retrieve")
+        self.opened = open_run(recipe, RUNS)
+        self.folder = self.opened.folder / what
+        self.path = self.opened.folder / f"{what}.json"
         self.done: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
     def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Trials:
 
         The name says all in which the run differs from the recipe.
         """
-        key = f"{name}; recipe {self.pipeline.stages['train'].fingerprint[:8]}"
+        key = f"{name}; recipe {self.opened.records['train'].fingerprint[:8]}"
         if key not in self.done:
             self.done[key] = run()
             write_json(self.path, self.done)
@@ -77,14 +77,13 @@ class Trials:
 
     def first_stage(self, split: str) -> float:
         """The metric of the candidates as they were retrieved."""
-        pipeline = self.pipeline
-        return mean_score(pipeline.collection, split, pipeline.candidates(split), pipeline.metric)
+        return mean_score(self.opened.collection, split, self.opened.candidates(split), self.opened.metric)
 
     def mine(self, section: Mine, seed: int) -> Mined:
         """Groups for all train queries."""
-        collection, candidates = self.pipeline.collection, self.pipeline.candidates("train")
+        collection, candidates = self.opened.collection, self.opened.candidates("train")
         teacher = (
-            self.pipeline.teacher(section.teacher, collection, section.teacher_trust_remote_code)
+            models.teacher(self.opened, section.teacher, collection, section.teacher_trust_remote_code)
             if section.teacher
             else None
         )
@@ -101,7 +100,7 @@ class Trials:
         best: bool = True,
     ) -> Scores:
         """Train; `reranker` then holds the best checkpoint on dev, or the last. What dev had on the way."""
-        recipe, pipeline = self.recipe.model_copy(update={"seed": seed}), self.pipeline
+        recipe = self.recipe.model_copy(update={"seed": seed})
         shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
         self.folder.mkdir()
         progress = train(
@@ -111,9 +110,9 @@ class Trials:
             reranker,
             tokenized,
             measure,
-            pipeline.accelerator,
+            self.opened.accelerator,
             self.folder,
-            fresh_head=pipeline.has_fresh_head,
+            fresh_head=models.has_fresh_head(self.opened),
         )
         start = progress.curve[0][1]
         if best and (progress.best_step < progress.step or progress.best_score <= start):
@@ -133,8 +132,10 @@ class Trials:
     def train_from_base(self, seed: int, groups: Sequence[Group], lists: Sequence[Group]) -> tuple[Scores, np.ndarray]:
         """Train the recipe's base; what dev and test had with the best checkpoint, and the scores on test."""
         set_seed(seed)  # a fresh classifier is drawn
-        reranker = self.pipeline.load_base()
-        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        found = self.train(seed, groups, lists, reranker, tokenized, self.pipeline.dev_measure(reranker, tokenized))
-        test, scores = self.pipeline.measure("test", reranker, tokenized)
+        reranker = models.load_base(self.opened)
+        tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
+        found = self.train(
+            seed, groups, lists, reranker, tokenized, models.dev_measure(self.opened, reranker, tokenized)
+        )
+        test, scores = models.measure(self.opened, "test", reranker, tokenized)
         return found | {"test": test}, scores

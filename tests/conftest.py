@@ -32,7 +32,7 @@ from transformers import (
     RobertaModel,
 )
 
-from trainer import console
+from trainer.runtime import console
 
 TOPICS = {
     "probe": "liveness probe restarts the container when its endpoint fails",
@@ -118,7 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `precision: auto` choose fp32 on every CPU, so that results do not depend on the machine."""
-    monkeypatch.setattr("trainer.precision.has_native_bf16", lambda: False)
+    monkeypatch.setattr("trainer.runtime.precision.has_native_bf16", lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -252,7 +252,7 @@ def _command(*words: str | Path, processes: int = 1, apart: bool = False) -> sub
 def _train_here(words: list[str]) -> subprocess.CompletedProcess[str]:
     from accelerate.state import AcceleratorState
 
-    from trainer.cli import train_command
+    from trainer.commands.cli import train_command
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from trainer.batches import PairEncoder, ahead, buckets
+from trainer.model.batching import PairEncoder, ahead, buckets
 
 TEMPLATES = ["bert", "roberta", "modernbert"]
 

@@ -11,7 +11,7 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
-from trainer.groups import Group
+from trainer.data.groups import Group
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
-from trainer import console
-from trainer.cli import _guarded, reranker_command, train_command
+from trainer.commands.cli import _guarded, reranker_command, train_command
 from trainer.errors import DataError, NotBetterError
-from trainer.pipeline import VERSIONS
+from trainer.pipeline import STAGES
 from trainer.recipe import Recipe, schema_table, sections
+from trainer.runtime import console
 
 HEAVY = {"accelerate", "datasets", "faiss", "pyarrow", "sentence_transformers", "torch", "transformers", "wandb"}
 SIX_FAULTS = """name: two words
@@ -107,7 +107,7 @@ def test_check_imports_nothing_heavy(recipe, request):
     path = request.getfixturevalue(recipe)
     program = (
         "import sys\n"
-        "from trainer.cli import reranker_command\n"
+        "from trainer.commands.cli import reranker_command\n"
         "try:\n    reranker_command()\n"
         "finally:\n    print('imported', *sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
@@ -205,7 +205,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_message(call, recipe_file, t
 
 
 def test_our_own_fault_ends_with_1_and_its_traceback():
-    program = "from trainer.cli import _guarded\n_guarded(lambda: 1 / 0)"
+    program = "from trainer.commands.cli import _guarded\n_guarded(lambda: 1 / 0)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
@@ -241,7 +241,7 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
     os.mkfifo(pipe)
     program = (
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from trainer.cli import train_command\ntrain_command()"
+        "from trainer.commands.cli import train_command\ntrain_command()"
     )
     words = [sys.executable, "-c", program, pipe]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -304,7 +304,7 @@ def test_control_c_that_an_import_turns_into_another_error_is_still_one_line(ctr
 def test_a_second_control_c_ends_at_once():
     program = """
 import os, time
-from trainer.cli import _guarded
+from trainer.commands.cli import _guarded
 def app():
     for _ in range(2):
         try:
@@ -321,7 +321,7 @@ _guarded(app)
 def test_control_c_that_a_destructor_loses_ends_at_once():
     program = """
 import os, time
-from trainer.cli import _guarded
+from trainer.commands.cli import _guarded
 class Kept:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
@@ -384,7 +384,7 @@ def test_review_takes_the_list_of_the_last_round(call, recipe_file, tmp_path, ro
 
 def test_reranker_alone_lists_its_steps(call):
     answer = call("reranker")
-    for step in ("check", *list(VERSIONS)[1:], "push"):
+    for step in ("check", *dict.fromkeys(stage.name for stage in STAGES[1:]), "push"):
         assert re.search(rf"\b{step} ", answer.out + answer.err)
 
 

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 from trainer.data import build_collection, check_collection
 from trainer.errors import DataError
 from trainer.recipe import Data

@@ -11,7 +11,7 @@ import pytest
 from trainer.data import Collection, build_collection, check_collection, fingerprint_data
 from trainer.errors import DataError
 from trainer.evaluation.two_stage import evaluate
-from trainer.mine import mine
+from trainer.mining import mine
 from trainer.recipe import Data, Mine, Retriever
 from trainer.retriever import NOTHING, retrieve_splits, retrieve_unjudged
 
@@ -159,7 +159,7 @@ def test_a_pseudo_query_that_is_a_whole_document_does_not_find_it(tmp_path):
     found = retrieve_unjudged(Retriever(kind="bm25", language="none"), collection, rows, None)
     assert 4 not in found.found(0)
     assert found.found(1)[0] == 4
-    from trainer.distil import with_own
+    from trainer.mining.from_teacher import with_own
 
     own = with_own(found.top(3), [NOTHING, 4])
     assert 4 not in own.found(0)
@@ -307,7 +307,7 @@ def test_ids_may_hold_blanks_and_their_runs_are_read_again(tmp_path):
     lines = (tmp_path / "first_stage.trec").read_text().splitlines()
     assert all(len(line.split()) == 6 for line in lines)
     assert lines[0].split()[:3] == ["q%201", "Q0", "kb%2012"]
-    from trainer.retriever.own_run import read_run
+    from trainer.retriever.trec_run import read_run
 
     rows = (
         {identity: row for row, identity in enumerate(ids)} for ids in (collection.query_ids, collection.document_ids)

@@ -30,10 +30,10 @@ from trainer.export import Parity, export, readers
 from trainer.export.card import card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
+from trainer.model import Fusion, Reranker
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
-from trainer.reranker import Fusion, Reranker
 
 # name: (tiny base, recipe's head, whether the interaction head scores)
 CASES = {
@@ -654,7 +654,7 @@ def test_the_verdict_decides_what_leaves_and_how_the_run_ends_each_time(
         model = runs / "exported" / "export" / "model"
         assert (model / "model.safetensors").is_file() == leaves
         assert (model / "fusion.json").is_file() == leaves
-    assert ("(stands)" in done.stdout.splitlines()[-1]) == leaves or code == 3
+    assert ("(up to date)" in done.stdout.splitlines()[-1]) == leaves or code == 3
 
 
 def test_a_forced_model_leaves_and_without_force_the_next_run_says_again_that_it_is_worse(unexported, command):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import ModelError
 from trainer.evaluation.fusion import (
     GRID,
@@ -20,15 +21,14 @@ from trainer.evaluation.fusion import (
     lists_to_fit,
     try_weights,
 )
-from trainer.groups import Group
+from trainer.model import Fusion, Reranker
+from trainer.model.fusion import numbers_of_order
+from trainer.model.scores import standardised
 from trainer.recipe import Data
-from trainer.reranker import Fusion, Reranker
-from trainer.reranker.fusion import numbers_of_order
 from trainer.retriever import NOTHING, Candidates
-from trainer.runs import read_json
-from trainer.scores import standardised
-from trainer.train import FITTED
-from trainer.train.head import Fit
+from trainer.runtime.run_folder import read_json
+from trainer.training import FITTED
+from trainer.training.head_init import Fit
 
 QUERY = "why does memory of the node run out"
 DOCUMENTS = [

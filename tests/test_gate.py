@@ -28,9 +28,9 @@ from trainer.evaluation.gate import (
 )
 from trainer.evaluation.release import judge_release
 from trainer.evaluation.two_stage import query_scores
+from trainer.model import Fusion
+from trainer.model.fusion import Kind
 from trainer.recipe import Data
-from trainer.reranker import Fusion
-from trainer.reranker.fusion import Kind
 from trainer.retriever import Candidates
 
 QUERIES = 60

@@ -11,10 +11,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
+from trainer.commands.init import write_recipe
 from trainer.data import check_collection
 from trainer.errors import DataError
-from trainer.init import write_recipe
 from trainer.recipe import Data, Recipe, load_recipe
 
 QUERIES = [(f"q{number}", f"how does thing number {number} work") for number in range(60)]
@@ -182,7 +182,7 @@ def test_the_command_says_what_it_found_and_what_comes_next(monkeypatch, capsys)
 
 
 def test_where_the_packaged_model_is_not_installed_the_schema_s_default_stands(monkeypatch):
-    monkeypatch.setattr("trainer.init.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.commands.init.find_spec", lambda name: None)
     beir()
     recipe = load_recipe(write_recipe(Path("my set"))[0])
     default = Recipe.model_validate({"name": "a", "data": {"path": "b"}})

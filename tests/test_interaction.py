@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from trainer.data import build_collection
-from trainer.groups import Group
-from trainer.interaction import LEXICAL
+from trainer.data.groups import Group
+from trainer.model import Reranker, TokenizedCollection
+from trainer.model.interaction import LEXICAL
 from trainer.recipe import Data
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.train import head, probe
+from trainer.training import head_init, probe
 
 KINDS = ["bert", "roberta", "modernbert"]
 PAIRS = [("why does queue lag", "consumer lag grows"), ("a", "inodes run out although the disk shows free space")]
@@ -131,11 +131,11 @@ def test_probe_finds_the_feature_that_ranks():
 
 @pytest.mark.parametrize(("known", "fitted"), [(7, 7), (10, 10), (11, 10), (35, 10)])
 def test_a_head_is_fitted_to_as_many_lists_as_there_may_be(tiny, beir, tmp_path, monkeypatch, known, fitted):
-    monkeypatch.setattr(head, "probe", lambda features, lists: np.zeros(features.shape[1], np.float32))
+    monkeypatch.setattr(head_init, "probe", lambda features, lists: np.zeros(features.shape[1], np.float32))
     reranker = Reranker.load(tiny["bert"], max_length=32)
     collection = build_collection(Data(path=beir), tmp_path / "data")
     lists = [Group(row, [row], [1], [row + 1, row + 2]) for row in range(known)]
-    fit = head.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists, most=10)
+    fit = head_init.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists, most=10)
     queries = [group.query for group in fit.lists]
     assert len(queries) == fitted
     assert (queries[0], queries[-1]) == (0, known - 1)
@@ -203,9 +203,9 @@ def test_the_first_stage_s_weight_beside_a_head_is_what_the_lists_ask_for():
         order = [best, *(row for row in range(8) if row != best)]
         lists.append(Group(query, [best], [1], order[1:], first=first[order].tolist()))
         logits.append(model[order])
-    assert head.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
+    assert head_init.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
     against = [replace(one, first=[-score for score in one.first]) for one in lists]
-    assert head.first_stage_weight(np.concatenate(logits), against) == 0.0
+    assert head_init.first_stage_weight(np.concatenate(logits), against) == 0.0
 
 
 def test_logits_of_a_list_come_from_a_mixture_that_does_not_know_it():
@@ -213,7 +213,7 @@ def test_logits_of_a_list_come_from_a_mixture_that_does_not_know_it():
     lists = [Group(query, [query], [1], [1, 2, 3]) for query in range(12)]
     signals = rng.normal(size=(48, 3)).astype(np.float32)
     signals[::4, 0] += np.tile([3.0, -3.0], 6)  # half of the lists want what the other half avoids
-    logits = head.held_out_logits(signals, lists).reshape(12, 4)
+    logits = head_init.held_out_logits(signals, lists).reshape(12, 4)
     assert (logits.argmax(axis=1) == 0).mean() < 0.2
     assert ((signals @ probe(signals[:4], lists[:1])).reshape(12, 4)[0].argmax()) == 0
-    assert head.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other
+    assert head_init.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other

@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer.train.checkpoints import START, TRAINED, Progress
-from trainer.train.interpolate import between, choose
+from trainer.training.checkpoints import START, TRAINED, Progress
+from trainer.training.interpolate import between, choose
 
 
 class Toy:

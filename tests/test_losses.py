@@ -27,8 +27,8 @@ from sentence_transformers.cross_encoder.losses import (
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from torch.nn import functional
 
-from trainer.losses import DISTILLATION, LOSSES, adr_mse, kl, listwise, margin_mse, mse, plistmle, pointwise
 from trainer.recipe import Train
+from trainer.training.losses import DISTILLATION, LOSSES, adr_mse, kl, listwise, margin_mse, mse, plistmle, pointwise
 
 SIZES = [[5, 5, 5], [2, 7, 4, 1]]
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

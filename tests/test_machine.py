@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer import console
 from trainer.errors import MachineError, TrainerError
-from trainer.machine import explain, explained, folder_faults
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
+from trainer.runtime import console
+from trainer.runtime.machine import explain, explained, folder_faults
 
 BIG = np.arange(100_000.0)
 
@@ -269,9 +269,9 @@ def test_a_disk_that_fills_ends_the_run_with_a_sentence_and_the_same_command_goe
         file_limit(size),
         pytest.raises(MachineError, match=r"^\S*.*: (the file would be larger|a file could not be written)"),
     ):
-        run(recipe, runs, stage, force=True)
+        run(recipe, runs, until=stage, force=True)
     assert {path: path.read_bytes() for path in whole} == whole
-    run(recipe, runs, stage, force=True)
+    run(recipe, runs, until=stage, force=True)
     for name in ("mine/groups.json", "evaluate/results.json"):
         if (runs / "exported" / name).is_file():
             assert (runs / "exported" / name).read_bytes() == (finished / "exported" / name).read_bytes()

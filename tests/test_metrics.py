@@ -4,7 +4,8 @@ import ir_measures
 import numpy as np
 import pytest
 
-from trainer.metrics import can_choose, per_query, unknown_metrics
+from trainer.evaluation.metrics import can_choose, per_query
+from trainer.recipe.metric_names import unknown_metrics
 
 
 @pytest.mark.parametrize("metric", ["nDCG@10", "nDCG", "RR@10", "RR", "AP", "R@5", "P@3", "Success@1"])

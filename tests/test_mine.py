@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trainer.data import build_collection
-from trainer.groups import read_groups, write_groups
-from trainer.mine import Report, candidate_lists, mine, write_suspects
+from trainer.data.groups import read_groups, write_groups
+from trainer.mining import Report, candidate_lists, mine, write_suspects
 from trainer.recipe import Data
 from trainer.recipe import Mine as MineSection
 from trainer.retriever import NOTHING, Candidates

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from trainer.check import check
-from trainer.distil import load_student
 from trainer.errors import ModelError
+from trainer.model import Reranker
+from trainer.model.teacher import Teacher
 from trainer.pipeline import run
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker
 from trainer.retriever import BiEncoder
-from trainer.teacher import Teacher
+from trainer.training.student import load_student
 
 CODE = """
 from pathlib import Path

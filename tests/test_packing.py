@@ -18,10 +18,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from trainer import packing
 from trainer.errors import ModelError
-from trainer.precision import autocast
-from trainer.reranker import Batches, Reranker, ScoringModel
+from trainer.model import Batches, Reranker, ScoringModel, packing
+from trainer.runtime.precision import autocast
 
 SIZE: dict[str, Any] = {
     "vocab_size": 50,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from trainer.groups import read_groups
+from trainer.data.groups import read_groups
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
 from trainer.retriever import embeddings
@@ -21,19 +21,19 @@ def test_a_second_run_skips_everything_and_a_change_redoes_from_there(command, r
     runs = tmp_path / "runs"
     first = command(recipe_file, "--runs", runs, "--force")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "(stands)" not in first.stdout
+    assert "(up to date)" not in first.stdout
     for name in ("data", "retrieve", "mine", "train", "evaluate", "export"):
         notes = json.loads((runs / "tiny" / name / "done.json").read_text())
         assert notes["seconds"] >= 0
         assert notes["versions"]["torch"]
 
     second = command(recipe_file, "--runs", runs, "--force")
-    assert second.stdout.count("(stands)") == 6
+    assert second.stdout.count("(up to date)") == 6
     assert "ceiling" in second.stdout  # the table is shown again
 
     third = command(recipe_file, "mine.negatives_per_positive=3", "--runs", runs, "--force")
     assert third.returncode == 0, third.stdout + third.stderr
-    assert third.stdout.count("(stands)") == 2  # data and retrieve
+    assert third.stdout.count("(up to date)") == 2  # data and retrieve
 
 
 def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
@@ -43,7 +43,7 @@ def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
     corpus.write_text(corpus.read_text().replace("inodes", "blocks", 1))
     again = command(*words)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "(stands)" not in again.stdout
+    assert "(up to date)" not in again.stdout
 
 
 def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny, tmp_path):
@@ -163,7 +163,7 @@ def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, 
     assert [group.negatives for group in first] != [group.negatives for group in second]
     assert (runs / "tiny" / "train-2" / "best" / "model.safetensors").is_file()
     again = command(recipe_file, "mine.rounds=2", "mine.groups=draws", "--runs", runs, "--force")
-    assert again.stdout.count("(stands)") == 8
+    assert again.stdout.count("(up to date)") == 8
 
 
 def test_reviewed_labels_come_back_as_judgements(recipe_file, tmp_path, capsys):

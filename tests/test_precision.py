@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from scipy.stats import kendalltau
 
-from trainer import precision
 from trainer.errors import RecipeError
-from trainer.launch import start_accelerator
-from trainer.precision import Precisions, autocast, bf16_speedup, faster, resolve
-from trainer.reranker import Reranker
+from trainer.model import Reranker
 from trainer.retriever import BiEncoder
+from trainer.runtime import precision
+from trainer.runtime.launch import start_accelerator
+from trainer.runtime.precision import Precisions, autocast, bf16_speedup, faster, resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

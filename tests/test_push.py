@@ -19,8 +19,9 @@ import pytest
 
 from trainer.errors import NotBetterError, PushError, RecipeError, RunError
 from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE
-from trainer.pipeline import Pipeline
-from trainer.push import files_to_push, push
+from trainer.export.hub import files_to_push, push
+from trainer.pipeline import open_run
+from trainer.pipeline import push as push_run
 from trainer.recipe import Push, load_recipe
 
 TOKEN = "hf_ThisMustNeverBePrinted"
@@ -164,7 +165,7 @@ def hub() -> Iterator[Hub]:
 # `reranker push RECIPE ... --runs RUNS push.repository=NAME`, once for each name; a process costs a second.
 SCRIPT = """
 import contextlib, io, json, sys, traceback
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 names, words = json.loads(sys.argv[1]), sys.argv[2:]
 for name in names:
     sys.argv = ["reranker", "push", *words, "push.repository=" + name]
@@ -352,7 +353,7 @@ def test_a_name_that_is_not_owner_and_name_is_a_fault_of_the_recipe(exported, re
 def test_a_recipe_without_the_section_cannot_push(exported):
     recipe, runs = exported
     with pytest.raises(RecipeError, match="no push section; add `push:`"):
-        Pipeline(load_recipe(recipe), runs / "exported").push(force=True)
+        push_run(load_recipe(recipe), runs, force=True)
 
 
 def test_a_run_that_was_never_exported_refuses(hub, reranker_push, exported, tmp_path):
@@ -366,21 +367,22 @@ def test_an_export_of_another_recipe_does_not_leave(exported):
     recipe, runs = exported
     changed = load_recipe(recipe, ["train.learning_rate=3e-4", "push.repository=me/tiny"])
     with pytest.raises(RunError, match="does not hold this recipe's model"):
-        Pipeline(changed, runs / "exported").push(dry_run=True, force=True)
+        push_run(changed, runs, dry_run=True, force=True)
 
 
 # Dev scores: first stage, base before training, trained. The worst to beat is the first stage where the base is an
 # encoder, since its untrained head is nobody's model, and the better of both where the base is a reranker.
 @pytest.mark.parametrize(("verdict", "refused"), [(BETTER, False), (ONLY_FUSED, False), (UNCLEAR, True), (WORSE, True)])
 def test_only_a_model_that_dev_shows_to_be_better_is_pushed_unforced(exported, tmp_path, capsys, verdict, refused):
-    pipeline = Pipeline(load_recipe(exported[0], ["push.repository=me/tiny"]), tmp_path)
-    pipeline.stages["evaluate"].finish(verdict=verdict, judged=f"{verdict}: on dev, alone -0.1")
-    pipeline.stages["export"].finish()
+    recipe = load_recipe(exported[0], ["push.repository=me/tiny"])
+    opened = open_run(recipe, tmp_path)
+    opened.records["evaluate"].finish(verdict=verdict, judged=f"{verdict}: on dev, alone -0.1")
+    opened.records["export"].finish()
     if refused:
         with pytest.raises(NotBetterError, match=f"export: {verdict}: on dev, alone -0.1, so .*--force") as error:
-            pipeline.push(dry_run=True)
+            push_run(recipe, tmp_path, dry_run=True)
         assert error.value.exit_code == 3
-    pipeline.push(dry_run=True, force=refused)
+    push_run(recipe, tmp_path, dry_run=True, force=refused)
     said = capsys.readouterr().out
     assert "nothing was sent" in said
     assert ("; forced" in said) == refused

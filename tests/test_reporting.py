@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 from trainer.data import Collection, build_collection
 from trainer.errors import RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import evaluate, mean_score
+from trainer.model import Reranker
 from trainer.recipe import Data
 from trainer.reporting.charts import Axes, Series, line_chart, nice_ticks, sign
 from trainer.reporting.depths import depths_to, recommended, shallower
 from trainer.reporting.latency import measure_latency
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut, read_queries
 from trainer.reporting.write import write_details, write_report
-from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates
 
 HOSTILE = [

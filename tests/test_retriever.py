@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
+from trainer.data.languages import detect_language
 from trainer.errors import DataError
-from trainer.languages import detect_language
 from trainer.recipe import Data, Retriever
 from trainer.retriever import (
     NOTHING,
@@ -29,7 +29,7 @@ from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.candidates import as_candidates
 from trainer.retriever.dense import choose_index, search_dense, search_on_device
 from trainer.retriever.fusion import fuse
-from trainer.retriever.own_run import read_run
+from trainer.retriever.trec_run import read_run
 
 
 @pytest.fixture

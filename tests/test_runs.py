@@ -19,11 +19,11 @@ from sentence_transformers import SentenceTransformer
 from trainer.errors import RecipeError, RunError, TrainerError
 from trainer.evaluation.results import Results
 from trainer.evaluation.two_stage import mean_score
-from trainer.lock import hold
-from trainer.pipeline import Pipeline, run
+from trainer.model import Reranker
+from trainer.pipeline import open_run, run
 from trainer.recipe import Recipe, load_recipe
-from trainer.reranker import Reranker
-from trainer.train import loop
+from trainer.runtime.lock import hold
+from trainer.training import loop
 
 STAGES = ("data", "retrieve", "mine", "train", "evaluate", "export")
 # What a finished run is known by: the model that leaves, what it is measured by, and what it was made from.
@@ -106,7 +106,7 @@ def outcome(runs: Path) -> dict[str, bytes]:
 
 
 def stands(said: str) -> list[str]:
-    return [line.split()[0] for line in said.splitlines() if "(stands)" in line]
+    return [line.split()[0] for line in said.splitlines() if "(up to date)" in line]
 
 
 def files(runs: Path) -> list[str]:
@@ -133,8 +133,8 @@ def test_a_finished_run_is_skipped_whole_and_keeps_no_checkpoint(finished, small
     ["tokens_per_pass=512", "gradient_checkpointing=true", "checkpoint_steps=2", "compile=true"],
 )
 def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp_path, override):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], [f"train.{override}"]))
-    assert all(plain.stages[name].fingerprint == other.stages[name].fingerprint for name in STAGES)
+    plain, other = (open_run(small(*keys), tmp_path) for keys in ([], [f"train.{override}"]))
+    assert all(plain.records[name].fingerprint == other.records[name].fingerprint for name in STAGES)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp
     ],
 )
 def test_a_key_that_changes_the_result_changes_the_fingerprints_from_its_stage_on(small, tmp_path, override, first):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], [override]))
-    changed = [name for name in STAGES if plain.stages[name].fingerprint != other.stages[name].fingerprint]
+    plain, other = (open_run(small(*keys), tmp_path) for keys in ([], [override]))
+    changed = [name for name in STAGES if plain.records[name].fingerprint != other.records[name].fingerprint]
     assert changed == list(STAGES[STAGES.index(first) :])
 
 
@@ -175,13 +175,13 @@ def test_a_key_that_changes_the_result_changes_the_fingerprints_from_its_stage_o
     ],
 )
 def test_a_key_that_nothing_reads_changes_no_fingerprint(small, tmp_path, setting, unused):
-    plain, other = (Pipeline(small(setting, *keys), tmp_path) for keys in ([], [unused]))
-    assert plain.stages["export"].fingerprint == other.stages["export"].fingerprint
+    plain, other = (open_run(small(setting, *keys), tmp_path) for keys in ([], [unused]))
+    assert plain.records["export"].fingerprint == other.records["export"].fingerprint
 
 
 def test_a_depth_that_is_only_spelt_out_changes_nothing(small, tmp_path):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], ["reranker.depth=12"]))
-    assert plain.stages["export"].fingerprint == other.stages["export"].fingerprint
+    plain, other = (open_run(small(*keys), tmp_path) for keys in ([], ["reranker.depth=12"]))
+    assert plain.records["export"].fingerprint == other.records["export"].fingerprint
 
 
 def test_a_killed_training_goes_on_under_the_memory_that_was_advised(unfinished, finished, small, tmp_path, capsys):
@@ -203,19 +203,19 @@ def test_a_killed_training_goes_on_to_the_same_bits(unfinished, finished, small,
 
 
 def test_the_tuned_first_stage_is_what_a_model_has_to_beat(finished, small):
-    pipeline = Pipeline(small(), finished / "small")
-    tuned, default = pipeline.candidates("dev"), pipeline.default_candidates("dev")
+    opened = open_run(small(), finished)
+    tuned, default = opened.candidates("dev"), opened.default_candidates("dev")
     assert default is not None
-    scores = [mean_score(pipeline.collection, "dev", one, "nDCG@10") for one in (tuned, default)]
+    scores = [mean_score(opened.collection, "dev", one, "nDCG@10") for one in (tuned, default)]
     assert scores[0] != scores[1]
     noted = json.loads((finished / "small" / "evaluate" / "done.json").read_text())["dev"]
     assert noted["first_stage"] == pytest.approx(scores[0])
     systems = Results.load(finished / "small" / "evaluate").systems
-    found = {"first_stage": pipeline.candidates("test"), "first_stage_default": pipeline.default_candidates("test")}
+    found = {"first_stage": opened.candidates("test"), "first_stage_default": opened.default_candidates("test")}
     for name, candidates in found.items():
         assert candidates is not None
         for metric in ("nDCG@10", "R@12"):
-            mean = mean_score(pipeline.collection, "test", candidates, metric)
+            mean = mean_score(opened.collection, "test", candidates, metric)
             assert systems[name][metric].mean == pytest.approx(mean)
 
 
@@ -351,7 +351,7 @@ def test_a_run_folder_that_is_a_file_is_named(small, tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from trainer import cli
+from trainer.commands import cli
 sys.argv = ["train", *sys.argv[1:]]
 cli.train_command()
 """
@@ -380,7 +380,7 @@ def test_a_second_run_of_the_name_is_refused_and_the_first_is_undisturbed(finish
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.lock import hold
+from trainer.runtime.lock import hold
 with hold(Path(sys.argv[1]), "run"):
     print("held", flush=True)
     time.sleep(60)

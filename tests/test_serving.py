@@ -23,9 +23,9 @@ import typer
 import yaml
 from httpx import ASGITransport, AsyncClient, Response
 
-from trainer.cli import reranker_app
+from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
-from trainer.reranker import Fusion, Reranker
+from trainer.model import Fusion, Reranker
 from trainer.serving.app import REASONS, create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine

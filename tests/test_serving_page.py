@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.reranker import Reranker
+from trainer.model import Reranker
 from trainer.serving.app import create_app
 from trainer.serving.engine import Engine
 from trainer.serving.settings import Settings

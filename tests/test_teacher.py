@@ -7,9 +7,9 @@ import pytest
 from accelerate import Accelerator
 
 from trainer.data import build_collection
+from trainer.model import Reranker
+from trainer.model.teacher import Teacher
 from trainer.recipe import Data
-from trainer.reranker import Reranker
-from trainer.teacher import Teacher
 
 
 @pytest.fixture

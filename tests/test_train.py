@@ -16,15 +16,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from trainer.context import models
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.groups import Group
-from trainer.launch import check_launch
-from trainer.losses import LOSSES
-from trainer.pipeline import Pipeline
+from trainer.model import Reranker, TokenizedCollection
+from trainer.pipeline import open_run, run
 from trainer.recipe import Train, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.train import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train
+from trainer.runtime.launch import check_launch
+from trainer.training import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train
+from trainer.training.losses import LOSSES
 
 
 def test_every_group_is_seen_once_in_each_epoch():
@@ -312,13 +313,12 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(train_
 
 def test_scores_that_are_no_numbers_never_pass_for_the_order_of_the_first_stage(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file)
-    pipeline = Pipeline(recipe, tmp_path / "runs" / "tiny")
-    for stage in ("data", "retrieve"):
-        pipeline.carry_out(stage, force=False)
-    reranker = pipeline.load_base()
+    run(recipe, tmp_path / "runs", until="retrieve")
+    opened = open_run(recipe, tmp_path / "runs")
+    reranker = models.load_base(opened)
     torch.nn.init.constant_(reranker.model.classifier.bias, torch.nan)
     with pytest.raises(RunError, match=r"dev: \d+ of \d+ scores of the model are not numbers"):
-        pipeline.measure("dev", reranker, TokenizedCollection(pipeline.collection, reranker.pairs))
+        models.measure(opened, "dev", reranker, TokenizedCollection(opened.collection, reranker.pairs))
 
 
 def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():

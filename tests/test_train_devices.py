@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from trainer.errors import RunError
+from trainer.model import Reranker
 from trainer.recipe import Train
-from trainer.reranker import Reranker
-from trainer.runs import write_json
-from trainer.train import devices
-from trainer.train.checkpoints import resume
-from trainer.train.model import make_optimizer
+from trainer.runtime.run_folder import write_json
+from trainer.training import parallel
+from trainer.training.checkpoints import resume
+from trainer.training.optimizer import make_optimizer
 
 # Accelerate shares models out over GPUs only; torch does over CPU processes too, so here the state that Accelerate
 # would have come to on GPUs is set by hand. Everything behind it is as it would be there, but for NCCL.
@@ -28,24 +28,24 @@ import sys
 from pathlib import Path
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
-from trainer.pipeline import Pipeline
+from trainer.pipeline import carry_out, open_run
 from trainer.recipe import load_recipe
-from trainer.train import loop
+from trainer.training import loop
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
-pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+opened = open_run(recipe, sys.argv[2])
 save_checkpoint = loop.save_checkpoint
 def save_and_die(progress, *rest):
     save_checkpoint(progress, *rest)
     if str(progress.step) == os.environ.get("DIE_AT"):
         os._exit(9)
 loop.save_checkpoint = save_and_die
-state = pipeline.accelerator.state
+state = opened.accelerator.state
 state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 state.fsdp_plugin = FullyShardedDataParallelPlugin(
     fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", state_dict_type="FULL_STATE_DICT"
 )
-for name in ("data", "retrieve", "mine", "train"):
-    pipeline.carry_out(name, force=True)
+for stage in opened.stages[:4]:
+    carry_out(opened, stage, force=True)
 """
 
 
@@ -108,22 +108,22 @@ CRAMPED = """
 import sys
 from pathlib import Path
 import torch
-from trainer.pipeline import Pipeline
+from trainer.pipeline import carry_out, open_run
 from trainer.recipe import load_recipe
-from trainer.reranker import ScoringModel
+from trainer.model import ScoringModel
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
-pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+opened = open_run(recipe, sys.argv[2])
 forward, calls = ScoringModel.forward, []
 def cramped(self, batches):
-    if pipeline.accelerator.process_index == 1 and self.training and len(batches.parts) > 1:
+    if opened.accelerator.process_index == 1 and self.training and len(batches.parts) > 1:
         calls.append(batches)
         if len(calls) == 3:
             raise torch.OutOfMemoryError("out of memory")
     return forward(self, batches)
 ScoringModel.forward = cramped
-for name in ("data", "retrieve", "mine", "train"):
-    pipeline.carry_out(name, force=True)
-assert pipeline.accelerator.process_index == 0 or len(calls) > 3
+for stage in opened.stages[:4]:
+    carry_out(opened, stage, force=True)
+assert opened.accelerator.process_index == 0 or len(calls) > 3
 """
 
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_the_second_round_holds_the_second_model(tiny, tmp_path)
     for number in (1, 2):
         reranker = Reranker.load(tiny["reranker"])
         torch.nn.init.constant_(reranker.model.classifier.bias, number)
-        devices.spread(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
+        parallel.spread(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
     accelerator.save_state(str(tmp_path))
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors")["model.classifier.bias"] == 2

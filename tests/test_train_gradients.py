@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from trainer.batches import TOKENS_PER_BUCKET
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.groups import Group
+from trainer.model import Reranker, ScoringModel, TokenizedCollection
+from trainer.model.batching import TOKENS_PER_BUCKET
 from trainer.recipe import Data, Train
-from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
-from trainer.train.gradients import Engine
-from trainer.train.model import prepare_model
+from trainer.training.gradients import Engine
+from trainer.training.optimizer import prepare_model
 
 
 @pytest.fixture

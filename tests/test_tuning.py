@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
-from trainer.metrics import per_query
-from trainer.pipeline import Pipeline
+from trainer.evaluation.metrics import per_query
+from trainer.pipeline import open_run, run
 from trainer.recipe import Data, load_recipe
 from trainer.recipe import Retriever as RetrieverSection
 from trainer.retriever import NOTHING, BiEncoder, Candidates, Ranking, Settings, Tuning, retrieve_splits, shards
@@ -403,15 +403,14 @@ def test_the_run_says_what_was_chosen_and_keeps_it(tiny, tmp_path, capsys):
         f"{{name: songs, data: {{path: {folder}}}, retriever: {{kind: bm25, depth: 20, tune: auto}}, "
         f"reranker: {{model: {tiny['bert']}}}}}\n"
     )
-    pipeline = Pipeline(load_recipe(recipe, []), tmp_path / "runs")
-    for stage in ("data", "retrieve"):
-        pipeline.carry_out(stage, force=False)
+    run(recipe, tmp_path / "runs", until="retrieve")
+    opened = open_run(load_recipe(recipe), tmp_path / "runs")
     out = " ".join(capsys.readouterr().out.split())
     assert "first stage tuned on 60 train queries: BM25 k1 1.2, b 0.75, stop words kept: train nDCG@10" in out
     assert "dev nDCG@10 1.0000, default 0." in out
-    before, after = pipeline.default_candidates("test"), pipeline.candidates("test")
+    before, after = opened.default_candidates("test"), opened.candidates("test")
     assert before is not None
     assert (before.documents != after.documents).any()
-    off = Pipeline(load_recipe(recipe, ["retriever.tune=off"]), tmp_path / "runs")
-    assert off.stages["data"].done is not None
-    assert off.stages["retrieve"].done is None
+    off = open_run(load_recipe(recipe, ["retriever.tune=off"]), tmp_path / "runs")
+    assert off.records["data"].done is not None
+    assert off.records["retrieve"].done is None

@@ -17,9 +17,9 @@ from transformers import (
     BertModel,
 )
 
-from trainer import weights
 from trainer.errors import ModelError
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model_files import weights
 from trainer.retriever import BiEncoder
 
 WORD = "embeddings.word_embeddings.weight"

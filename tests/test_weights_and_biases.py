@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import wandb
 
-from trainer import weights_and_biases
 from trainer.errors import RunError
 from trainer.recipe import Recipe
-from trainer.track import Log
-from trainer.weights_and_biases import _run_id, answers, key_fault, start, without_local_paths
+from trainer.tracking import weights_and_biases
+from trainer.tracking.log import Log
+from trainer.tracking.weights_and_biases import _run_id, answers, key_fault, start, without_local_paths
 
 
 @pytest.fixture

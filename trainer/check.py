@@ -8,16 +8,17 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer import console, model_files, models
-from trainer.architectures import longest_text
 from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
-from trainer.languages import detect_language
-from trainer.machine import folder_faults
-from trainer.metrics import can_choose
+from trainer.evaluation.metrics import can_choose
+from trainer.model_files import checks, references
+from trainer.model_files.architectures import longest_text
 from trainer.recipe import ModelReference, Recipe
-from trainer.runs import read_record, write_json
-from trainer.weights_and_biases import key_fault
+from trainer.runtime import console, processes
+from trainer.runtime.machine import folder_faults
+from trainer.runtime.run_folder import read_record, write_json
+from trainer.tracking.weights_and_biases import key_fault
 
 VERSION = 1  # raised when the check would find something else in the same collection
 KEPT = "check.json"  # in the run folder
@@ -59,7 +60,7 @@ def check(
         if not errors:
             errors += _unreadable(recipe, summary)
         if not errors:
-            if keep and known is None and not console.console.quiet:  # one process writes
+            if keep and known is None and processes.is_main():
                 write_json(kept, {"fingerprint": fingerprint, "summary": asdict(summary)})
             _show(summary, recipe)
             return summary
@@ -117,7 +118,7 @@ def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
         errors.append(RunError(fault))
     if recipe.push is not None and pushes:
         try:
-            models.require_upload()
+            references.require_upload()
         except TrainerError as error:
             errors.append(error)
     return errors + _faults_of_models(recipe, weights=False)
@@ -126,13 +127,13 @@ def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
 def _faults_of_models(recipe: Recipe, weights: bool) -> list[TrainerError]:
     """Return what speaks against each model that the recipe names, and against distilling with them."""
     lines: list[str] = []
-    kinds: dict[str, models.Kind] = {}
+    kinds: dict[str, references.Kind] = {}
     for reference in recipe.model_references:
         try:
-            folder = models.locate(reference.name, weights=weights)
-            faults = _faults_of_model(reference, folder, recipe, weights or models.is_local(reference.name))
+            folder = references.locate(reference.name, weights=weights)
+            faults = _faults_of_model(reference, folder, recipe, weights or references.is_local(reference.name))
             if not faults:
-                kinds[reference.name] = models.kind_of(folder)
+                kinds[reference.name] = references.kind_of(folder)
         except ModelError as error:
             faults = error.faults
         lines += [f"{reference.key}: {fault}" for fault in faults]
@@ -146,14 +147,14 @@ def _faults_of_model(reference: ModelReference, folder: Path, recipe: Recipe, we
     """Return what the files of one model show, for what it is used as."""
     trusted, trust = reference.trust_remote_code, reference.trust_key
     if reference.key == "retriever.model":
-        return model_files.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
-    heads: dict[str, model_files.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
+        return checks.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
+    heads: dict[str, checks.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
-    return model_files.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
+    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
 
 
-def faults_of_distil(recipe: Recipe, kinds: Mapping[str, models.Kind]) -> list[str]:
+def faults_of_distil(recipe: Recipe, kinds: Mapping[str, references.Kind]) -> list[str]:
     """Return what speaks against distilling, as far as the kinds of the models are known."""
     if recipe.distil is None:
         return []
@@ -176,10 +177,10 @@ def _unreadable(recipe: Recipe, summary: Summary) -> list[TrainerError]:
     documents, queries = summary.document_lengths.texts, summary.query_lengths.texts
     errors: list[TrainerError] = []
     for reference in recipe.model_references:
-        folder = models.locate(reference.name, weights=False)
+        folder = references.locate(reference.name, weights=False)
         if not (folder / "tokenizer.json").is_file():
             continue
-        share = model_files.unknown_share(folder, [*documents, *queries])
+        share = checks.unknown_share(folder, [*documents, *queries])
         fault = (
             f"{reference.key}: model {reference.name}: its tokenizer does not know {share:.0%} of the tokens in a "
             "sample of the collection"
@@ -198,10 +199,10 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     for note in summary.notes:
         console.stage("check", note)
     warnings = [*summary.warnings, *_few_negatives(summary, recipe), *_several_languages(summary, recipe)]
-    tokenizer = models.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
+    tokenizer = references.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
     if tokenizer.is_file():
         lengths = summary.document_lengths, summary.query_lengths
-        longest = longest_text(models.read_config(tokenizer.parent)) or LONGEST_BY_ITSELF
+        longest = longest_text(references.read_config(tokenizer.parent)) or LONGEST_BY_ITSELF
         cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length, longest)
         if max(cut.documents, cut.queries) < MANY_CUT:
             console.stage("check", cut.said)

@@ -6,6 +6,7 @@ than memory is no problem. Everything behind this package speaks in row numbers;
 
 Imports inside run down, like the package's own:
 
+    groups  pseudo_queries      training examples of a query; texts of the corpus as queries
     collection                  check it, build it, map it
     audit                       what makes numbers doubtful
     reviews  pairs              people's corrections; texts without ids
@@ -16,6 +17,7 @@ Imports inside run down, like the package's own:
     lines  splits  lengths      text files to lines; dev and test where there are none; what is too long to be read
     self_documents  values      documents that are queries too; texts of pairs
     records  faults  twins      what all speak of; documents that are alike
+    languages                   the language of texts
 """
 
 from trainer.data.audit import Summary

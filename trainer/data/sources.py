@@ -25,6 +25,7 @@ from trainer.data.tables import (
 )
 from trainer.errors import DataError
 from trainer.recipe import Data
+from trainer.runtime.verify import sha256
 
 BLOCK = 1 << 20  # bytes hashed at once
 
@@ -153,18 +154,10 @@ def fingerprint_data(section: Data) -> str:
     for part, table in find_sources(section).named:  # each by itself: a line moved to the next file is a change
         assert isinstance(table, FileTable | SetTable), table
         kind, content = (
-            (table.path.suffix, _sha256(table.path)) if isinstance(table, FileTable) else ("", table.sha256())
+            (table.path.suffix, sha256(table.path)) if isinstance(table, FileTable) else ("", table.sha256())
         )
         digest.update(f"{part} {kind} {content}\n".encode())
     if section.judgements is not None and section.judgements.is_file():
-        digest.update(f"judgements {_sha256(section.judgements)}\n".encode())
+        digest.update(f"judgements {sha256(section.judgements)}\n".encode())
     digest.update(f"{section.dev_share} {section.test_share} {settings(section)}".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            content.update(block)
-    return content.hexdigest()

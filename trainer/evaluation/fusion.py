@@ -17,11 +17,11 @@ from scipy.optimize import minimize
 
 from trainer.data import Collection
 from trainer.evaluation.two_stage import query_scores
-from trainer.losses import LOSSES
-from trainer.reranker import fusion
-from trainer.reranker.fusion import Kind, numbers_of_order
+from trainer.model import fusion
+from trainer.model.fusion import Kind, numbers_of_order
+from trainer.model.scores import standardised
 from trainer.retriever import NOTHING, Candidates
-from trainer.scores import standardised
+from trainer.training.losses import LOSSES
 
 LISTS = 200  # that the weight is fitted to, at most: two parameters need no more
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # times the fitted weight, which comes first; of equal ones the first is taken

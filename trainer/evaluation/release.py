@@ -11,10 +11,10 @@ from trainer.data import Collection
 from trainer.evaluation.fusion import Weights, choose_weight
 from trainer.evaluation.gate import NAMES, ONLY_FUSED, Release, Way, judge, verdict_of
 from trainer.evaluation.two_stage import query_scores
-from trainer.reranker import Fusion
-from trainer.reranker.fusion import Kind
+from trainer.model import Fusion
+from trainer.model.fusion import Kind
 from trainer.retriever import Candidates
-from trainer.runs import write_json
+from trainer.runtime.run_folder import write_json
 
 CHOSEN_ON_DEV = ("base", "fitted", "tuned")  # among these, and what lies between, dev chose what leaves
 FILE = "dev.json"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import console
 from trainer.evaluation.gate import NAMES, Finding, Release, leaves
 from trainer.evaluation.statistics import Interval
-from trainer.runs import read_json, write_json
+from trainer.runtime import console
+from trainer.runtime.run_folder import read_json, write_json
 
 LABELS = {
     "first_stage_default": "first, untuned",

@@ -15,9 +15,9 @@ import numpy as np
 
 from trainer.data import Collection, trec_id
 from trainer.evaluation.gate import Release
+from trainer.evaluation.metrics import Ranking, per_query
 from trainer.evaluation.results import BEFORE, Results
 from trainer.evaluation.statistics import bootstrap, paired_p
-from trainer.metrics import Ranking, per_query
 from trainer.retriever import NOTHING, Candidates
 
 

@@ -2,10 +2,11 @@
 
 Imports inside run down, like the package's own:
 
-    folder                              the standard layout, its check, and what of it is kept
+    folder                              the standard layout, its check, and which formats are kept
     card  graph                         the model card; the ONNX graph
     parity                              differences to the trained model's scores
     odd_pairs  readers                  texts that are often read wrongly; other libraries, which stand alone
+    hub                                 the upload to the Hugging Face Hub
 """
 
 from trainer.export.folder import export

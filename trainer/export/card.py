@@ -9,13 +9,13 @@ from typing import Any
 
 import transformers
 
-from trainer import models
 from trainer.evaluation.gate import NAMES
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
+from trainer.model import Fusion, Reranker
+from trainer.model_files import references
 from trainer.recipe import Data, Recipe
-from trainer.reranker import Fusion, Reranker
 
 READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers, by scripts/check_readers.py (docs/results.md)
 
@@ -34,7 +34,7 @@ def _public_data(section: Data) -> dict[str, Any]:
 
 def _public_name(reference: str) -> str:
     """Return a model reference without the folders of this machine."""
-    hidden = models.is_local(reference) and not reference.startswith("package:")
+    hidden = references.is_local(reference) and not reference.startswith("package:")
     return Path(reference).name if hidden else reference
 
 
@@ -49,7 +49,7 @@ checked on dev. Where only the first stage's order is known, -log2(1 + rank) sta
 times. Both weights are in `fusion.json`; domain-reranker applies them:
 
 ```python
-from trainer.reranker import Reranker
+from trainer.model import Reranker
 
 model = Reranker.load("FOLDER_OR_REPOSITORY")
 model.rank("a query", ["a document", "another document"], first_stage_scores=[12.5, 11.0])
@@ -93,7 +93,7 @@ def _front_matter(recipe: Recipe, results: Results) -> str:
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
         tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
-        base_model=None if models.is_local(base) else base,
+        base_model=None if references.is_local(base) else base,
         model_name=recipe.name,
         eval_results=[
             EvalResult(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from trainer import console, interaction
 from trainer.errors import ExportError
 from trainer.evaluation.results import Results
 from trainer.export.card import card, consequence
@@ -21,9 +20,10 @@ from trainer.export.graph import write_graph
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
 from trainer.export.readers import GRAPH, Pairs, score_onnx
+from trainer.model import Reranker, interaction
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker
-from trainer.runs import read_json, write_json
+from trainer.runtime import console
+from trainer.runtime.run_folder import read_json, write_json
 
 # Settings of the base that made older readers squash the logit.
 SQUASHING = ("sbert_ce_default_activation_function", "problem_type")

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from trainer.packing import Batch
+from trainer.model.packing import Batch
 
 OPSET = 17  # what the TorchScript exporter writes with the fewest surprises; old runtimes read it
 LARGEST_FILE = 2**31 - 1  # bytes: a protobuf message cannot be larger

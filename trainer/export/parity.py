@@ -13,7 +13,7 @@ from scipy.stats import kendalltau
 
 from trainer.errors import one_line
 from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
-from trainer.machine import explain
+from trainer.runtime.machine import explain
 
 # Largest difference of a float32 logit that is rounding and not another model; logits here reach about 30.
 TOLERANCE = 1e-3

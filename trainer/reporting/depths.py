@@ -16,7 +16,7 @@ import numpy as np
 from trainer.data import Collection
 from trainer.evaluation.statistics import bootstrap
 from trainer.reporting.queries import Order, by_grade, main_metric, read_orders, score_orders, shipped_system
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 FILE = "depths.json"
 STEPS = (5, 10, 20, 50, 100, 200, 500, 1000)

@@ -15,11 +15,11 @@ from typing import Any
 
 from trainer.errors import RunError
 from trainer.evaluation.statistics import Interval, bootstrap
-from trainer.mine.suspects import FILE as SUSPECTS
+from trainer.mining.likely_false_negatives import FILE as SUSPECTS
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import FILE as DEPTHS
 from trainer.reporting.queries import NOT_RETRIEVED, TOP, main_metric, read_queries, shipped_system
-from trainer.runs import read_json, read_record
+from trainer.runtime.run_folder import read_json, read_record
 
 STAGES = ("data", "retrieve", "mine", "train", "mine-2", "train-2", "distil", "evaluate")
 SUSPECTS_SHOWN = 50

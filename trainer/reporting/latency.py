@@ -15,7 +15,7 @@ from trainer.data import Collection
 from trainer.reporting.depths import depths_to
 
 if TYPE_CHECKING:
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
     from trainer.retriever import Candidates
 
 SECONDS = 8.0  # after which no further query is timed

@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from trainer.console import visible
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
 from trainer.reporting.facts import NAMES, Facts, kind_of, meaning_of, plural
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut
+from trainer.runtime.console import visible
 
 FILES = Path(__file__).with_name("page")
 BUDGET = 2_200_000  # bytes of the queries and their documents in the page

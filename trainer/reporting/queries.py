@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.console import visible
 from trainer.data import Collection, trec_fields, trec_id
 from trainer.errors import RunError
-from trainer.metrics import per_query
-from trainer.runs import read_json, replacing
+from trainer.evaluation.metrics import per_query
+from trainer.runtime.console import visible
+from trainer.runtime.run_folder import read_json, replacing
 
 FILE = "queries.jsonl"
 TOP = 10  # documents of each list that a record holds

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.console import markdown
 from trainer.reporting.charts import sign
 from trainer.reporting.facts import Facts, meaning_of, worst_first
+from trainer.runtime.console import markdown
 
 SHOWN = 10  # queries that lost, and that won
 SUSPECTS = 10

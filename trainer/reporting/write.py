@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data import Collection
-from trainer.runs import read_record, remove, replacing
+from trainer.runtime.run_folder import read_record, remove, replacing
 
 PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
 

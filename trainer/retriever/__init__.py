@@ -8,8 +8,8 @@ Imports inside run down, like the package's own:
     retrieve                            every engine asked once, for all splits together
     tuning                              settings chosen on the train queries
     engines                             all engines together, under any settings
-    dense  bm25  fusion  own_run        the engines
-    candidates                          what is handed on
+    dense  bm25  fusion  trec_run       the engines; the user's own TREC run
+    candidates                          the candidates of every query
     embeddings                          vectors in shards on disk
 """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.languages import UNSPACED_RUN, WORD
+from trainer.data.languages import UNSPACED_RUN, WORD
 from trainer.recipe import UNSPACED
 from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainer import console, model_files, models
-from trainer.console import progress
 from trainer.errors import ModelError
-from trainer.launch import on_main
-from trainer.precision import Precision, autocast, bf16_speedup
-from trainer.runs import fingerprint, remove, replacing
+from trainer.model_files import checks, references
+from trainer.runtime import console
+from trainer.runtime.console import progress
+from trainer.runtime.launch import on_main
+from trainer.runtime.precision import Precision, autocast, bf16_speedup
+from trainer.runtime.run_folder import fingerprint, remove, replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,9 +53,9 @@ class BiEncoder:
         from sentence_transformers import SentenceTransformer
         from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-        from trainer import weights
+        from trainer.model_files import weights
 
-        if faults := model_files.faults_of_bi_encoder(self.folder, self.trust_remote_code):
+        if faults := checks.faults_of_bi_encoder(self.folder, self.trust_remote_code):
             raise ModelError(faults)
         with weights.loading(self.folder):
             options = {"use_safetensors": True, "ignore_mismatched_sizes": True}  # the sizes are compared below
@@ -77,7 +78,7 @@ class BiEncoder:
         """All that a vector depends on beside its text."""
         prompt = self.query_prompt if role == "query" else self.document_prompt
         precision = [] if self.precision == "fp32" else [self.precision]
-        return fingerprint(models.fingerprint(self.folder), self.max_length, role, prompt, *precision)
+        return fingerprint(references.fingerprint(self.folder), self.max_length, role, prompt, *precision)
 
     def bf16_speedup(self, device: str) -> float:
         """Measure how many times as fast the model encodes in bf16 as in fp32, on a batch of repeated words."""

@@ -9,14 +9,14 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from trainer.data import Collection
-from trainer.languages import SAMPLE, detect_language
+from trainer.data.languages import SAMPLE, detect_language
 from trainer.recipe import Retriever
 from trainer.retriever.bm25 import K1, Analyzer, B, Bm25
 from trainer.retriever.candidates import NOTHING, Ranking, at_ranks, cosines, ranks_in
 from trainer.retriever.dense import search_dense
 from trainer.retriever.embeddings import SHARD, Embeddings
 from trainer.retriever.fusion import fuse, ordered, reciprocal_ranks, standardised, union
-from trainer.retriever.own_run import read_run
+from trainer.retriever.trec_run import read_run
 
 MINING_DEPTH = 200  # train queries keep at least so many candidates, and every list goes so deep into the fusion
 Places = slice | np.ndarray

@@ -16,7 +16,7 @@ import numpy as np
 from trainer.retriever.bm25 import K1, Analyzer, B
 from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
 from trainer.retriever.engines import Engines, Settings
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 ENOUGH = {"auto": 50, "on": 10}  # train queries that it takes; with fewer, folds hold less than two
 AT_MOST = 1000  # train queries that are looked at, spread evenly

@@ -19,8 +19,8 @@ from math import ceil
 
 import numpy as np
 
-from trainer.batches import Tokens
 from trainer.errors import one_line
+from trainer.model.batching import Tokens
 from trainer.serving.engine import Engine, Pair
 from trainer.serving.measures import Measures
 from trainer.serving.settings import RefusedError, Settings

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.batches import Tokens
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model.batching import Tokens
 
 Pair = tuple[Tokens, Tokens]
 

@@ -16,8 +16,8 @@ from uuid import uuid4
 import numpy as np
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
-from trainer.reranker import Fusion
-from trainer.reranker.fusion import first_stage_numbers
+from trainer.model import Fusion
+from trainer.model.fusion import first_stage_numbers
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
 

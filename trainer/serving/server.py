@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trainer import console
 from trainer.errors import ServeError
+from trainer.runtime import console
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -87,7 +87,7 @@ def serve(
 
     Raises ServeError and ModelError before the first request.
     """
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
     from trainer.serving.app import create_app
     from trainer.serving.engine import Engine
 

@@ -1,0 +1,119 @@
+"""A collection's rows as the cross-encoder reads and scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from trainer.data import Collection, covering_length
+from trainer.errors import RunError
+from trainer.model.batching import PairEncoder, Tokens
+from trainer.model.reranker import Reranker
+from trainer.retriever import Candidates
+
+COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs whose tokens are counted to choose a length
+CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
+
+
+class TokenizedCollection:
+    """Tokens of the queries and documents that are needed, each made once."""
+
+    def __init__(self, collection: Collection, pairs: PairEncoder) -> None:
+        self.collection = collection
+        self._pairs = pairs
+        self._queries: dict[int, Tokens] = {}
+        self._documents: dict[int, Tokens] = {}
+
+    def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
+        """Token pairs for (query row, document row) pairs."""
+        self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts)
+        self._add(self._documents, {document for _, document in rows}, self.collection.passages)
+        return [(self._queries[query], self._documents[document]) for query, document in rows]
+
+    def documents(self, limit: int) -> list[Tokens]:
+        """Tokens of the first `limit` documents."""
+        rows = range(min(limit, len(self.collection.documents)))
+        self._add(self._documents, set(rows), self.collection.passages)
+        return [self._documents[row] for row in rows]
+
+    def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
+        if new := sorted(rows - known.keys()):
+            known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
+
+
+def fit_length(reranker: Reranker, collection: Collection, candidates: Candidates) -> str:
+    """Let the reranker read nine of ten of these pairs whole, as far as it can, and say so with what it costs.
+
+    Pairs of queries evenly spread over the candidates are counted, 2,000 at most.
+    """
+    chosen = (
+        np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
+    )
+    lists = candidates.of(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
+    rows = [(query, row) for place, query in enumerate(lists.queries.tolist()) for row in lists.found(place)]
+    if not rows:
+        return ""
+    pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
+    lengths = np.array([len(query) + len(document) + reranker.pairs.num_special for query, document in pairs])
+    length = covering_length(lengths.tolist(), reranker.max_length)
+    reranker.read_at_most(length)
+    whole, times = (
+        np.mean(lengths <= length),
+        np.minimum(lengths, length).sum() / np.minimum(lengths, length // 2).sum(),
+    )
+    return (
+        f"reranker.max_length: {length} tokens, so that {whole:.0%} of the pairs are read whole; "
+        f"{length // 2} would be {times:.1f} times as fast"
+    )
+
+
+def score_rows(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    rows: Sequence[tuple[int, int]],
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Logits (pairs,) float32 of (query row, document row) pairs, shared out over all processes."""
+    ours = rows[accelerator.process_index :: accelerator.num_processes]
+    chunks = (tokenized.pairs(ours[start : start + CHUNK]) for start in range(0, len(ours), CHUNK))
+    part = reranker.score_chunks(chunks, len(ours), note)
+    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    scores = np.empty(len(rows), dtype=np.float32)
+    for index, numbers in enumerate(parts):
+        scores[index :: accelerator.num_processes] = numbers
+    return scores
+
+
+def rerank(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    candidates: Candidates,
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Scores (queries, depth) float32 of all candidates, -inf where there is none.
+
+    Raises RunError where the model gives what is no number: in the order of such scores the first stage's would remain,
+    and a broken model would pass for one that is as good.
+    """
+    scores = candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
+    if np.isnan(scores).any():
+        raise RunError(
+            f"{note or 'score'}: {np.isnan(scores).sum()} of {scores.size} scores of the model are not numbers, so its "
+            "weights or its precision are at fault; lower the learning rate, or set train.precision=fp32"
+        )
+    return scores
+
+
+def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
+    """Inverse document frequency (vocabulary,): log((documents + 1) / (frequency + 1/2)), at least 0.05."""
+    frequency = np.zeros(vocabulary)
+    for tokens in tokenized:
+        frequency[np.unique(tokens)] += 1
+    return torch.tensor(np.maximum(np.log((len(tokenized) + 1) / (frequency + 0.5)), 0.05), dtype=torch.float32)

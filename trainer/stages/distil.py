@@ -1,0 +1,147 @@
+"""Distil: a standard checkpoint taught by the tuned model, on queries that nobody had to judge.
+
+The tuned model scores the candidates of train queries and of pseudo-queries, and its scores teach the student. Dev and
+test choose and measure; nothing is learned from their queries.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.context import Notes, Run, Stage, content, settings
+from trainer.errors import RunError
+from trainer.recipe import Recipe
+from trainer.runtime import console
+from trainer.runtime.run_folder import remove
+from trainer.runtime.verify import intact_archive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.data import Collection
+    from trainer.retriever import Candidates
+
+
+class Distil(Stage):
+    """The best checkpoint of the student."""
+
+    name = "distil"
+    version = 2
+    processes = "all"
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has the section."""
+        return recipe.distil is not None
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the section and the hash of the student's base."""
+        section = recipe.distil
+        return settings("distil", section, {"model", "trust_remote_code"}) | content(
+            "distil.model", section and section.model
+        )
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Score the queries' candidates with the teacher, and train the student on them."""
+        from accelerate.utils import set_seed
+
+        from trainer.context import models
+        from trainer.mining import from_teacher
+        from trainer.model import TokenizedCollection
+        from trainer.training import student, train
+
+        collection, candidates = _unlabelled(run, folder)
+        groups = from_teacher.groups(candidates, _teacher_scores(run, collection, candidates))
+        if not groups:
+            raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+        pairs = sum(len(group.documents) for group in groups)
+        pseudo = sum(group.query >= len(run.collection.queries) for group in groups)
+        learned = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
+        console.stage("distil", learned)
+        set_seed(run.recipe.seed)  # after the teacher, which draws numbers too where it has to be loaded
+        model = student.load_student(run.recipe, run.best(run.last_training))
+        faster = partial(model.bf16_speedup, training=True)
+        model.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
+        tokenized = TokenizedCollection(collection, model.pairs)
+        progress = train(
+            student.student_recipe(run.recipe),
+            groups,
+            [],
+            model,
+            tokenized,
+            models.dev_measure(run, model, tokenized),
+            run.accelerator,
+            folder,
+            fresh_head=student.has_fresh_classifier(run.recipe),
+        )
+        ((share, best), *_) = models.keep_best(run, folder, progress, self.name, shares=())
+        step = progress.best_step if share else 0
+        tuned = run.notes(run.last_training)["best_dev"]
+        line = f"{learned}; best dev {run.metric} {best:.4f} at step {step}"
+        line += f" (tuned {tuned:.4f}, first stage {run.first_stage_dev:.4f})"
+        return Notes(line, {"best_dev": best, "best_step": step})
+
+
+def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
+    """Return the collection with pseudo-queries after its own, and the candidates that the student learns from."""
+    from trainer.data import pseudo_queries as pseudo
+    from trainer.mining import from_teacher
+    from trainer.retriever import NOTHING, Candidates
+
+    section, seed = run.recipe.distil, run.recipe.seed
+    assert section is not None
+    train = from_teacher.draw(run.candidates("train").top(section.depth), section.queries, seed)
+    missing = section.queries - len(train.queries)
+    if run.recipe.retriever.run is not None and missing:
+        message = f"a run has no candidates for new queries, so only {len(train.queries)} queries of train teach"
+        console.warn("distil", message)
+        return run.collection, train
+    drawn = pseudo.pseudo_queries(run.collection, missing, seed)
+    if len(drawn) < missing:
+        fewer = missing - len(drawn)
+        console.warn("distil", f"the corpus holds {len(drawn)} pseudo-queries, {fewer} fewer than asked")
+    if not drawn:
+        return run.collection, train
+    collection, rows = pseudo.add_queries(run.collection, drawn)
+    path = folder / "pseudo_queries.npz"
+    if not run.on_main(lambda: intact_archive(path)):
+        run.on_main(lambda: remove(path))
+        _retrieve(run, collection, rows, path)
+        if run.is_main:
+            pseudo.write_queries(drawn, collection, path.with_suffix(".jsonl"))
+    run.accelerator.wait_for_everyone()
+    # A document of one sentence is its pseudo-query itself, and no candidate of it.
+    own = [
+        NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
+        for row, query in zip(rows, drawn, strict=True)
+    ]
+    found = from_teacher.with_own(Candidates.load(path).top(section.depth), own)
+    return collection, train.joined(found)
+
+
+def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> None:
+    """Write the candidates of pseudo-queries, with the settings that were tuned on the train queries."""
+    from trainer.context.models import embed
+    from trainer.retriever import Tuning, retrieve_unjudged
+
+    embeddings, _ = embed(run, collection, rows)
+    if run.is_main:
+        tuned = Tuning.load(run.folder / "retrieve").settings
+        retrieve_unjudged(run.recipe.retriever, collection, rows, embeddings, tuned).save(path)
+
+
+def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> np.ndarray:
+    """Return the scores that teach: (queries, depth), -inf where there is no candidate."""
+    from trainer.context.models import first_stage_weights, may_run_code, score, teacher
+    from trainer.evaluation.fusion import describe, fuse
+    from trainer.mining import from_teacher
+
+    assert run.recipe.distil is not None
+    tuned = str(run.best(run.last_training))
+    logits = candidates.scored(teacher(run, tuned, collection, may_run_code(run, "train")))
+    if run.recipe.distil.teacher == "tuned":
+        return logits
+    weights = first_stage_weights(run, score(run, tuned, run.reranked("dev")), ("scores",))
+    console.stage("distil", f"the teacher's scores with the first stage's beside them; {describe(weights)}")
+    return from_teacher.on_scale(fuse(candidates, logits, weights["scores"].chosen), logits)

@@ -1,0 +1,50 @@
+"""Export: the folder that leaves, read back by the libraries that will serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.context import Notes, Run, Stage, settings
+from trainer.recipe import Recipe
+
+PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
+
+
+class Export(Stage):
+    """The best checkpoint in the standard layout, with its formats, card and fusion weight."""
+
+    name = "export"
+    version = 4
+    processes = "main"
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the section, and the recipe's name, which is in the card."""
+        return settings("export", recipe.export) | {"name": recipe.name}
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Write every format, compare its scores with the trained model's, and keep what passes."""
+        from trainer.context.models import may_run_code
+        from trainer.evaluation.results import Results
+        from trainer.export import export
+        from trainer.model import Fusion, Reranker
+
+        trust = may_run_code(run, run.exported)
+        reranker = Reranker.load(run.best(run.exported), head="trained", precision="fp32", trust_remote_code=trust)
+        evaluated = run.folder / "evaluate"
+        reranker.fusion = Fusion.load(evaluated)
+        step = run.notes(run.exported)["best_step"]
+        parity = export(reranker, run.recipe, Results.load(evaluated), _some_pairs(run), folder, step)
+        line = f"{', '.join(parity.differences)} in {folder / 'model'}"
+        return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+
+
+def _some_pairs(run: Run) -> list[tuple[str, str]]:
+    """Return texts of dev queries and candidates, spread evenly over all of them."""
+    import numpy as np
+
+    dev = run.candidates("dev")
+    rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
+    some = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), PARITY_PAIRS)).tolist()]
+    queries = run.collection.query_texts([query for query, _ in some])
+    return list(zip(queries, run.collection.passages([document for _, document in some]), strict=True))

@@ -1,0 +1,67 @@
+"""Mine: hard negatives from the candidates of the train queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.context import Notes, Run, Stage, content, settings
+from trainer.errors import RunError
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Mine(Stage):
+    """Groups to train on. The second round (`mine.rounds: 2`) asks the model that the first one trained."""
+
+    round: int = 1
+    name = "mine"
+    version = 5
+    processes = "all"
+
+    @property
+    def folder(self) -> str:
+        """The folder's name: mine, or mine-2."""
+        return "mine" if self.round == 1 else f"mine-{self.round}"
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe asks for so many rounds."""
+        return self.round <= recipe.mine.rounds
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the keys of `mine` that are read, the teacher's hash, and what else decides which pairs are drawn."""
+        section, reranker = recipe.mine, recipe.reranker
+        unread = {"teacher", "teacher_trust_remote_code", "rounds"}
+        unread |= set() if section.teacher or section.rounds == 2 else {"teacher_margin"}
+        return (
+            settings("mine", section, unread)
+            | content("mine.teacher", section.teacher)
+            | ({"reranker.max_length": reranker.max_length} if section.teacher else {})
+            | ({"reranker.depth": recipe.rerank_depth} if section.groups == "lists" else {})
+            | {"seed": recipe.seed}
+            | ({} if self.round == 1 else {"mine.rounds": self.round})
+        )
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Filter and draw; the teacher scores on all processes, the main one writes groups and report."""
+        from trainer import mining
+        from trainer.context.models import may_run_code, teacher
+        from trainer.data.groups import write_groups
+
+        section, second = run.recipe.mine, self.round > 1
+        reference = str(run.best("train")) if second else section.teacher
+        trust = may_run_code(run, "train") if second else section.teacher_trust_remote_code
+        asked = teacher(run, reference, run.collection, trust) if reference else None
+        candidates = run.reranked("train") if section.groups == "lists" else run.candidates("train")
+        mined = mining.mine(section, run.collection, candidates, run.recipe.seed, asked, by_teacher=second)
+        report = mining.Report.of(mined, run.collection, section)
+        if not mined.groups:
+            raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
+        if not run.is_main:
+            return Notes()
+        write_groups(mined.groups, folder)
+        suspects = mining.write_suspects(section, mined, run.collection, folder)
+        report.write(mined, run.collection, folder)
+        report.show()
+        return Notes(f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}")

@@ -1,0 +1,44 @@
+"""Push: the exported folder to the Hugging Face Hub, or the list of what would go there."""
+
+from __future__ import annotations
+
+from trainer.context import Run
+from trainer.errors import RecipeError, RunError
+from trainer.runtime import console
+
+
+def require_section(run: Run) -> None:
+    """Raise RecipeError where the recipe does not name a repository."""
+    if run.recipe.push is None:
+        raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
+
+
+def require_export(run: Run) -> None:
+    """Raise RunError where the run folder does not hold this recipe's model, complete and unchanged."""
+    if run.on_main(lambda: run.records["export"].done) is None:
+        raise RunError(
+            f"push: {run.folder / 'export'} does not hold this recipe's model, whole and as it was written; "
+            "run the recipe first"
+        )
+
+
+def push(run: Run, dry_run: bool) -> None:
+    """Upload the exported model; with `dry_run` only list the files."""
+    from trainer.export import hub
+
+    section = run.recipe.push
+    assert section is not None
+    folder = run.folder / "export" / "model"
+    files = hub.files_to_push(folder)
+    size = sum(size for _, size in files) / 1e6
+    if dry_run:
+        for name, length in files:
+            console.stage("push", f"{length:>12,} bytes  {name}")
+        visibility = "private" if section.private else "public"
+        console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
+    elif run.is_main:
+        console.stage("push", f"{size:.1f} MB to {section.repository} ...")
+        pushed = hub.push(section, folder)
+        if pushed.private and not section.private:
+            console.warn("push", "the repository existed and is private; its settings on the Hub make it public")
+        console.stage("push", f"done ({'private' if pushed.private else 'public'}): {pushed.address}")
