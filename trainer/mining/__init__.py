@@ -1,9 +1,9 @@
 """Hard negatives: what the first stage ranks high for a query and nobody judged relevant.
 
-The candidates of the train queries and the qrels become groups: a query, its positives, its negatives. Negatives come
-from three bands: the hard one (ranks that will be reranked, where most should come from), deeper ranks, and the whole
-corpus. What looks like an unlabelled positive is passed over, counted with its reason and listed for a person to
-judge; nothing that was passed over ever comes back to fill a group.
+The candidates of the train queries and the qrels become groups: a query, its positives, its negatives. By
+default a group is the candidates as they will be reranked; with `mine.groups: draws` negatives are drawn from a window
+of ranks and from the whole corpus. A likely unlabelled positive is filtered out, counted with its reason and listed for
+a person to label; nothing that was filtered out ever comes back to fill a group.
 
 Imports inside run down, like the package's own:
 

@@ -12,15 +12,15 @@ from trainer.recipe import Mine
 from trainer.retriever import NOTHING, Candidates
 
 # What can be said of a candidate; the first that holds is its reason.
-USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, IN_MARGIN, TEACHER, OUTSIDE, NO_CANDIDATE = range(9)
-SUSPICIOUS = (DUPLICATE, ABOVE_SHARE, IN_MARGIN, TEACHER)
+USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, TEACHER, OUTSIDE, NO_CANDIDATE = range(8)
+SUSPICIOUS = (DUPLICATE, ABOVE_SHARE, TEACHER)
 
 Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query row, document row) pairs
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known of every candidate of every train query, all (queries, depth) but for the last two.
+    """A verdict on every candidate of every train query; arrays are (queries, depth) unless said otherwise.
 
     `teacher` is NaN where the teacher was not asked. `positive_similarity` and `positive_teacher` (queries,) are those
     of the query's best positive, NaN where unknown.
@@ -28,7 +28,7 @@ class Judged:
 
     candidates: Candidates
     reasons: np.ndarray  # uint8, USABLE and so on
-    hard: np.ndarray  # bool, within the hard band
+    window: np.ndarray  # bool (depth,), ranks from which negatives are drawn
     teacher: np.ndarray  # float32
     positive_teacher: np.ndarray  # float32
 
@@ -40,28 +40,19 @@ def judge(section: Mine, collection: Collection, candidates: Candidates, teacher
     reasons = np.full(documents.shape, USABLE, dtype=np.uint8)
     # From the last reason to the first. A share of a negative similarity would lie above it; the gap to it is what
     # is meant. Where no positive is known to compare with, NaN compares as False.
-    if section.margin is not None:
-        reasons[similarities > positive - section.margin] = IN_MARGIN
     if section.max_share_of_positive is not None:
         gap = (1 - section.max_share_of_positive) * np.abs(positive)
         reasons[similarities > positive - gap] = ABOVE_SHARE
-    hard, deeper = _bands(section, candidates)
-    reasons[~(hard | deeper) if section.deeper_share else ~hard] = OUTSIDE
+    ranks = np.arange(1, documents.shape[1] + 1)
+    window = (section.first_rank <= ranks) & (ranks <= section.last_rank)
+    reasons[:, ~window] = OUTSIDE
     _mark_known(collection, candidates, reasons)
     reasons[documents == NOTHING] = NO_CANDIDATE
-    asked = hard & np.isin(reasons, (USABLE, ABOVE_SHARE, IN_MARGIN))
+    asked = window & np.isin(reasons, (USABLE, ABOVE_SHARE))
     scores, best = _ask(collection, candidates, asked, teacher)
     if section.teacher_margin is not None:
         reasons[(reasons == USABLE) & (scores > best[:, None] - section.teacher_margin)] = TEACHER
-    return Judged(candidates, reasons, hard, scores, best)
-
-
-def _bands(section: Mine, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
-    """Which candidates (queries, depth) lie in the hard band, and which below it."""
-    rank: np.ndarray = np.broadcast_to(np.arange(1, candidates.documents.shape[1] + 1), candidates.documents.shape)
-    ranks = rank[:, :, None] if section.bm25_share is None else candidates.ranks
-    hard = np.any((section.first_rank <= ranks) & (ranks <= section.last_rank), axis=2)
-    return hard, ~hard & (rank > section.last_rank)
+    return Judged(candidates, reasons, window, scores, best)
 
 
 def _mark_known(collection: Collection, candidates: Candidates, reasons: np.ndarray) -> None:

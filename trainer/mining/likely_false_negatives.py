@@ -22,14 +22,14 @@ FILE = "suspected_false_negatives.jsonl"
 
 
 def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: Path) -> int:
-    """Write the hard band's likely positives; returns how many pairs that are.
+    """Write the likely positives within the window of ranks; returns how many pairs that are.
 
     What was passed over as one, and what became a negative although it lies above the query's best positive.
     """
     judged, candidates, lead = mined.judged, mined.judged.candidates, _lead(mined)
     called = names(section) | {USABLE: "a negative, yet above the positive"}
     suspicious = np.isin(judged.reasons, SUSPICIOUS) | mined.chosen & (lead > 0)
-    places = np.argwhere(suspicious & judged.hard)
+    places = np.argwhere(suspicious & judged.window)
     # What has no lead is a duplicate of a positive, and comes first.
     places = places[np.argsort(-np.nan_to_num(lead[tuple(places.T)], nan=np.inf), kind="stable")]
     with (folder / FILE).open("w", encoding="utf-8") as file:

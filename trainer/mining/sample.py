@@ -1,4 +1,4 @@
-"""Groups for training: a query, its positives, and negatives drawn from three bands."""
+"""Groups for training: a query, its positives, and negatives drawn from a window of ranks and from the corpus."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def mine(
     teacher: Score | None = None,
     by_teacher: bool = False,
 ) -> Mined:
-    """Groups for all train queries with a positive and at least one negative, in the order of the candidates.
+    """Return groups for all train queries with a positive and at least one negative, in the order of the candidates.
 
-    `teacher` scores pairs with a cross-encoder; `by_teacher` orders the hard band by its scores instead of by rank.
+    `teacher` scores pairs with a cross-encoder; `by_teacher` takes candidates in the order of its scores, not by rank.
     """
     if section.groups == "lists":
         return _mine_lists(section, collection, candidates, seed, teacher)
@@ -77,7 +77,7 @@ def _mine_lists(
     `candidates` are as many as will be reranked. Likely false negatives are left out, so that the loss moves them
     neither way.
     """
-    everywhere = {"first_rank": 1, "last_rank": candidates.documents.shape[1], "deeper_share": 0.0, "bm25_share": None}
+    everywhere = {"first_rank": 1, "last_rank": candidates.documents.shape[1]}
     judged = judge(section.model_copy(update=everywhere), collection, candidates, teacher)
     groups: list[Group] = []
     asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
@@ -130,23 +130,12 @@ def _first_stage(candidates: Candidates) -> np.ndarray:
 def _pick(
     section: Mine, judged: Judged, place: int, count: int, rng: np.random.Generator, by_teacher: bool
 ) -> list[int]:
-    """Positions in one query's list that become negatives: those of the hard band first, then the deeper ones."""
-    usable = judged.reasons[place] == USABLE
-    deeper = _draw(np.flatnonzero(usable & ~judged.hard[place]), _part(count, section.deeper_share, rng), rng)
-    hard = np.flatnonzero(usable & judged.hard[place])
+    """Return the positions in one query's candidates that become negatives."""
+    usable = np.flatnonzero(judged.reasons[place] == USABLE)
     if by_teacher:
-        hard = hard[np.argsort(-judged.teacher[place, hard], kind="stable")]
+        usable = usable[np.argsort(-judged.teacher[place, usable], kind="stable")]
     choose = _draw if section.pick == "random" else _first
-    rest = count - len(deeper)
-    if section.bm25_share is None:
-        return [*choose(hard, rest, rng), *deeper]
-    own = {}
-    for engine, ranks in zip(judged.candidates.engines.tolist(), judged.candidates.ranks[place, hard].T, strict=True):
-        inside = (section.first_rank <= ranks) & (ranks <= section.last_rank)
-        own[engine] = hard[inside][np.argsort(ranks[inside], kind="stable")]
-    lexical = choose(own["bm25"], _part(rest, section.bm25_share, rng), rng)
-    similar = choose(own["dense"][~np.isin(own["dense"], lexical)], rest - len(lexical), rng)
-    return [*similar, *lexical, *deeper]
+    return choose(usable, count, rng)
 
 
 def _part(count: int, share: float, rng: np.random.Generator) -> int:

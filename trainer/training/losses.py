@@ -18,8 +18,6 @@ from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-NDCG2_WEIGHT = 10.0  # mu of NDCG-Loss2++, as sentence-transformers has it
-
 
 def listwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
     """Softmax cross-entropy over the group, against the labels' share of their sum.
@@ -41,73 +39,14 @@ def pointwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | No
     return _mean(each, mask)
 
 
-def ranknet(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Logistic loss of the score difference, averaged over all pairs of unequal labels (Burges et al., ICML 2005).
-
-    In bits, as sentence-transformers' RankNetLoss has it by default; the paper has nats.
-    """
-    return _in_order(scores, labels, mask, 1.0)
-
-
 def lambdarank(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """RankNet with each pair weighted by what swapping the two would change in nDCG (Burges, Ragno and Le, NIPS 2006).
+    """Logistic loss of score differences, weighted by the change in nDCG (Burges, Ragno and Le, NIPS 2006).
 
     As a loss with that gradient: Wang et al., CIKM 2018. sentence-transformers' LambdaLoss with LambdaRankScheme. The
     gain is 2^label - 1 as there: with labels in 0..1 it is nearly linear in the grade.
     """
     weights = _lambdarank_weights(_ranks(scores, mask))
     return _in_order(scores, labels, mask, weights * _gain_differences(labels, mask))
-
-
-def ndcg2pp(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """NDCG-Loss2++ (Wang et al., CIKM 2018): LambdaRank and, ten times, a tighter bound of nDCG.
-
-    The bound discounts by how far apart the two stand, not by where. sentence-transformers' LambdaLoss as it comes;
-    gain as in `lambdarank`.
-    """
-    ranks = _ranks(scores, mask)
-    apart = _differences(ranks).abs()
-    # A document is no pair with itself; clamped, its 1 / log2(1 + 0) is not infinite and its gradient not nan.
-    bound = 1 / torch.log2(1 + apart.clamp(min=1)) - 1 / torch.log2(2 + apart)
-    weights = NDCG2_WEIGHT * bound + _lambdarank_weights(ranks)
-    return _in_order(scores, labels, mask, weights * _gain_differences(labels, mask))
-
-
-def listmle(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Negative log-likelihood of the documents' order by label under Plackett-Luce (Xia et al., ICML 2008).
-
-    Equal labels keep the order in which the group lists them (positives, then the hardest negative first):
-    sentence-transformers' ListMLELoss, whose default takes a query's documents as already in order.
-    """
-    return -_log_choices(scores, labels, mask).sum(dim=1)
-
-
-def plistmle(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """ListMLE whose first places weigh most, the place i of n by 2^(n - i) - 1 (Lan et al., UAI 2014).
-
-    Weights are divided by their sum, which the paper does not do and sentence-transformers' PListMLELoss does. Equal
-    labels as in `listmle`.
-    """
-    # Divided by 2^(n - 1) beforehand: the same shares, and no overflow at 128 documents.
-    weights = torch.exp2(1.0 - _ranks(labels, mask)) - torch.exp2(1.0 - mask.sum(dim=1, keepdim=True))
-    weights = _blank(weights, mask)
-    total = weights.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)  # a single document weighs nothing
-    return -(weights * _log_choices(scores, labels, mask)).sum(dim=1) / total
-
-
-def adr_mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Squared error of smooth ranks, discounted by log2(1 + true rank) (Rank-DistiLLM: Schlatt et al., ECIR 2025).
-
-    The true rank is the teacher's where there is one, else the labels'; equals share their mean rank.
-    sentence-transformers' ADRMSELoss takes either as its labels, and averages over all documents of a batch.
-    """
-    target = _blank(labels if teacher is None else teacher, mask)
-    differences, others = _differences(target), mask[:, None, :]
-    above, level = ((each & others).sum(dim=2) for each in (differences < 0, differences == 0))
-    true = above + (level + 1) / 2
-    behind = torch.sigmoid(-_differences(_blank(scores, mask)))
-    smooth = 0.5 + torch.where(others, behind, 0.0).sum(dim=2)  # 1, less the half that a document adds to itself
-    return _mean((true - smooth).square() / torch.log2(1 + true), mask)
 
 
 def mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
@@ -144,19 +83,14 @@ def kl(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> 
 LOSSES: dict[str, Loss] = {
     "listwise": listwise,
     "pointwise": pointwise,
-    "ranknet": ranknet,
     "lambdarank": lambdarank,
-    "ndcg2pp": ndcg2pp,
-    "listmle": listmle,
-    "plistmle": plistmle,
-    "adr_mse": adr_mse,
     "mse": mse,
     "margin_mse": margin_mse,
     "kl": kl,
 }
 
 DISTILLATION: frozenset[str] = frozenset({"mse", "margin_mse", "kl"})
-"""Losses that need teacher scores; `adr_mse` takes them where there are any."""
+"""Losses that need teacher scores."""
 
 
 def _blank(values: Tensor, mask: Tensor) -> Tensor:
@@ -207,11 +141,3 @@ def _gain_differences(labels: Tensor, mask: Tensor) -> Tensor:
     places = torch.arange(1, gains.shape[1] + 1, device=gains.device)
     best = (gains.sort(dim=1, descending=True).values / torch.log2(1 + places)).sum(dim=1)
     return _differences(gains).abs() / best.clamp(min=1e-10)[:, None, None]
-
-
-def _log_choices(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability that each document is chosen from itself and those of lower place by label; zero at padding."""
-    places = _ranks(labels, mask)
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # not -inf: padding chooses too, without nan
-    left = _differences(places) <= 0
-    return _blank(scores - scores[:, None, :].masked_fill(~left, float("-inf")).logsumexp(dim=2), mask)
