@@ -13,8 +13,19 @@ Imports inside run down, like the package's own:
     filter                              a verdict on every candidate
 """
 
-from trainer.mining.likely_false_negatives import write_suspects
-from trainer.mining.report import Report
-from trainer.mining.sample import Mined, candidate_lists, mine
+from typing import TYPE_CHECKING
 
-__all__ = ["Mined", "Report", "candidate_lists", "mine", "write_suspects"]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.mining.from_teacher import draw as draw
+    from trainer.mining.from_teacher import groups as groups
+    from trainer.mining.from_teacher import on_scale as on_scale
+    from trainer.mining.from_teacher import with_own as with_own
+    from trainer.mining.likely_false_negatives import write_suspects as write_suspects
+    from trainer.mining.report import Report as Report
+    from trainer.mining.sample import Mined as Mined
+    from trainer.mining.sample import candidate_lists as candidate_lists
+    from trainer.mining.sample import mine as mine
+
+__getattr__ = face(__name__)

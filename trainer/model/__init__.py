@@ -11,21 +11,21 @@ Imports inside run down, like the package's own:
     interaction                         the interaction head, which stands alone: it is exported as it is
 """
 
-from trainer.model.fusion import Fusion
-from trainer.model.heads import with_classifier
-from trainer.model.reranker import Batches, Ranked, Reranker, ScoringModel
-from trainer.model.scoring import TokenizedCollection, fit_length, rarity, rerank, score_rows
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Batches",
-    "Fusion",
-    "Ranked",
-    "Reranker",
-    "ScoringModel",
-    "TokenizedCollection",
-    "fit_length",
-    "rarity",
-    "rerank",
-    "score_rows",
-    "with_classifier",
-]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.model.fusion import Fusion as Fusion
+    from trainer.model.heads import with_classifier as with_classifier
+    from trainer.model.reranker import Batches as Batches
+    from trainer.model.reranker import Ranked as Ranked
+    from trainer.model.reranker import Reranker as Reranker
+    from trainer.model.reranker import ScoringModel as ScoringModel
+    from trainer.model.scoring import TokenizedCollection as TokenizedCollection
+    from trainer.model.scoring import fit_length as fit_length
+    from trainer.model.scoring import rarity as rarity
+    from trainer.model.scoring import rerank as rerank
+    from trainer.model.scoring import score_rows as score_rows
+
+__getattr__ = face(__name__)
