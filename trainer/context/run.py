@@ -201,5 +201,9 @@ class Run:
         """Return the precision that a model trains, mines or teaches in; what is measured at the end is float32."""
         from trainer.runtime.precision import Precisions
 
-        choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
-        return choices.of(stage, use, references.fingerprint(model), measure)
+        def choose() -> Precision:
+            device, measured = self.accelerator.device, self.folder.parent / ".precision.json"
+            choices = Precisions(self.recipe.train.precision, device, measured)
+            return choices.of(stage, use, references.fingerprint(model), measure)
+
+        return self.on_main(choose)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from trainer.errors import RunError, TrainerError
+from trainer.errors import RunError, TrainerError, one_line
 from trainer.runtime import processes
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from trainer.runtime.precision import Precision
 
 Result = TypeVar("Result")
+TIMEOUT = timedelta(hours=12)  # of collective operations: the others wait while the main process retrieves
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
@@ -39,41 +41,68 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
+@contextmanager
+def sharing_errors() -> Iterator[None]:
+    """Make an error in the block end all processes of a run, even those that still wait for this one to start.
+
+    Otherwise processes on other machines would keep waiting, since a launcher only watches its own processes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if processes.several() and not _is_connected() and not processes.is_loss(error):
+            message = f"launch: another process failed ({type(error).__name__}: {one_line(error)}); see its own output"
+            _gather_errors(error if isinstance(error, TrainerError) else RunError(message))
+        raise
+
+
+def _is_connected() -> bool:
+    import torch
+
+    return torch.distributed.is_initialized()
+
+
+def _gather_errors(error: TrainerError | None) -> list[TrainerError]:
+    """Wait for all processes of the run, and return the errors that any of them passes."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, parse_flag_from_env
+
+    from trainer.runtime.precision import best_device
+
+    PartialState(cpu=best_device() == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    return [each for each in gather_object([error]) if each is not None]
+
+
 def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
-    """Return an Accelerator for the available devices.
+    """Return an Accelerator for the available devices, once all processes are ready.
 
     The `Reranker` applies the precision itself; with fp16 Accelerate only scales the gradients. Raises RecipeError
-    or RunError if the devices do not support the precision or the launcher's settings.
+    or RunError if the devices do not support the precision or the launcher's settings, and errors that other processes
+    raised before they were ready.
     """
     import datasets
     import torch
     import transformers
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs
 
     from trainer.runtime.precision import best_device, resolve
 
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    cuda = torch.cuda.is_available()
-    check_launch(os.environ, cuda)
+    check_launch(os.environ, torch.cuda.is_available())
     # On Hopper torch would choose cuDNN attention for padded batches with a mask. It makes a new plan for every shape,
     # and its gradients are NaN if all scores of a row are very low (torch 2.13, PyTorch issue 196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
-    device = torch.device(best_device())
-    mixed_precision = "fp16" if resolve(precision, device) == "fp16" else "no"
+    mixed_precision = "fp16" if resolve(precision, torch.device(best_device())) == "fp16" else "no"
     if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # another library trained in this process with another precision
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=mixed_precision,
-        kwargs_handlers=[
-            # Buffers are constants here. Broadcasting them would make all processes wait for one that repeats a step.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while the main process retrieves
-        ],
-    )
+    if processes.several() and (errors := _gather_errors(None)):
+        raise errors[0]
+    # Buffers are constants here. Broadcasting them would make all processes wait for one that repeats a step.
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=best_device() == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[buffers])
 
 
 def check_launch(environment: Mapping[str, str], cuda: bool) -> None:

@@ -95,9 +95,9 @@ def watch() -> None:
     threading.Thread(target=_leave_on_sigterm, args=(reading,), daemon=True).start()
 
 
-def is_loss(error: RuntimeError) -> bool:
+def is_loss(error: Exception) -> bool:
     """Return True if an error was caused by the loss of another process of the run."""
-    if not several():
+    if not several() or not isinstance(error, RuntimeError):
         return False
     from torch.distributed import DistError
 
