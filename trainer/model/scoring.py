@@ -54,7 +54,7 @@ def fit_length(reranker: Reranker, collection: Collection, candidates: Candidate
     chosen = (
         np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
     )
-    lists = candidates.of(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
+    lists = candidates.select(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
     rows = [(query, row) for place, query in enumerate(lists.queries.tolist()) for row in lists.found(place)]
     if not rows:
         return ""

@@ -1,19 +1,19 @@
-"""The first stage: candidates for every judged query, found once and used by mining, dev and test alike.
+"""The first stage: candidates of every judged query, retrieved once for mining, dev and test.
 
 Dense (bi-encoder, vectors in shards on disk), BM25, both fused, or the user's own TREC run. With enough train queries
-BM25's parameters and the weights of the fusion are tuned on them.
+BM25's parameters and the fusion weights are tuned on them.
 
 Imports inside run down, like the package's own:
 
-    retrieve                            every engine asked once, for all splits together
-    tuning                              settings chosen on the train queries
-    engines                             all engines together, under any settings
-    dense  bm25  fusion  trec_run       the engines; the user's own TREC run
+    retrieve                            candidates of all splits, with one search per engine
+    tuning                              BM25's parameters and fusion weights, tuned on the train queries
+    engines                             all engines of a recipe, searched and fused
+    dense  bm25  fusion  trec_run       dense search, BM25, fusion of rankings, the user's own TREC run
     candidates                          the candidates of every query
     embeddings                          vectors in shards on disk
 """
 
-from trainer.retriever.candidates import NOTHING, Candidates, Ranking
+from trainer.retriever.candidates import NOTHING, Candidates, RankedLists
 from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
 from trainer.retriever.engines import Settings, language_of
 from trainer.retriever.retrieve import retrieve_splits, retrieve_unjudged, shards
@@ -24,7 +24,7 @@ __all__ = [
     "BiEncoder",
     "Candidates",
     "Embeddings",
-    "Ranking",
+    "RankedLists",
     "Settings",
     "Shards",
     "Tuning",
