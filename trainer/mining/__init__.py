@@ -1,20 +1,20 @@
-"""Hard negatives: what the first stage ranks high for a query and nobody judged relevant.
+"""Hard negatives: documents that the first stage ranks high for a query and that are not labelled relevant.
 
-The candidates of the train queries and the qrels become groups: a query, its positives, its negatives. Negatives come
-from three bands: the hard one (ranks that will be reranked, where most should come from), deeper ranks, and the whole
-corpus. What looks like an unlabelled positive is passed over, counted with its reason and listed for a person to
-judge; nothing that was passed over ever comes back to fill a group.
+The candidates of the train queries and the qrels become groups: a query, its positives, its negatives. Negatives are
+sampled from the rank window (ranks that will be reranked, the source of most negatives), from deeper ranks and from the
+corpus. Likely false negatives are filtered out, counted by reason and listed for a person to label; a document that was
+filtered out is never used to fill a group.
 
 Imports inside run down, like the package's own:
 
     likely_false_negatives              unlabelled documents that are probably relevant, for a person to label
-    report                              what was kept and what was filtered out, with examples
-    sample  from_teacher                negatives from three rank windows; groups without labels
+    report                              counts, histograms and examples of a mining run
+    sample  from_teacher                groups with sampled negatives; groups in a teacher's order, without labels
     filter                              a verdict on every candidate
 """
 
-from trainer.mining.likely_false_negatives import write_suspects
+from trainer.mining.likely_false_negatives import write_likely_false_negatives
 from trainer.mining.report import Report
 from trainer.mining.sample import Mined, candidate_lists, mine
 
-__all__ = ["Mined", "Report", "candidate_lists", "mine", "write_suspects"]
+__all__ = ["Mined", "Report", "candidate_lists", "mine", "write_likely_false_negatives"]
