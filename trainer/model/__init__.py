@@ -2,19 +2,19 @@
 
 Imports inside run down, like the package's own:
 
-    teacher                             a cross-encoder asked for scores, and the scores that it gave before
-    scoring                             a collection's rows, tokenised once and scored by all processes
+    teacher                             a cross-encoder whose scores are cached on disk
+    scoring                             rows of a collection, tokenised once and scored by all processes
     reranker                            the model with its tokenizer
-    loading  fusion                     a model from a folder, checked before and after; first-stage scores added
-    heads  scores                       fresh heads; scores of different systems on one scale
-    tokenizer  batching  packing        special tokens; batches of one length; sequences without padding
-    interaction                         the interaction head, which stands alone: it is exported as it is
+    loading  fusion                     loading a model folder with checks; fusion with first-stage scores
+    heads  scores                       fresh heads; standardised scores
+    tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
+    interaction                         the interaction head; it imports nothing of ours, because exports contain it
 """
 
 from trainer.model.fusion import Fusion
 from trainer.model.heads import with_classifier
 from trainer.model.reranker import Batches, Ranked, Reranker, ScoringModel
-from trainer.model.scoring import TokenizedCollection, fit_length, rarity, rerank, score_rows
+from trainer.model.scoring import TokenizedCollection, fit_length, inverse_document_frequency, rerank, score_rows
 
 __all__ = [
     "Batches",
@@ -24,7 +24,7 @@ __all__ = [
     "ScoringModel",
     "TokenizedCollection",
     "fit_length",
-    "rarity",
+    "inverse_document_frequency",
     "rerank",
     "score_rows",
     "with_classifier",
