@@ -49,7 +49,7 @@ class Distil(Stage):
         from trainer.context import models
         from trainer.mining import from_teacher
         from trainer.model import TokenizedCollection
-        from trainer.training import student, train
+        from trainer.training import student, train_reranker
 
         collection, candidates = _unlabelled(run, folder)
         groups = from_teacher.groups_by_teacher(candidates, _teacher_scores(run, collection, candidates))
@@ -64,7 +64,7 @@ class Distil(Stage):
         faster = partial(model.bf16_speedup, training=True)
         model.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
         tokenized = TokenizedCollection(collection, model.pairs)
-        progress = train(
+        progress = train_reranker(
             student.student_recipe(run.recipe),
             groups,
             [],

@@ -1,19 +1,19 @@
-"""Training: groups in, the best checkpoint on dev out.
+"""Training: from groups to the best checkpoint on dev.
 
 Imports inside run down, like the package's own:
 
-    interpolate                         the start, the trained model, or one between them: dev chooses
-    loop                                steps, dev scores, the best state, and when it ends
-    gradients                           a step's groups to gradients, in the memory that there is
-    optimizer  head_init  student       AdamW with its rates; a fresh head; a student
-    schedule  checkpoints  losses       which groups in which step, at which rate; atomic checkpoints; losses
-    parallel                            one device, several with a copy of the model, or several with a share of it
+    interpolate                         interpolation between the start and the trained model, chosen on dev
+    loop                                the training loop: steps, dev scores, the best model, early stopping
+    gradients                           gradients of one step, within the memory of the device
+    optimizer  head_init  student       AdamW and its rates; fitting a fresh head; the student of a distillation
+    schedule  checkpoints  losses       batches and learning rate of each step; atomic checkpoints; losses
+    parallel                            one device, data parallelism (DDP) or sharded models (FSDP2)
 """
 
 from trainer.training.checkpoints import FITTED, Progress
 from trainer.training.head_init import probe, start_head
 from trainer.training.interpolate import choose
-from trainer.training.loop import Measure, train
+from trainer.training.loop import Measure, train_reranker
 from trainer.training.optimizer import default_rate
 from trainer.training.schedule import evaluation_steps, rate_factor, steps
 
@@ -28,5 +28,5 @@ __all__ = [
     "rate_factor",
     "start_head",
     "steps",
-    "train",
+    "train_reranker",
 ]

@@ -1,10 +1,10 @@
-"""Losses: pure functions of scores, labels and teacher scores, one number a group.
+"""Losses: pure functions of scores, labels and teacher scores.
 
-All take (groups x documents) float matrices and a boolean `mask` that is True for real documents; padding may hold
-anything, nan included. Scores and teacher scores are raw logits, labels are grades divided by the highest grade. They
-return one loss for each group, so that the caller can divide by the number of groups of the whole step, whatever the
-number of devices and passes it was spread over. Each query counts alike, however many documents it has; where
-sentence-transformers averages over all pairs or documents of a batch, the two agree on a batch of one query.
+All take float matrices (groups, documents) and a boolean `mask` that is True for real documents; padding may have any
+value, including NaN. Scores and teacher scores are logits, labels are grades divided by the largest grade. They return
+one loss per group (groups,), so that the caller can divide by the number of groups of the full step, for any number of
+devices and passes. Each query has the same weight, for any number of documents; where sentence-transformers averages
+over all pairs or documents of a batch, the two agree on a batch of one query.
 """
 
 from __future__ import annotations
@@ -18,127 +18,130 @@ from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-NDCG2_WEIGHT = 10.0  # mu of NDCG-Loss2++, as sentence-transformers has it
+NDCG2_WEIGHT = 10.0  # mu of NDCG-Loss2++, as in sentence-transformers
 
 
 def listwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Softmax cross-entropy over the group, against the labels' share of their sum.
+    """Return the softmax cross-entropy over the group, against the labels divided by their sum.
 
     With one positive this is LCE (Gao, Dai and Callan, ECIR 2021); with labels that are already a distribution it is
-    ListNet (Cao et al., ICML 2007), which sentence-transformers feeds with softmax(labels).
+    ListNet (Cao et al., ICML 2007), to which sentence-transformers passes softmax(labels).
     """
     labels = _blank(labels, mask)
     targets = labels / labels.sum(dim=1, keepdim=True)
-    return -(targets * _log_shares(scores, mask)).sum(dim=1)
+    return -(targets * _log_softmax(scores, mask)).sum(dim=1)
 
 
 def pointwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Binary cross-entropy of each pair with its label in 0..1 (grades are soft labels), averaged over the group.
+    """Return the binary cross-entropy with labels in 0..1 (grades are soft labels), averaged over the group.
 
-    sentence-transformers' BinaryCrossEntropyLoss, which averages over all pairs of a batch.
+    As sentence-transformers' BinaryCrossEntropyLoss, which averages over all pairs of a batch.
     """
     each = functional.binary_cross_entropy_with_logits(_blank(scores, mask), _blank(labels, mask), reduction="none")
-    return _mean(each, mask)
+    return _masked_mean(each, mask)
 
 
 def ranknet(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Logistic loss of the score difference, averaged over all pairs of unequal labels (Burges et al., ICML 2005).
+    """Return the logistic loss of score differences, averaged over all pairs of unequal labels.
 
-    In bits, as sentence-transformers' RankNetLoss has it by default; the paper has nats.
+    RankNet (Burges et al., ICML 2005); in bits, as sentence-transformers' RankNetLoss by default, not in nats as in the
+    paper.
     """
-    return _in_order(scores, labels, mask, 1.0)
+    return _pairwise_logistic(scores, labels, mask, 1.0)
 
 
 def lambdarank(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """RankNet with each pair weighted by what swapping the two would change in nDCG (Burges, Ragno and Le, NIPS 2006).
+    """Return RankNet's loss with each pair weighted by the change of nDCG when the two are swapped.
 
-    As a loss with that gradient: Wang et al., CIKM 2018. sentence-transformers' LambdaLoss with LambdaRankScheme. The
-    gain is 2^label - 1 as there: with labels in 0..1 it is nearly linear in the grade.
+    LambdaRank (Burges, Ragno and Le, NIPS 2006), as a loss with that gradient (Wang et al., CIKM 2018), which is
+    sentence-transformers' LambdaLoss with LambdaRankScheme. The gain is 2^label - 1 as there: with labels in 0..1 it is
+    nearly linear in the grade.
     """
     weights = _lambdarank_weights(_ranks(scores, mask))
-    return _in_order(scores, labels, mask, weights * _gain_differences(labels, mask))
+    return _pairwise_logistic(scores, labels, mask, weights * _gain_differences(labels, mask))
 
 
 def ndcg2pp(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """NDCG-Loss2++ (Wang et al., CIKM 2018): LambdaRank and, ten times, a tighter bound of nDCG.
+    """Return NDCG-Loss2++: LambdaRank's weights plus ten times those of a tighter bound of nDCG.
 
-    The bound discounts by how far apart the two stand, not by where. sentence-transformers' LambdaLoss as it comes;
-    gain as in `lambdarank`.
+    Wang et al., CIKM 2018. The bound discounts by the difference of the two ranks, not by the ranks themselves. As
+    sentence-transformers' LambdaLoss with its default scheme; gain as in `lambdarank`.
     """
     ranks = _ranks(scores, mask)
-    apart = _differences(ranks).abs()
-    # A document is no pair with itself; clamped, its 1 / log2(1 + 0) is not infinite and its gradient not nan.
-    bound = 1 / torch.log2(1 + apart.clamp(min=1)) - 1 / torch.log2(2 + apart)
+    distances = _differences(ranks).abs()
+    # The clamp is for the diagonal, which is no pair: it avoids an infinite 1 / log2(1 + 0) and a NaN gradient.
+    bound = 1 / torch.log2(1 + distances.clamp(min=1)) - 1 / torch.log2(2 + distances)
     weights = NDCG2_WEIGHT * bound + _lambdarank_weights(ranks)
-    return _in_order(scores, labels, mask, weights * _gain_differences(labels, mask))
+    return _pairwise_logistic(scores, labels, mask, weights * _gain_differences(labels, mask))
 
 
 def listmle(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Negative log-likelihood of the documents' order by label under Plackett-Luce (Xia et al., ICML 2008).
+    """Return the negative log-likelihood of the order by label under the Plackett-Luce model.
 
-    Equal labels keep the order in which the group lists them (positives, then the hardest negative first):
-    sentence-transformers' ListMLELoss, whose default takes a query's documents as already in order.
+    ListMLE (Xia et al., ICML 2008). Equal labels keep the group's order (positives, then the hardest negatives first):
+    as sentence-transformers' ListMLELoss, whose default takes a query's documents as already ordered.
     """
-    return -_log_choices(scores, labels, mask).sum(dim=1)
+    return -_log_likelihoods(scores, labels, mask).sum(dim=1)
 
 
 def plistmle(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """ListMLE whose first places weigh most, the place i of n by 2^(n - i) - 1 (Lan et al., UAI 2014).
+    """Return ListMLE with position-dependent weights: position i of n has the weight 2^(n - i) - 1.
 
-    Weights are divided by their sum, which the paper does not do and sentence-transformers' PListMLELoss does. Equal
-    labels as in `listmle`.
+    p-ListMLE (Lan et al., UAI 2014). Weights are divided by their sum as in sentence-transformers' PListMLELoss, unlike
+    in the paper. Equal labels as in `listmle`.
     """
-    # Divided by 2^(n - 1) beforehand: the same shares, and no overflow at 128 documents.
+    # Divided by 2^(n - 1) first: the same normalised weights, without overflow at 128 documents.
     weights = torch.exp2(1.0 - _ranks(labels, mask)) - torch.exp2(1.0 - mask.sum(dim=1, keepdim=True))
     weights = _blank(weights, mask)
-    total = weights.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)  # a single document weighs nothing
-    return -(weights * _log_choices(scores, labels, mask)).sum(dim=1) / total
+    total = weights.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)  # the weight of a single document is 0
+    return -(weights * _log_likelihoods(scores, labels, mask)).sum(dim=1) / total
 
 
 def adr_mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Squared error of smooth ranks, discounted by log2(1 + true rank) (Rank-DistiLLM: Schlatt et al., ECIR 2025).
+    """Return the squared error of approximate ranks, divided by log2(1 + true rank).
 
-    The true rank is the teacher's where there is one, else the labels'; equals share their mean rank.
-    sentence-transformers' ADRMSELoss takes either as its labels, and averages over all documents of a batch.
+    ADR-MSE (Rank-DistiLLM: Schlatt et al., ECIR 2025). The true rank is by teacher scores if there are any, else by
+    labels; ties get their mean rank. sentence-transformers' ADRMSELoss takes either as its labels, and averages over
+    all documents of a batch.
     """
     target = _blank(labels if teacher is None else teacher, mask)
     differences, others = _differences(target), mask[:, None, :]
-    above, level = ((each & others).sum(dim=2) for each in (differences < 0, differences == 0))
-    true = above + (level + 1) / 2
-    behind = torch.sigmoid(-_differences(_blank(scores, mask)))
-    smooth = 0.5 + torch.where(others, behind, 0.0).sum(dim=2)  # 1, less the half that a document adds to itself
-    return _mean((true - smooth).square() / torch.log2(1 + true), mask)
+    above, tied = ((each & others).sum(dim=2) for each in (differences < 0, differences == 0))
+    true = above + (tied + 1) / 2
+    outranked = torch.sigmoid(-_differences(_blank(scores, mask)))
+    smooth = 0.5 + torch.where(others, outranked, 0.0).sum(dim=2)  # 1 minus sigmoid(0) of a document with itself
+    return _masked_mean((true - smooth).square() / torch.log2(1 + true), mask)
 
 
 def mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Squared error of the scores to the teacher's logits, averaged over the group (Ba and Caruana, NIPS 2014).
+    """Return the squared error between scores and the teacher's logits, averaged over the group.
 
-    sentence-transformers' MSELoss, which averages over all pairs of a batch.
+    Ba and Caruana, NIPS 2014. As sentence-transformers' MSELoss, which averages over all pairs of a batch.
     """
     assert teacher is not None
-    return _mean((_blank(scores, mask) - _blank(teacher, mask)).square(), mask)
+    return _masked_mean((_blank(scores, mask) - _blank(teacher, mask)).square(), mask)
 
 
 def margin_mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Squared error of score differences to the teacher's (Hofstätter et al., arXiv:2010.02666, 2020).
+    """Return the squared error between the score differences of the model and of the teacher.
 
-    Differences are each document minus every one of lower label, so with one positive it minus every negative:
-    sentence-transformers' MarginMSELoss with several negatives.
+    Margin-MSE (Hofstätter et al., arXiv:2010.02666, 2020). The mean is over all pairs of unequal labels; with one
+    positive these are the positive with every negative, as in sentence-transformers' MarginMSELoss.
     """
     assert teacher is not None
     errors = _differences(_blank(scores, mask) - _blank(teacher, mask)).square()
-    return _mean(errors.flatten(1), _better(labels, mask).flatten(1))
+    return _masked_mean(errors.flatten(1), _higher_label(labels, mask).flatten(1))
 
 
 def kl(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """KL(teacher || student) of the softmaxes over the group (Hinton, Vinyals and Dean, NIPS 2014 workshop).
+    """Return KL(teacher || student) between the softmax distributions over the group's documents.
 
-    The group's documents stand for classes; temperature 1. sentence-transformers has it for bi-encoders only, as
-    DistillKLDivLoss.
+    Hinton, Vinyals and Dean, NIPS 2014 workshop, with documents as classes and temperature 1. sentence-transformers has
+    it for bi-encoders only, as DistillKLDivLoss.
     """
     assert teacher is not None
-    wanted = _log_shares(teacher, mask)
-    return (wanted.exp() * (wanted - _log_shares(scores, mask))).sum(dim=1)
+    target = _log_softmax(teacher, mask)
+    return (target.exp() * (target - _log_softmax(scores, mask))).sum(dim=1)
 
 
 LOSSES: dict[str, Loss] = {
@@ -156,62 +159,67 @@ LOSSES: dict[str, Loss] = {
 }
 
 DISTILLATION: frozenset[str] = frozenset({"mse", "margin_mse", "kl"})
-"""Losses that need teacher scores; `adr_mse` takes them where there are any."""
+"""Losses that need teacher scores; `adr_mse` uses them if there are any."""
 
 
 def _blank(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero at the padding, before any arithmetic: 0 * nan is nan, in gradients too."""
+    """Return the values with 0 at the padding, for use before any arithmetic: 0 * nan is nan, in gradients too."""
     return values.masked_fill(~mask, 0.0)
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each row where the mask is True; zero where it nowhere is (no pair of unequal labels)."""
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of each row over the mask, 0 for an empty mask (no pair of unequal labels)."""
     return _blank(values, mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _differences(values: Tensor) -> Tensor:
-    """(groups, documents, documents): each document's value minus each other's."""
+    """Return each document's value minus each other's: (groups, documents, documents)."""
     return values[:, :, None] - values[:, None, :]
 
 
-def _better(labels: Tensor, mask: Tensor) -> Tensor:
-    """(groups, documents, documents): whether the first of two real documents has the higher label."""
+def _higher_label(labels: Tensor, mask: Tensor) -> Tensor:
+    """Return a mask (groups, documents, documents) of pairs in which the first document has the higher label."""
     return (_differences(labels) > 0) & mask[:, :, None] & mask[:, None, :]
 
 
-def _log_shares(scores: Tensor, mask: Tensor) -> Tensor:
-    """Log-softmax over the real documents; zero at the padding."""
+def _log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the log-softmax over the real documents, 0 at the padding."""
     return _blank(functional.log_softmax(scores.masked_fill(~mask, float("-inf")), dim=1), mask)
 
 
 def _ranks(values: Tensor, mask: Tensor) -> Tensor:
-    """Rank of each document (from 1.0) by falling values; equals keep the group's order, padding comes last."""
+    """Return each document's rank, from 1.0, by descending value; ties keep the group's order, padding is last."""
     order = values.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1) + 1.0
 
 
-def _in_order(scores: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | float) -> Tensor:
-    """Logistic loss of the score difference in bits, times its weight, averaged over all pairs of unequal labels."""
+def _pairwise_logistic(scores: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | float) -> Tensor:
+    """Return the weighted logistic loss of score differences in bits, averaged over all pairs of unequal labels."""
     bits = -functional.logsigmoid(_differences(_blank(scores, mask))) / math.log(2)
-    return _mean((weights * bits).flatten(1), _better(labels, mask).flatten(1))
+    return _masked_mean((weights * bits).flatten(1), _higher_label(labels, mask).flatten(1))
 
 
 def _lambdarank_weights(ranks: Tensor) -> Tensor:
-    """How far apart the discounts of two documents are where they stand now."""
+    """Return the absolute differences of the documents' discounts at their ranks: (groups, documents, documents)."""
     return _differences(1 / torch.log2(1 + ranks)).abs()
 
 
 def _gain_differences(labels: Tensor, mask: Tensor) -> Tensor:
-    """How far apart the gains of two documents are, as shares of the best DCG of the group."""
+    """Return the absolute differences of the documents' gains, divided by the group's ideal DCG."""
     gains = torch.exp2(_blank(labels, mask)) - 1
-    places = torch.arange(1, gains.shape[1] + 1, device=gains.device)
-    best = (gains.sort(dim=1, descending=True).values / torch.log2(1 + places)).sum(dim=1)
-    return _differences(gains).abs() / best.clamp(min=1e-10)[:, None, None]
+    ranks = torch.arange(1, gains.shape[1] + 1, device=gains.device)
+    ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1 + ranks)).sum(dim=1)
+    return _differences(gains).abs() / ideal.clamp(min=1e-10)[:, None, None]
 
 
-def _log_choices(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability that each document is chosen from itself and those of lower place by label; zero at padding."""
-    places = _ranks(labels, mask)
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # not -inf: padding chooses too, without nan
-    left = _differences(places) <= 0
-    return _blank(scores - scores[:, None, :].masked_fill(~left, float("-inf")).logsumexp(dim=2), mask)
+def _log_likelihoods(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Return the Plackett-Luce log-probabilities: of each document among itself and those ranked below it by label.
+
+    The padding is 0.
+    """
+    ranks = _ranks(labels, mask)
+    scores = scores.masked_fill(
+        ~mask, torch.finfo(scores.dtype).min
+    )  # not -inf, which gives NaN in the rows of the padding
+    remaining = _differences(ranks) <= 0
+    return _blank(scores - scores[:, None, :].masked_fill(~remaining, float("-inf")).logsumexp(dim=2), mask)
