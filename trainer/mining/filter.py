@@ -20,7 +20,7 @@ Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query ro
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The verdict on every candidate of every train query, and the teacher's scores behind it.
+    """The verdict on every candidate of every train query, with the teacher's scores.
 
     `teacher` is NaN for candidates without a teacher score. `positive_teacher` is the score of the query's best
     positive, NaN where unknown.
@@ -41,7 +41,7 @@ def filter_candidates(
     positive = candidates.positive_similarity[:, None]
     reasons = np.full(documents.shape, USABLE, dtype=np.uint8)
     # In order of increasing precedence. The share is taken as a gap below the positive's similarity, because a share of
-    # a negative similarity would lie above it. NaN, where the positive's similarity is unknown, compares as False.
+    # a negative similarity would be above it. NaN, where the positive's similarity is unknown, compares as False.
     if section.margin is not None:
         reasons[similarities > positive - section.margin] = IN_MARGIN
     if section.max_share_of_positive is not None:
