@@ -218,8 +218,7 @@ def _log_likelihoods(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     The padding is 0.
     """
     ranks = _ranks(labels, mask)
-    scores = scores.masked_fill(
-        ~mask, torch.finfo(scores.dtype).min
-    )  # not -inf, which gives NaN in the rows of the padding
+    # Not -inf, which gives NaN in the rows of the padding.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     remaining = _differences(ranks) <= 0
     return _blank(scores - scores[:, None, :].masked_fill(~remaining, float("-inf")).logsumexp(dim=2), mask)

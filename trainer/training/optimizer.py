@@ -22,7 +22,7 @@ ENCODER_RATES = ((40, 5e-5), (100, 3e-5), (250, 1.5e-5), (600, 7e-6), (math.inf,
 TRAINED_FACTOR, FITTED_FACTOR = 0.6, 2.0
 FUSED = ("cpu", "cuda")  # devices with a fused AdamW kernel
 CLASSIFIER_RATE = 1e-3  # of a fresh classifier
-FITTED = ("mixture", "lexical", "token_weights")  # fitted before training and then frozen
+FITTED_WEIGHTS = ("mixture", "lexical", "token_weights")  # fitted before training and then frozen
 
 
 def configure_model(section: Train, reranker: Reranker) -> None:
@@ -31,7 +31,7 @@ def configure_model(section: Train, reranker: Reranker) -> None:
         if isinstance(module, nn.Dropout):
             module.p = section.dropout
     for name, weight in reranker.model.named_parameters():
-        if reranker.is_interaction and name in FITTED:
+        if reranker.is_interaction and name in FITTED_WEIGHTS:
             weight.requires_grad_(False)
     if section.dropout:
         reranker.packed = False  # variable-length attention has no dropout
