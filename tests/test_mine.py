@@ -480,7 +480,7 @@ def test_a_negative_more_similar_than_the_positive_is_a_likely_false_negative(ju
     assert write_likely_false_negatives(top(), mined, collection, tmp_path) == 2
     lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
     assert [line["document_id"] for line in lines] == ["d11", "d10"]
-    assert {line["why"] for line in lines} == {"used as a negative, but above the positive"}
+    assert {line["why"] for line in lines} == {"a negative, yet above the positive"}
 
 
 def test_teacher_scores_order_the_likely_false_negatives(judged, tmp_path):

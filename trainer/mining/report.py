@@ -102,11 +102,11 @@ class Report:
         counts = {name: value for name, value in asdict(self).items() if isinstance(value, int)}
         lines = ["# Mined negatives", "", "| what | count |", "| --- | ---: |"]
         lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in counts.items()]
-        lines += ["", "## Filtered out", "", "| reason | candidates | share |", "| --- | ---: | ---: |"]
+        lines += ["", "## Passed over", "", "| reason | candidates | share |", "| --- | ---: | ---: |"]
         lines += [f"| {name} | {count} | {count / max(1, self.candidates):.1%} |" for name, count in self._reasons()]
         ranks = ", ".join(f"{value:.0f}" for value in self.negative_ranks.values()) or "none"
         lines += ["", f"Ranks of the negatives (least, quartiles, most): {ranks}", ""]
-        lines += _histograms(mined) + ["## Examples", ""] + _examples(mined, collection)
+        lines += _histograms(mined) + ["## Look at some", ""] + _examples(mined, collection)
         (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 
     def _reasons(self) -> list[tuple[str, int]]:
