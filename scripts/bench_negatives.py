@@ -29,7 +29,7 @@ SHARE = 0.95  # of the positive's similarity, the most a negative has where that
 
 def strategies(section: Mine, teacher: str | None) -> dict[str, Mine]:
     """Ways to mine, all with as many negatives as the recipe asks for."""
-    plain: dict[str, Any] = {"max_share_of_positive": None, "margin": None, "deeper_share": 0.0, "bm25_share": None}
+    plain: dict[str, Any] = {"max_share_of_positive": None}
     band = section.model_copy(update=plain | {"random_share": 0.0, "pick": "random"})
     found = {
         "random documents": band.model_copy(update={"random_share": 1.0}),

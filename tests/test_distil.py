@@ -218,7 +218,7 @@ def test_a_named_student_keeps_its_own_template_and_a_reranker_its_classifier(ti
 
 
 def test_the_student_trains_by_its_own_keys_and_the_rest_of_train():
-    given = {"train": {"loss": "ranknet", "frozen_layers": 2, "head_learning_rate": 0.1, "warmup_share": 0.3}}
+    given = {"train": {"loss": "lambdarank", "frozen_layers": 2, "head_learning_rate": 0.1, "warmup_share": 0.3}}
     recipe = recipe_of(Path("base"), **given, distil={"loss": "kl", "epochs": 4, "learning_rate": 0.5})
     settings = student_of.student_recipe(recipe)
     expected = {"loss": "kl", "epochs": 4, "queries_per_step": 16, "learning_rate": 0.5}

@@ -332,16 +332,15 @@ def test_the_screen_names_the_reasons(judged, capsys):
     assert "usable, but not needed" in shown
 
 
-# Bands
+# The window of ranks and the corpus
 
 
-def test_deeper_negatives_come_from_below_the_rank_window_and_random_ones_from_the_corpus(judged):
-    section = Mine(negatives_per_positive=10, last_rank=8, deeper_share=0.3, random_share=0.2, pick="top")
+def test_a_share_of_the_negatives_comes_from_the_whole_corpus(judged):
+    section = Mine(negatives_per_positive=10, last_rank=8, random_share=0.2, pick="top")
     collection, candidates = judged({0: {0: 1}}), found([*range(1, 21)])
     mined = mine(section, collection, candidates, seed=3)
     (group,) = mined.groups
-    assert group.negatives[:5] == [1, 2, 3, 4, 5]
-    assert len([row for row in group.negatives if 9 <= row <= 20]) == 3
+    assert group.negatives[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert len([row for row in group.negatives if row > 20]) == 2 == mined.corpus_negatives
     assert len(set(group.negatives)) == 10
     report = Report.of(mined, collection, section)
@@ -356,52 +355,16 @@ def test_shares_are_right_on_average_however_few_negatives_a_query_gets(judged):
     assert np.mean(counts) == pytest.approx(20 * 0.75, rel=0.1)
 
 
-def test_missing_deeper_negatives_come_from_the_rank_window_and_never_from_filtered_candidates(judged):
-    section = Mine(negatives_per_positive=6, last_rank=4, deeper_share=0.5, max_share_of_positive=0.5, pick="top")
+def test_nothing_from_outside_the_window_fills_a_group(judged):
+    section = Mine(negatives_per_positive=6, last_rank=4, max_share_of_positive=0.5, pick="top")
     candidates = found([10, 11, 12, 13, 14], similarities=[[0.9, 0.4, 0.3, 0.2, 0.1]])
     collection = judged({0: {0: 1}})
     mined = mine(section, collection, candidates, seed=1)
-    assert mined.groups[0].negatives == [11, 12, 13, 14]
+    assert mined.groups[0].negatives == [11, 12, 13]
     assert Report.of(mined, collection, section).queries_with_fewer_negatives == 1
 
 
-def test_a_quota_of_negatives_comes_from_bm25s_own_ranks(judged):
-    candidates = replace(
-        found([10, 11, 12, 13, 14, 15]),
-        ranks=np.array([[[1, 0], [2, 5], [3, 0], [0, 1], [9, 2], [0, 3]]], dtype=np.int16),
-        engines=np.array(["dense", "bm25"]),
-    )
-    section = Mine(negatives_per_positive=4, last_rank=4, bm25_share=0.5, pick="top")
-
-    def picked(share):
-        return negatives(section.model_copy(update={"bm25_share": share}), judged({0: {0: 1}}), candidates)
-
-    assert picked(0.5) == [10, 11, 13, 14]
-    assert picked(0.0) == [10, 11, 12]
-    assert picked(0.25) == [10, 11, 12, 13]
-    assert picked(1.0) == [10, 13, 14, 15]  # BM25 has three; the bi-encoder fills up
-
-
-def test_an_engines_own_ranks_order_its_quota(judged):
-    candidates = replace(
-        found([10, 11, 12]),
-        ranks=np.array([[[3, 2], [1, 3], [2, 1]]], dtype=np.int16),
-        engines=np.array(["dense", "bm25"]),
-    )
-    section = Mine(negatives_per_positive=1, bm25_share=1.0, pick="top")
-    assert negatives(section, judged({0: {0: 1}}), candidates) == [12]
-    section = Mine(negatives_per_positive=1, bm25_share=0.0, pick="top")
-    assert negatives(section, judged({0: {0: 1}}), candidates) == [11]
-
-
 # What looks like a positive
-
-
-@pytest.mark.parametrize(("margin", "kept"), [(0.0, [11, 12, 13]), (0.25, [12, 13]), (1.0, [13])])
-def test_candidates_within_the_margin_of_the_positive_are_filtered_out(judged, margin, kept):
-    candidates = found([10, 11, 12, 13], similarities=[[0.75, 0.5, 0.25, -0.5]], positive=[0.5])
-    section = EVERYTHING.model_copy(update={"margin": margin})
-    assert negatives(section, judged({0: {0: 1}}), candidates) == kept
 
 
 def test_a_document_with_the_text_of_a_positive_is_never_a_negative(judged):

@@ -22,7 +22,8 @@ def test_the_wheel_holds_only_the_package(tmp_path):
 
 
 def test_public_names():
-    assert sorted(trainer.__all__) == ["Recipe", "TrainerError", "load_recipe"]
+    names = ["Collection", "Recipe", "Reranker", "RunResult", "TrainerError", "load_recipe", "run"]
+    assert sorted(trainer.__all__) == names
     assert all(hasattr(trainer, name) for name in trainer.__all__)
 
 

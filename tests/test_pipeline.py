@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -85,7 +82,7 @@ run(load_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), until="mine")
 
 
 def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
-    recipe_file, bi_encoder, tmp_path, monkeypatch, capsys
+    recipe_file, bi_encoder, tmp_path, monkeypatch, capsys, started
 ):
     words = ["retriever.kind=dense", f"retriever.model={bi_encoder}"]
     monkeypatch.setattr(embeddings, "SHARD", 1)
@@ -97,14 +94,9 @@ def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
     assert "40 of 40 shards of documents embedded" in capsys.readouterr().out
 
     killed = tmp_path / "killed"
-    started = subprocess.Popen([sys.executable, "-c", SMALL_SHARDS, recipe_file, killed, *words])
-    deadline = time.monotonic() + 120
-    while len(shards(killed)) < 45:  # 40 judged queries come first
-        assert time.monotonic() < deadline, "no shard came"
-        assert started.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    with started([sys.executable, "-c", SMALL_SHARDS, recipe_file, killed, *words]) as other:
+        other.wait_for(lambda: len(shards(killed)) >= 45)  # 40 judged queries come first
+        other.processes[0].kill()
     before = shards(killed)
 
     run(load_recipe(recipe_file, words), killed, until="mine")

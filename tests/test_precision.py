@@ -77,7 +77,7 @@ def test_a_speedup_is_the_ratio_of_medians_and_decides(monkeypatch):
 
 def test_a_model_is_measured_once_on_a_machine(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(precision, "has_native_bf16", lambda: True)
-    choices = Precisions("auto", Accelerator(cpu=True), tmp_path / "measured.json")
+    choices = Precisions("auto", CPU, tmp_path / "measured.json")
     assert choices.of("train", "training", "a" * 64, lambda: 2.25) == "bf16"
     assert "training in bf16: bf16 is 2.2 times as fast as fp32" in " ".join(capsys.readouterr().out.split())
     assert choices.of("teacher", "scoring", "a" * 64, lambda: 1.1) == "fp32"

@@ -1,16 +1,11 @@
 """The training loop: the plan of steps, exact losses on several processes, exact resume after a kill."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -114,7 +109,7 @@ def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path, precision):
+def test_killed_and_started_again_ends_with_the_same_bits(command, started, recipe_file, tmp_path, precision):
     words = [
         f"train.precision={precision}",
         "train.dropout=0.2",  # random numbers must go on where they were, not only batches
@@ -126,18 +121,9 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert command(recipe_file, *words, "--runs", undisturbed).returncode == 0
 
-    started = subprocess.Popen(
-        [sys.executable, "-m", "trainer", str(recipe_file), *words, "--runs", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
-        assert time.monotonic() < deadline, "no checkpoint came"
-        assert started.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    with started([sys.executable, "-m", "trainer", recipe_file, *words, "--runs", killed]) as run:
+        run.wait_for(lambda: list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")))
+        run.processes[0].kill()
     resumed = command(recipe_file, *words, "--runs", killed)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resumed at step" in resumed.stdout
@@ -163,7 +149,7 @@ def test_in_bf16_several_processes_give_the_losses_of_one_to_its_rounding(comman
 
 @pytest.mark.slow
 def test_after_a_lost_process_the_run_resumes_with_the_same_bits_or_with_fewer_processes(
-    command, recipe_file, tmp_path
+    command, started, recipe_file, tmp_path
 ):
     words = [
         "train.dropout=0.2",
@@ -177,22 +163,13 @@ def test_after_a_lost_process_the_run_resumes_with_the_same_bits_or_with_fewer_p
     assert done.returncode == 0, done.stdout + done.stderr
 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
-    started = subprocess.Popen(
-        [*launch, str(recipe_file), *words, "--runs", str(killed)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
-        assert time.monotonic() < deadline, "no checkpoint came"
-        assert started.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    workers = {worker.environ().get("RANK"): worker for worker in psutil.Process(started.pid).children()}
-    workers["0"].kill()  # the one that speaks for all as long as it is there
-    _, told = started.communicate(timeout=60)
-    assert started.returncode not in (0, None)
+    with started([*launch, recipe_file, *words, "--runs", killed]) as run:
+        run.wait_for(lambda: list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")))
+        workers = {worker.environ().get("RANK"): worker for worker in run.processes[0].children()}
+        workers["0"].kill()  # the one that speaks for all as long as it is there
+        (ended,) = run.finish()
+    told = ended.stderr
+    assert ended.returncode != 0
     assert told.count("another process of this run was lost") == 1
     assert "the same command goes on from the last checkpoint" in told
     assert "/trainer/" not in told, "no traceback of ours"

@@ -1,9 +1,6 @@
 """A model that is shared out over devices learns what a whole one does, and leaves the same checkpoint."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -56,18 +53,23 @@ WORDS += ["train.evaluations_per_epoch=1", "train.checkpoint_steps=5"]
 
 
 @pytest.fixture
-def train_sharded(recipe_file, tmp_path):
+def on_two_processes(started, tmp_path):
+    """`on_two_processes(program, word, ..., NAME=value)` runs a program on two processes and returns how it ended."""
+
+    def run(program, *words, **environment):
+        script = tmp_path / "program.py"
+        script.write_text(program)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+        with started([*launch, *words], **environment) as launched:
+            return launched.finish()[0]
+
+    return run
+
+
+@pytest.fixture
+def train_sharded(on_two_processes, recipe_file):
     """Train into a folder of runs on two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-
-    def train(runs, **more):
-        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | more
-        command = [*launch, str(script), str(recipe_file), str(runs), *WORDS]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-    return train
+    return lambda runs, **environment: on_two_processes(SHARDED, recipe_file, runs, *WORDS, **environment)
 
 
 @pytest.mark.slow
@@ -129,7 +131,7 @@ assert opened.accelerator.process_index == 0 or len(calls) > 3
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_process_repeats_its_part_of_a_step_while_the_other_waits(command, recipe_file, tmp_path):
+def test_a_process_repeats_its_part_of_a_step_while_the_other_waits(command, on_two_processes, recipe_file, tmp_path):
     words = [
         "mine.groups=draws",
         "mine.negatives_per_positive=30",
@@ -138,40 +140,85 @@ def test_a_process_repeats_its_part_of_a_step_while_the_other_waits(command, rec
     ]
     whole = command(recipe_file, *words, "--force", "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    script = tmp_path / "cramped.py"
-    script.write_text(CRAMPED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    arguments = [str(recipe_file), str(tmp_path / "cramped"), *words]
-    cramped = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    cramped = on_two_processes(CRAMPED, recipe_file, tmp_path / "cramped", *words)
     assert cramped.returncode == 0, cramped.stdout + cramped.stderr
     rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "cramped")]
     losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
 
 
+@pytest.fixture
+def on_two_machines(started, free_port):
+    """`on_two_machines([word, ...], [word, ...])` is `train` as it is started on each of two machines."""
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", free_port]
+    launch = [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank"]
+
+    def run(*machines):
+        lines = [[*launch, rank, "-m", "trainer", *words] for rank, words in enumerate(machines)]
+        with started(*lines) as launched:
+            return launched.finish()
+
+    return run
+
+
 @pytest.mark.slow
-def test_two_machines_give_the_losses_of_one_process(command, recipe_file, tmp_path):
+def test_two_machines_give_the_losses_of_one_process(command, on_two_machines, recipe_file, tmp_path):
     one = command(recipe_file, "--force", "--runs", tmp_path / "one")
     assert one.returncode == 0, one.stdout + one.stderr
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    machines = []
-    for rank in range(2):
-        launch = [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank", str(rank), "-m", "trainer"]
-        with (tmp_path / f"machine-{rank}.log").open("wb") as log:
-            words = [str(recipe_file), "--force", "--runs", str(tmp_path / "two")]
-            machines.append(subprocess.Popen([*launch, *words], env=environment, stdout=log, stderr=log))
-    assert [machine.wait(timeout=240) for machine in machines] == [0, 0]
+    machines = on_two_machines(*[[recipe_file, "--force", "--runs", tmp_path / "two"]] * 2)
+    assert [machine.returncode for machine in machines] == [0, 0], machines
     rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("one", "two")]
     losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
-    said = [(tmp_path / f"machine-{rank}.log").read_text() for rank in range(2)]
-    assert "best dev" in said[0]
-    assert "best dev" not in said[1]  # one machine speaks
+    assert "best dev" in machines[0].stdout
+    assert "best dev" not in machines[1].stdout  # one machine speaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_one_machine_cannot_do_ends_the_run_on_both(on_two_machines, recipe_file, tmp_path, number):
+    words = [[recipe_file, "--runs", tmp_path / "runs"] for _ in range(2)]
+    words[number].append(f"data.path={tmp_path / 'not-mounted'}")
+    machines = on_two_machines(*words)
+    assert all(machine.returncode for machine in machines)
+    said = "".join(machine.stdout + machine.stderr for machine in machines)
+    assert "not-mounted" in said
+    assert "/trainer/" not in said, "no traceback of ours"
+
+
+# Two processes of different machines: what the second finds out by itself is not what the first does.
+DIFFERENT = """
+import sys
+from pathlib import Path
+from trainer.runtime import launch, precision
+from trainer.evaluation import fusion, two_stage
+from trainer.pipeline import run
+from trainer.recipe import load_recipe
+from trainer.model import Reranker
+from trainer.training import FITTED
+recipe = load_recipe(sys.argv[1], sys.argv[3:])
+accelerator = launch.start_accelerator(recipe.train.precision)
+first = accelerator.is_main_process
+precision.has_native_bf16 = lambda: first
+Reranker.bf16_speedup = lambda *_, **__: 1.0
+is_file, scores = Path.is_file, two_stage.query_scores
+Path.is_file = lambda path: is_file(path) and (first or path.name != FITTED)
+calls = []
+def rounded_otherwise(*arguments):
+    calls.append(arguments)
+    return {query: value - (0 if first else 0.01 * len(calls)) for query, value in scores(*arguments).items()}
+two_stage.query_scores = fusion.query_scores = rounded_otherwise
+run(recipe, Path(sys.argv[2]), until="evaluate", force=True)
+"""
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_processes_agree_where_their_machines_do_not(on_two_processes, recipe_file, tmp_path):
+    words = ["train.precision=auto", "train.patience=3", "train.epochs=4"]
+    ended = on_two_processes(DIFFERENT, recipe_file, tmp_path / "runs", *words)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "training in fp32: bf16 is 1.0 times as fast" in " ".join(ended.stdout.split())
 
 
 def read(path):

@@ -104,6 +104,7 @@ def carry_out(run: Run, stage: Stage, force: bool = False) -> None:
             made = stage.run(run, record.folder)
         notes = run.on_main(lambda: record.finish(made.line, **made.values))
         console.stage(stage.folder, notes["said"])
+    run.remember(stage, notes)
     stage.show(run)
 
 

@@ -97,11 +97,13 @@ def _without_end_of_file(function: Callable[..., None]) -> Callable[..., None]:
 
 def _run(recipe_file: Path, overrides: list[str] | None, runs: Path, until: str, force: bool = False) -> None:
     from trainer.recipe import load_recipe
+    from trainer.runtime.launch import sharing_faults
 
-    recipe = load_recipe(recipe_file, overrides or ())
-    from trainer import pipeline
+    with sharing_faults():
+        recipe = load_recipe(recipe_file, overrides or ())
+        from trainer import pipeline
 
-    result = pipeline.run(recipe, runs, until=until, force=force)
+        result = pipeline.run(recipe, runs, until=until, force=force)
     if result.refused is not None:
         raise result.refused
 

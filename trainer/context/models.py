@@ -85,7 +85,8 @@ def measure(
     """Return the two-stage score of the model in its own precision, and its scores (queries, depth)."""
     found = candidates or run.candidates(split)
     scores = rerank(reranker, tokenized, found.top(run.recipe.rerank_depth), run.accelerator, note=split)
-    return mean_score(run.collection, split, found, run.metric, scores), scores
+    # Another machine may round the mean otherwise, and end a training where this one goes on.
+    return run.on_main(lambda: mean_score(run.collection, split, found, run.metric, scores)), scores
 
 
 def dev_measure(run: Run, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], float]:
@@ -101,10 +102,12 @@ def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options:
     """
     between: list[list[float]] = []
 
+    def values(scores: np.ndarray) -> list[float]:
+        return list(query_scores(run.collection, "dev", run.candidates("dev"), run.metric, scores).values())
+
     def measure_dev(reranker: Reranker) -> float:
         scores = measure(run, "dev", reranker, TokenizedCollection(run.collection, reranker.pairs))[1]
-        values = query_scores(run.collection, "dev", run.candidates("dev"), run.metric, scores).values()
-        between.append(list(values))
+        between.append(run.on_main(lambda: values(scores)))
         return float(np.mean(between[-1]))
 
     def load_saved(path: Path) -> Reranker:
@@ -135,15 +138,19 @@ def first_stage_weights(
     """
     collection, dev = run.collection, run.candidates("dev")
     lists, before = _before_training(run)
-    fitted = {kind: fit(collection, lists, before, kind) for kind in kinds}
-    return {kind: try_weights(collection, dev, run.metric, scores, fitted[kind], kind) for kind in kinds}
+
+    def weights(kind: Kind) -> Weights:
+        return try_weights(collection, dev, run.metric, scores, fit(collection, lists, before, kind), kind)
+
+    return run.on_main(lambda: {kind: weights(kind) for kind in kinds})
 
 
 def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
     """Return train queries and the scores of their candidates by the model before training, as its head was fitted."""
     train, path = run.reranked("train"), run.folder / run.last_training / FITTED
-    if path.is_file():
-        return fitted_lists(train, read_json(path)["logits"])
+    logits = run.on_main(lambda: read_json(path)["logits"] if path.is_file() else None)
+    if logits is not None:
+        return fitted_lists(train, logits)
     lists = lists_to_fit(run.collection, train)
     return lists, score(run, str(run.start), lists)
 

@@ -127,6 +127,10 @@ class Run:
         write_pins((reference.name for reference in self.recipe.model_references), self.folder)
         self.records[stage.folder].begin(self.recipe.model_dump(mode="json"))
 
+    def remember(self, stage: Stage, notes: dict[str, Any]) -> None:
+        """Keep a finished stage's notes, so that the main process can read them while the others wait for it."""
+        self._notes[stage.folder] = notes
+
     def notes(self, name: str) -> dict[str, Any]:
         """Return the notes of a finished stage, the same on all processes; raises RunError where it is not finished."""
         if name not in self._notes:
@@ -197,5 +201,9 @@ class Run:
         """Return the precision that a model trains, mines or teaches in; what is measured at the end is float32."""
         from trainer.runtime.precision import Precisions
 
-        choices = Precisions(self.recipe.train.precision, self.accelerator, self.folder.parent / ".precision.json")
-        return choices.of(stage, use, references.fingerprint(model), measure)
+        def choose() -> Precision:
+            device, measured = self.accelerator.device, self.folder.parent / ".precision.json"
+            choices = Precisions(self.recipe.train.precision, device, measured)
+            return choices.of(stage, use, references.fingerprint(model), measure)
+
+        return self.on_main(choose)

@@ -49,6 +49,19 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float], seed: int) -> float
     return float(extreme / (RESAMPLES + 1))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of a family of tests, corrected by Holm's step-down procedure (1979), in their order.
+
+    Rejecting those below a level keeps the chance of any false rejection in the family below that level.
+    """
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    for done, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
 def _blocks(values: int) -> Iterator[tuple[int, int]]:
     """Yield shapes (resamples, values) that make up all resamples.
 

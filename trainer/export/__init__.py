@@ -9,7 +9,14 @@ Imports inside run down, like the package's own:
     hub                                 the upload to the Hugging Face Hub
 """
 
-from trainer.export.folder import export
-from trainer.export.parity import Parity
+from typing import TYPE_CHECKING
 
-__all__ = ["Parity", "export"]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.export.folder import export as export
+    from trainer.export.hub import files_to_push as files_to_push
+    from trainer.export.hub import push as push
+    from trainer.export.parity import Parity as Parity
+
+__getattr__ = face(__name__)

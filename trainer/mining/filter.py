@@ -12,8 +12,8 @@ from trainer.recipe import Mine
 from trainer.retriever import NOTHING, Candidates
 
 # Verdicts on a candidate. Where several apply, later assignments in `filter_candidates` take precedence.
-USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, IN_MARGIN, TEACHER, OUTSIDE, NO_CANDIDATE = range(9)
-LIKELY_FALSE_NEGATIVE = (DUPLICATE, ABOVE_SHARE, IN_MARGIN, TEACHER)
+USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, TEACHER, OUTSIDE, NO_CANDIDATE = range(8)
+LIKELY_FALSE_NEGATIVE = (DUPLICATE, ABOVE_SHARE, TEACHER)
 
 Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query row, document row) pairs
 
@@ -28,7 +28,7 @@ class Verdicts:
 
     candidates: Candidates
     reasons: np.ndarray  # (queries, depth) uint8, USABLE or another verdict
-    in_window: np.ndarray  # (queries, depth) bool, within the rank window
+    window: np.ndarray  # (depth,) bool, the rank window: ranks from which negatives are sampled
     teacher: np.ndarray  # (queries, depth) float32 logits
     positive_teacher: np.ndarray  # (queries,) float32 logits
 
@@ -42,28 +42,19 @@ def filter_candidates(
     reasons = np.full(documents.shape, USABLE, dtype=np.uint8)
     # In order of increasing precedence. The share is taken as a gap below the positive's similarity, because a share of
     # a negative similarity would be above it. NaN, where the positive's similarity is unknown, compares as False.
-    if section.margin is not None:
-        reasons[similarities > positive - section.margin] = IN_MARGIN
     if section.max_share_of_positive is not None:
         gap = (1 - section.max_share_of_positive) * np.abs(positive)
         reasons[similarities > positive - gap] = ABOVE_SHARE
-    in_window, deeper = _rank_windows(section, candidates)
-    reasons[~(in_window | deeper) if section.deeper_share else ~in_window] = OUTSIDE
+    ranks = np.arange(1, documents.shape[1] + 1)
+    window = (section.first_rank <= ranks) & (ranks <= section.last_rank)
+    reasons[:, ~window] = OUTSIDE
     _mark_labelled(collection, candidates, reasons)
     reasons[documents == NOTHING] = NO_CANDIDATE
-    to_score = in_window & np.isin(reasons, (USABLE, ABOVE_SHARE, IN_MARGIN))
+    to_score = window & np.isin(reasons, (USABLE, ABOVE_SHARE))
     scores, best = _teacher_scores(collection, candidates, to_score, teacher)
     if section.teacher_margin is not None:
         reasons[(reasons == USABLE) & (scores > best[:, None] - section.teacher_margin)] = TEACHER
-    return Verdicts(candidates, reasons, in_window, scores, best)
-
-
-def _rank_windows(section: Mine, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks (queries, depth) of the candidates inside the rank window and of those at deeper ranks."""
-    rank: np.ndarray = np.broadcast_to(np.arange(1, candidates.documents.shape[1] + 1), candidates.documents.shape)
-    ranks = rank[:, :, None] if section.bm25_share is None else candidates.ranks
-    in_window = np.any((section.first_rank <= ranks) & (ranks <= section.last_rank), axis=2)
-    return in_window, ~in_window & (rank > section.last_rank)
+    return Verdicts(candidates, reasons, window, scores, best)
 
 
 def _mark_labelled(collection: Collection, candidates: Candidates, reasons: np.ndarray) -> None:

@@ -29,7 +29,7 @@ def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collec
     verdicts, candidates, lead = mined.verdicts, mined.verdicts.candidates, _lead(mined)
     reasons = names(section) | {USABLE: "a negative, yet above the positive"}
     likely = np.isin(verdicts.reasons, LIKELY_FALSE_NEGATIVE) | mined.chosen & (lead > 0)
-    pairs = np.argwhere(likely & verdicts.in_window)
+    pairs = np.argwhere(likely & verdicts.window)
     # A lead is unknown for near-duplicates of a positive; they come first.
     pairs = pairs[np.argsort(-np.nan_to_num(lead[tuple(pairs.T)], nan=np.inf), kind="stable")]
     with (folder / FILE).open("w", encoding="utf-8") as file:

@@ -11,7 +11,6 @@ from trainer.data import Collection
 from trainer.mining.filter import (
     ABOVE_SHARE,
     DUPLICATE,
-    IN_MARGIN,
     NEGATIVE,
     OUTSIDE,
     POSITIVE,
@@ -55,7 +54,7 @@ class Report:
         verdicts, candidates = mined.verdicts, mined.verdicts.candidates
         reasons = verdicts.reasons
         positives = reasons == POSITIVE
-        limited = section.max_share_of_positive is not None or section.margin is not None
+        limited = section.max_share_of_positive is not None
         filtered = {name: int(np.sum(reasons == reason)) for reason, name in names(section).items()}
         filtered["usable, but not needed"] = int(np.sum((reasons == USABLE) & ~mined.chosen))
         groups = {"positives": positives, "negatives": mined.chosen}
@@ -120,7 +119,6 @@ def names(section: Mine) -> dict[int, str]:
         NEGATIVE: "judged not relevant",
         DUPLICATE: "nearly the text of a positive",
         ABOVE_SHARE: f"above {section.max_share_of_positive or 0:.0%} of the positive",
-        IN_MARGIN: f"within {section.margin} of the positive",
         TEACHER: f"teacher score within {section.teacher_margin} of the positive's",
         OUTSIDE: "outside the rank window",
     }

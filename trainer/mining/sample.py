@@ -1,7 +1,4 @@
-"""Groups for training: a query, its positives, and negatives sampled from three sources.
-
-The sources are the rank window, deeper ranks, and the corpus.
-"""
+"""Groups for training: a query, its positives, and negatives sampled from a rank window and from the corpus."""
 
 from __future__ import annotations
 
@@ -81,7 +78,7 @@ def _mine_lists(
     `candidates` has the depth that will be reranked. Likely false negatives are left out, so that the loss does not
     change their scores.
     """
-    all_ranks = {"first_rank": 1, "last_rank": candidates.documents.shape[1], "deeper_share": 0.0, "bm25_share": None}
+    all_ranks = {"first_rank": 1, "last_rank": candidates.documents.shape[1]}
     verdicts = filter_candidates(section.model_copy(update=all_ranks), collection, candidates, teacher)
     groups: list[Group] = []
     wanted, sampled = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
@@ -135,24 +132,12 @@ def _first_stage(candidates: Candidates) -> np.ndarray:
 def _pick(
     section: Mine, verdicts: Verdicts, index: int, count: int, rng: np.random.Generator, by_teacher: bool
 ) -> list[int]:
-    """Return the positions of `count` negatives in one query's list: from the rank window, then from deeper ranks."""
-    usable, in_window = verdicts.reasons[index] == USABLE, verdicts.in_window[index]
-    deeper = _draw(np.flatnonzero(usable & ~in_window), _stochastic_share(count, section.deeper_share, rng), rng)
-    window = np.flatnonzero(usable & in_window)
+    """Return the positions of `count` negatives in one query's candidates."""
+    usable = np.flatnonzero(verdicts.reasons[index] == USABLE)
     if by_teacher:
-        window = window[np.argsort(-verdicts.teacher[index, window], kind="stable")]
+        usable = usable[np.argsort(-verdicts.teacher[index, usable], kind="stable")]
     choose = _draw if section.pick == "random" else _first
-    rest = count - len(deeper)
-    if section.bm25_share is None:
-        return [*choose(window, rest, rng), *deeper]
-    own = {}
-    engines, all_ranks = verdicts.candidates.engines.tolist(), verdicts.candidates.ranks[index, window].T
-    for engine, ranks in zip(engines, all_ranks, strict=True):
-        inside = (section.first_rank <= ranks) & (ranks <= section.last_rank)
-        own[engine] = window[inside][np.argsort(ranks[inside], kind="stable")]
-    lexical = choose(own["bm25"], _stochastic_share(rest, section.bm25_share, rng), rng)
-    similar = choose(own["dense"][~np.isin(own["dense"], lexical)], rest - len(lexical), rng)
-    return [*similar, *lexical, *deeper]
+    return choose(usable, count, rng)
 
 
 def _stochastic_share(count: int, share: float, rng: np.random.Generator) -> int:

@@ -46,16 +46,6 @@ class Recipe(Section):
         """Where relative paths that lead nowhere were looked for, a sentence each."""
         return self._tried
 
-    @field_validator("mine")
-    @classmethod
-    def _mine_from_engines_that_are_asked(cls, mine: Mine, info: ValidationInfo) -> Mine:
-        retriever = info.data.get("retriever")
-        if retriever and mine.bm25_share is not None and retriever.kind != "hybrid":
-            raise contradiction(
-                "bm25_share", f"needs two engines, but retriever.kind is {retriever.kind}; take hybrid or remove it"
-            )
-        return mine
-
     @field_validator("train")
     @classmethod
     def _distil_only_from_a_teacher(cls, train: Train, info: ValidationInfo) -> Train:

@@ -31,8 +31,8 @@ class Retriever(Section):
     """Put before every query that the bi-encoder reads, e.g. "query: "; null: the prompt that the model brings."""
     document_prompt: str | None = None
     """Likewise before every document, e.g. "passage: "."""
-    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """flat: exact, from disk; ivf, hnsw: FAISS, approximate, in memory; auto: ivf where flat would take hours."""
+    index: Literal["auto", "flat", "ivf"] = "auto"
+    """flat: exact, from disk; ivf: FAISS, approximate, in memory; auto: ivf where flat would take hours."""
     language: str = "auto"
     """BM25's stemmer and stop words, or pairs of characters (japanese, chinese, thai ...); none: plain words."""
     run: Path | None = Field(default=None, validate_default=True)
@@ -103,16 +103,10 @@ class Mine(Section):
     """Last candidate rank of the hard band."""
     pick: Literal["top", "random"] = "random"
     """The highest ranks left in the hard band, or a seeded draw from it."""
-    bm25_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of the hard band's negatives by BM25's own ranks, the rest by the bi-encoder's; null: fused ranks."""
-    deeper_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the negatives drawn from below the hard band, down to rank 200."""
-    random_share: float = Field(default=0.0, ge=0, le=1, validate_default=True)
+    random_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the negatives drawn from the whole corpus."""
     max_share_of_positive: float | None = Field(default=None, gt=0, le=1)
     """Passes over candidates whose similarity is above this share of the best positive's; null: none."""
-    margin: float | None = Field(default=None, ge=0)
-    """Passes over candidates whose similarity is not this much below the best positive's; null: none."""
     teacher: str | None = None
     """A cross-encoder (Hub id, folder, package:NAME/SUB) that scores candidates, for the check and for distillation."""
     teacher_trust_remote_code: bool = False
@@ -129,13 +123,6 @@ class Mine(Section):
         if last_rank < first_rank:
             raise ValueError(f"the window ends before it begins: first_rank is {first_rank}, last_rank {last_rank}")
         return last_rank
-
-    @field_validator("random_share")
-    @classmethod
-    def _shares_leave_some_for_the_hard_band(cls, random_share: float, info: ValidationInfo) -> float:
-        if (deeper := info.data.get("deeper_share", 0)) + random_share > 1:
-            raise ValueError(f"deeper_share {deeper} and random_share {random_share} are more than all negatives")
-        return random_share
 
 
 class Reranker(Section):
@@ -166,18 +153,13 @@ class Train(Section):
     loss: Literal[
         "listwise",
         "pointwise",
-        "ranknet",
         "lambdarank",
-        "ndcg2pp",
-        "listmle",
-        "plistmle",
-        "adr_mse",
         "mse",
         "margin_mse",
         "kl",
     ] = "listwise"
-    """listwise: few positives; pointwise: scores as probabilities; ranknet, lambdarank, ndcg2pp: several grades;
-    listmle, plistmle, adr_mse: a whole order; mse, margin_mse, kl: a teacher's scores."""
+    """listwise: softmax over a list; pointwise: scores as probabilities; lambdarank: pairs weighted by their share of
+    nDCG, for several grades; mse, margin_mse, kl: a teacher's scores."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all groups."""
     queries_per_step: int = Field(default=8, ge=1)

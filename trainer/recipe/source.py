@@ -21,7 +21,13 @@ OPTIONAL = ("distil", "push")  # sections whose stage only runs where they stand
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run")]
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # or folders
-MOVED = {"evaluate.depth": "reranker.depth"}  # keys of older recipes, and where they went
+# Keys of older recipes, and what takes their place.
+MOVED = {
+    "evaluate.depth": "is now reranker.depth",
+    "mine.margin": "is gone; use mine.max_share_of_positive",
+    "mine.bm25_share": "is gone; negatives come from the fused ranks",
+    "mine.deeper_share": "is gone; use mine.last_rank for deeper candidates, mine.random_share for the corpus",
+}
 COMMAND_LINE = 10**9  # sorts behind every line of the file
 LONGEST_MESSAGE, LONGEST_VALUE = 600, 100  # characters
 
@@ -181,7 +187,7 @@ class Source:
                 else did_you_mean(place[-1], known.model_fields)
             )
             moved = MOVED.get(".".join(place))
-            message = f"is now {moved}" if moved else f"no such key{near}"
+            message = moved or f"no such key{near}"
         elif error["type"] == "missing":
             message = "is required but missing"
         elif error["type"] == "contradiction":

@@ -11,5 +11,18 @@ Imports inside run down, like the package's own:
     depths                              quality by depth
     queries                             a record per test query
 
-Nothing is imported here, so that a finished run, whose report is there, ends at once.
+Names are imported when they are first used, so that a finished run ends without loading torch.
 """
+
+from typing import TYPE_CHECKING
+
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.reporting.latency import measure_latency as measure_latency
+    from trainer.reporting.queries import read_queries as read_queries
+    from trainer.reporting.write import PAGE as PAGE
+    from trainer.reporting.write import write_details as write_details
+    from trainer.reporting.write import write_report as write_report
+
+__getattr__ = face(__name__)

@@ -13,23 +13,22 @@ Imports inside run down, like the package's own:
     embeddings                          vectors in shards on disk
 """
 
-from trainer.retriever.candidates import NOTHING, Candidates, RankedLists
-from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
-from trainer.retriever.engines import Settings, language_of
-from trainer.retriever.retrieve import retrieve_splits, retrieve_unjudged, shards
-from trainer.retriever.tuning import Tuning
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "NOTHING",
-    "BiEncoder",
-    "Candidates",
-    "Embeddings",
-    "RankedLists",
-    "Settings",
-    "Shards",
-    "Tuning",
-    "language_of",
-    "retrieve_splits",
-    "retrieve_unjudged",
-    "shards",
-]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.retriever.candidates import NOTHING as NOTHING
+    from trainer.retriever.candidates import Candidates as Candidates
+    from trainer.retriever.candidates import RankedLists as RankedLists
+    from trainer.retriever.embeddings import BiEncoder as BiEncoder
+    from trainer.retriever.embeddings import Embeddings as Embeddings
+    from trainer.retriever.embeddings import Shards as Shards
+    from trainer.retriever.engines import Settings as Settings
+    from trainer.retriever.engines import language_of as language_of
+    from trainer.retriever.retrieve import retrieve_splits as retrieve_splits
+    from trainer.retriever.retrieve import retrieve_unjudged as retrieve_unjudged
+    from trainer.retriever.retrieve import shards as shards
+    from trainer.retriever.tuning import Tuning as Tuning
+
+__getattr__ = face(__name__)

@@ -76,7 +76,7 @@ class Candidates:
 
     `similarities` are comparable between candidates and positives: cosines where there is a bi-encoder, else the
     engine's own scores. `positive_similarity` is that of the query's most similar positive, NaN where unknown. `ranks`
-    are the document's ranks in the lists of the single `engines`, from which mining samples.
+    are the document's ranks in the lists of the single `engines`.
     """
 
     queries: np.ndarray  # (Q,) int32, query rows

@@ -1,8 +1,8 @@
 """Dense search: the documents with the largest inner product of document and query vector.
 
 `flat` is exact and reads the shards block by block, so that memory holds one block and the results for any corpus size.
-`ivf` and `hnsw` are FAISS's approximate indexes for corpora too large for exact search; they hold all vectors in
-memory. On a GPU exact search is a matrix product over blocks of documents and queries.
+`ivf` is FAISS's approximate index for corpora too large for exact search; it holds all vectors in memory. On a GPU
+exact search is a matrix product over blocks of documents and queries.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 from trainer.retriever.embeddings import Embeddings
 
-Kind = Literal["auto", "flat", "ivf", "hnsw"]
+Kind = Literal["auto", "flat", "ivf"]
 # queries x documents x dimensions of one hour of exact search: a CPU at 60 GFLOP/s, a small GPU at 6 TFLOP/s
 EXACT_WORK = {"cpu": 1e14, "cuda": 1e16}
 PROBES = 64  # IVF lists searched for each query
-HNSW_LINKS = 32
 
 
 def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: Kind = "auto") -> RankedLists:
@@ -33,7 +32,7 @@ def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: K
     if kind == "auto":
         kind = choose_index(len(queries), len(documents), documents.dimensions, device)
     if kind != "flat":
-        return _search_index(vectors, documents, depth, kind)
+        return _search_index(vectors, documents, depth)
     if device == "cpu":
         return search_flat(vectors, documents, depth)
     return search_on_device(vectors, documents, depth, device)
@@ -95,20 +94,16 @@ def _cut(array: np.ndarray, size: int) -> list[np.ndarray]:
     return [array[start : start + size] for start in range(0, len(array), size)]
 
 
-def _search_index(queries: np.ndarray, documents: Embeddings, depth: int, kind: Kind) -> RankedLists:
-    """Search approximately with FAISS: an inverted file of about 4 sqrt(N) lists, or an HNSW graph."""
+def _search_index(queries: np.ndarray, documents: Embeddings, depth: int) -> RankedLists:
+    """Search approximately with FAISS: an inverted file of about 4 sqrt(N) lists."""
     import faiss
 
     size = len(documents)
     lists = max(1, min(int(4 * size**0.5), size // 39))  # FAISS needs 39 training vectors for each list
-    name = f"IVF{lists},Flat" if kind == "ivf" else f"HNSW{HNSW_LINKS}"
-    index: Any = faiss.index_factory(documents.dimensions, name, faiss.METRIC_INNER_PRODUCT)
-    if kind == "ivf":
-        sample = np.random.default_rng(0).choice(size, min(size, 64 * lists), replace=False)
-        index.train(documents.rows(np.sort(sample)))
-        index.nprobe = min(PROBES, lists)
-    else:
-        index.hnsw.efSearch = 2 * depth
+    index: Any = faiss.index_factory(documents.dimensions, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    sample = np.random.default_rng(0).choice(size, min(size, 64 * lists), replace=False)
+    index.train(documents.rows(np.sort(sample)))
+    index.nprobe = min(PROBES, lists)
     for _, block in documents.blocks():
         index.add(block)
     scores, rows = index.search(queries, depth)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from trainer.errors import RunError, TrainerError
+from trainer.errors import RunError, TrainerError, one_line
 from trainer.runtime import processes
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from trainer.runtime.precision import Precision
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(hours=12)  # for the others while one retrieves
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
@@ -39,41 +41,67 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
+@contextmanager
+def sharing_faults() -> Iterator[None]:
+    """Let an error in the block end all processes of a run, also those that still wait for this one to begin.
+
+    A process that ended by itself would leave those on other machines waiting, as no launcher watches another's.
+    """
+    try:
+        yield
+    except Exception as error:
+        if processes.several() and not _have_met() and not processes.is_loss(error):
+            told = f"launch: another process failed ({type(error).__name__}: {one_line(error)}); see its own output"
+            _meet(error if isinstance(error, TrainerError) else RunError(told))
+        raise
+
+
+def _have_met() -> bool:
+    import torch
+
+    return torch.distributed.is_initialized()
+
+
+def _meet(fault: TrainerError | None) -> list[TrainerError]:
+    """Wait until all processes of the run are here; return the faults that they bring along."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, parse_flag_from_env
+
+    from trainer.runtime.precision import best_device
+
+    PartialState(cpu=best_device() == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    return [found for found in gather_object([fault]) if found is not None]
+
+
 def start_accelerator(precision: Precision | Literal["auto"]) -> Accelerator:
-    """Return Accelerate for the devices here.
+    """Return Accelerate for the devices here, once all processes are ready.
 
     Precision is the `Reranker`'s own affair; of Accelerate fp16 only takes the scaling of gradients. Raises RecipeError
-    or RunError where the devices cannot do what is asked of them.
+    or RunError where the devices cannot do what is asked of them, and what another process raised on its way here.
     """
     import datasets
     import torch
     import transformers
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, is_initialized
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs
 
     from trainer.runtime.precision import best_device, resolve
 
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    cuda = torch.cuda.is_available()
-    check_launch(os.environ, cuda)
+    check_launch(os.environ, torch.cuda.is_available())
     # On Hopper torch would take cuDNN for padded batches with a mask, which plans anew for every shape, and whose
     # gradients are no numbers where a row's scores are all very low (torch 2.13, PyTorch issue 196678).
     torch.backends.cuda.enable_cudnn_sdp(False)
-    device = torch.device(best_device())
-    mixed_precision = "fp16" if resolve(precision, device) == "fp16" else "no"
+    mixed_precision = "fp16" if resolve(precision, torch.device(best_device())) == "fp16" else "no"
     if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # another library trained in this process, in another precision
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=mixed_precision,
-        kwargs_handlers=[
-            # Buffers are constants here; to exchange them, all would wait for one that does a step again.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while one retrieves
-        ],
-    )
+    if processes.several() and (faults := _meet(None)):
+        raise faults[0]
+    # Buffers are constants here; to exchange them, all would wait for one that does a step again.
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=best_device() == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[buffers])
 
 
 def check_launch(told: Mapping[str, str], cuda: bool) -> None:

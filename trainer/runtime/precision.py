@@ -12,15 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError
-from trainer.runtime import console, processes
+from trainer.runtime import console
 from trainer.runtime.run_folder import read_record, write_json
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -38,23 +36,20 @@ MEASURED_ROUNDS = 3  # at least, whatever they take
 class Precisions:
     """The precision of each model of a run: the recipe's, or the faster one on this machine.
 
-    Measured speedups are kept in the file `measured`, by machine and model, so that a model is measured once.
+    Measured speedups are kept in the file `measured`, by machine and model, so that a model is measured once. Of
+    several processes the main one asks for all: another machine may have other units, or measure another speedup.
     """
 
     requested: Precision | Literal["auto"]
-    accelerator: Accelerator
+    device: torch.device
     measured: Path
 
     def of(self, stage: str, use: str, model: str, measure: Callable[[], float]) -> Precision:
-        """Return the precision of the model with this fingerprint in a use (scoring, training), on all processes alike.
+        """Return the precision of the model with this fingerprint in a use (scoring, training).
 
-        `measure` loads the model and returns how many times as fast it is in bf16; only the main process calls it.
+        `measure` loads the model and returns how many times as fast it is in bf16; called where that is not known yet.
         """
-        precision = resolve(self.requested, self.accelerator.device)
-        if precision is None:
-            chosen = [self._measured(stage, use, model, measure) if processes.is_main() else None]
-            precision = cast(Precision, broadcast_object_list(chosen)[0])
-        return precision
+        return resolve(self.requested, self.device) or self._measured(stage, use, model, measure)
 
     def _measured(self, stage: str, use: str, model: str, measure: Callable[[], float]) -> Precision:
         known = read_record(self.measured) or {}

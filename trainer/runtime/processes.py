@@ -94,9 +94,9 @@ def watch() -> None:
     threading.Thread(target=_leave_on_sigterm, args=(reading,), daemon=True).start()
 
 
-def is_loss(error: RuntimeError) -> bool:
+def is_loss(error: Exception) -> bool:
     """Whether an error tells that another process was lost, and nothing of this one."""
-    if not several():
+    if not several() or not isinstance(error, RuntimeError):
         return False
     from torch.distributed import DistError
 

@@ -10,23 +10,24 @@ Imports inside run down, like the package's own:
     parallel                            one device, data parallelism (DDP) or sharded models (FSDP2)
 """
 
-from trainer.training.checkpoints import FITTED, Progress
-from trainer.training.head_init import probe, start_head
-from trainer.training.interpolate import choose
-from trainer.training.loop import Measure, train_reranker
-from trainer.training.optimizer import default_rate
-from trainer.training.schedule import evaluation_steps, rate_factor, steps
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FITTED",
-    "Measure",
-    "Progress",
-    "choose",
-    "default_rate",
-    "evaluation_steps",
-    "probe",
-    "rate_factor",
-    "start_head",
-    "steps",
-    "train_reranker",
-]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.training.checkpoints import FITTED as FITTED
+    from trainer.training.checkpoints import Progress as Progress
+    from trainer.training.head_init import probe as probe
+    from trainer.training.head_init import start_head as start_head
+    from trainer.training.interpolate import choose as choose
+    from trainer.training.loop import Measure as Measure
+    from trainer.training.loop import train_reranker as train_reranker
+    from trainer.training.optimizer import default_rate as default_rate
+    from trainer.training.schedule import evaluation_steps as evaluation_steps
+    from trainer.training.schedule import rate_factor as rate_factor
+    from trainer.training.schedule import steps as steps
+    from trainer.training.student import has_fresh_classifier as has_fresh_classifier
+    from trainer.training.student import load_student as load_student
+    from trainer.training.student import student_recipe as student_recipe
+
+__getattr__ = face(__name__)

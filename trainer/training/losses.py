@@ -18,8 +18,6 @@ from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-NDCG2_WEIGHT = 10.0  # mu of NDCG-Loss2++, as in sentence-transformers
-
 
 def listwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
     """Return the softmax cross-entropy over the group, against the labels divided by their sum.
@@ -41,17 +39,8 @@ def pointwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | No
     return _masked_mean(each, mask)
 
 
-def ranknet(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return the logistic loss of score differences, averaged over all pairs of unequal labels.
-
-    RankNet (Burges et al., ICML 2005); in bits, as sentence-transformers' RankNetLoss by default, not in nats as in the
-    paper.
-    """
-    return _pairwise_logistic(scores, labels, mask, 1.0)
-
-
 def lambdarank(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return RankNet's loss with each pair weighted by the change of nDCG when the two are swapped.
+    """Return the logistic loss of score differences, weighted by the change of nDCG when the two are swapped.
 
     LambdaRank (Burges, Ragno and Le, NIPS 2006), as a loss with that gradient (Wang et al., CIKM 2018), which is
     sentence-transformers' LambdaLoss with LambdaRankScheme. The gain is 2^label - 1 as there: with labels in 0..1 it is
@@ -59,58 +48,6 @@ def lambdarank(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | N
     """
     weights = _lambdarank_weights(_ranks(scores, mask))
     return _pairwise_logistic(scores, labels, mask, weights * _gain_differences(labels, mask))
-
-
-def ndcg2pp(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return NDCG-Loss2++: LambdaRank's weights plus ten times those of a tighter bound of nDCG.
-
-    Wang et al., CIKM 2018. The bound discounts by the difference of the two ranks, not by the ranks themselves. As
-    sentence-transformers' LambdaLoss with its default scheme; gain as in `lambdarank`.
-    """
-    ranks = _ranks(scores, mask)
-    distances = _differences(ranks).abs()
-    # The clamp is for the diagonal, which is no pair: it avoids an infinite 1 / log2(1 + 0) and a NaN gradient.
-    bound = 1 / torch.log2(1 + distances.clamp(min=1)) - 1 / torch.log2(2 + distances)
-    weights = NDCG2_WEIGHT * bound + _lambdarank_weights(ranks)
-    return _pairwise_logistic(scores, labels, mask, weights * _gain_differences(labels, mask))
-
-
-def listmle(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return the negative log-likelihood of the order by label under the Plackett-Luce model.
-
-    ListMLE (Xia et al., ICML 2008). Equal labels keep the group's order (positives, then the hardest negatives first):
-    as sentence-transformers' ListMLELoss, whose default takes a query's documents as already ordered.
-    """
-    return -_log_likelihoods(scores, labels, mask).sum(dim=1)
-
-
-def plistmle(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return ListMLE with position-dependent weights: position i of n has the weight 2^(n - i) - 1.
-
-    p-ListMLE (Lan et al., UAI 2014). Weights are divided by their sum as in sentence-transformers' PListMLELoss, unlike
-    in the paper. Equal labels as in `listmle`.
-    """
-    # Divided by 2^(n - 1) first: the same normalised weights, without overflow at 128 documents.
-    weights = torch.exp2(1.0 - _ranks(labels, mask)) - torch.exp2(1.0 - mask.sum(dim=1, keepdim=True))
-    weights = _blank(weights, mask)
-    total = weights.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)  # the weight of a single document is 0
-    return -(weights * _log_likelihoods(scores, labels, mask)).sum(dim=1) / total
-
-
-def adr_mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Return the squared error of approximate ranks, divided by log2(1 + true rank).
-
-    ADR-MSE (Rank-DistiLLM: Schlatt et al., ECIR 2025). The true rank is by teacher scores if there are any, else by
-    labels; ties get their mean rank. sentence-transformers' ADRMSELoss takes either as its labels, and averages over
-    all documents of a batch.
-    """
-    target = _blank(labels if teacher is None else teacher, mask)
-    differences, others = _differences(target), mask[:, None, :]
-    above, tied = ((each & others).sum(dim=2) for each in (differences < 0, differences == 0))
-    true = above + (tied + 1) / 2
-    outranked = torch.sigmoid(-_differences(_blank(scores, mask)))
-    smooth = 0.5 + torch.where(others, outranked, 0.0).sum(dim=2)  # 1 minus sigmoid(0) of a document with itself
-    return _masked_mean((true - smooth).square() / torch.log2(1 + true), mask)
 
 
 def mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
@@ -147,19 +84,14 @@ def kl(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> 
 LOSSES: dict[str, Loss] = {
     "listwise": listwise,
     "pointwise": pointwise,
-    "ranknet": ranknet,
     "lambdarank": lambdarank,
-    "ndcg2pp": ndcg2pp,
-    "listmle": listmle,
-    "plistmle": plistmle,
-    "adr_mse": adr_mse,
     "mse": mse,
     "margin_mse": margin_mse,
     "kl": kl,
 }
 
 DISTILLATION: frozenset[str] = frozenset({"mse", "margin_mse", "kl"})
-"""Losses that need teacher scores; `adr_mse` uses them if there are any."""
+"""Losses that need teacher scores."""
 
 
 def _blank(values: Tensor, mask: Tensor) -> Tensor:
@@ -210,15 +142,3 @@ def _gain_differences(labels: Tensor, mask: Tensor) -> Tensor:
     ranks = torch.arange(1, gains.shape[1] + 1, device=gains.device)
     ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1 + ranks)).sum(dim=1)
     return _differences(gains).abs() / ideal.clamp(min=1e-10)[:, None, None]
-
-
-def _log_likelihoods(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Return the Plackett-Luce log-probabilities: of each document among itself and those ranked below it by label.
-
-    The padding is 0.
-    """
-    ranks = _ranks(labels, mask)
-    # Not -inf, which gives NaN in the rows of the padding.
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    remaining = _differences(ranks) <= 0
-    return _blank(scores - scores[:, None, :].masked_fill(~remaining, float("-inf")).logsumexp(dim=2), mask)
