@@ -251,7 +251,7 @@ def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from trainer.data.groups import read_groups
     from trainer.model import Reranker, ScoringModel, TokenizedCollection
-    from trainer.training.gradients import Engine
+    from trainer.training.gradients import GradientStep
 
     opened = run_of(task, folder)
     accelerator = opened.accelerator
@@ -259,16 +259,16 @@ def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     reranker = Reranker.load(folder / "base", max_length=task["max_length"], precision=task["precision"])
     tokenized = TokenizedCollection(opened.collection, reranker.pairs)
     optimizer = torch.optim.AdamW(reranker.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    engine = Engine(opened.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
+    gradient_step = GradientStep(opened.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
     losses, seconds = [], []
     for start in range(0, len(groups), task["queries_per_step"]):
         started = time.perf_counter()
-        losses.append(engine.gradients(range(start, start + task["queries_per_step"]))[0])
+        losses.append(gradient_step.accumulate(range(start, start + task["queries_per_step"]))[0])
         optimizer.step()
         optimizer.zero_grad()
         synchronize(accelerator.device.type)
         seconds.append(time.perf_counter() - started)
-    return {"losses": losses, "seconds": seconds, "padding": engine.padding}
+    return {"losses": losses, "seconds": seconds, "padding": gradient_step.padding}
 
 
 # The parts.

@@ -26,7 +26,7 @@ from trainer.pipeline import open_run, run
 from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.runtime.console import console
 from trainer.runtime.run_folder import read_json, write_json
-from trainer.training import Measure, train
+from trainer.training import Measure, train_reranker
 
 RUNS = Path("runs")
 
@@ -103,7 +103,7 @@ class Trials:
         recipe = self.recipe.model_copy(update={"seed": seed})
         shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
         self.folder.mkdir()
-        progress = train(
+        progress = train_reranker(
             recipe,
             groups,
             lists,

@@ -159,9 +159,9 @@ def test_a_pseudo_query_that_is_a_complete_document_does_not_retrieve_it(tmp_pat
     found = retrieve_unjudged(Retriever(kind="bm25", language="none"), collection, rows, None)
     assert 4 not in found.found(0)
     assert found.found(1)[0] == 4
-    from trainer.mining.from_teacher import with_own
+    from trainer.mining.from_teacher import with_source_documents
 
-    own = with_own(found.top(3), [NOTHING, 4])
+    own = with_source_documents(found.top(3), [NOTHING, 4])
     assert 4 not in own.found(0)
     assert own.found(1)[0] == 4
 
@@ -544,10 +544,12 @@ def test_keys_for_the_reading_of_files_are_part_of_the_fingerprint():
         assert fingerprint_data(section(**keys)) != before, keys
 
 
-def test_scores_stay_in_order_if_documents_are_left_out():
-    from trainer.retriever.candidates import Ranking
+def test_scores_stay_in_order_where_documents_are_left_out():
+    from trainer.retriever.candidates import RankedLists
 
-    ranking = Ranking(np.array([[4, 2, 9], [1, 2, NOTHING]], np.int32), np.array([[3, 2, 1], [5, 4, 0]], np.float32))
+    ranking = RankedLists(
+        np.array([[4, 2, 9], [1, 2, NOTHING]], np.int32), np.array([[3, 2, 1], [5, 4, 0]], np.float32)
+    )
     left = ranking.without([[2], [1, 2]], 2)
     assert left.documents.tolist() == [[4, 9], [NOTHING, NOTHING]]
     assert left.scores.tolist() == [[3, 1], [0, 0]]

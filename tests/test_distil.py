@@ -82,7 +82,7 @@ def test_as_many_as_wanted_are_drawn_by_seed_and_every_document_gives_one_before
     assert len({query.text for query in everything}) == 48
 
 
-def test_pseudo_queries_have_rows_behind_the_others_and_the_others_stay(collection):
+def test_pseudo_queries_are_appended_after_the_existing_rows(collection):
     drawn = pseudo_queries.pseudo_queries(collection, 5, seed=1)
     extended, rows = pseudo_queries.add_queries(collection, drawn)
     assert rows == [40, 41, 42, 43, 44]
@@ -92,7 +92,7 @@ def test_pseudo_queries_have_rows_behind_the_others_and_the_others_stay(collecti
     assert extended.qrels == collection.qrels
 
 
-def test_their_own_document_is_among_their_candidates(collection):
+def test_the_source_document_of_a_pseudo_query_is_among_its_candidates(collection):
     drawn = pseudo_queries.pseudo_queries(collection, 20, seed=1)
     extended, rows = pseudo_queries.add_queries(collection, drawn)
     own = [query.document for query in drawn]
@@ -101,7 +101,7 @@ def test_their_own_document_is_among_their_candidates(collection):
     assert np.isnan(found.positive_similarity).all()
     shallow = found.top(2)
     assert any(row not in shallow.documents[place] for place, row in enumerate(own))  # a title has five documents
-    kept = from_teacher.with_own(shallow, own)
+    kept = from_teacher.with_source_documents(shallow, own)
     for place, row in enumerate(own):
         if row in shallow.documents[place]:
             assert kept.documents[place].tolist() == shallow.documents[place].tolist()
@@ -117,37 +117,37 @@ def candidates(documents: list[list[int]]) -> Candidates:
     return Candidates(np.arange(len(rows), dtype=np.int32), rows, scores, scores, positive, ranks, np.array(["bm25"]))
 
 
-def test_a_short_list_gets_the_own_document_behind_it():
-    kept = from_teacher.with_own(candidates([[4, 5, NOTHING, NOTHING], [NOTHING] * 4]), [9, 8])
+def test_a_short_list_gets_the_source_document_at_its_end():
+    kept = from_teacher.with_source_documents(candidates([[4, 5, NOTHING, NOTHING], [NOTHING] * 4]), [9, 8])
     assert kept.documents.tolist() == [[4, 5, 9, NOTHING], [8, NOTHING, NOTHING, NOTHING]]
     assert kept.scores[0, 2] == kept.scores[0, 1]
     assert np.isnan(kept.similarities[0, 2])
     assert kept.ranks[0, :, 0].tolist() == [1, 1, 0, 1]
 
 
-def test_fewer_train_queries_are_drawn_by_seed():
+def test_train_queries_are_sampled_by_seed():
     fifty = candidates([[row] for row in range(50)])
-    some = from_teacher.draw(fifty, 10, seed=3)
+    some = from_teacher.sample_queries(fifty, 10, seed=3)
     assert some.queries.tolist() == sorted(some.queries.tolist())
     assert (len(some.queries), some.documents[:, 0].tolist()) == (10, some.queries.tolist())
-    assert some.queries.tolist() != from_teacher.draw(fifty, 10, seed=4).queries.tolist()
-    assert from_teacher.draw(some, 99, seed=3).queries.tolist() == some.queries.tolist()
+    assert some.queries.tolist() != from_teacher.sample_queries(fifty, 10, seed=4).queries.tolist()
+    assert from_teacher.sample_queries(some, 99, seed=3).queries.tolist() == some.queries.tolist()
 
 
 # Groups
 
 
-def test_groups_stand_in_the_teachers_order_and_lists_of_one_teach_nothing():
+def test_groups_are_in_the_teachers_order_and_lists_of_one_give_no_group():
     found = candidates([[4, 5, 6], [7, NOTHING, NOTHING], [1, 2, NOTHING]])
     scores = found.scored(lambda rows: np.array([document for _, document in rows], dtype=np.float32))
     assert scores.tolist() == [[4, 5, 6], [7, -np.inf, -np.inf], [1, 2, -np.inf]]
-    first, last = from_teacher.groups(found, scores)
+    first, last = from_teacher.groups_by_teacher(found, scores)
     assert (first.query, first.documents, first.grades, first.teacher) == (0, [6, 5, 4], [2, 1], [6, 5, 4])
     assert (last.query, last.documents, last.grades, last.teacher) == (2, [2, 1], [1], [2, 1])
 
 
 def test_margin_mse_takes_the_difference_of_every_two_documents():
-    (group,) = from_teacher.groups(candidates([[4, 5, 6]]), np.array([[1.0, 5.0, 2.0]]))
+    (group,) = from_teacher.groups_by_teacher(candidates([[4, 5, 6]]), np.array([[1.0, 5.0, 2.0]]))
     scores = torch.tensor([[3.0, 1.0, 2.0]])
     labels = torch.tensor([[*group.grades, 0]]) / 2
     loss = LOSSES["margin_mse"](scores, labels, torch.ones(1, 3, dtype=torch.bool), torch.tensor([group.teacher]))
@@ -155,12 +155,12 @@ def test_margin_mse_takes_the_difference_of_every_two_documents():
     assert loss.item() == pytest.approx((1 + 9 + 4) / 3)
 
 
-def test_fused_scores_come_back_on_the_scale_of_the_logits():
+def test_fused_scores_are_rescaled_to_the_logits():
     logits = np.array([[10.0, 30.0, 20.0, -np.inf], [5.0, -np.inf, -np.inf, -np.inf]], dtype=np.float32)
     unit = np.array([[-1.0, 2.0, -1.0, -np.inf], [0.7, -np.inf, -np.inf, -np.inf]])
     spread = (200 / 3) ** 0.5
     expected = [[20 - spread, 20 + 2 * spread, 20 - spread, -np.inf], [5, -np.inf, -np.inf, -np.inf]]
-    np.testing.assert_allclose(from_teacher.on_scale(unit, logits), expected, rtol=1e-6)
+    np.testing.assert_allclose(from_teacher.rescale_to_logits(unit, logits), expected, rtol=1e-6)
 
 
 # The student
@@ -247,7 +247,7 @@ def notes(folder: Path) -> dict:
     return json.loads((folder / "done.json").read_text())
 
 
-def test_the_section_leaves_the_stages_before_it_alone(exported, finished):
+def test_the_section_does_not_change_the_stages_before_it(exported, finished):
     before, after = (open_run(load_recipe(exported[0], words), exported[1]) for words in ([], [DISTIL]))
     assert list(after.records) == ["data", "retrieve", "mine", "train", "distil", "evaluate", "export"]
     assert "distil" not in before.records
@@ -272,7 +272,7 @@ def test_the_student_learned_from_train_and_pseudo_queries_and_its_best_on_dev_i
     assert "bert.embeddings.word_embeddings.weight" in best
 
 
-def test_it_stands_in_the_table_and_is_what_leaves(finished):
+def test_the_student_is_in_the_results_table_and_is_exported(finished):
     recipe, runs = finished
     folder = runs / "exported"
     results = json.loads((folder / "evaluate" / "results.json").read_text())
@@ -311,7 +311,7 @@ def distil(recipe, runs):
     carry_out(opened, next(stage for stage in opened.stages if stage.name == "distil"))
 
 
-def test_killed_it_goes_on_with_its_own_pseudo_queries_and_the_last_checkpoint(finished, tmp_path, capsys):
+def test_after_a_kill_it_resumes_with_its_pseudo_queries_and_the_last_checkpoint(finished, tmp_path, capsys):
     recipe, runs = finished
     shutil.copytree(runs, tmp_path / "runs")
     folder = tmp_path / "runs" / "exported"
@@ -332,7 +332,7 @@ def test_killed_it_goes_on_with_its_own_pseudo_queries_and_the_last_checkpoint(f
     assert notes(folder / "distil")["said"] == notes(runs / "exported" / "distil")["said"]
 
 
-def test_its_own_dev_values_decide_whether_it_leaves(finished):
+def test_the_students_own_dev_values_decide_whether_it_is_exported(finished):
     folder = finished[1] / "exported" / "evaluate"
     results = json.loads((folder / "results.json").read_text())
     ways = json.loads((folder / "dev.json").read_text())["ways"]
@@ -362,7 +362,7 @@ def test_a_run_has_no_candidates_for_new_queries_and_the_stage_says_so(exported,
 # What cannot be distilled
 
 
-def test_a_base_that_is_a_reranker_and_a_student_that_is_not_standard_are_told_at_once(tiny, beir, tmp_path):
+def test_a_reranker_base_and_a_non_standard_student_are_reported_at_once(tiny, beir, tmp_path):
     Reranker.load(tiny["bert"], max_length=32).save(tmp_path / "interaction")
     recipe = recipe_of(tiny["reranker"], tmp_path / "interaction", data={"path": beir}, retriever={"kind": "bm25"})
     with pytest.raises(RecipeError) as caught:

@@ -284,7 +284,7 @@ def test_the_fitted_weight_is_not_negative_and_not_without_end(collection):
     queries, documents, relevant, _ = lists(collection)
     assert fit(collection, found(documents, -relevant, queries), relevant, "scores") == 0.0
     assert fit(collection, found(documents, relevant, queries), -relevant, "scores") == MOST
-    assert fit(collection, found(documents, relevant, queries).of([]), relevant[:0], "scores") == 0.0
+    assert fit(collection, found(documents, relevant, queries).select([]), relevant[:0], "scores") == 0.0
 
 
 def test_by_order_the_weight_is_fitted_to_the_order(collection):

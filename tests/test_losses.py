@@ -78,7 +78,7 @@ def theirs(make, scores, targets, mask):
     return make(Echo())([["q"] * len(documents), documents], wanted).item()
 
 
-def test_every_loss_of_the_recipe_is_there():
+def test_every_loss_of_the_recipe_is_implemented():
     assert set(LOSSES) == set(get_args(Train.model_fields["loss"].annotation))
 
 
@@ -255,7 +255,7 @@ def test_padding_changes_neither_value_nor_gradient(loss, padding):
 
 
 @every_loss
-def test_a_group_is_worth_the_same_in_any_company(loss):
+def test_the_loss_of_a_group_does_not_depend_on_the_other_groups(loss):
     batch = groups([4, 6, 6])
     company = groups([4, 6, 6], seed=1)
     company = [torch.cat([ours[:1], others[1:]]) for ours, others in zip(batch, company, strict=True)]
@@ -303,7 +303,7 @@ def test_swapping_a_document_below_one_of_lower_grade_raises_the_loss(loss, high
 
 
 @every_loss
-def test_without_anything_to_tell_apart_there_is_no_loss_to_be_nan(loss):
+def test_a_group_of_one_document_has_a_finite_loss(loss):
     scores = torch.tensor([[0.5]], requires_grad=True)
     value = loss(scores, torch.ones(1, 1), everywhere(scores), torch.ones(1, 1))
     value.sum().backward()
@@ -312,7 +312,7 @@ def test_without_anything_to_tell_apart_there_is_no_loss_to_be_nan(loss):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_teacher_scores_are_needed_where_the_table_says_so(name):
+def test_exactly_the_distillation_losses_need_teacher_scores(name):
     scores, labels, mask, _ = groups([3, 5])
     if name in DISTILLATION:
         with pytest.raises(AssertionError):

@@ -422,7 +422,7 @@ def test_two_processes_agree_about_damage_and_are_refused_together(finished, rec
     assert refused.stderr.count("another run is using it") == 1
     repaired = command(recipe_path, "--runs", runs, "--force", processes=2)
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    assert repaired.stdout.count("damaged embeddings, which are made again") == 2  # of queries and of documents
+    assert repaired.stdout.count("damaged embeddings; they are computed again") == 2  # of queries and of documents
     again = command(recipe_path, "--runs", runs, "--force", processes=2)
     assert stands(again.stdout) == list(STAGES)
 
@@ -537,7 +537,7 @@ def test_a_damaged_cache_is_rebuilt(finished, small, tmp_path, capsys, kind, dam
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
     said = " ".join(capsys.readouterr().out.split())
-    assert {".embeddings": "damaged embeddings, which are made again", ".teachers": "is damaged; it is deleted"}[
+    assert {".embeddings": "damaged embeddings; they are computed again", ".teachers": "is damaged; it is deleted"}[
         kind
     ] in said
     for path in (finished / kind).glob("*/*.npy"):

@@ -19,7 +19,7 @@ from trainer.model import Reranker, TokenizedCollection
 from trainer.pipeline import open_run, run
 from trainer.recipe import Train, load_recipe
 from trainer.runtime.launch import check_launch
-from trainer.training import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train
+from trainer.training import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train_reranker
 from trainer.training.losses import LOSSES
 
 
@@ -148,7 +148,7 @@ def test_in_bf16_several_processes_give_the_losses_of_one_to_its_rounding(comman
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_fewer_processes(
+def test_after_a_lost_process_the_run_resumes_with_the_same_bits_or_with_fewer_processes(
     command, started, recipe_file, tmp_path
 ):
     words = [
@@ -184,11 +184,11 @@ def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_f
 
     alone = command(recipe_file, *words, "--runs", fewer)
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert "2 processes before, 1 now: same steps, but not the same bits" in alone.stdout
+    assert "2 processes before, 1 now: the same steps, but results may differ in the last bits" in alone.stdout
     assert len(losses(fewer)) == 36
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_step(command, recipe_file, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_saves_the_groups_of_the_step(command, recipe_file, tmp_path):
     result = command(recipe_file, "train.learning_rate=1e30", "train.epochs=4", "--runs", tmp_path / "runs")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
@@ -213,18 +213,20 @@ def train_here(recipe_file, beir, tmp_path):
         measure = lambda: next(left)  # noqa: E731
         accelerator = Accelerator(cpu=True)
         folder = tmp_path / "train"
-        progress = train(recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False)
+        progress = train_reranker(
+            recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False
+        )
         return progress, list(left)
 
     return train_here
 
 
-def test_training_ends_where_patience_does_and_a_run_killed_then_ends_the_same(train_here, tmp_path):
+def test_early_stopping_is_the_same_in_a_run_killed_and_resumed(train_here, tmp_path):
     dev_scores = [0.1, 0.2, 0.4, 0.3, 0.4, 0.9]  # at steps 0, 1, 2 ...
     progress, left = train_here(dev_scores, "train.patience=2")
     assert left == [0.9]
     assert (progress.step, progress.best_step, progress.best_score) == (4, 2, 0.4)
-    assert progress.ending == "stopped at step 4 of 8: no better since step 2"
+    assert progress.ending == "stopped at step 4 of 8: no improvement since step 2"
     resumed, left = train_here([], "train.patience=2")
     assert resumed == progress
     steps_done = [json.loads(line)["step"] for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
@@ -235,8 +237,8 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
-@pytest.mark.parametrize(("killed_in", "best_step"), [("save_checkpoint", 1), ("settle_best", 2)])
-def test_killed_around_a_checkpoint_the_best_model_is_the_one_that_the_checkpoint_knows_of(
+@pytest.mark.parametrize(("killed_in", "best_step"), [("save_checkpoint", 1), ("commit_best", 2)])
+def test_killed_around_a_checkpoint_the_best_model_is_the_one_recorded_in_the_checkpoint(
     train_here, tmp_path, monkeypatch, killed_in, best_step
 ):
     """Steps that are done again score less here, as they may on a GPU."""
@@ -288,7 +290,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(train_
     assert [len(group["documents"]) for group in kept] == [29 + position for position in plan[number]]
 
 
-def test_scores_that_are_no_numbers_never_pass_for_the_order_of_the_first_stage(recipe_file, tmp_path):
+def test_nan_scores_are_an_error_and_not_the_order_of_the_first_stage(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file)
     run(recipe, tmp_path / "runs", until="retrieve")
     opened = open_run(recipe, tmp_path / "runs")
@@ -298,7 +300,7 @@ def test_scores_that_are_no_numbers_never_pass_for_the_order_of_the_first_stage(
         models.measure(opened, "dev", reranker, TokenizedCollection(opened.collection, reranker.pairs))
 
 
-def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
+def test_all_faults_of_the_fsdp_settings_are_reported_at_once():
     told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     with pytest.raises(RunError) as caught:
         check_launch(told, cuda=False)
@@ -327,7 +329,7 @@ def test_frozen_layers_stay_as_they_are_and_the_others_learn(train_here, tiny, t
         assert stayed == name.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1.")), name
 
 
-def test_more_frozen_layers_than_there_are_is_told(command, recipe_file, tmp_path):
+def test_more_frozen_layers_than_layers_is_an_error(command, recipe_file, tmp_path):
     result = command(recipe_file, "train.frozen_layers=9", "--runs", tmp_path / "runs")
     assert result.returncode == 2
     assert "train.frozen_layers: 9, but the model has 3 layers" in result.stderr

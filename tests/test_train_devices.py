@@ -74,7 +74,7 @@ def train_sharded(on_two_processes, recipe_file):
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, train_sharded, recipe_file, tmp_path):
+def test_a_sharded_model_has_the_losses_of_an_unsharded_one(command, train_sharded, recipe_file, tmp_path):
     whole = command(recipe_file, *WORDS, "--force", "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     sharded = train_sharded(tmp_path / "sharded")
@@ -93,7 +93,7 @@ def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, trai
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_killed_run_of_a_shared_out_model_goes_on_as_if_nothing_had_been(train_sharded, tmp_path):
+def test_a_killed_run_of_a_sharded_model_resumes_with_the_same_results(train_sharded, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert train_sharded(undisturbed).returncode == 0
     assert train_sharded(killed, DIE_AT="5").returncode != 0
@@ -131,9 +131,7 @@ assert opened.accelerator.process_index == 0 or len(calls) > 3
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_process_does_its_part_of_a_step_again_while_the_other_waits(
-    command, on_two_processes, recipe_file, tmp_path
-):
+def test_a_process_repeats_its_part_of_a_step_while_the_other_waits(command, on_two_processes, recipe_file, tmp_path):
     words = [
         "mine.groups=draws",
         "mine.negatives_per_positive=30",
@@ -164,7 +162,7 @@ def on_two_machines(started, free_port):
 
 
 @pytest.mark.slow
-def test_two_machines_learn_what_one_process_does(command, on_two_machines, recipe_file, tmp_path):
+def test_two_machines_give_the_losses_of_one_process(command, on_two_machines, recipe_file, tmp_path):
     one = command(recipe_file, "--force", "--runs", tmp_path / "one")
     assert one.returncode == 0, one.stdout + one.stderr
     machines = on_two_machines(*[[recipe_file, "--force", "--runs", tmp_path / "two"]] * 2)
@@ -227,7 +225,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_checkpoint_of_a_shared_out_model_is_refused_by_a_whole_one(tmp_path):
+def test_a_checkpoint_of_a_sharded_model_is_refused_without_fsdp(tmp_path):
     checkpoint = tmp_path / "train" / "checkpoint-0000005"
     write_json(checkpoint / "progress.json", {"step": 5, "processes": 2, "sharded": True})
     with pytest.raises(RunError, match=r"was made with FSDP, this is without, .* or delete .*/train to train anew"):
@@ -239,7 +237,7 @@ def test_a_checkpoint_of_the_second_round_holds_the_second_model(tiny, tmp_path)
     for number in (1, 2):
         reranker = Reranker.load(tiny["reranker"])
         torch.nn.init.constant_(reranker.model.classifier.bias, number)
-        parallel.spread(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
+        parallel.prepare_model(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
     accelerator.save_state(str(tmp_path))
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors")["model.classifier.bias"] == 2

@@ -66,12 +66,14 @@ def lists_to_fit(collection: Collection, candidates: Candidates) -> Candidates:
     grades = _grades(collection, candidates)
     relevant, found = (grades > 0).sum(axis=1), (candidates.documents != NOTHING).sum(axis=1)
     usable = np.flatnonzero((relevant > 0) & (relevant < found))
-    return candidates.of(usable[np.linspace(0, len(usable) - 1, min(len(usable), LISTS)).round().astype(int)])
+    return candidates.select(usable[np.linspace(0, len(usable) - 1, min(len(usable), LISTS)).round().astype(int)])
 
 
 def fitted_lists(candidates: Candidates, logits: Mapping[str, Mapping[str, float]]) -> tuple[Candidates, np.ndarray]:
     """Return the queries that a head was fitted to, and its logits (queries, depth), as the fit left them."""
-    lists = candidates.of([place for place, query in enumerate(candidates.queries.tolist()) if str(query) in logits])
+    lists = candidates.select(
+        [place for place, query in enumerate(candidates.queries.tolist()) if str(query) in logits]
+    )
     scores = np.full(lists.documents.shape, -np.inf, dtype=np.float32)
     for place, query in enumerate(lists.queries.tolist()):
         scores[place, : len(logits[str(query)])] = [logits[str(query)][str(row)] for row in lists.found(place)]

@@ -1,7 +1,7 @@
-"""Suspected labels: candidates that look relevant though nobody judged them, for a person to look at.
+"""Likely false negatives: candidates without a judgement that look relevant, listed for a person to label.
 
-`suspected_false_negatives.jsonl` has one line a pair, the most suspicious first. A person sets `relevant` (true, false
-or a grade) and hands the file back as `data.judgements`; `reranker review` does it in the terminal.
+`suspected_false_negatives.jsonl` has one line for each (query, document) pair, the most likely first. A person sets
+`relevant` (true, false or a grade) and passes the file as `data.judgements`; `reranker review` does so in the terminal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data import Collection
-from trainer.mining.filter import SUSPICIOUS, USABLE
+from trainer.mining.filter import LIKELY_FALSE_NEGATIVE, USABLE
 from trainer.mining.report import names
 from trainer.mining.sample import Mined
 from trainer.recipe import Mine
@@ -21,20 +21,20 @@ from trainer.recipe import Mine
 FILE = "suspected_false_negatives.jsonl"
 
 
-def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: Path) -> int:
-    """Write the likely positives within the window of ranks; returns how many pairs that are.
+def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collection, folder: Path) -> int:
+    """Write the likely false negatives of the rank window and return the number of pairs.
 
-    What was passed over as one, and what became a negative although it lies above the query's best positive.
+    These are the candidates filtered out as such, and negatives with a higher score than the query's best positive.
     """
-    judged, candidates, lead = mined.judged, mined.judged.candidates, _lead(mined)
-    called = names(section) | {USABLE: "a negative, yet above the positive"}
-    suspicious = np.isin(judged.reasons, SUSPICIOUS) | mined.chosen & (lead > 0)
-    places = np.argwhere(suspicious & judged.window)
-    # What has no lead is a duplicate of a positive, and comes first.
-    places = places[np.argsort(-np.nan_to_num(lead[tuple(places.T)], nan=np.inf), kind="stable")]
+    verdicts, candidates, lead = mined.verdicts, mined.verdicts.candidates, _lead(mined)
+    reasons = names(section) | {USABLE: "a negative, yet above the positive"}
+    likely = np.isin(verdicts.reasons, LIKELY_FALSE_NEGATIVE) | mined.chosen & (lead > 0)
+    pairs = np.argwhere(likely & verdicts.window)
+    # A lead is unknown for near-duplicates of a positive; they come first.
+    pairs = pairs[np.argsort(-np.nan_to_num(lead[tuple(pairs.T)], nan=np.inf), kind="stable")]
     with (folder / FILE).open("w", encoding="utf-8") as file:
-        for place, rank in places.tolist():
-            query, row = int(candidates.queries[place]), int(candidates.documents[place, rank])
+        for index, rank in pairs.tolist():
+            query, row = int(candidates.queries[index]), int(candidates.documents[index, rank])
             grades = collection.qrels["train"][query]
             best = max(collection.positives("train", query), key=lambda row: grades[row])
             document, positive = collection.documents[row], collection.documents[best]
@@ -42,28 +42,28 @@ def write_suspects(section: Mine, mined: Mined, collection: Collection, folder: 
                 "query_id": collection.query_ids[query],
                 "document_id": document["id"],
                 "relevant": None,
-                "why": called[int(judged.reasons[place, rank])],
+                "why": reasons[int(verdicts.reasons[index, rank])],
                 "rank": rank + 1,
-                "similarity": _number(candidates.similarities[place, rank]),
-                "positive_similarity": _number(candidates.positive_similarity[place]),
-                "teacher": _number(judged.teacher[place, rank]),
-                "positive_teacher": _number(judged.positive_teacher[place]),
+                "similarity": _number(candidates.similarities[index, rank]),
+                "positive_similarity": _number(candidates.positive_similarity[index]),
+                "teacher": _number(verdicts.teacher[index, rank]),
+                "positive_teacher": _number(verdicts.positive_teacher[index]),
                 "query": collection.queries[query]["text"],
                 "document": document["passage"],
                 "positive": positive["passage"],
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return len(places)
+    return len(pairs)
 
 
 def _lead(mined: Mined) -> np.ndarray:
-    """How far each candidate lies above the query's best positive (queries, depth), NaN where that is unknown.
+    """Return each candidate's score minus that of the query's best positive (queries, depth), NaN where unknown.
 
-    By the teacher where there is one, which saw both texts; else by similarity.
+    Scores are the teacher's where there is one, because it reads both texts, else similarities.
     """
-    judged, candidates = mined.judged, mined.judged.candidates
-    if not np.isnan(judged.teacher).all():
-        return judged.teacher - judged.positive_teacher[:, None]
+    verdicts, candidates = mined.verdicts, mined.verdicts.candidates
+    if not np.isnan(verdicts.teacher).all():
+        return verdicts.teacher - verdicts.positive_teacher[:, None]
     return candidates.similarities - candidates.positive_similarity[:, None]
 
 

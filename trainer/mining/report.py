@@ -1,4 +1,4 @@
-"""What mining saw, kept and passed over: one screen, a page with examples, and JSON."""
+"""The report of mining: tables for the terminal, a page with examples, and JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from trainer.recipe import Mine
 from trainer.runtime import console
 from trainer.runtime.run_folder import write_json
 
-EXAMPLES = 5  # of queries shown
+EXAMPLES = 5  # queries shown as examples
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BARS = 20  # bins of the histograms
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts of candidates unless the name says otherwise; every candidate is a negative or has one reason."""
+    """Counts of a mining run, of candidates unless named otherwise; every candidate is a negative or has one reason.
+
+    `passed_over` are the counts of candidates filtered out, by reason.
+    """
 
     queries: int
     queries_without_positive: int
@@ -47,40 +50,40 @@ class Report:
 
     @classmethod
     def of(cls, mined: Mined, collection: Collection, section: Mine) -> Report:
-        """Count what `mine` did."""
-        judged, candidates = mined.judged, mined.judged.candidates
-        reasons = judged.reasons
+        """Return the report of the groups mined with the settings of `section`."""
+        verdicts, candidates = mined.verdicts, mined.verdicts.candidates
+        reasons = verdicts.reasons
         positives = reasons == POSITIVE
         limited = section.max_share_of_positive is not None
-        passed = {name: int(np.sum(reasons == reason)) for reason, name in names(section).items()}
-        passed["usable, but not needed"] = int(np.sum((reasons == USABLE) & ~mined.chosen))
+        filtered = {name: int(np.sum(reasons == reason)) for reason, name in names(section).items()}
+        filtered["usable, but not needed"] = int(np.sum((reasons == USABLE) & ~mined.chosen))
         groups = {"positives": positives, "negatives": mined.chosen}
         return cls(
             queries=len(candidates.queries),
             queries_without_positive=len(collection.qrels["train"]) - len(candidates.queries),
-            queries_with_fewer_negatives=int(np.sum(mined.got < mined.asked)),
-            queries_without_negative=int(np.sum(mined.got == 0)),
+            queries_with_fewer_negatives=int(np.sum(mined.sampled < mined.wanted)),
+            queries_without_negative=int(np.sum(mined.sampled == 0)),
             queries_without_threshold=int(np.isnan(candidates.positive_similarity).sum()) if limited else 0,
             candidates=int(np.sum(candidates.documents >= 0)),
-            negatives=int(mined.got.sum()),
+            negatives=int(mined.sampled.sum()),
             judged_negatives=mined.judged_negatives,
             corpus_negatives=mined.corpus_negatives,
-            passed_over={name: count for name, count in passed.items() if count},
+            passed_over={name: count for name, count in filtered.items() if count},
             negative_ranks=_quantiles(np.nonzero(mined.chosen)[1] + 1),
-            similarities={name: _quantiles(candidates.similarities[place]) for name, place in groups.items()},
-            teacher={name: _quantiles(judged.teacher[place]) for name, place in groups.items()},
+            similarities={name: _quantiles(candidates.similarities[mask]) for name, mask in groups.items()},
+            teacher={name: _quantiles(verdicts.teacher[mask]) for name, mask in groups.items()},
         )
 
     @property
     def summary(self) -> str:
-        """One line for the terminal."""
+        """One line with the number of negatives, for the terminal."""
         line = f"{self.negatives} negatives for {self.queries} queries"
         if self.queries_with_fewer_negatives:
             line += f" ({self.queries_with_fewer_negatives} got fewer than asked)"
         return line
 
     def show(self) -> None:
-        """One screen: what was passed over, and where positives and negatives lie."""
+        """Print the reasons for filtering and the distributions of positives and negatives."""
         rows = [[name, f"{count:,}", f"{count / self.candidates:.1%}"] for name, count in self._reasons()]
         console.table("mine: candidates that did not become negatives", ["reason", "candidates", "share"], rows)
         rows = [
@@ -93,7 +96,7 @@ class Report:
         console.table("", ["", "least", "25 %", "median", "75 %", "most"], rows)
 
     def write(self, mined: Mined, collection: Collection, folder: Path) -> None:
-        """`report.md` for people, with examples to look at; `report.json` for programs."""
+        """Write `report.md` for people, with histograms and examples, and `report.json` for programs."""
         write_json(folder / "report.json", asdict(self))
         counts = {name: value for name, value in asdict(self).items() if isinstance(value, int)}
         lines = ["# Mined negatives", "", "| what | count |", "| --- | ---: |"]
@@ -110,7 +113,7 @@ class Report:
 
 
 def names(section: Mine) -> dict[int, str]:
-    """What the reasons are called, with the limits that the recipe set."""
+    """Return the names of the reasons, with the limits set in the recipe."""
     return {
         POSITIVE: "judged relevant",
         NEGATIVE: "judged not relevant",
@@ -122,7 +125,7 @@ def names(section: Mine) -> dict[int, str]:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    """Quantiles of the known values by their share; empty where none is known."""
+    """Return {share: quantile} of the values that are not NaN; empty where there is none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return {}
@@ -133,16 +136,16 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def _histograms(mined: Mined) -> list[str]:
-    """Similarities of positives and negatives over the same bins, as bars of text."""
-    similarities, positives = mined.judged.candidates.similarities, mined.judged.reasons == POSITIVE
-    values = [similarities[place][~np.isnan(similarities[place])] for place in (positives, mined.chosen)]
+    """Return the similarities of positives and negatives as text histograms over the same bins."""
+    similarities, positives = mined.verdicts.candidates.similarities, mined.verdicts.reasons == POSITIVE
+    values = [similarities[mask][~np.isnan(similarities[mask])] for mask in (positives, mined.chosen)]
     if not all(map(len, values)):
         return []
     edges = np.histogram_bin_edges(np.concatenate(values), bins=BARS)
     shares = [np.histogram(numbers, edges)[0] / len(numbers) for numbers in values]
-    highest = max(share.max() for share in shares)
+    largest = max(share.max() for share in shares)
     rows = [
-        f"{edge:8.3f}  {'+' * round(30 * positive / highest):<30}  {'-' * round(30 * negative / highest)}"
+        f"{edge:8.3f}  {'+' * round(30 * positive / largest):<30}  {'-' * round(30 * negative / largest)}"
         for edge, positive, negative in zip(edges, *shares, strict=False)
     ]
     head = f"{'':8}  {'positives that were retrieved':<30}  negatives"

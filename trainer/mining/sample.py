@@ -1,4 +1,4 @@
-"""Groups for training: a query, its positives, and negatives drawn from a window of ranks and from the corpus."""
+"""Groups for training: a query, its positives, and negatives sampled from a rank window and from the corpus."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.data.groups import Group
-from trainer.mining.filter import NEGATIVE, POSITIVE, USABLE, Judged, Score, judge, relevant_or_self
+from trainer.mining.filter import NEGATIVE, POSITIVE, USABLE, Score, Verdicts, filter_candidates, relevant_or_self
 from trainer.model.scores import standardised
 from trainer.recipe import Mine
 from trainer.retriever import NOTHING, Candidates
 
-POSITIVES_PER_GROUP = 4  # a query with more positives gives several groups, so that no group outgrows the others
-TRIES = 20  # draws from the whole corpus for one negative; where a corpus is so small, fewer are found and reported
+POSITIVES_PER_GROUP = 4  # a query with more positives gives several groups, so that groups have similar sizes
+TRIES = 20  # random draws from the corpus for each negative; a small corpus may give fewer, which is reported
 
 
 @dataclass(frozen=True)
 class Mined:
-    """Groups for training, and what there is to report of them."""
+    """Groups for training, with the verdicts and counts for the report."""
 
     groups: list[Group]
-    judged: Judged
-    asked: np.ndarray  # (queries,) negatives wanted
-    got: np.ndarray  # (queries,) negatives found, those of the qrels included
-    chosen: np.ndarray  # bool (queries, depth), candidates that became negatives
-    judged_negatives: int  # of the qrels
-    corpus_negatives: int  # drawn from the whole corpus
+    verdicts: Verdicts
+    wanted: np.ndarray  # (queries,) int32, number of negatives to sample
+    sampled: np.ndarray  # (queries,) int32, number of negatives in the groups, including judged ones
+    chosen: np.ndarray  # (queries, depth) bool, candidates that became negatives
+    judged_negatives: int  # judged not relevant in the qrels
+    corpus_negatives: int  # sampled from the corpus
 
 
 def mine(
@@ -39,79 +39,81 @@ def mine(
     teacher: Score | None = None,
     by_teacher: bool = False,
 ) -> Mined:
-    """Return groups for all train queries with a positive and at least one negative, in the order of the candidates.
+    """Return the groups of all train queries with a positive and at least one negative, in the candidates' order.
 
-    `teacher` scores pairs with a cross-encoder; `by_teacher` takes candidates in the order of its scores, not by rank.
+    `teacher` scores pairs with a cross-encoder; with `by_teacher` its scores, not the ranks, order the rank window.
     """
     if section.groups == "lists":
         return _mine_lists(section, collection, candidates, seed, teacher)
-    judged = judge(section, collection, candidates, teacher)
+    verdicts = filter_candidates(section, collection, candidates, teacher)
     groups: list[Group] = []
-    asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
+    wanted, sampled = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
     chosen = np.zeros(candidates.documents.shape, dtype=bool)
     from_qrels = from_corpus = 0
-    for place, query in enumerate(candidates.queries.tolist()):
+    for index, query in enumerate(candidates.queries.tolist()):
         grades = collection.qrels["train"][query]
-        # Drawn by query, not by order of work, so that one more query changes nobody else's negatives.
+        # Seeded by query, so that an added query does not change the negatives of the others.
         rng = np.random.default_rng([seed, query])
         positives = sorted(collection.positives("train", query), key=lambda row: -grades[row])
-        asked[place] = section.negatives_per_positive * len(positives)
-        known = collection.judged_negatives("train", query)[: asked[place]]
-        wanted = int(asked[place]) - len(known)
-        drawn = _from_corpus(collection, query, candidates.found(place), _part(wanted, section.random_share, rng), rng)
-        picked = _pick(section, judged, place, wanted - len(drawn), rng, by_teacher)
-        negatives = [*known, *candidates.documents[place, picked].tolist(), *drawn]
+        wanted[index] = section.negatives_per_positive * len(positives)
+        labelled = collection.judged_negatives("train", query)[: wanted[index]]
+        missing = int(wanted[index]) - len(labelled)
+        count = _stochastic_share(missing, section.random_share, rng)
+        drawn = _from_corpus(collection, query, candidates.found(index), count, rng)
+        picked = _pick(section, verdicts, index, missing - len(drawn), rng, by_teacher)
+        negatives = [*labelled, *candidates.documents[index, picked].tolist(), *drawn]
         groups += _groups(query, positives, grades, negatives)
-        got[place], chosen[place, picked] = len(negatives), True
-        from_qrels, from_corpus = from_qrels + len(known), from_corpus + len(drawn)
+        sampled[index], chosen[index, picked] = len(negatives), True
+        from_qrels, from_corpus = from_qrels + len(labelled), from_corpus + len(drawn)
     if teacher is not None:
         groups = _with_teacher(groups, teacher)
-    return Mined(groups, judged, asked, got, chosen, from_qrels, from_corpus)
+    return Mined(groups, verdicts, wanted, sampled, chosen, from_qrels, from_corpus)
 
 
 def _mine_lists(
     section: Mine, collection: Collection, candidates: Candidates, seed: int, teacher: Score | None
 ) -> Mined:
-    """Return the candidates of each train query as one group, where a positive is among them.
+    """Return the candidates of each train query as one group, for queries with a positive among them.
 
-    `candidates` are as many as will be reranked. Likely false negatives are left out, so that the loss moves them
-    neither way.
+    `candidates` has the depth that will be reranked. Likely false negatives are left out, so that the loss does not
+    change their scores.
     """
-    everywhere = {"first_rank": 1, "last_rank": candidates.documents.shape[1]}
-    judged = judge(section.model_copy(update=everywhere), collection, candidates, teacher)
+    all_ranks = {"first_rank": 1, "last_rank": candidates.documents.shape[1]}
+    verdicts = filter_candidates(section.model_copy(update=all_ranks), collection, candidates, teacher)
     groups: list[Group] = []
-    asked, got = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
+    wanted, sampled = (np.zeros(len(candidates.queries), dtype=np.int32) for _ in range(2))
     chosen = np.zeros(candidates.documents.shape, dtype=bool)
     first = _first_stage(candidates)
-    known = 0
-    for place, query in enumerate(candidates.queries.tolist()):
+    from_qrels = 0
+    for index, query in enumerate(candidates.queries.tolist()):
         rng = np.random.default_rng([seed, query])
-        reasons, documents = judged.reasons[place], candidates.documents[place]
+        reasons, documents = verdicts.reasons[index], candidates.documents[index]
         grades = collection.qrels["train"][query]
         positives = documents[reasons == POSITIVE].tolist()
-        no, open_ = np.flatnonzero(reasons == NEGATIVE), np.flatnonzero(reasons == USABLE)
+        negative, usable = np.flatnonzero(reasons == NEGATIVE), np.flatnonzero(reasons == USABLE)
         size = section.list_size or len(reasons)
-        picked = sorted([*no.tolist(), *_draw(open_, max(0, size - len(positives) - len(no)), rng)])
+        drawn = _draw(usable, max(0, size - len(positives) - len(negative)), rng)
+        picked = sorted([*negative.tolist(), *drawn])
         if positives and picked:
-            asked[place] = got[place] = len(picked)
+            wanted[index] = sampled[index] = len(picked)
             taken = [*np.flatnonzero(reasons == POSITIVE).tolist(), *picked]
-            rows = [grades[row] for row in positives]
-            scores = first[place, taken].tolist()
-            groups.append(Group(query, positives, rows, documents[picked].tolist(), first=scores))
-            chosen[place, picked] = reasons[picked] == USABLE
-            known += len(no)
+            labels = [grades[row] for row in positives]
+            scores = first[index, taken].tolist()
+            groups.append(Group(query, positives, labels, documents[picked].tolist(), first=scores))
+            chosen[index, picked] = reasons[picked] == USABLE
+            from_qrels += len(negative)
     if teacher is not None:
         groups = _with_teacher(groups, teacher)
-    return Mined(groups, judged, asked, got, chosen, known, 0)
+    return Mined(groups, verdicts, wanted, sampled, chosen, from_qrels, 0)
 
 
 def candidate_lists(collection: Collection, candidates: Candidates) -> list[Group]:
-    """The train queries' candidates whole, as groups: what a reranker will see, with what was judged relevant in it."""
+    """Return the full candidate list of each train query with a retrieved positive as a group."""
     lists = []
     first = _first_stage(candidates)
-    for place, query in enumerate(candidates.queries.tolist()):
+    for index, query in enumerate(candidates.queries.tolist()):
         grades = collection.qrels["train"][query]
-        scores = dict(zip(candidates.found(place), first[place].tolist(), strict=False))
+        scores = dict(zip(candidates.found(index), first[index].tolist(), strict=False))
         relevant = set(collection.positives("train", query))
         positives = [row for row in scores if row in relevant]
         if positives:
@@ -123,43 +125,44 @@ def candidate_lists(collection: Collection, candidates: Candidates) -> list[Grou
 
 
 def _first_stage(candidates: Candidates) -> np.ndarray:
-    """Return the first stage's scores (queries, depth), standardised over each query's candidates."""
+    """Return the first stage's scores (queries, depth) float64, standardised over each query's candidates."""
     return standardised(candidates.scores, candidates.documents != NOTHING)
 
 
 def _pick(
-    section: Mine, judged: Judged, place: int, count: int, rng: np.random.Generator, by_teacher: bool
+    section: Mine, verdicts: Verdicts, index: int, count: int, rng: np.random.Generator, by_teacher: bool
 ) -> list[int]:
-    """Return the positions in one query's candidates that become negatives."""
-    usable = np.flatnonzero(judged.reasons[place] == USABLE)
+    """Return the positions of `count` negatives in one query's candidates."""
+    usable = np.flatnonzero(verdicts.reasons[index] == USABLE)
     if by_teacher:
-        usable = usable[np.argsort(-judged.teacher[place, usable], kind="stable")]
+        usable = usable[np.argsort(-verdicts.teacher[index, usable], kind="stable")]
     choose = _draw if section.pick == "random" else _first
     return choose(usable, count, rng)
 
 
-def _part(count: int, share: float, rng: np.random.Generator) -> int:
-    """A share of a count as a whole number, rounded up or down by chance so that it is right on average."""
+def _stochastic_share(count: int, share: float, rng: np.random.Generator) -> int:
+    """Return `count * share` rounded stochastically to an integer, so that its mean is exact."""
     return int(count * share + rng.random()) if 0 < share < 1 else round(count * share)
 
 
 def _first(pool: np.ndarray, count: int, _: np.random.Generator) -> list[int]:
+    """Return the first `count` of the pool."""
     return pool[:count].tolist()
 
 
 def _draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` of the pool without repetition, in its order."""
+    """Return `count` random elements of the pool without repetition, in the pool's order."""
     chosen = rng.choice(len(pool), size=min(count, len(pool)), replace=False)
     return pool[np.sort(chosen)].tolist()
 
 
 def _from_corpus(
-    collection: Collection, query: int, found: Sequence[int], count: int, rng: np.random.Generator
+    collection: Collection, query: int, retrieved: Sequence[int], count: int, rng: np.random.Generator
 ) -> list[int]:
-    """Documents of the whole corpus that were not retrieved, not judged and not like a positive or the query itself."""
+    """Return random documents: not retrieved, not judged, and no near-duplicates of a positive or of the query."""
     alike = collection.first_alike
     positives = {int(alike[row]) for row in relevant_or_self(collection, query)}
-    taken, drawn = {*found, *collection.qrels["train"][query]}, []
+    taken, drawn = {*retrieved, *collection.qrels["train"][query]}, []
     for row in rng.integers(len(alike), size=count * TRIES).tolist():
         if len(drawn) == count:
             break
@@ -170,14 +173,14 @@ def _from_corpus(
 
 
 def _groups(query: int, positives: list[int], grades: Mapping[int, int], negatives: list[int]) -> list[Group]:
-    """Share positives and negatives out over as many groups as the positives need, dealt like cards."""
+    """Return groups of at most POSITIVES_PER_GROUP positives, with positives and negatives distributed round-robin."""
     count = -(-len(positives) // POSITIVES_PER_GROUP)
-    # Where there are fewer negatives than groups, the last groups share the hardest one.
-    shares = [(positives[start::count], negatives[start::count] or negatives[:1]) for start in range(count)]
-    return [Group(query, good, [grades[row] for row in good], bad) for good, bad in shares if bad]
+    # Where there are fewer negatives than groups, the last groups all get the hardest negative.
+    parts = [(positives[start::count], negatives[start::count] or negatives[:1]) for start in range(count)]
+    return [Group(query, own, [grades[row] for row in own], others) for own, others in parts if others]
 
 
 def _with_teacher(groups: list[Group], teacher: Score) -> list[Group]:
-    """The groups with the teacher's score of every document, for distillation."""
+    """Return the groups with the teacher's logit of every document, for distillation."""
     scores = iter(teacher([(group.query, row) for group in groups for row in group.documents]).tolist())
     return [replace(group, teacher=[next(scores) for _ in group.documents]) for group in groups]

@@ -2,13 +2,13 @@
 
 Imports inside run down, like the package's own:
 
-    teacher                             a cross-encoder asked for scores, and the scores that it gave before
-    scoring                             a collection's rows, tokenised once and scored by all processes
+    teacher                             a cross-encoder whose scores are cached on disk
+    scoring                             rows of a collection, tokenised once and scored by all processes
     reranker                            the model with its tokenizer
-    loading  fusion                     a model from a folder, checked before and after; first-stage scores added
-    heads  scores  calibration          fresh heads; scores on one scale; scores as probabilities
-    tokenizer  batching  packing        special tokens; batches of one length; sequences without padding
-    interaction                         the interaction head, which stands alone: it is exported as it is
+    loading  fusion                     loading a model folder with checks; fusion with first-stage scores
+    heads  scores  calibration          fresh heads; standardised scores; scores as probabilities
+    tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
+    interaction                         the interaction head; it imports nothing of ours, because exports contain it
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.model.reranker import ScoringModel as ScoringModel
     from trainer.model.scoring import TokenizedCollection as TokenizedCollection
     from trainer.model.scoring import fit_length as fit_length
-    from trainer.model.scoring import rarity as rarity
+    from trainer.model.scoring import inverse_document_frequency as inverse_document_frequency
     from trainer.model.scoring import rerank as rerank
     from trainer.model.scoring import score_rows as score_rows
 

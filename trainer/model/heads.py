@@ -24,7 +24,7 @@ from trainer.model_files import weights
 def with_interaction(
     folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None
 ) -> InteractionForSequenceClassification:
-    """Return an encoder under a fresh interaction head; layers above the deepest compared one are cut off."""
+    """Return an encoder with a fresh interaction head, without the layers above the last one that is compared."""
     encoder = weights.load(AutoModel, folder)
     depth = encoder.config.num_hidden_layers
     chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
@@ -36,15 +36,15 @@ def with_interaction(
     if separator is None or separator not in tokenizer("a")["input_ids"]:
         raise ModelError(f"reranker.head: the tokenizer of {folder.name} has no separator token; use head: classifier")
     settings = encoder.config.to_dict() | {"num_hidden_layers": max(max(chosen), 1)}
-    settings.pop("_name_or_path", None)  # a path of this machine
+    settings.pop("_name_or_path", None)  # a local path
     if "layer_types" in settings and settings["layer_types"]:
         settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
-    before, behind = frame(tokenizer)
+    before, after = frame(tokenizer)
     config = InteractionConfig(
         encoder=settings,
         layers=chosen,
         separator_id=separator,
-        opening_id=before[0] if before and behind[-1] == separator else None,
+        opening_id=before[0] if before and after[-1] == separator else None,
         special_ids=tuple(tokenizer.all_special_ids),
         lexical=True,
     )
@@ -56,9 +56,10 @@ def with_interaction(
 
 
 def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
-    """Return the standard model with one label on an encoder's weights, or on those of them that fit `config`.
+    """Return the standard `ForSequenceClassification` model with one label and the encoder weights of a folder.
 
-    With `config` the caller sets the encoder's weights afterwards, and the head takes what the folder has for it.
+    With `config`, only the weights that fit it are loaded: the caller sets the encoder's weights afterwards, and the
+    head keeps those that the folder has.
     """
     options = {"num_labels": 1} if config is None else {"config": config}
     return weights.load(

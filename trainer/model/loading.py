@@ -1,4 +1,4 @@
-"""A cross-encoder and its tokenizer from a folder, judged before and after they are loaded."""
+"""Loading a cross-encoder and its tokenizer from a folder, with checks before and after."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from trainer.model_files.checks import Head, require_cross_encoder
 from trainer.model_files.references import name_of
 from trainer.runtime import console
 
-TRIED = 16  # tokens of the pair that an architecture never tried has to score
+PROBE_LENGTH = 16  # tokens of the test pair for architectures that are not in the tested list
 
 
 def load_cross_encoder(
     folder: Path, head: Head, layers: Sequence[int] | None, trust_remote_code: bool
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Return the float32 model on the CPU and its tokenizer; a head that is new is reported on the terminal.
+    """Return the float32 model on the CPU and its tokenizer; a fresh head is reported on the terminal.
 
-    Raises ModelError where the folder, its weights or its tokenizer are not what a cross-encoder needs.
+    Raises ModelError where the folder, its weights or its tokenizer do not make a cross-encoder.
     """
     kind = require_cross_encoder(folder, head, trust_remote_code)
     with weights.loading(folder):
         tokenizer = load_tokenizer(folder, name_of(folder), trust_remote_code)
         if kind != "encoder":
-            # The head is not registered with transformers: there it would shadow the file in an exported folder.
+            # Not registered with transformers' Auto classes, where it would shadow the file in an exported folder.
             own = InteractionForSequenceClassification if kind == "interaction" else AutoModelForSequenceClassification
             model = weights.load(own, folder, trust_remote_code=trust_remote_code)
         elif head == "classifier":
@@ -51,13 +51,13 @@ def load_cross_encoder(
 
 
 def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens the model reads at most: its positions, else what the tokenizer says."""
+    """Return the maximum number of input tokens: the model's positions, else the tokenizer's limit."""
     return weights.longest_text(model.base_model) or tokenizer.model_max_length
 
 
 @torch.inference_mode()
 def _require_scores(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raise ModelError where two texts cannot be joined, or where an architecture never tried gives no logit."""
+    """Raise ModelError where the tokenizer cannot join two texts, or where an untested architecture gives no logit."""
     special: Any = tokenizer("a", "a", return_special_tokens_mask=True)["special_tokens_mask"]
     first = special.index(0) if 0 in special else len(special)
     if 1 not in special[first:]:
@@ -67,10 +67,10 @@ def _require_scores(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path
         )
     if model.config.model_type in CLASSIFIER | {"interaction"}:
         return
-    pairs = PairEncoder(tokenizer, TRIED)
+    pairs = PairEncoder(tokenizer, PROBE_LENGTH)
     logits = model.eval()(**pairs.pad([(pairs.tokenize(["a"])[0], pairs.tokenize(["a a"])[0])])).logits
     if logits.shape != (1, 1) or not torch.isfinite(logits).all():
         raise ModelError(
-            f"model {name_of(folder)}: gives {tuple(logits.shape)} logits for a pair and not one finite number; take "
-            "another base"
+            f"model {name_of(folder)}: gives {tuple(logits.shape)} logits for a pair instead of one finite "
+            "number; take another base"
         )

@@ -25,8 +25,8 @@ from trainer.model.batching import (
     TOKENS_PER_BUCKET,
     PairEncoder,
     Tokens,
-    ahead,
     buckets,
+    prefetch,
 )
 from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
@@ -250,7 +250,7 @@ class Reranker:
         training = self.model.training
         self.model.eval()
         with progress(note or "score", total=total if note else 0) as advance, autocast(self.device, self.precision):
-            parts = [self._over_buckets(pairs, compute, advance) for pairs in ahead(chunks)]
+            parts = [self._over_buckets(pairs, compute, advance) for pairs in prefetch(chunks)]
         self.model.train(training)
         return torch.cat(parts).cpu().numpy()
 

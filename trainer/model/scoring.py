@@ -1,4 +1,4 @@
-"""A collection's rows as the cross-encoder reads and scores them."""
+"""Tokenising and scoring the (query, document) rows of a collection with the cross-encoder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trainer.model.batching import PairEncoder, Tokens
 from trainer.model.reranker import Reranker
 from trainer.retriever import Candidates
 
-COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs whose tokens are counted to choose a length
-CHUNK = 32768  # pairs that are tokenised together; the next ones are while they are scored
+COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs sampled to choose a length
+PAIRS_PER_CHUNK = 32768  # pairs tokenised together, while the previous chunk is scored
 
 
 class TokenizedCollection:
-    """Tokens of the queries and documents that are needed, each made once."""
+    """A collection whose queries and documents are tokenised when first needed, each once."""
 
     def __init__(self, collection: Collection, pairs: PairEncoder) -> None:
         self.collection = collection
@@ -30,45 +30,45 @@ class TokenizedCollection:
         self._documents: dict[int, Tokens] = {}
 
     def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
-        """Token pairs for (query row, document row) pairs."""
+        """Return the token pairs of (query row, document row) pairs."""
         self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts)
         self._add(self._documents, {document for _, document in rows}, self.collection.passages)
         return [(self._queries[query], self._documents[document]) for query, document in rows]
 
     def documents(self, limit: int) -> list[Tokens]:
-        """Tokens of the first `limit` documents."""
+        """Return the tokens of the first `limit` documents."""
         rows = range(min(limit, len(self.collection.documents)))
         self._add(self._documents, set(rows), self.collection.passages)
         return [self._documents[row] for row in rows]
 
     def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
+        """Tokenise the rows that are missing in `known` and add them."""
         if new := sorted(rows - known.keys()):
             known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
 
 
 def fit_length(reranker: Reranker, collection: Collection, candidates: Candidates) -> str:
-    """Let the reranker read nine of ten of these pairs whole, as far as it can, and say so with what it costs.
+    """Set the reranker's `max_length` so that 90 % of the pairs are not truncated, and return a message about it.
 
-    Pairs of queries evenly spread over the candidates are counted, 2,000 at most.
+    The length is bounded by what the model can read, and chosen on at most 2,000 pairs of evenly spaced queries. The
+    message is empty where there are no pairs.
     """
     chosen = (
         np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
     )
-    lists = candidates.of(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
-    rows = [(query, row) for place, query in enumerate(lists.queries.tolist()) for row in lists.found(place)]
+    lists = candidates.select(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
+    rows = [(query, row) for index, query in enumerate(lists.queries.tolist()) for row in lists.found(index)]
     if not rows:
         return ""
     pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
     lengths = np.array([len(query) + len(document) + reranker.pairs.num_special for query, document in pairs])
     length = covering_length(lengths.tolist(), reranker.max_length)
     reranker.read_at_most(length)
-    whole, times = (
-        np.mean(lengths <= length),
-        np.minimum(lengths, length).sum() / np.minimum(lengths, length // 2).sum(),
-    )
+    share = np.mean(lengths <= length)
+    speedup = np.minimum(lengths, length).sum() / np.minimum(lengths, length // 2).sum()
     return (
-        f"reranker.max_length: {length} tokens, so that {whole:.0%} of the pairs are read whole; "
-        f"{length // 2} would be {times:.1f} times as fast"
+        f"reranker.max_length: {length} tokens, so that {share:.0%} of the pairs are read in full; "
+        f"{length // 2} would be {speedup:.1f} times as fast"
     )
 
 
@@ -79,9 +79,9 @@ def score_rows(
     accelerator: Accelerator,
     note: str | None = None,
 ) -> np.ndarray:
-    """Logits (pairs,) float32 of (query row, document row) pairs, shared out over all processes."""
+    """Return the logits (pairs,) float32 of (query row, document row) pairs, computed by all processes together."""
     ours = rows[accelerator.process_index :: accelerator.num_processes]
-    chunks = (tokenized.pairs(ours[start : start + CHUNK]) for start in range(0, len(ours), CHUNK))
+    chunks = (tokenized.pairs(ours[start : start + PAIRS_PER_CHUNK]) for start in range(0, len(ours), PAIRS_PER_CHUNK))
     part = reranker.score_chunks(chunks, len(ours), note)
     parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
     scores = np.empty(len(rows), dtype=np.float32)
@@ -97,10 +97,10 @@ def rerank(
     accelerator: Accelerator,
     note: str | None = None,
 ) -> np.ndarray:
-    """Scores (queries, depth) float32 of all candidates, -inf where there is none.
+    """Return the model's scores (queries, depth) float32 of all candidates, -inf at the padding.
 
-    Raises RunError where the model gives what is no number: in the order of such scores the first stage's would remain,
-    and a broken model would pass for one that is as good.
+    Raises RunError where a score is NaN: sorting would keep the first stage's order, and a broken model would seem as
+    good as the first stage.
     """
     scores = candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
     if np.isnan(scores).any():
@@ -111,8 +111,11 @@ def rerank(
     return scores
 
 
-def rarity(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
-    """Inverse document frequency (vocabulary,): log((documents + 1) / (frequency + 1/2)), at least 0.05."""
+def inverse_document_frequency(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
+    """Return the idf of each token (vocabulary,) float32: log((N + 1) / (df + 1/2)), at least 0.05.
+
+    Inverse document frequency: Spärck Jones, Journal of Documentation 1972; here smoothed and bounded below.
+    """
     frequency = np.zeros(vocabulary)
     for tokens in tokenized:
         frequency[np.unique(tokens)] += 1

@@ -1,7 +1,7 @@
-"""A teacher: a cross-encoder that mining asks, and every answer it ever gave.
+"""A teacher: a cross-encoder for mining and distillation whose scores are cached on disk.
 
-Answers are kept under what the teacher is (weights, length) and what it read (the two texts), so that no pair is
-scored twice, in this run or another, and a stopped run loses a chunk at most.
+The cache key is a fingerprint of the teacher (weights, length, precision) and a hash of the two texts, so that no pair
+is scored twice, in this run or another, and a stopped run loses at most one chunk.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from trainer.runtime.launch import on_main
 from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import json_sha256, remove, replacing
 
-CHUNK = 4096  # pairs scored between two writes: minutes on a CPU
+PAIRS_PER_FILE = 4096  # pairs scored before they are written: minutes on a CPU
 
 
 class Teacher:
-    """`teacher(rows)` gives the logits (pairs,) float32 of (query row, document row) pairs."""
+    """A cross-encoder as a function: `teacher(rows)` returns the logits of (query row, document row) pairs."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class Teacher:
         parts += [] if precision == "fp32" else [precision]
         self._folder = cache / json_sha256(*parts)[:16]
         self._known = on_main(accelerator, self._read)
-        self.asked = 0  # pairs that had to be scored
+        self.num_scored = 0  # pairs that were not in the cache
 
     def __call__(self, rows: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Logits of the pairs; those never asked before are scored, by all processes together, and kept."""
+        """Return the logits (pairs,) float32; all processes together score and store those missing in the cache."""
         keys = self._keys(rows)
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._known}
         new = list(missing.items())
@@ -67,22 +67,22 @@ class Teacher:
                 trust_remote_code=self._trust_remote_code,
             )
             tokenized = TokenizedCollection(self._collection, reranker.pairs)
-            for start in range(0, len(new), CHUNK):
-                chunk = new[start : start + CHUNK]
+            for start in range(0, len(new), PAIRS_PER_FILE):
+                chunk = new[start : start + PAIRS_PER_FILE]
                 scores = score_rows(reranker, tokenized, [row for _, row in chunk], self._accelerator, note="teacher")
-                self._keep([key for key, _ in chunk], [row for _, row in chunk], scores)
-            self.asked += len(new)
+                self._store([key for key, _ in chunk], [row for _, row in chunk], scores)
+            self.num_scored += len(new)
         return np.array([self._known[key] for key in keys], dtype=np.float32)
 
     def _read(self) -> dict[bytes, float]:
-        """Return all scores that were kept; a damaged file is deleted, and its pairs will be scored again."""
+        """Return all cached scores by key; a damaged file is deleted, and its pairs will be scored again."""
         known: dict[bytes, float] = {}
         for path in sorted(self._folder.glob("*.npz")):
             try:
-                with path.open("rb") as file, np.load(file) as kept:
-                    if kept["teacher"] != self._folder.name:
-                        raise ValueError("another teacher's answers")
-                    known |= zip(map(bytes, kept["keys"]), kept["scores"].tolist(), strict=True)
+                with path.open("rb") as file, np.load(file) as arrays:
+                    if arrays["teacher"] != self._folder.name:
+                        raise ValueError("scores of another teacher")
+                    known |= zip(map(bytes, arrays["keys"]), arrays["scores"].tolist(), strict=True)
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except (IsADirectoryError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -91,16 +91,17 @@ class Teacher:
         return known
 
     def _keys(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
-        """A name for each pair, made of its two texts."""
-        queries = _named(self._collection.query_texts, {query for query, _ in rows})
-        documents = _named(self._collection.passages, {document for _, document in rows})
+        """Return the cache key of each pair: the hashes of its two texts."""
+        queries = _text_hashes(self._collection.query_texts, {query for query, _ in rows})
+        documents = _text_hashes(self._collection.passages, {document for _, document in rows})
         return [queries[query] + documents[document] for query, document in rows]
 
-    def _keep(self, keys: list[bytes], rows: list[tuple[int, int]], scores: np.ndarray) -> None:
+    def _store(self, keys: list[bytes], rows: list[tuple[int, int]], scores: np.ndarray) -> None:
+        """Add scores to the cache, and write them to a new file on the main process."""
         self._known |= zip(keys, scores.tolist(), strict=True)
         if not processes.is_main():
             return
-        # The name is of its own: other runs add files to the folder too, and users delete some.
+        # A random name: other runs add files to the folder too, and users may delete some.
         with replacing(self._folder / f"{uuid4().hex}.npz") as partial, partial.open("wb") as file:
             np.savez(
                 file,
@@ -112,8 +113,8 @@ class Teacher:
             )
 
 
-def _named(texts: Callable[[Sequence[int]], list[str]], rows: set[int]) -> dict[int, bytes]:
-    """A name of eight bytes for the text in each row."""
+def _text_hashes(texts: Callable[[Sequence[int]], list[str]], rows: set[int]) -> dict[int, bytes]:
+    """Return an eight-byte hash of the text in each row."""
     order = sorted(rows)
-    names = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts(order))
-    return dict(zip(order, names, strict=True))
+    hashes = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts(order))
+    return dict(zip(order, hashes, strict=True))

@@ -1,14 +1,14 @@
-"""The first stage: candidates for every judged query, found once and used by mining, dev and test alike.
+"""The first stage: candidates of every judged query, retrieved once for mining, dev and test.
 
 Dense (bi-encoder, vectors in shards on disk), BM25, both fused, or the user's own TREC run. With enough train queries
-BM25's parameters and the weights of the fusion are tuned on them.
+BM25's parameters and the fusion weights are tuned on them.
 
 Imports inside run down, like the package's own:
 
-    retrieve                            every engine asked once, for all splits together
-    tuning                              settings chosen on the train queries
-    engines                             all engines together, under any settings
-    dense  bm25  fusion  trec_run       the engines; the user's own TREC run
+    retrieve                            candidates of all splits, with one search per engine
+    tuning                              BM25's parameters and fusion weights, tuned on the train queries
+    engines                             all engines of a recipe, searched and fused
+    dense  bm25  fusion  trec_run       dense search, BM25, fusion of rankings, the user's own TREC run
     candidates                          the candidates of every query
     embeddings                          vectors in shards on disk
 """
@@ -20,7 +20,7 @@ from trainer.lazy import face
 if TYPE_CHECKING:
     from trainer.retriever.candidates import NOTHING as NOTHING
     from trainer.retriever.candidates import Candidates as Candidates
-    from trainer.retriever.candidates import Ranking as Ranking
+    from trainer.retriever.candidates import RankedLists as RankedLists
     from trainer.retriever.embeddings import BiEncoder as BiEncoder
     from trainer.retriever.embeddings import Embeddings as Embeddings
     from trainer.retriever.embeddings import Shards as Shards

@@ -49,10 +49,10 @@ class Distil(Stage):
         from trainer.context import models
         from trainer.mining import from_teacher
         from trainer.model import TokenizedCollection
-        from trainer.training import student, train
+        from trainer.training import student, train_reranker
 
         collection, candidates = _unlabelled(run, folder)
-        groups = from_teacher.groups(candidates, _teacher_scores(run, collection, candidates))
+        groups = from_teacher.groups_by_teacher(candidates, _teacher_scores(run, collection, candidates))
         if not groups:
             raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
         pairs = sum(len(group.documents) for group in groups)
@@ -64,7 +64,7 @@ class Distil(Stage):
         faster = partial(model.bf16_speedup, training=True)
         model.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
         tokenized = TokenizedCollection(collection, model.pairs)
-        progress = train(
+        progress = train_reranker(
             student.student_recipe(run.recipe),
             groups,
             [],
@@ -91,7 +91,7 @@ def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
 
     section, seed = run.recipe.distil, run.recipe.seed
     assert section is not None
-    train = from_teacher.draw(run.candidates("train").top(section.depth), section.queries, seed)
+    train = from_teacher.sample_queries(run.candidates("train").top(section.depth), section.queries, seed)
     missing = section.queries - len(train.queries)
     if run.recipe.retriever.run is not None and missing:
         message = f"a run has no candidates for new queries, so only {len(train.queries)} queries of train teach"
@@ -116,7 +116,7 @@ def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
         NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
         for row, query in zip(rows, drawn, strict=True)
     ]
-    found = from_teacher.with_own(Candidates.load(path).top(section.depth), own)
+    found = from_teacher.with_source_documents(Candidates.load(path).top(section.depth), own)
     return collection, train.joined(found)
 
 
@@ -144,4 +144,4 @@ def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) ->
         return logits
     weights = first_stage_weights(run, score(run, tuned, run.reranked("dev")), ("scores",))
     console.stage("distil", f"the teacher's scores with the first stage's beside them; {describe(weights)}")
-    return from_teacher.on_scale(fuse(candidates, logits, weights["scores"].chosen), logits)
+    return from_teacher.rescale_to_logits(fuse(candidates, logits, weights["scores"].chosen), logits)

@@ -61,7 +61,7 @@ class Mine(Stage):
         if not run.is_main:
             return Notes()
         write_groups(mined.groups, folder)
-        suspects = mining.write_suspects(section, mined, run.collection, folder)
+        suspects = mining.write_likely_false_negatives(section, mined, run.collection, folder)
         report.write(mined, run.collection, folder)
         report.show()
         return Notes(f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}")

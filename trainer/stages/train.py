@@ -51,7 +51,7 @@ class Train(Stage):
         from trainer.context import models
         from trainer.data.groups import read_groups
         from trainer.model import TokenizedCollection
-        from trainer.training import train
+        from trainer.training import train_reranker
 
         set_seed(run.recipe.seed)
         reranker = models.load_base(run)
@@ -62,7 +62,7 @@ class Train(Stage):
         groups = read_groups(run.folder / self.folder.replace("train", "mine"))
         first_stage = run.first_stage_dev
         console.stage("train", f"{len(groups)} groups; dev {run.metric} of the first stage {first_stage:.4f}")
-        progress = train(
+        progress = train_reranker(
             run.recipe,
             groups,
             models.lists_for_head(run),

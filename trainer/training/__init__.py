@@ -1,13 +1,13 @@
-"""Training: groups in, the best checkpoint on dev out.
+"""Training: from groups to the best checkpoint on dev.
 
 Imports inside run down, like the package's own:
 
-    interpolate                         the start, the trained model, or one between them: dev chooses
-    loop                                steps, dev scores, the best state, and when it ends
-    gradients                           a step's groups to gradients, in the memory that there is
-    optimizer  head_init  student       AdamW with its rates; a fresh head; a student
-    schedule  checkpoints  losses       which groups in which step, at which rate; atomic checkpoints; losses
-    parallel                            one device, several with a copy of the model, or several with a share of it
+    interpolate                         interpolation between the start and the trained model, chosen on dev
+    loop                                the training loop: steps, dev scores, the best model, early stopping
+    gradients                           gradients of one step, within the memory of the device
+    optimizer  head_init  student       AdamW and its rates; fitting a fresh head; the student of a distillation
+    schedule  checkpoints  losses       batches and learning rate of each step; atomic checkpoints; losses
+    parallel                            one device, data parallelism (DDP) or sharded models (FSDP2)
 """
 
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.training.head_init import start_head as start_head
     from trainer.training.interpolate import choose as choose
     from trainer.training.loop import Measure as Measure
-    from trainer.training.loop import train as train
+    from trainer.training.loop import train_reranker as train_reranker
     from trainer.training.optimizer import default_rate as default_rate
     from trainer.training.schedule import evaluation_steps as evaluation_steps
     from trainer.training.schedule import rate_factor as rate_factor

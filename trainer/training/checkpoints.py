@@ -1,4 +1,4 @@
-"""Atomic checkpoints of a training, with the best model so far, that a killed run resumes from."""
+"""Atomic training checkpoints with the best model so far, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import begun_fingerprint, read_json, read_record, remove, write_json
 from trainer.training.parallel import is_sharded
 
-FITTED = "fitted.json"  # what a fresh head was fitted to
-START = "start"  # the folder of the model before the first step: the base, its head fitted
-TRAINED = "trained"  # the folder of the best checkpoint after it
+FITTED = "fitted.json"  # candidate lists to which a fresh head was fitted, with their logits
+START = "start"  # folder of the model before the first step: the base with its fitted head
+TRAINED = "trained"  # folder of the best model after the first step
 
 
 @dataclass
 class Progress:
-    """The state of a training that a resumed run needs besides weights, optimizer and random states.
+    """The state of a training besides weights, optimizer and random states, as saved in progress.json.
 
-    `best_score` and `best_step` are those of the best checkpoint after the first step; `curve` begins with step 0.
+    `best_score` and `best_step` are those of the best model after the first step; `curve` are (step, dev score), from
+    step 0.
     """
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
-    planned: int = 0  # steps, if nothing ends it early
-    precision: Precision = "fp32"  # what the first start chose; a resumed run keeps it
-    first_stage_weight: float = 0.0  # beside the model's scores in the loss, as it was fitted with the head
+    planned: int = 0  # number of steps without early stopping
+    precision: Precision = "fp32"  # chosen at the first start; a resumed run continues in it
+    first_stage_weight: float = 0.0  # of the first stage's scores in the loss, fitted with the head
 
     def stalled(self, patience: int | None) -> bool:
-        """Whether so many evaluations in a row brought no new best."""
+        """Return whether the last `patience` evaluations brought no new best score."""
         if patience is None or not self.curve:
             return False
         scores = [score for _, score in self.curve]
@@ -45,32 +46,32 @@ class Progress:
 
     @property
     def ending(self) -> str:
-        """How an early end is told; nothing where all steps were done."""
+        """The message about early stopping; empty where all steps were done."""
         if self.step == self.planned:
             return ""
-        return f"stopped at step {self.step} of {self.planned}: no better since step {self.best_step}"
+        return f"stopped at step {self.step} of {self.planned}: no improvement since step {self.best_step}"
 
 
-def unsettled_best(folder: Path, step: int) -> Path:
-    """Return where the best model of a step lies until a checkpoint knows of it."""
+def pending_best(folder: Path, step: int) -> Path:
+    """Return the folder of a new best model until a checkpoint records it."""
     return folder / f".best-{step:07d}"
 
 
-def settle_best(folder: Path, step: int) -> None:
-    """Make the best model of `step` the one in `folder/trained`, and delete those that no checkpoint knows of.
+def commit_best(folder: Path, step: int) -> None:
+    """Move the best model of `step` to `folder/trained`, and delete new ones that no checkpoint recorded.
 
-    A kill at any moment leaves the best model that the last checkpoint knows of: in `trained`, or still to be moved.
+    After a kill at any moment the best model that the last checkpoint recorded is in `trained` or still to be moved.
     """
-    best = unsettled_best(folder, step)
+    best = pending_best(folder, step)
     if best.is_dir():
         remove(folder / TRAINED)
         best.rename(folder / TRAINED)
-    for unknown in folder.glob(".best-*"):
-        remove(unknown)
+    for unrecorded in folder.glob(".best-*"):
+        remove(unrecorded)
 
 
 def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) -> None:
-    """Save all of it; the rename makes it count, then the one before it and its best model go."""
+    """Save a checkpoint atomically, by a rename, and delete the previous one and its best model."""
     partial = folder / "checkpoint.partial"
     if processes.is_main():
         remove(partial)
@@ -84,9 +85,9 @@ def save_checkpoint(progress: Progress, accelerator: Accelerator, folder: Path) 
 
 
 def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folder: Path) -> None:
-    """Write what the checkpoint belongs to and consists of, rename it, and delete what it replaces."""
-    unsettled = unsettled_best(folder, progress.best_step)
-    best = unsettled if unsettled.is_dir() else folder / TRAINED
+    """Write progress.json with hashes of all files, rename the checkpoint, and delete the previous one."""
+    pending = pending_best(folder, progress.best_step)
+    best = pending if pending.is_dir() else folder / TRAINED
     files = {
         "fingerprint": begun_fingerprint(folder),
         "processes": accelerator.num_processes,
@@ -99,14 +100,14 @@ def _complete(partial: Path, progress: Progress, accelerator: Accelerator, folde
     checkpoint = folder / f"checkpoint-{progress.step:07d}"
     remove(checkpoint)
     partial.replace(checkpoint)
-    settle_best(folder, progress.best_step)
+    commit_best(folder, progress.best_step)
     for path in folder.glob("checkpoint-*"):
         if path != checkpoint:
             remove(path)
 
 
 def _before_training(folder: Path) -> dict[str, Any]:
-    """Return the record of what was written before the first step; it is made once and handed on."""
+    """Return the record of the files written before the first step, copied from the previous checkpoint if any."""
     for checkpoint in folder.glob("checkpoint-*"):
         if before := (read_record(checkpoint / "progress.json") or {}).get("before"):
             return before
@@ -114,30 +115,30 @@ def _before_training(folder: Path) -> dict[str, Any]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files of a folder, in the order of their names."""
+    """Return all files below a folder, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of this stage; one that is damaged or not of this stage is deleted, with a word."""
+    """Return the newest valid checkpoint; damaged ones and those of other inputs are deleted with a warning."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), reverse=True):
         fault = _fault(checkpoint, folder)
         if not fault:
             return checkpoint
-        console.warn(folder.name, f"{fault}; {checkpoint.name} is deleted, and training does not go on from it")
+        console.warn(folder.name, f"{fault}; {checkpoint.name} is deleted, and training does not resume from it")
         remove(checkpoint)
     return None
 
 
 def _fault(checkpoint: Path, folder: Path) -> str:
-    """Return in words why training cannot go on from a checkpoint and the best model it knows of, or nothing."""
+    """Return why training cannot resume from a checkpoint and the best model it records, or an empty string."""
     path = checkpoint / "progress.json"
     notes = read_record(path) or {}
     if not notes.keys() >= {"step", "best_step", "fingerprint", "files", "best", "before"}:
         return f"{path} is missing or damaged"
     if notes["fingerprint"] != begun_fingerprint(folder):
         return f"{checkpoint} was made with other inputs"
-    settle_best(folder, notes["best_step"])
+    commit_best(folder, notes["best_step"])
     return (
         verify.difference(checkpoint, notes["files"])
         or verify.difference(folder / TRAINED, notes["best"])
@@ -146,25 +147,29 @@ def _fault(checkpoint: Path, folder: Path) -> str:
 
 
 def precision_of(checkpoint: Path) -> Precision:
-    """Return the precision that a checkpoint was trained in."""
+    """Return the precision in which a checkpoint was trained."""
     return read_json(checkpoint / "progress.json").get("precision", "fp32")
 
 
 def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
-    """Take weights, optimizer and random numbers from a checkpoint; the rest is in its progress.json."""
+    """Load weights, optimizer and random states of a checkpoint, and return its progress.
+
+    Raises RunError where the checkpoint was written with FSDP and this run is without, or the other way round.
+    """
     notes = on_main(accelerator, lambda: read_json(checkpoint / "progress.json"))
     processes, sharded = notes["processes"], notes["sharded"]
     if sharded != is_sharded(accelerator):
         before, now = ("with FSDP", "without") if sharded else ("without FSDP", "with")
         raise RunError(
-            f"{checkpoint.parent.name}: {checkpoint} was made {before}, this is {now}, and neither reads the other's; "
-            f"go on as it was started, or delete {checkpoint.parent} to train anew"
+            f"{checkpoint.parent.name}: {checkpoint} was made {before}, this is {now}, and the formats differ; "
+            f"resume as it was started, or delete {checkpoint.parent} to train anew"
         )
     accelerator.load_state(str(checkpoint))
     progress = Progress(**{entry.name: notes[entry.name] for entry in fields(Progress)})
     progress.curve = [(step, score) for step, score in notes["curve"]]
     console.stage(checkpoint.parent.name, f"resumed at step {progress.step} from {checkpoint.name}")
     if processes != accelerator.num_processes:
-        message = f"{processes} processes before, {accelerator.num_processes} now: same steps, but not the same bits"
+        change = f"{processes} processes before, {accelerator.num_processes} now"
+        message = f"{change}: the same steps, but results may differ in the last bits"
         console.warn(checkpoint.parent.name, message)
     return progress

@@ -1,8 +1,8 @@
-"""A step's groups to gradients, in the memory that there is.
+"""Gradients of one step, within the memory of the device.
 
-A step is cut into passes under a token budget; the loss is divided by the groups of the whole step, so it does not
-depend on how the step was spread. A group over the budget is read twice, bucket by bucket, so that its size costs time
-but no memory. Where memory runs out all the same, the budget is halved and the step done again.
+A step is split into passes under a token budget; the loss is divided by the number of groups of the full step, so that
+it does not depend on the split. A group over the budget is computed twice, bucket by bucket (GradCache), so that its
+size costs time but no memory. Where memory runs out all the same, the budget is halved and the step repeated.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from trainer.model.packing import Batch
 from trainer.recipe import Train
 from trainer.runtime import console
 from trainer.training.losses import LOSSES, Loss
-from trainer.training.parallel import exchange, is_sharded, no_exchange
+from trainer.training.parallel import is_sharded, no_gradient_sync, sync_gradients
 
-SMALLEST_BUDGET = 512  # tokens: a pair or two; what does not fit then is not a matter of passes
-NO_ROOM = "lower reranker.max_length or mine.negatives_per_positive, or set train.gradient_checkpointing=true"
+SMALLEST_BUDGET = 512  # tokens: a pair or two; smaller passes would not help
+MEMORY_ADVICE = "lower reranker.max_length or mine.negatives_per_positive, or set train.gradient_checkpointing=true"
 
 
 class Targets(NamedTuple):
-    """What the documents of several groups should come to, on the device: (groups, documents of the largest) each."""
+    """The targets of a pass: (groups, documents of the largest group) each, on the device; float32, `mask` bool."""
 
     labels: Tensor
     mask: Tensor
@@ -38,8 +38,8 @@ class Targets(NamedTuple):
     first: Tensor | None
 
 
-class Engine:
-    """Turns a step's groups into gradients, and says how much of the work was padding."""
+class GradientStep:
+    """Accumulates the gradients of a step's groups, and counts the share of padding."""
 
     def __init__(
         self,
@@ -58,74 +58,75 @@ class Engine:
         self.model = model
         self.reranker = reranker
         self.loss: Loss = LOSSES[section.loss]
-        self.first_stage_weight = 0.0  # beside the model's scores, in logits; set by who fitted it
-        self.highest = max(max(group.grades) for group in groups)
+        self.first_stage_weight = 0.0  # of the first stage's scores in the loss, in logits; set by the loop
+        self.max_grade = max(max(group.grades) for group in groups)
         self.sizes = [sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups]
-        self.one_pair = self.reranker.pairs.pad(self._pairs_of(groups[:1])[:1])  # gradients are exchanged over it
-        self.real_tokens = self.read_tokens = 0
+        self.one_pair = self.reranker.pairs.pad(self._pairs_of(groups[:1])[:1])  # the pass that synchronises gradients
+        self.real_tokens = self.computed_tokens = 0
 
     @property
     def padding(self) -> float:
-        """Share of the tokens computed so far, on this process, that were padding."""
-        return round(1 - self.real_tokens / max(1, self.read_tokens), 4)
+        """The share of padding in the tokens computed so far on this process."""
+        return round(1 - self.real_tokens / max(1, self.computed_tokens), 4)
 
-    def gradients(self, positions: Sequence[int]) -> tuple[float, int]:
-        """Add the gradients of one step; returns its loss (mean over its groups) and its pairs, over all processes.
+    def accumulate(self, positions: Sequence[int]) -> tuple[float, int]:
+        """Accumulate the gradients of one step, and return its mean loss over groups and number of pairs.
 
-        Processes exchange gradients when all of them have theirs, in one more pass of a single pair, so each can do its
-        part again by itself where its memory ran out. Raises RunError where memory does not suffice.
+        Both are over all processes. Gradients are synchronised in a last pass of a single pair, when every process has
+        its own, so that a process whose memory ran out can repeat its part alone. Raises RunError where memory does not
+        suffice.
         """
         self.model.train()
         start = _random_state(self.device)
         while (total := self._attempt(positions)) is None:
-            self._halve()
+            self._halve_budget()
             self.model.zero_grad()
             _set_random_state(self.device, start)
-        exchange(self.accelerator, self.model, self.one_pair)
+        sync_gradients(self.accelerator, self.model, self.one_pair)
         summed: Any = self.accelerator.reduce(total, "sum")
         loss, pairs = summed.tolist()
         return loss, int(pairs)
 
     def _attempt(self, positions: Sequence[int]) -> Tensor | None:
-        """Loss and pairs (2,) of this process's part of the step, or None where memory ran out on the way."""
-        share = self._share(positions)
-        # A process without a group does one for nothing: weights that are shared out are gathered in the first pass.
+        """Return the loss and number of pairs (2,) of this process's part of the step, None if memory ran out."""
+        share = self._own_groups(positions)
+        # A process without a group computes one with weight 0, because sharded weights are gathered in the first pass.
         scale = 1 / len(positions) if share else 0.0
         losses = []
         try:
-            with no_exchange(self.accelerator, self.model):
+            with no_gradient_sync(self.accelerator, self.model):
                 for taken in self._passes(share or [0]):
                     fits = sum(self.sizes[position] for position in taken) <= self.budget
                     backward = self._backward_at_once if fits else self._backward_by_buckets
                     losses.append(backward([self.groups[position] for position in taken], scale))
         except torch.OutOfMemoryError:
             if is_sharded(self.accelerator):
-                raise self._not_again() from None
+                raise self._out_of_memory() from None
             return None
         pairs = sum(len(self.groups[position].documents) for position in share)
         return torch.stack([torch.stack(losses).sum(), torch.tensor(float(pairs), device=self.device)])
 
-    def _halve(self) -> None:
-        """Half as many tokens in a pass from here on."""
+    def _halve_budget(self) -> None:
+        """Halve the token budget; raises RunError below SMALLEST_BUDGET."""
         half = self.budget // 2
         if half < SMALLEST_BUDGET:
-            raise RunError(f"train: out of memory with only {self.budget} tokens in a pass; {NO_ROOM}")
+            raise RunError(f"train: out of memory with only {self.budget} tokens in a pass; {MEMORY_ADVICE}")
         console.warn(
             "train",
-            f"out of memory with {self.budget} tokens in a pass; the step is done again with {half}. "
+            f"out of memory with {self.budget} tokens in a pass; the step is repeated with {half}. "
             f"Set train.tokens_per_pass={half} to begin with that.",
         )
         self.budget = half
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # blocks cut for the larger passes
+            torch.cuda.empty_cache()  # cached blocks have the sizes of the larger passes
 
-    def _share(self, positions: Sequence[int]) -> list[int]:
-        """This process's groups of the step: dealt by size, so that all processes have about the same work."""
+    def _own_groups(self, positions: Sequence[int]) -> list[int]:
+        """Return this process's groups of the step, distributed by size so that processes have similar work."""
         by_size = sorted(positions, key=lambda position: self.sizes[position], reverse=True)
         return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _passes(self, positions: Sequence[int]) -> Iterator[list[int]]:
-        """Groups under the token budget; one that is larger makes a pass of its own."""
+        """Yield passes of groups under the token budget; a larger group is a pass of its own."""
         taken: list[int] = []
         tokens = 0
         for position in positions:
@@ -137,82 +138,86 @@ class Engine:
         yield taken
 
     def _pairs_of(self, groups: Sequence[Group]) -> list[tuple[Tokens, Tokens]]:
+        """Return the token pairs of all documents of the groups."""
         return self.tokenized.pairs([(group.query, document) for group in groups for document in group.documents])
 
     def _backward_at_once(self, groups: Sequence[Group], scale: float) -> Tensor:
-        """Add the gradients of `scale` times the loss of one pass, and return that."""
-        batches, places = self._batches(groups)
+        """Accumulate the gradients of `scale` times the summed loss of the groups, and return that loss."""
+        batches, pair_indices = self._batches(groups)
         targets = self._targets(groups)
-        loss = self._losses(targets, self.model(Batches(batches)), places).sum() * scale
+        loss = self._losses(targets, self.model(Batches(batches)), pair_indices).sum() * scale
         self._backward(loss)
         return loss.detach()
 
     def _backward_by_buckets(self, groups: Sequence[Group], scale: float) -> Tensor:
-        """The same, with the graph of only one bucket in memory at a time (GradCache: Gao et al., RepL4NLP 2021).
+        """Do the same with the graph of one bucket in memory at a time (GradCache: Gao et al., RepL4NLP 2021).
 
-        Scores come first, without a graph; the loss gives each score's gradient; then every bucket is read again, with
-        the random numbers of the first time, and its scores' gradients are taken back through it.
+        All scores are computed without a graph, and the loss gives their gradients; then every bucket is computed again
+        with the same random numbers, and the score gradients are propagated through it.
         """
-        batches, places = self._batches(groups)
+        batches, pair_indices = self._batches(groups)
         states, parts = [], []
         for batch in batches:
             states.append(_random_state(self.device))
             with torch.no_grad():
                 parts.append(self.model(Batches([batch])))
         scores = torch.cat(parts).requires_grad_()
-        loss = self._losses(self._targets(groups), scores, places).sum() * scale
+        loss = self._losses(self._targets(groups), scores, pair_indices).sum() * scale
         (gradient,) = torch.autograd.grad(loss, scores)
-        slopes = gradient.split([len(part) for part in parts])
-        for batch, state, slope in zip(batches, states, slopes, strict=True):
+        score_gradients = gradient.split([len(part) for part in parts])
+        for batch, state, score_gradient in zip(batches, states, score_gradients, strict=True):
             _set_random_state(self.device, state)
-            self._backward((self.model(Batches([batch])) * slope).sum())
+            self._backward((self.model(Batches([batch])) * score_gradient).sum())
         return loss.detach()
 
     def _backward(self, loss: Tensor) -> None:
-        """Data parallelism averages over processes; the loss is a sum over them, divided by the whole step."""
+        """Accumulate gradients without the mean over processes: the loss is divided by the groups of the full step."""
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
-    def _not_again(self) -> RunError:
-        """What to raise where memory ran out while other processes wait for the weights that this one holds."""
+    def _out_of_memory(self) -> RunError:
+        """Return the error for running out of memory under FSDP, where other processes wait for this one's weights."""
         half = self.budget // 2
-        advice = f"set train.tokens_per_pass={half}" if half >= SMALLEST_BUDGET else NO_ROOM
-        console.console.quiet = False  # the other processes, the main one perhaps, do not know of it
+        advice = f"set train.tokens_per_pass={half}" if half >= SMALLEST_BUDGET else MEMORY_ADVICE
+        console.console.quiet = False  # this process has to report it: the main one may not be affected
         return RunError(
             f"train: out of memory with {self.budget} tokens in a pass on process {self.accelerator.process_index}, "
-            f"and a step of weights that are shared out cannot be done again; {advice}"
+            f"and a step under FSDP cannot be repeated; {advice}"
         )
 
     def _batches(self, groups: Sequence[Group]) -> tuple[list[Batch], Tensor]:
-        """All pairs of the groups in length-sorted, padded buckets, and which pair (pairs,) each score will be of."""
+        """Return all pairs of the groups in padded buckets, and the pair index (pairs,) int64 of each score in them."""
         pairs = self._pairs_of(groups)
         sizes = [self.reranker.pairs.size(pair) for pair in pairs]
         cut = self.reranker.buckets(sizes, self.budget, training=True)
         batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
-        self.read_tokens += sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
+        self.computed_tokens += (
+            sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
+        )
         return batches, torch.tensor(sum(cut, [])).to(self.device, non_blocking=True)
 
     def _targets(self, groups: Sequence[Group]) -> Targets:
-        """Grades as shares of the highest, the teacher's scores, and where there is a document."""
+        """Return the padded targets of the groups, with grades divided by the largest grade of all groups."""
         mask = pad_sequence([torch.ones(len(group.documents), dtype=torch.bool) for group in groups], batch_first=True)
 
-        def rows(values: Sequence[Sequence[float]]) -> Tensor:
+        def padded_rows(values: Sequence[Sequence[float]]) -> Tensor:
             padded = pad_sequence([torch.tensor(row, dtype=torch.float32) for row in values], batch_first=True)
             return nn.functional.pad(padded, (0, mask.shape[1] - padded.shape[1])).to(self.device, non_blocking=True)
 
-        taught = [group.teacher for group in groups if group.teacher]
+        teacher = [group.teacher for group in groups if group.teacher]
         first = [group.first for group in groups if group.first]
-        labels = rows([group.grades for group in groups]) / self.highest
+        labels = padded_rows([group.grades for group in groups]) / self.max_grade
         mask = mask.to(self.device, non_blocking=True)
-        return Targets(labels, mask, rows(taught) if taught else None, rows(first) if first else None)
+        optional = (padded_rows(scores) if scores else None for scores in (teacher, first))
+        return Targets(labels, mask, *optional)
 
-    def _losses(self, targets: Targets, scores: Tensor, places: Tensor) -> Tensor:
-        """Return the loss of each group (groups,), from the scores of its pairs as they stood in the buckets.
+    def _losses(self, targets: Targets, scores: Tensor, pair_indices: Tensor) -> Tensor:
+        """Return the loss of each group (groups,) from scores (pairs,) in the order of the buckets.
 
-        Where the first stage weighs something, it is the mean of the loss alone and of that with the first stage's
-        scores added: the model is used in both ways.
+        With a first-stage weight, it is the mean of the loss of the model's scores and of the loss of the fused scores,
+        because the model is used in both ways.
         """
-        flat = torch.empty_like(scores).index_copy(0, places, scores)
+        flat = torch.empty_like(scores).index_copy(0, pair_indices, scores)
         matrix = torch.zeros_like(targets.labels).masked_scatter(targets.mask, flat)
         alone = self.loss(matrix, targets.labels, targets.mask, targets.teacher)
         if targets.first is None or not self.first_stage_weight:
@@ -222,7 +227,7 @@ class Engine:
 
 
 def _generators(device: torch.device) -> list[Any]:
-    """What dropout draws from: the CPU's random numbers and the device's."""
+    """Return the random generators that dropout uses: the CPU's and the device's."""
     return [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
 
 

@@ -1,4 +1,4 @@
-"""A fresh interaction head, fitted while the encoder rests, so that fine-tuning starts from a good model."""
+"""Fitting a fresh interaction head with a frozen encoder, so that fine-tuning starts from a good model."""
 
 from __future__ import annotations
 
@@ -14,63 +14,63 @@ from scipy.optimize import minimize
 from torch import nn
 
 from trainer.data.groups import Group
-from trainer.model import Reranker, TokenizedCollection, rarity
+from trainer.model import Reranker, TokenizedCollection, inverse_document_frequency
 from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.training.checkpoints import FITTED
 from trainer.training.losses import LOSSES
 
-RARITY_SAMPLE = 100_000  # documents whose tokens are counted
-PROBE_RIDGE = 0.003  # on weights of features of unit spread
+IDF_SAMPLE = 100_000  # documents whose tokens are counted for the idf
+PROBE_RIDGE = 0.003  # ridge penalty on the weights of standardised features
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The lists that a head was fitted to, logits of all their documents, and what the first stage weighs there.
+    """The candidate lists of a fitted head, held-out logits of their documents, and the first stage's weight.
 
-    The logits of one half of the lists are those of a mixture fitted to the other half: a mixture flatters itself on
-    its own lists, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
-    standard deviation of the first stage's scores; 0 where they add nothing.
+    The logits of each half of the lists are from a mixture fitted to the other half: on its own lists a mixture
+    overfits, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per standard
+    deviation of the first stage's scores; 0 where they add nothing.
     """
 
     lists: Sequence[Group]
-    logits: np.ndarray
+    logits: np.ndarray  # (documents of all lists,) float32
     first_stage_weight: float
 
     def save(self, folder: Path) -> None:
-        """Write fitted.json: {query row: {document row: logit}} beside the weight."""
+        """Write fitted.json: the first stage's weight, and {query row: {document row: logit}}."""
         documents = iter(self.logits.tolist())
         logits = {group.query: {row: next(documents) for row in group.documents} for group in self.lists}
         write_json(folder / FITTED, {"first_stage_weight": self.first_stage_weight, "logits": logits})
 
 
 def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int) -> Fit | None:
-    """Fit a fresh interaction head to at most `most` whole candidate lists; any other head stays as it is.
+    """Fit a fresh interaction head to at most `most` full candidate lists, and return the fit; None for other heads.
 
-    Rare tokens of the corpus weigh more. The mixture of signals minimises the listwise loss over candidate lists as
-    they will be reranked; fitted to mined groups, a biased sample of them, it comes out worse than not fitted at all
-    (docs/results.md). Probing before fine-tuning: Kumar et al., ICLR 2022.
+    Tokens are weighted by idf. The mixture of signals minimises the listwise loss over candidate lists as they will be
+    reranked; fitted to mined groups, a biased sample of them, it is worse than without fitting (docs/results.md).
+    Linear probing before fine-tuning: Kumar et al., ICLR 2022.
     """
     if not reranker.is_interaction:
         return None
     model = reranker.model
-    documents = tokenized.documents(RARITY_SAMPLE)
+    documents = tokenized.documents(IDF_SAMPLE)
     average_length = float(np.mean([min(len(document), reranker.max_length) for document in documents]))
-    model.start_head(rarity(documents, len(model.token_weights)), average_length)
+    model.start_head(inverse_document_frequency(documents, len(model.token_weights)), average_length)
     chosen = np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)
-    lists = [lists[place] for place in chosen]
+    lists = [lists[index] for index in chosen]
     pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
     signals = reranker.signals(pairs, note="fit")
     weights = probe(signals, lists)
     model.mix(torch.tensor(weights))
-    # Pointwise losses and sigmoids want scores around zero.
+    # Pointwise losses and sigmoids need scores around zero.
     model.shift(-float((signals @ weights).mean()))
     logits = held_out_logits(signals, lists)
     return Fit(lists, logits, first_stage_weight(logits, lists))
 
 
 def held_out_logits(signals: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
-    """Return logits (documents of all lists,): every second list's by a mixture that was fitted to the others."""
+    """Return logits (documents of all lists,) float32, each half of the lists by a mixture fitted to the other."""
     half = np.repeat(np.arange(len(lists)) % 2, [len(group.documents) for group in lists])
     logits = np.empty(len(signals), dtype=np.float32)
     for number in (0, 1):
@@ -81,10 +81,10 @@ def held_out_logits(signals: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
 
 
 def first_stage_weight(logits: np.ndarray, lists: Sequence[Group]) -> float:
-    """Return how much the first stage's scores weigh beside logits (documents of all lists,) by the listwise loss."""
+    """Return the weight of the first stage's scores relative to logits (documents of all lists,), by listwise loss."""
     first = np.concatenate([np.array(group.first or np.zeros(len(group.documents))) for group in lists])
-    model, beside = probe(np.stack([logits, first], axis=1).astype(np.float32), lists).tolist()
-    return max(0.0, beside / model) if model > 0 else 0.0
+    model, first_stage = probe(np.stack([logits, first], axis=1).astype(np.float32), lists).tolist()
+    return max(0.0, first_stage / model) if model > 0 else 0.0
 
 
 def fit_head(
@@ -95,17 +95,17 @@ def fit_head(
     accelerator: Accelerator,
     folder: Path,
 ) -> float:
-    """Fit a fresh interaction head on the main process and give it to all: fits on several devices differ in bits.
+    """Fit a fresh interaction head on the main process, broadcast it, and return the first stage's weight.
 
-    Returns the first stage's weight in the fusion with it; the fit is kept in the folder as fitted.json.
+    It is fitted once, because fits on several devices differ in the last bits, and saved in the folder as fitted.json.
     """
 
     def fit() -> float:
-        found = start_head(reranker, tokenized, lists, most)
-        if found is None:
+        fitted = start_head(reranker, tokenized, lists, most)
+        if fitted is None:
             return 0.0
-        found.save(folder)
-        return found.first_stage_weight
+        fitted.save(folder)
+        return fitted.first_stage_weight
 
     weight = on_main(accelerator, fit)
     for name, tensor in reranker.model.state_dict().items():
@@ -115,10 +115,13 @@ def fit_head(
 
 
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
-    """Weights (features,) of the linear model of (documents of all lists, features) with the least listwise loss."""
-    spread = features.std(axis=0) + 1e-6
+    """Return the weights (features,) float32 of a linear model that minimise the listwise loss.
+
+    `features` are (documents of all lists, features); the grades are those of the lists.
+    """
+    deviations = features.std(axis=0) + 1e-6
     lengths = [len(group.documents) for group in lists]
-    split = torch.from_numpy(features / spread).double().split(lengths)
+    split = torch.from_numpy(features / deviations).double().split(lengths)
     grades = [torch.tensor(group.grades, dtype=torch.float64) for group in lists]
     padded, labels = (nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in (split, grades))
     labels = nn.functional.pad(labels, (0, padded.shape[1] - labels.shape[1]))
@@ -131,5 +134,5 @@ def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
         (gradient,) = torch.autograd.grad(total, parameters)
         return total.item(), gradient.numpy()
 
-    found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
-    return (found.x / spread).astype(np.float32)
+    result = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
+    return (result.x / deviations).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Interpolation between the model before training and the best checkpoint; dev chooses how far to go.
+"""Weight interpolation between the model before training and the best one after it, chosen on dev.
 
-Between the two lie models that keep more of what the base knew (Wortsman et al., CVPR 2022).
+Interpolated models retain more of the base's abilities (WiSE-FT: Wortsman et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.model import Reranker
 from trainer.runtime import console, processes
 from trainer.training.checkpoints import START, TRAINED, Progress
 
-BETWEEN = (0.25, 0.5, 0.75)  # shares of the trained weights that are tried besides none and all
+BETWEEN = (0.25, 0.5, 0.75)  # shares of the trained weights to evaluate besides 0 and 1
 
 
 def choose(
@@ -27,9 +27,9 @@ def choose(
     accelerator: Accelerator,
     shares: tuple[float, ...] = BETWEEN,
 ) -> list[tuple[float, float]]:
-    """Write the model of the best dev score to `folder/best`; of equal ones the one closest to the start.
+    """Save the model with the best dev score in `folder/best`, and return the curve, the best point first.
 
-    Returns the curve of (share of the trained weights, dev score), the best point first. Every process calls it.
+    The curve are (share of the trained weights, dev score); ties go to the smaller share. Every process calls it.
     """
     scores = {0.0: progress.curve[0][1]}
     start = model = load(folder / START)
@@ -53,9 +53,9 @@ def choose(
 
 
 def between(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return `share` of the trained weights and the rest of those at the start; exact at both ends.
+    """Return (1 - share) * start + share * trained for each weight; exact at both ends.
 
-    Both have the same names and shapes. What is no floating-point number is taken from the trained model.
+    Both have the same names and shapes. Integer tensors are taken from the trained model.
     """
     return {
         name: torch.lerp(start[name], weight, share) if weight.is_floating_point() else weight

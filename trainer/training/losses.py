@@ -1,10 +1,10 @@
-"""Losses: pure functions of scores, labels and teacher scores, one number a group.
+"""Losses: pure functions of scores, labels and teacher scores.
 
-All take (groups x documents) float matrices and a boolean `mask` that is True for real documents; padding may hold
-anything, nan included. Scores and teacher scores are raw logits, labels are grades divided by the highest grade. They
-return one loss for each group, so that the caller can divide by the number of groups of the whole step, whatever the
-number of devices and passes it was spread over. Each query counts alike, however many documents it has; where
-sentence-transformers averages over all pairs or documents of a batch, the two agree on a batch of one query.
+All take float matrices (groups, documents) and a boolean `mask` that is True for real documents; padding may have any
+value, including NaN. Scores and teacher scores are logits, labels are grades divided by the largest grade. They return
+one loss per group (groups,), so that the caller can divide by the number of groups of the full step, for any number of
+devices and passes. Each query has the same weight, for any number of documents; where sentence-transformers averages
+over all pairs or documents of a batch, the two agree on a batch of one query.
 """
 
 from __future__ import annotations
@@ -20,64 +20,65 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def listwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Softmax cross-entropy over the group, against the labels' share of their sum.
+    """Return the softmax cross-entropy over the group, against the labels divided by their sum.
 
     With one positive this is LCE (Gao, Dai and Callan, ECIR 2021); with labels that are already a distribution it is
-    ListNet (Cao et al., ICML 2007), which sentence-transformers feeds with softmax(labels).
+    ListNet (Cao et al., ICML 2007), to which sentence-transformers passes softmax(labels).
     """
     labels = _blank(labels, mask)
     targets = labels / labels.sum(dim=1, keepdim=True)
-    return -(targets * _log_shares(scores, mask)).sum(dim=1)
+    return -(targets * _log_softmax(scores, mask)).sum(dim=1)
 
 
 def pointwise(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Binary cross-entropy of each pair with its label in 0..1 (grades are soft labels), averaged over the group.
+    """Return the binary cross-entropy with labels in 0..1 (grades are soft labels), averaged over the group.
 
-    sentence-transformers' BinaryCrossEntropyLoss, which averages over all pairs of a batch.
+    As sentence-transformers' BinaryCrossEntropyLoss, which averages over all pairs of a batch.
     """
     each = functional.binary_cross_entropy_with_logits(_blank(scores, mask), _blank(labels, mask), reduction="none")
-    return _mean(each, mask)
+    return _masked_mean(each, mask)
 
 
 def lambdarank(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Logistic loss of score differences, weighted by the change in nDCG (Burges, Ragno and Le, NIPS 2006).
+    """Return the logistic loss of score differences, weighted by the change of nDCG when the two are swapped.
 
-    As a loss with that gradient: Wang et al., CIKM 2018. sentence-transformers' LambdaLoss with LambdaRankScheme. The
-    gain is 2^label - 1 as there: with labels in 0..1 it is nearly linear in the grade.
+    LambdaRank (Burges, Ragno and Le, NIPS 2006), as a loss with that gradient (Wang et al., CIKM 2018), which is
+    sentence-transformers' LambdaLoss with LambdaRankScheme. The gain is 2^label - 1 as there: with labels in 0..1 it is
+    nearly linear in the grade.
     """
     weights = _lambdarank_weights(_ranks(scores, mask))
-    return _in_order(scores, labels, mask, weights * _gain_differences(labels, mask))
+    return _pairwise_logistic(scores, labels, mask, weights * _gain_differences(labels, mask))
 
 
 def mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Squared error of the scores to the teacher's logits, averaged over the group (Ba and Caruana, NIPS 2014).
+    """Return the squared error between scores and the teacher's logits, averaged over the group.
 
-    sentence-transformers' MSELoss, which averages over all pairs of a batch.
+    Ba and Caruana, NIPS 2014. As sentence-transformers' MSELoss, which averages over all pairs of a batch.
     """
     assert teacher is not None
-    return _mean((_blank(scores, mask) - _blank(teacher, mask)).square(), mask)
+    return _masked_mean((_blank(scores, mask) - _blank(teacher, mask)).square(), mask)
 
 
 def margin_mse(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """Squared error of score differences to the teacher's (Hofstätter et al., arXiv:2010.02666, 2020).
+    """Return the squared error between the score differences of the model and of the teacher.
 
-    Differences are each document minus every one of lower label, so with one positive it minus every negative:
-    sentence-transformers' MarginMSELoss with several negatives.
+    Margin-MSE (Hofstätter et al., arXiv:2010.02666, 2020). The mean is over all pairs of unequal labels; with one
+    positive these are the positive with every negative, as in sentence-transformers' MarginMSELoss.
     """
     assert teacher is not None
     errors = _differences(_blank(scores, mask) - _blank(teacher, mask)).square()
-    return _mean(errors.flatten(1), _better(labels, mask).flatten(1))
+    return _masked_mean(errors.flatten(1), _higher_label(labels, mask).flatten(1))
 
 
 def kl(scores: Tensor, labels: Tensor, mask: Tensor, teacher: Tensor | None) -> Tensor:
-    """KL(teacher || student) of the softmaxes over the group (Hinton, Vinyals and Dean, NIPS 2014 workshop).
+    """Return KL(teacher || student) between the softmax distributions over the group's documents.
 
-    The group's documents stand for classes; temperature 1. sentence-transformers has it for bi-encoders only, as
-    DistillKLDivLoss.
+    Hinton, Vinyals and Dean, NIPS 2014 workshop, with documents as classes and temperature 1. sentence-transformers has
+    it for bi-encoders only, as DistillKLDivLoss.
     """
     assert teacher is not None
-    wanted = _log_shares(teacher, mask)
-    return (wanted.exp() * (wanted - _log_shares(scores, mask))).sum(dim=1)
+    target = _log_softmax(teacher, mask)
+    return (target.exp() * (target - _log_softmax(scores, mask))).sum(dim=1)
 
 
 LOSSES: dict[str, Loss] = {
@@ -94,50 +95,50 @@ DISTILLATION: frozenset[str] = frozenset({"mse", "margin_mse", "kl"})
 
 
 def _blank(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero at the padding, before any arithmetic: 0 * nan is nan, in gradients too."""
+    """Return the values with 0 at the padding, for use before any arithmetic: 0 * nan is nan, in gradients too."""
     return values.masked_fill(~mask, 0.0)
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each row where the mask is True; zero where it nowhere is (no pair of unequal labels)."""
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of each row over the mask, 0 for an empty mask (no pair of unequal labels)."""
     return _blank(values, mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _differences(values: Tensor) -> Tensor:
-    """(groups, documents, documents): each document's value minus each other's."""
+    """Return each document's value minus each other's: (groups, documents, documents)."""
     return values[:, :, None] - values[:, None, :]
 
 
-def _better(labels: Tensor, mask: Tensor) -> Tensor:
-    """(groups, documents, documents): whether the first of two real documents has the higher label."""
+def _higher_label(labels: Tensor, mask: Tensor) -> Tensor:
+    """Return a mask (groups, documents, documents) of pairs in which the first document has the higher label."""
     return (_differences(labels) > 0) & mask[:, :, None] & mask[:, None, :]
 
 
-def _log_shares(scores: Tensor, mask: Tensor) -> Tensor:
-    """Log-softmax over the real documents; zero at the padding."""
+def _log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the log-softmax over the real documents, 0 at the padding."""
     return _blank(functional.log_softmax(scores.masked_fill(~mask, float("-inf")), dim=1), mask)
 
 
 def _ranks(values: Tensor, mask: Tensor) -> Tensor:
-    """Rank of each document (from 1.0) by falling values; equals keep the group's order, padding comes last."""
+    """Return each document's rank, from 1.0, by descending value; ties keep the group's order, padding is last."""
     order = values.masked_fill(~mask, float("-inf")).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1) + 1.0
 
 
-def _in_order(scores: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | float) -> Tensor:
-    """Logistic loss of the score difference in bits, times its weight, averaged over all pairs of unequal labels."""
+def _pairwise_logistic(scores: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | float) -> Tensor:
+    """Return the weighted logistic loss of score differences in bits, averaged over all pairs of unequal labels."""
     bits = -functional.logsigmoid(_differences(_blank(scores, mask))) / math.log(2)
-    return _mean((weights * bits).flatten(1), _better(labels, mask).flatten(1))
+    return _masked_mean((weights * bits).flatten(1), _higher_label(labels, mask).flatten(1))
 
 
 def _lambdarank_weights(ranks: Tensor) -> Tensor:
-    """How far apart the discounts of two documents are where they stand now."""
+    """Return the absolute differences of the documents' discounts at their ranks: (groups, documents, documents)."""
     return _differences(1 / torch.log2(1 + ranks)).abs()
 
 
 def _gain_differences(labels: Tensor, mask: Tensor) -> Tensor:
-    """How far apart the gains of two documents are, as shares of the best DCG of the group."""
+    """Return the absolute differences of the documents' gains, divided by the group's ideal DCG."""
     gains = torch.exp2(_blank(labels, mask)) - 1
-    places = torch.arange(1, gains.shape[1] + 1, device=gains.device)
-    best = (gains.sort(dim=1, descending=True).values / torch.log2(1 + places)).sum(dim=1)
-    return _differences(gains).abs() / best.clamp(min=1e-10)[:, None, None]
+    ranks = torch.arange(1, gains.shape[1] + 1, device=gains.device)
+    ideal = (gains.sort(dim=1, descending=True).values / torch.log2(1 + ranks)).sum(dim=1)
+    return _differences(gains).abs() / ideal.clamp(min=1e-10)[:, None, None]

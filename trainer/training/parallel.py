@@ -1,9 +1,9 @@
-"""One device, several that hold the model each (DDP), or several that hold a share of it (FSDP2): all that differs.
+"""The differences between one device, data parallelism (DDP) and sharded models (FSDP2).
 
-Each process makes as many passes as its groups and its memory need, and gradients add up on it; one more pass, the same
-on all processes, exchanges them. FSDP would gather weights and hand gradients out in every layer of every pass; here
-weights are gathered in the first pass of a step and stay to its end. Between steps a device holds its share of the
-weights and of AdamW's moments; in a step, weights and gradients whole, like under DDP.
+Each process makes as many passes as its groups and its memory need and accumulates gradients; a last pass, the same on
+all processes, synchronises them. By default FSDP2 gathers weights and scatters gradients in every layer of every pass;
+here weights are gathered in the first pass of a step and kept to its end. Between steps a device holds its shard of the
+weights and of AdamW's moments; during a step all weights and gradients, as under DDP.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from trainer.model.packing import Batch
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether every device holds a share of the model only."""
+    """Return whether the model is sharded over devices (FSDP2)."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def spread(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """Model and optimizer for the devices; `reranker.model` stays the same object, sharded or not."""
-    accelerator.free_memory()  # an earlier round's model would be saved with ours, and loaded in its place
+def prepare_model(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """Return model and optimizer prepared by Accelerate; `reranker.model` stays the same object, sharded or not."""
+    accelerator.free_memory()  # the model of an earlier round would be saved and loaded with this one
     scoring: Any = ScoringModel(reranker)
     if not is_sharded(accelerator):
         return accelerator.prepare(scoring, optimizer)
-    scoring._no_split_modules = reranker.model._no_split_modules  # the layers that are gathered one by one
-    # Weights are exchanged as they are, and autocast decides what is computed in half precision, as under DDP.
+    scoring._no_split_modules = reranker.model._no_split_modules  # the units of sharding
+    # Weights are communicated in float32, and autocast sets the precision of each operation, as under DDP.
     plugin: Any = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     model, prepared = accelerator.prepare(scoring, optimizer)
@@ -42,8 +42,8 @@ def spread(accelerator: Accelerator, reranker: Reranker, optimizer: torch.optim.
 
 
 @contextmanager
-def no_exchange(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """For the passes over a step's groups: gradients add up, and gathered weights stay."""
+def no_gradient_sync(accelerator: Accelerator, model: Any) -> Iterator[None]:
+    """Within the context accumulate gradients without synchronisation, and keep gathered weights."""
     if is_sharded(accelerator):
         model.set_reshard_after_backward(False)
     with accelerator.no_sync(model):
@@ -52,15 +52,15 @@ def no_exchange(accelerator: Accelerator, model: Any) -> Iterator[None]:
         model.set_reshard_after_backward(True)
 
 
-def exchange(accelerator: Accelerator, model: Any, batch: Batch) -> None:
-    """The last pass of a step of several processes: of one batch, which adds nothing to the gradients."""
+def sync_gradients(accelerator: Accelerator, model: Any, batch: Batch) -> None:
+    """Synchronise the gradients of all processes by a backward pass of one batch with weight 0."""
     if accelerator.distributed_type != DistributedType.NO:
         accelerator.backward(model(Batches([batch])).sum() * 0.0)
 
 
 @contextmanager
-def whole(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """`reranker.model` can be used by itself in here; all processes enter, after the first step."""
+def unsharded(accelerator: Accelerator, model: Any) -> Iterator[None]:
+    """Within the context `reranker.model` has all weights; every process enters it, after the first step."""
     if not is_sharded(accelerator):
         yield
         return
@@ -71,8 +71,8 @@ def whole(accelerator: Accelerator, model: Any) -> Iterator[None]:
     model.reset_iter_state()
 
 
-def whole_weights(accelerator: Accelerator, model: Any) -> dict[str, Tensor] | None:
-    """All weights of a sharded `reranker.model`, on the main process, by its names; None where it has them itself."""
+def full_weights(accelerator: Accelerator, model: Any) -> dict[str, Tensor] | None:
+    """Return all weights of a sharded `reranker.model` by name, on the main process; None if it is not sharded."""
     if not is_sharded(accelerator):
         return None
     weights: Any = accelerator.get_state_dict(model)

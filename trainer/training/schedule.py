@@ -1,4 +1,4 @@
-"""Which groups come in which step, when dev is measured, and at what share of the peak rate a step runs."""
+"""The schedule of a training: the groups of each step, the evaluations, and the learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainer.recipe import Train
 
 
 def steps(num_groups: int, section: Train, seed: int) -> list[list[int]]:
-    """Positions of the groups of every step of the run: each epoch shuffled anew, a short last step kept."""
+    """Return the positions of the groups of every step; each epoch is shuffled anew and may end with a short step."""
     plan = []
     for epoch in range(section.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(num_groups).tolist()
@@ -19,12 +19,12 @@ def steps(num_groups: int, section: Train, seed: int) -> list[list[int]]:
 
 
 def evaluation_steps(total: int, section: Train) -> set[int]:
-    """Steps after which dev is measured, spread evenly, the last one included."""
+    """Return the steps after which dev is evaluated, evenly spaced and including the last one."""
     count = section.epochs * section.evaluations_per_epoch
     return {round(total * part / count) for part in range(1, count + 1)}
 
 
 def rate_factor(step: int, total: int, warmup_share: float) -> float:
-    """Share of the peak rate at a step (from 0): linear up over the warm-up, then linear down to zero."""
+    """Return the factor of the peak rate at a step (from 0): linear warm-up, then linear decay to zero."""
     warmup = max(1, round(total * warmup_share))
     return (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)

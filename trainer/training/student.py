@@ -1,8 +1,8 @@
-"""The student of a distillation: a standard checkpoint that learns to order as the tuned model does.
+"""The student of a distillation: a standard checkpoint trained on the scores of the tuned model.
 
-The interaction head learns from few labels but leaves with a modeling file of its own, and servers load nothing but
-the standard `ForSequenceClassification`. A fresh classifier needs more examples than there are labels; the tuned model
-makes them.
+The interaction head learns from few labels, but its export contains a modeling file, and many servers load only the
+standard `ForSequenceClassification`. A fresh classifier needs more examples than there are labels; the tuned model
+scores them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.recipe import Recipe
 
 
 def student_recipe(recipe: Recipe) -> Recipe:
-    """How the student is trained: as `train` says, but by the keys of `distil`, and with all of its layers."""
+    """Return the recipe for the student's training: section `train` with the keys of `distil`, and no frozen layers."""
     section = recipe.distil
     assert section is not None
     own = {key: getattr(section, key) for key in ("loss", "epochs", "queries_per_step", "learning_rate")}
@@ -27,13 +27,13 @@ def student_recipe(recipe: Recipe) -> Recipe:
 
 
 def has_fresh_classifier(recipe: Recipe) -> bool:
-    """Whether the student starts with a classifier that knows nothing yet."""
+    """Return whether the student starts with a fresh classifier."""
     assert recipe.distil is not None
     return recipe.distil.model is None or kind_of(locate(recipe.distil.model)) == "encoder"
 
 
 def load_student(recipe: Recipe, tuned: Path) -> Reranker:
-    """The student that `distil.model` names, else the tuned encoder under a fresh classifier."""
+    """Return the model of `distil.model`, else the tuned encoder with a fresh classifier."""
     section = recipe.distil
     assert section is not None
     if section.model is not None:
@@ -43,16 +43,16 @@ def load_student(recipe: Recipe, tuned: Path) -> Reranker:
             max_length=recipe.reranker.max_length or Reranker.load(tuned, head="trained").max_length,
             trust_remote_code=section.trust_remote_code,
         )
-        student.fusion = None  # a student's own belongs to its weights as they were
+        student.fusion = None  # fitted to the weights before this training
         return student
     student = Reranker.load(tuned, head="trained", max_length=recipe.reranker.max_length)
-    return _under_classifier(student, locate(recipe.reranker.model))
+    return _with_fresh_classifier(student, locate(recipe.reranker.model))
 
 
-def _under_classifier(tuned: Reranker, base: Path) -> Reranker:
-    """The encoder of an interaction head as a standard model; what else its architecture has is the base's, or new.
+def _with_fresh_classifier(tuned: Reranker, base: Path) -> Reranker:
+    """Return the encoder of an interaction head as a standard model; other weights are the base's, or initialised.
 
-    The tokenizer goes on framing both texts, as the encoder learned to read them; its file says so to every server.
+    The tokenizer keeps the pair template with which the encoder was trained, and saves it for every server.
     """
     assert tuned.is_interaction
     settings = dict(tuned.model.config.encoder)
