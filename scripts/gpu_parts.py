@@ -60,7 +60,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Part:
-    """What can be asked for by name, its limit in seconds, and the function that does it."""
+    """A part with its name, time limit in seconds, description and function."""
 
     name: str
     limit: int

@@ -61,7 +61,7 @@ class Curve(Trials):
         return self.train_from_base(seed, groups, lists)[0]
 
 
-def draw(recipe: Recipe, arguments: argparse.Namespace) -> None:
+def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run the missing runs, and print the table."""
     rows = []
     for head in arguments.heads:
@@ -83,4 +83,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--heads", nargs="+", choices=("interaction", "classifier"), default=["interaction", "classifier"]
     )
-    main(parser, draw)
+    main(parser, compare)

@@ -99,7 +99,7 @@ class Trials:
         measure: Measure,
         best: bool = True,
     ) -> Scores:
-        """Train, leave the best checkpoint on dev (or the last) in `reranker`, and return dev scores."""
+        """Train, load the best checkpoint on dev (or the last) into `reranker`, and return dev scores."""
         recipe = self.recipe.model_copy(update={"seed": seed})
         shutil.rmtree(self.folder, ignore_errors=True)  # it may have a checkpoint of the previous run
         self.folder.mkdir()

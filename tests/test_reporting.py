@@ -357,7 +357,7 @@ def test_a_folder_in_place_of_the_page_and_an_edited_recipe_do_no_harm(random_ru
 
 
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path):
-    with pytest.raises(RunError, match="holds no finished evaluation"):
+    with pytest.raises(RunError, match="has no finished evaluation"):
         write_report(tmp_path)
 
 

@@ -117,7 +117,7 @@ def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options:
 
 
 def teacher(run: Run, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
-    """Return a cross-encoder that is asked for scores of the collection's rows."""
+    """Return a cross-encoder that scores pairs of the collection's rows and caches its scores."""
     options = {"max_length": run.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
     folder = references.locate(reference)
     precision = run.precision(

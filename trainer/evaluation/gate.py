@@ -1,7 +1,8 @@
-"""The release gate: decide on dev, in float32, if the exported model is better than what the user had before.
+"""The release gate: decide on dev, in float32, if the exported model is better than the baselines.
 
-A model is used in one of two modes: alone, or fused with first-stage scores. The baselines are the tuned first stage
-and, where the base model is a reranker already, the base model. A mode is better only where it beats both baselines.
+A model is used in one of two modes: alone, or fused with first-stage scores. The baselines are what the user had
+before: the tuned first stage and, where the base model is a reranker already, the base model. A mode is better only
+where it beats both baselines.
 
 The exported model and the first-stage weight were chosen on dev, so their dev means are optimistic. The bootstrap over
 dev queries repeats the choice in each resample and takes the full dev set as the truth: the optimism of the choice in
@@ -47,7 +48,7 @@ def best_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DevChoice:
-    """What dev chose from in one mode: `values` (alternatives, queries), the index chosen, and the rule that chose it.
+    """The choice on dev in one mode: `values` (alternatives, queries), the chosen index, and the selection rule.
 
     `choose` takes values (alternatives, queries) and counts (resamples, queries), and returns indices (resamples,).
     """

@@ -32,7 +32,7 @@ def decide_release(
 ) -> tuple[Release, dict[str, float]]:
     """Return the verdict on the last system of `scores` (queries, depth of dev), and each system's mean on dev.
 
-    `between` holds each dev query's value under the other models that dev chose from. Writes fusion.json, and dev.json
+    `between` holds each dev query's value under the other models that dev chose from. Write fusion.json, and dev.json
     with each query's values, which `scripts/gate_table.py` resamples.
     """
     values = {

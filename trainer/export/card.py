@@ -58,7 +58,7 @@ model.rank("a query", ["a document", "another document"], first_stage_scores=[12
 
 
 def _lineage(recipe: Recipe) -> str:
-    """Return the sentence that tells a distilled model from its teacher; empty for other models."""
+    """Return the paragraph on distilled models; empty for other models."""
     if recipe.distil is None:
         return ""
     return """

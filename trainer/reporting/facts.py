@@ -87,7 +87,7 @@ class Facts:
         self.run = run
         self.evaluate = run / "evaluate"
         if not (self.evaluate / "results.json").is_file():
-            raise RunError(f"{run}: holds no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
+            raise RunError(f"{run}: has no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
         self.results: dict[str, Any] = read_json(self.evaluate / "results.json")
         self.notes = {stage: notes for stage in STAGES if (notes := read_record(run / stage / "done.json"))}
         # Documents are most of a record; `documents_of` reads those that are shown.
@@ -218,7 +218,7 @@ class Facts:
         )
 
     @property
-    def judged_on_dev(self) -> str:
+    def gate_sentence(self) -> str:
         """The verdict of the release gate in a sentence; empty for runs without one."""
         return str(self.notes.get("evaluate", {}).get("judged") or "")
 

@@ -116,7 +116,7 @@ class RankedText(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """The answer of `/score`, in the order of the documents."""
+    """The response of `/score`, in the order of the documents."""
 
     id: str
     object: Literal["list"]
