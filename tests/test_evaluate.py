@@ -190,7 +190,7 @@ def test_the_table_has_a_cell_for_every_column(collection, measured):
     candidates, scores = measured
     results = evaluate(collection, "test", candidates, scores, ["nDCG@10", "RR@10", "R@5"], seed=1)
     rows = results.rows()
-    assert [row[0] for row in rows] == ["first stage", "base model", "tuned model", "ceiling (perfect order)"]
+    assert [row[0] for row in rows] == ["first stage", "base model", "tuned model", "ceiling"]
     assert {len(row) for row in rows} == {len(results.columns())}
     assert rows[0][1].startswith(f"{results.systems['first_stage']['nDCG@10'].mean:.3f}")
 
@@ -226,7 +226,7 @@ def test_a_distilled_model_has_a_row_and_a_sentence_of_its_own(by_hand, capsys):
         "first stage",
         "tuned model",
         "distilled model",
-        "ceiling (perfect order)",
+        "ceiling",
     ]
     show(results)
     printed = capsys.readouterr().out
@@ -259,10 +259,10 @@ def test_the_untuned_first_stage_is_measured_too(by_hand, tmp_path):
     assert [row["against"] for row in results.comparisons] == ["first_stage"]  # nothing is compared with it
     assert (tmp_path / "first_stage_default.trec").is_file()
     assert [row[0] for row in results.rows()] == [
-        "first stage, untuned",
+        "first (untuned)",
         "first stage",
         "tuned model",
-        "ceiling (perfect order)",
+        "ceiling",
     ]
 
 
@@ -297,7 +297,7 @@ def test_the_terminal_begins_with_the_verdict_and_says_that_training_did_not_hel
     verdict = "evaluate better only with first-stage scores: on dev, the model alone -0.0200 against the first stage"
     assert shown.startswith(verdict)
     assert "training did not help: the model before training was the best one on dev" in shown
-    assert "fitted + first stage" in shown
+    assert "fitted, fused" in shown
     assert "the fitted head with first-stage scores (weight 0.3) is " in shown
 
 

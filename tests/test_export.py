@@ -693,7 +693,7 @@ def test_the_card_explains_the_fusion_with_first_stage_scores(any_reranker, tiny
         text = model_card(any_reranker, recipe, make_results(), no_parity())
     finally:
         any_reranker.fusion = None
-    assert "`tuned + first stage` is the fusion" in text
+    assert "`tuned, fused` is the fusion" in text
     assert "added, the first stage's with weight 0.3" in text
     assert "is used as its\nscore, with weight 0.7" in text
     assert "first_stage_scores=" in text

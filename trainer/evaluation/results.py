@@ -12,14 +12,14 @@ from trainer.evaluation.statistics import Interval
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
 
-LABELS = {
-    "first_stage_default": "first stage, untuned",
+LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a terminal of 80 columns
+    "first_stage_default": "first (untuned)",
     "first_stage": "first stage",
     "base": "base model",
     "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
-    "ceiling": "ceiling (perfect order)",
+    "ceiling": "ceiling",
 }
 KEYS = {"findings": "ways"}  # in results.json, which other programs read
 SIGNIFICANT = 0.05
@@ -90,7 +90,7 @@ class Results(Release):
 
     def label(self, system: str) -> str:
         """Return the system's name in the table."""
-        return f"{self.shipped} + first stage" if system == "fused" else LABELS[system]
+        return f"{self.shipped}, fused" if system == "fused" else LABELS[system]
 
     def main_comparisons(self) -> list[dict[str, Any]]:
         """Return the comparisons by the first metric."""
@@ -107,6 +107,8 @@ def show(results: Results) -> None:
         style = "green" if passes(results.verdict) else "red"
         console.stage("evaluate", results.sentence, style=style)
     title = f"{results.split}: {results.queries} queries, the first {results.depth} candidates of each reranked"
+    title += "; fused: with first-stage scores" if "fused" in results.systems else ""
+    title += "; ceiling: perfect order of the candidates"
     console.table(title, results.columns(), results.rows())
     if not results.training_helped:
         console.warn("evaluate", UNTRAINED)

@@ -231,7 +231,7 @@ def best_first(scores: np.ndarray, body: RerankBody) -> list[int]:
 
 
 def public_scores(scores: np.ndarray, raw: bool) -> list[float]:
-    """Return the scores for clients: logits where `raw`, else their sigmoid in float64, distinct for logits up to 36."""
+    """Return the scores for clients: logits where `raw`, else sigmoids in float64, distinct for logits up to 36."""
     exact = scores.astype(np.float64)
     return exact.tolist() if raw else (1 / (1 + np.exp(-np.clip(exact, -700, 700)))).tolist()
 
