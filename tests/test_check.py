@@ -87,7 +87,7 @@ def test_a_tokenizer_that_knows_half_of_the_tokens_is_a_warning(recipe_file, for
     vocabulary(foreign, set(words[::2]))
     check(load_recipe(recipe_file, [f"reranker.model={foreign}"]))
     assert (
-        "of the tokens in a sample of the collection; a model of the collection's language" in capsys.readouterr().out
+        "of the tokens in a sample of the collection; a model for the collection's language" in capsys.readouterr().out
     )
 
 

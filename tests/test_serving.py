@@ -404,7 +404,7 @@ class TestKey:
     @pytest.mark.parametrize("key", ["", " ", "a\n", "schlüssel"])
     def test_a_key_that_no_client_can_send_is_refused(self, monkeypatch, key):
         monkeypatch.setenv(KEY, key)
-        with pytest.raises(ServeError, match="set, but empty or with characters"):
+        with pytest.raises(ServeError, match="is empty or has characters"):
             api_key()
 
 
@@ -813,5 +813,5 @@ class TestProcess:
             same(rows(answer), expected(reranker, body["documents"], body["query"]))
         out, _ = server.communicate(timeout=20)
         assert server.returncode == 0
-        assert out.rstrip().endswith("stopped; what was accepted is answered")
+        assert out.rstrip().endswith("stopped; all accepted requests are answered")
         assert out.count('"status": 200, "documents": 32') == 3
