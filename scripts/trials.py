@@ -1,8 +1,8 @@
-"""What the scripts on quality share: runs of one recipe that differ in one thing, none done twice.
+"""Shared code of the scripts on quality: runs of one recipe that differ in one setting, each done only once.
 
-Data, candidates, base and measurement are the recipe's own, as the pipeline makes them. What a run came to is kept by
-name in runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: under another recipe it counts
-as not done, and stays in the file.
+Data, candidates, base model and evaluation are those of the recipe, from the pipeline. The result of a run is saved by
+name in runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: results of another recipe are
+not used, and remain in the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Scores = dict[str, float]
 
 
 def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
-    """What every script on quality takes: a recipe, what is laid over it, and seeds."""
+    """Return a parser with the shared arguments: a recipe, overrides and seeds."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -43,7 +43,7 @@ def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentPars
 
 
 def main(parser: argparse.ArgumentParser, run: Callable[[Recipe, argparse.Namespace], None]) -> None:
-    """Read the command line and run; what the user can mend is said in a line, with exit 2."""
+    """Parse the command line and run; a TrainerError is printed as one line, with exit code 2."""
     arguments = parser.parse_intermixed_args()
     try:
         run(load_recipe(arguments.recipe, arguments.overrides), arguments)
@@ -52,7 +52,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[Recipe, argparse.Namesp
 
 
 class Trials:
-    """One recipe's collection and candidates, and what its runs came to."""
+    """The collection and candidates of one recipe, and the results of its trial runs."""
 
     def __init__(self, recipe: Recipe, what: str) -> None:
         self.recipe = recipe
@@ -63,9 +63,9 @@ class Trials:
         self.done: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
     def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the run of this name came to, now or some time before; its numbers are printed.
+        """Return the result of the run with this name, from the file or by running it, and print its numbers.
 
-        The name says all in which the run differs from the recipe.
+        The name must state every difference of the run from the recipe.
         """
         key = f"{name}; recipe {self.opened.records['train'].fingerprint[:8]}"
         if key not in self.done:
@@ -76,11 +76,11 @@ class Trials:
         return self.done[key]
 
     def first_stage(self, split: str) -> float:
-        """The metric of the candidates as they were retrieved."""
+        """Return the metric of the first stage's order."""
         return mean_score(self.opened.collection, split, self.opened.candidates(split), self.opened.metric)
 
     def mine(self, section: Mine, seed: int) -> Mined:
-        """Groups for all train queries."""
+        """Return the mined groups of all train queries."""
         collection, candidates = self.opened.collection, self.opened.candidates("train")
         teacher = (
             models.teacher(self.opened, section.teacher, collection, section.teacher_trust_remote_code)
@@ -99,9 +99,9 @@ class Trials:
         measure: Measure,
         best: bool = True,
     ) -> Scores:
-        """Train; `reranker` then holds the best checkpoint on dev, or the last. What dev had on the way."""
+        """Train, load the best checkpoint on dev (or the last) into `reranker`, and return dev scores."""
         recipe = self.recipe.model_copy(update={"seed": seed})
-        shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
+        shutil.rmtree(self.folder, ignore_errors=True)  # it may have a checkpoint of the previous run
         self.folder.mkdir()
         progress = train_reranker(
             recipe,
@@ -117,12 +117,12 @@ class Trials:
         start = progress.curve[0][1]
         if best and (progress.best_step < progress.step or progress.best_score <= start):
             section = recipe.reranker
-            kept = Reranker.load(
+            saved = Reranker.load(
                 self.folder / ("trained" if progress.best_score > start else "start"),
                 max_length=section.max_length,
                 trust_remote_code=section.trust_remote_code,
             )
-            reranker.model.load_state_dict(kept.model.state_dict())
+            reranker.model.load_state_dict(saved.model.state_dict())
         return {
             "start dev": start,
             "dev": max(start, progress.best_score),
@@ -130,12 +130,12 @@ class Trials:
         }
 
     def train_from_base(self, seed: int, groups: Sequence[Group], lists: Sequence[Group]) -> tuple[Scores, np.ndarray]:
-        """Train the recipe's base; what dev and test had with the best checkpoint, and the scores on test."""
-        set_seed(seed)  # a fresh classifier is drawn
+        """Train the recipe's base model; return dev and test results of the best checkpoint, and its test scores."""
+        set_seed(seed)  # for the random weights of a new classifier
         reranker = models.load_base(self.opened)
         tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
-        found = self.train(
+        results = self.train(
             seed, groups, lists, reranker, tokenized, models.dev_measure(self.opened, reranker, tokenized)
         )
         test, scores = models.measure(self.opened, "test", reranker, tokenized)
-        return found | {"test": test}, scores
+        return results | {"test": test}, scores

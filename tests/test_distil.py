@@ -17,7 +17,7 @@ from trainer.data import build_collection, pseudo_queries
 from trainer.errors import RecipeError
 from trainer.mining import from_teacher
 from trainer.model import Reranker
-from trainer.pipeline import carry_out, open_run, run
+from trainer.pipeline import open_run, run, run_stage
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
 from trainer.runtime.run_folder import StageFolder
@@ -308,7 +308,7 @@ def test_the_student_is_in_the_results_table_and_is_exported(finished):
 
 def distil(recipe, runs):
     opened = open_run(recipe, runs)
-    carry_out(opened, next(stage for stage in opened.stages if stage.name == "distil"))
+    run_stage(opened, next(stage for stage in opened.stages if stage.name == "distil"))
 
 
 def test_after_a_kill_it_resumes_with_its_pseudo_queries_and_the_last_checkpoint(finished, tmp_path, capsys):
@@ -355,7 +355,7 @@ def test_a_run_has_no_candidates_for_new_queries_and_the_stage_says_so(exported,
     trec.write_text("".join(lines))
     recipe = load_recipe(exported[0], ["retriever.kind=run", f"retriever.run={trec}", "distil={queries: 20, depth: 3}"])
     run(recipe, runs, until="distil")
-    assert "a run has no candidates for new queries, so only 8 queries of train teach" in capsys.readouterr().out
+    assert "retriever.run has no candidates for pseudo-queries" in capsys.readouterr().out
     assert " pairs of 8 train and 0 pseudo-queries; " in notes(runs / "exported" / "distil")["said"]
 
 

@@ -43,7 +43,7 @@ def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
     assert "(up to date)" not in again.stdout
 
 
-def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny, tmp_path):
+def test_a_base_that_is_a_reranker_has_a_row_in_the_table(command, recipe_file, tiny, tmp_path):
     words = (f"reranker.model={tiny['reranker']}", "--runs", tmp_path / "runs", "--force")
     result = command(recipe_file, *words)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -54,7 +54,7 @@ def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny
     assert config["architectures"] == ["BertForSequenceClassification"]
 
 
-def test_a_model_that_is_no_better_stays_here(command, recipe_file, tmp_path):
+def test_a_model_that_is_no_better_is_not_exported(command, recipe_file, tmp_path):
     result = command(recipe_file, "--runs", tmp_path / "runs")  # a random model under a good first stage
     assert result.returncode == 3
     assert "Traceback" not in result.stderr
@@ -81,7 +81,7 @@ run(load_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), until="mine")
 """
 
 
-def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
+def test_a_run_killed_while_embedding_resumes_with_the_missing_shards(
     recipe_file, bi_encoder, tmp_path, monkeypatch, capsys, started
 ):
     words = ["retriever.kind=dense", f"retriever.model={bi_encoder}"]
@@ -106,7 +106,7 @@ def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
     assert groups[0] == groups[1]
 
 
-def test_another_bi_encoder_in_the_same_place_embeds_anew(command, recipe_file, bi_encoder, tiny, tmp_path):
+def test_another_bi_encoder_in_the_same_folder_encodes_again(command, recipe_file, bi_encoder, tiny, tmp_path):
     words = (
         recipe_file,
         "retriever.kind=dense",

@@ -567,7 +567,7 @@ def test_manual_labels_in_the_file_of_likely_false_negatives_are_kept(finished, 
 def test_judgements_in_the_folder_of_a_stage_are_refused(finished, small, tmp_path):
     runs = copy(finished, tmp_path)
     path = runs / "small" / "mine" / "suspected_false_negatives.jsonl"
-    with pytest.raises(RecipeError, match="data.judgements: .*jsonl lies in the folder of a stage"):
+    with pytest.raises(RecipeError, match="data.judgements: .*jsonl is in the folder of a stage"):
         run(small(f"data.judgements={path}"), runs)
     run(small(f"data.judgements={path.rename(runs / 'small' / 'judgements.jsonl')}"), runs, until="data")
 
@@ -584,7 +584,7 @@ def test_later_stages_that_do_not_run_again_are_named(finished, small, tmp_path,
 
 
 def test_a_wrong_stage_is_refused(small, tmp_path):
-    with pytest.raises(RecipeError, match="until: 'trian' is no stage; did you mean train?"):
+    with pytest.raises(RecipeError, match="until: 'trian' is not a stage; did you mean train?"):
         run(small(), tmp_path, until="trian")
     assert not list(tmp_path.iterdir())
 

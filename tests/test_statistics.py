@@ -26,7 +26,7 @@ def test_bootstrap_interval_is_that_of_scipy():
     assert ours[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.05 * width)
 
 
-def test_bootstrap_is_seeded_and_equal_values_leave_no_doubt():
+def test_bootstrap_is_seeded_and_equal_values_have_an_interval_of_width_0():
     values = np.random.default_rng(0).random(50).tolist()
     assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
     assert bootstrap([0.5] * 20, seed=1) == (0.5, 0.5, 0.5)
@@ -65,7 +65,7 @@ def test_paired_p_is_that_of_scipys_permutation_test(gain):
     assert paired_p(ours, theirs, seed=3) == pytest.approx(exact.pvalue, abs=0.02)
 
 
-def test_paired_p_never_claims_more_than_its_resamples_show_and_is_two_sided():
+def test_paired_p_is_two_sided_and_at_least_one_in_its_resamples():
     ahead, behind = np.full(40, 0.6), np.full(40, 0.5)
     assert paired_p(ahead, behind, seed=3) == 1e-4
     assert paired_p(behind, ahead, seed=3) == 1e-4

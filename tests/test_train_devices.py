@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
-from trainer.pipeline import carry_out, open_run
+from trainer.pipeline import open_run, run_stage
 from trainer.recipe import load_recipe
 from trainer.training import loop
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
@@ -42,7 +42,7 @@ state.fsdp_plugin = FullyShardedDataParallelPlugin(
     fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", state_dict_type="FULL_STATE_DICT"
 )
 for stage in opened.stages[:4]:
-    carry_out(opened, stage, force=True)
+    run_stage(opened, stage, force=True)
 """
 
 
@@ -110,7 +110,7 @@ CRAMPED = """
 import sys
 from pathlib import Path
 import torch
-from trainer.pipeline import carry_out, open_run
+from trainer.pipeline import open_run, run_stage
 from trainer.recipe import load_recipe
 from trainer.model import ScoringModel
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
@@ -124,7 +124,7 @@ def cramped(self, batches):
     return forward(self, batches)
 ScoringModel.forward = cramped
 for stage in opened.stages[:4]:
-    carry_out(opened, stage, force=True)
+    run_stage(opened, stage, force=True)
 assert opened.accelerator.process_index == 0 or len(calls) > 3
 """
 

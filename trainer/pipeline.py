@@ -1,16 +1,17 @@
-"""READ THIS FIRST: the one path from a recipe to a measured, exported reranker.
+"""READ THIS FIRST: run a recipe, stage by stage, up to an evaluated and exported reranker.
 
     check -> data -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
 
-Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train come twice: mine-2 asks the model of the
-first round, and train-2 starts from the base again. Distil and push only come where the recipe has the section.
+Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
+first round as its teacher, and train-2 starts from the base model again. Distil and push only run where the recipe has
+the section.
 
-Every stage leaves a folder under runs/NAME/. It is skipped while its files are unchanged and nothing changed that its
-result depends on: recipe keys, data, weights and the stages before it, all known before the first model loads. Else it
-is done again: the old files move aside, and the terminal names what changed. After a kill the same command goes on.
-A lock keeps a second run of the same name out.
+Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
+recipe keys, data, weights and the stages before it, all known before the first model loads. Otherwise it is run again:
+its old folder is moved aside, and the terminal lists what changed. After a kill the same command resumes the run. A
+lock prevents a second run of the same name at the same time.
 
-Under several processes all of them embed, train and score; the rest is the main process's work.
+With several processes all of them embed, train and score; the main process alone does everything else.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ STAGES: Sequence[Stage] = [
 def run(
     recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = "export", force: bool = False
 ) -> RunResult:
-    """Carry out a recipe (or its file) up to a stage, and return what it led to.
+    """Run a recipe (or a recipe file) up to a stage, and return its result.
 
-    Push follows where the recipe has the section and `until` is export. A model that is not shown to be better is not
-    pushed, and one that is worse is not exported; with `force` both happen all the same. The result says which it was.
-    Raises TrainerError for whatever the user can mend.
+    With `until="export"` the stage push follows where the recipe has the section. A model that is worse on dev is not
+    exported, and one that is not shown to be better is not pushed, unless `force` is set; the result has the reason.
+    Raise TrainerError for problems that the user can fix.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
@@ -67,29 +68,29 @@ def run(
     references.pin(read_pins(folder))
     check(recipe, Path(runs), weights=True, pushes=until == "export", keep=True)
     opened = open_run(recipe, runs)
-    last = max(place for place, stage in enumerate(opened.stages) if stage.name == until)
+    last = max(index for index, stage in enumerate(opened.stages) if stage.name == until)
     refused = None
     with opened.locked():
         try:
             for stage in opened.stages[: last + 1]:
-                carry_out(opened, stage, force)
+                run_stage(opened, stage, force)
             _report_stale(opened, opened.stages[last + 1 :])
             if until == "export":
-                _deliver(opened, force)
+                _check_and_push(opened, force)
         except NotBetterError as error:
             refused = error
     return RunResult(folder, refused)
 
 
 def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:
-    """Return the run of a recipe, with everything that its stages depend on; nothing is computed yet."""
+    """Return the run of a recipe with the inputs of all stages; no stage runs yet."""
     folder = Path(runs) / recipe.name
     _refuse_judgements_in_a_stage(recipe, folder)
     return Run(recipe, folder, STAGES)
 
 
-def carry_out(run: Run, stage: Stage, force: bool = False) -> None:
-    """Do one stage, or report that its files are up to date."""
+def run_stage(run: Run, stage: Stage, force: bool = False) -> None:
+    """Run one stage, or report that its files are up to date."""
     record = run.records[stage.folder]
     notes = run.on_main(lambda: record.done)
     if notes is not None:
@@ -99,10 +100,10 @@ def carry_out(run: Run, stage: Stage, force: bool = False) -> None:
         if stage.name == "export":
             gate.refuse_worse(run, force)
         run.on_main(lambda: run.begin(stage))
-        made = Notes()
+        result = Notes()
         if run.is_main or stage.processes == "all":
-            made = stage.run(run, record.folder)
-        notes = run.on_main(lambda: record.finish(made.line, **made.values))
+            result = stage.run(run, record.folder)
+        notes = run.on_main(lambda: record.finish(result.line, **result.values))
         console.stage(stage.folder, notes["said"])
     run.remember(stage, notes)
     stage.show(run)
@@ -110,7 +111,10 @@ def carry_out(run: Run, stage: Stage, force: bool = False) -> None:
 
 @explained
 def push(recipe: Recipe, runs: Path | str = "runs", *, dry_run: bool = False, force: bool = False) -> None:
-    """Upload what export left; with `dry_run` only list it. Raises NotBetterError for what may not leave."""
+    """Upload the exported model, or with `dry_run` only list its files.
+
+    Raise NotBetterError where the model does not pass the release gate, unless `force` is set.
+    """
     opened = open_run(recipe, runs)
     to_hub.require_section(opened)
     with opened.locked() if opened.folder.is_dir() else nullcontext():
@@ -118,37 +122,37 @@ def push(recipe: Recipe, runs: Path | str = "runs", *, dry_run: bool = False, fo
             gate.refuse_worse(opened, force)
         to_hub.require_export(opened)
         gate.require_better(opened, force)
-        to_hub.push(opened, dry_run)
+        to_hub.upload(opened, dry_run)
 
 
-def _deliver(run: Run, force: bool) -> None:
-    """End a whole run: raise NotBetterError where the verdict says so, else push where the recipe has the section."""
+def _check_and_push(run: Run, force: bool) -> None:
+    """Raise NotBetterError where the model does not pass the release gate; push where the recipe has the section."""
     gate.require_better(run, force)
     if run.recipe.push is not None:
-        to_hub.push(run, dry_run=False)
+        to_hub.upload(run, dry_run=False)
 
 
 def _require_stage(until: str, recipe: Recipe) -> None:
     names = list(dict.fromkeys(stage.name for stage in STAGES))
     if until not in names:
-        raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, names)}")
+        raise RecipeError(f"until: {until!r} is not a stage{did_you_mean(until, names)}")
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
 
 
 def _report_stale(run: Run, stages: Sequence[Stage]) -> None:
-    """Warn of later stages that are finished, but not with this recipe's inputs."""
+    """Warn of later stages that were finished with other inputs than this recipe's."""
     records = [run.records[stage.folder] for stage in stages]
     stale = [one.folder.name for one in records if (one.folder / "done.json").exists() and one.done is None]
     if stale:
-        console.warn("run", f"not done again yet, still of other inputs (their recipe.json): {', '.join(stale)}")
+        console.warn("run", f"results of other inputs, not run again yet (see their recipe.json): {', '.join(stale)}")
 
 
 def _refuse_judgements_in_a_stage(recipe: Recipe, folder: Path) -> None:
-    """Raise RecipeError where `data.judgements` lies where a stage would move it away."""
+    """Raise RecipeError where `data.judgements` is in the folder of a stage, which a new run would move aside."""
     path = recipe.data.judgements
     if path is not None and folder.resolve() in path.resolve().parents and path.resolve().parent != folder.resolve():
         raise RecipeError(
-            f"data.judgements: {path} lies in the folder of a stage, which moves aside when it is done again; copy it "
-            "to another folder, and name the copy"
+            f"data.judgements: {path} is in the folder of a stage, which is moved aside when the stage runs again; "
+            "copy it to another folder, and name the copy"
         )

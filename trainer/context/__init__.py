@@ -1,11 +1,11 @@
-"""What the stages of one run share: the recipe, the run folder, the processes, and what earlier stages left.
+"""The context of a run that its stages share: recipe, run folder, processes, and results of earlier stages.
 
 Imports inside run down, like the package's own:
 
-    models                              models of a run: loaded, measured, asked as a teacher; the best one kept
-    result                              what a run led to, for Python
+    models                              load, score, evaluate and select the models of a run
+    result                              the result of a run, for Python
     run                                 Run, and the shape of a stage
-    inputs                              what a stage's fingerprint is made of
+    inputs                              inputs of a stage for its fingerprint
 """
 
 from trainer.context.inputs import content, settings

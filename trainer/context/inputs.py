@@ -1,4 +1,4 @@
-"""What a stage's fingerprint is made of: recipe keys with their values, and hashes of files and models."""
+"""Inputs of a stage for its fingerprint: recipe keys with their values, and hashes of files and models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from trainer.runtime.run_folder import CONTENT
 
 
 def settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
-    """Return a section's keys and values under their names in the recipe; nothing where there is no section."""
+    """Return {section.key: value} of a recipe section; empty where there is no section."""
     values = section.model_dump(mode="json", exclude=without) if section is not None else {}
     return {f"{name}.{key}": value for key, value in values.items()}
 
 
 def content(key: str, reference: str | None) -> dict[str, str]:
-    """Return the hash of the model that a key names, since its content counts and not its name; {} where none is."""
+    """Return the hash of the model in a recipe key, because its content counts and not its name; {} without a model."""
     return {CONTENT + key: references.fingerprint(references.locate(reference))} if reference else {}

@@ -1,4 +1,4 @@
-"""The models of a run: loaded, measured, asked as a teacher, and the best one kept."""
+"""Load, score, evaluate and select the models of a run."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import read_json, write_json
 from trainer.training import FITTED, Progress, choose
 
-BETWEEN = "between.json"  # each dev query's value under the models that lie between start and trained one
+BETWEEN = "between.json"  # each dev query's value under the interpolated models
 
 
 def has_fresh_head(run: Run) -> bool:
-    """Return whether the base brings no head of its own."""
+    """Return whether the base model has no head of its own, so that a new one is needed."""
     return references.kind_of(references.locate(run.recipe.reranker.model)) == "encoder"
 
 
 def load_base(run: Run) -> Reranker:
-    """Return the base as it is before any training, under the head that it will have."""
+    """Return the base model before any training, with the head of the recipe."""
     section = run.recipe.reranker
     reranker = Reranker.load(
         section.model,
@@ -43,25 +43,25 @@ def load_base(run: Run) -> Reranker:
         layers=section.layers,
         trust_remote_code=section.trust_remote_code,
     )
-    reranker.fusion = None  # a base's own belongs to its weights as they were
-    if section.max_length is None and (said := fit_length(reranker, run.collection, run.reranked("train"))):
-        console.stage("train", said)
+    reranker.fusion = None  # fusion weights of the base do not fit the trained weights
+    if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
+        console.stage("train", message)
     return reranker
 
 
 def lists_for_head(run: Run) -> list[Group]:
-    """Return the train queries' candidates that a fresh head is fitted to; none where the base brings its own."""
+    """Return the train queries' candidates that a new head is fitted to; empty where the base has a head."""
     return candidate_lists(run.collection, run.reranked("train")) if has_fresh_head(run) else []
 
 
 def load(run: Run, reference: str, stage: str = "train", precision: Precision = "fp32") -> Reranker:
-    """Load a base that ranks, or a model that a training stage left."""
+    """Return a base model that is a reranker, or the saved model of a training stage."""
     length, trust = run.recipe.reranker.max_length, may_run_code(run, stage)
     return Reranker.load(reference, head="trained", max_length=length, precision=precision, trust_remote_code=trust)
 
 
 def may_run_code(run: Run, stage: str) -> bool:
-    """Return whether the code that came with a training stage's model may run: as for what it was trained from."""
+    """Return whether code in the model of a training stage may run, as the recipe allows it for the stage's base."""
     section = run.recipe.distil
     if stage == "distil" and section is not None:
         return section.model is not None and section.trust_remote_code
@@ -69,7 +69,7 @@ def may_run_code(run: Run, stage: str) -> bool:
 
 
 def score(run: Run, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
-    """Return float32 scores (queries, depth) of candidates by a saved model: a base, or a stage's best."""
+    """Return a saved model's float32 scores (queries, depth) of candidates."""
     reranker = load(run, reference, stage)
     tokenized = TokenizedCollection(run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
@@ -82,23 +82,24 @@ def measure(
     tokenized: TokenizedCollection,
     candidates: Candidates | None = None,
 ) -> tuple[float, np.ndarray]:
-    """Return the two-stage score of the model in its own precision, and its scores (queries, depth)."""
-    found = candidates or run.candidates(split)
-    scores = rerank(reranker, tokenized, found.top(run.recipe.rerank_depth), run.accelerator, note=split)
+    """Return the mean metric after reranking, in the model's own precision, and its scores (queries, depth)."""
+    candidates = candidates or run.candidates(split)
+    scores = rerank(reranker, tokenized, candidates.top(run.recipe.rerank_depth), run.accelerator, note=split)
     # Another machine may round the mean otherwise, and end a training where this one goes on.
-    return run.on_main(lambda: mean_score(run.collection, split, found, run.metric, scores)), scores
+    return run.on_main(lambda: mean_score(run.collection, split, candidates, run.metric, scores)), scores
 
 
 def dev_measure(run: Run, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], float]:
-    """Return a function that gives the dev score of the model at the time of the call."""
+    """Return a function that computes the dev score of the model's current weights."""
     dev = run.candidates("dev")  # read once for all evaluations
     return lambda: measure(run, "dev", reranker, tokenized, dev)[0]
 
 
 def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options: Any) -> list[tuple[float, float]]:
-    """Leave the best of the start, the trained model and those between them in `best`; return the dev curve.
+    """Save the best model on dev in `best`, and return the dev curve.
 
-    Each dev query's values are kept in `between.json`, so that the gate can repeat the choice in its resamples.
+    It is the model before training, the trained one, or an interpolation between them. Each dev query's values under
+    the interpolations are written to `between.json`, so that the release gate can repeat the choice in its resamples.
     """
     between: list[list[float]] = []
 
@@ -119,7 +120,7 @@ def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options:
 
 
 def teacher(run: Run, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
-    """Return a cross-encoder that is asked for scores of the collection's rows."""
+    """Return a cross-encoder that scores pairs of the collection's rows and caches its scores."""
     options = {"max_length": run.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
     folder = references.locate(reference)
     precision = run.precision(
@@ -132,9 +133,9 @@ def teacher(run: Run, reference: str, collection: Collection, trust_remote_code:
 def first_stage_weights(
     run: Run, scores: np.ndarray, kinds: Sequence[Kind] = ("scores", "order")
 ) -> dict[Kind, Weights]:
-    """Return the first stage's weights beside a model, given the model's scores (queries, depth) of dev.
+    """Return the first stage's weights in the fusion with a model that has these scores (queries, depth) on dev.
 
-    They are fitted with the scores of the model before training, which has not learned the train lists.
+    They are fitted with the scores of the model before training, which was not trained on the train queries.
     """
     collection, dev = run.collection, run.candidates("dev")
     lists, before = _before_training(run)
@@ -146,7 +147,7 @@ def first_stage_weights(
 
 
 def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
-    """Return train queries and the scores of their candidates by the model before training, as its head was fitted."""
+    """Return candidates of train queries with the scores of the model before training, with its head fitted."""
     train, path = run.reranked("train"), run.folder / run.last_training / FITTED
     logits = run.on_main(lambda: read_json(path)["logits"] if path.is_file() else None)
     if logits is not None:
@@ -158,9 +159,9 @@ def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
 def embed(
     run: Run, collection: Collection, queries: Sequence[int] | None = None
 ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
-    """Return the vectors of query rows (None: the judged ones) and of documents, and in words how many are new.
+    """Return the embeddings of query rows (None: all judged ones) and of documents, and a message on new ones.
 
-    Each process encodes its share of what is missing. None where the first stage has no bi-encoder.
+    Each process encodes its share of the missing ones. The embeddings are None where there is no bi-encoder.
     """
     reference, section = run.recipe.bi_encoder, run.recipe.retriever
     if reference is None:

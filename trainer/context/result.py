@@ -52,9 +52,9 @@ class RunResult:
     @property
     def passed(self) -> bool:
         """Whether the model was shown to be better, so that it may leave."""
-        from trainer.evaluation.gate import leaves
+        from trainer.evaluation.gate import passes
 
-        return leaves(self.verdict)
+        return passes(self.verdict)
 
     @property
     def model_folder(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""A run and its stages: the recipe, the run folder and the processes, and what earlier stages left there."""
+"""The run of a recipe and the interface of its stages: run folder, processes, and results of earlier stages."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Notes:
-    """What a finished stage reports: one line for the terminal, and values for `done.json`."""
+    """The report of a finished stage: one line for the terminal, and values for `done.json`."""
 
     line: str = ""
     values: dict[str, Any] = field(default_factory=dict)
 
 
 class Stage(Protocol):
-    """One step of a run. It reads what earlier stages left, and leaves files in a folder of its own."""
+    """One step of a run. It reads files of earlier stages, and writes files to a folder of its own."""
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Raised when the same inputs would now leave something else."""
+    """Version of the code; raised when the same inputs would now give other files."""
     processes: ClassVar[Literal["all", "main"]]
-    """Who works; with `main` the other processes wait."""
+    """The processes that run the stage; with `main` the others wait."""
 
     @property
     def folder(self) -> str:
-        """The name of the stage's folder in the run folder, which also names the stage on the terminal."""
+        """Name of the stage's folder in the run folder, and of the stage on the terminal."""
         return self.name
 
     def is_wanted(self, recipe: Recipe) -> bool:
@@ -55,22 +55,22 @@ class Stage(Protocol):
         return True
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return what the result depends on beside the stages before: recipe keys with values, hashes of files.
+        """Return the inputs that the result depends on, besides earlier stages: recipe keys with values, file hashes.
 
         Keys that change time or memory, but not the result, are left out.
         """
         ...
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Do the work and leave its files in `folder`; after a kill, go on from what the folder holds."""
+        """Run the stage and write its files to `folder`; after a kill, resume from the files there."""
         ...
 
     def show(self, run: Run) -> None:
-        """Show what the stage left, also when it was up to date; most stages have nothing to show."""
+        """Print the stage's results, also where it was skipped; most stages have nothing to print."""
 
 
 class Run:
-    """One recipe in its run folder, with the stages that it has."""
+    """A recipe, its run folder and its stages."""
 
     def __init__(self, recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> None:
         self.recipe = recipe
@@ -78,11 +78,11 @@ class Run:
         self.stages = [stage for stage in stages if stage.is_wanted(recipe)]
         references.pin(self.on_main(lambda: read_pins(folder)))
         self.records = self.on_main(self._plan)
-        references.pin(self.on_main(references.commits))  # those that were fingerprinted
-        self._notes: dict[str, dict[str, Any]] = {}  # of finished stages, the same on all processes
+        references.pin(self.on_main(references.commits))  # the commits that were fingerprinted
+        self._notes: dict[str, dict[str, Any]] = {}  # cached notes of finished stages, the same on all processes
 
     def _plan(self) -> dict[str, StageFolder]:
-        """Return the folder of every stage with its inputs, which include those of the stages before."""
+        """Return the folder of every stage with its inputs, which include those of earlier stages."""
         records: dict[str, StageFolder] = {}
         known: dict[str, Any] = {}
         previous = None
@@ -95,18 +95,18 @@ class Run:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        """Devices and processes; made when the first stage has work to do, so that a finished run starts no torch."""
+        """Devices and processes; created when a stage needs them, so that a finished run does not import torch."""
         from trainer.runtime.launch import start_accelerator
 
         return start_accelerator(self.recipe.train.precision)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the main one, which alone writes and prints."""
+        """True in the main process, the only one that writes files and prints."""
         return processes.is_main()
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Return what `work` returns on the main process; a single process starts no torch for that."""
+        """Call `work` in the main process, and return its result in all; a single process needs no torch for that."""
         if not processes.several():
             return work()
         from trainer.runtime.launch import on_main
@@ -115,15 +115,15 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the run folder; raises RunError where one is using it."""
-        with ExitStack() as held:
-            self.on_main(lambda: held.enter_context(hold(self.folder / ".lock", "run")))
+        """Lock the run folder against other runs; raise RunError where another run holds the lock."""
+        with ExitStack() as stack:
+            self.on_main(lambda: stack.enter_context(hold(self.folder / ".lock", "run")))
             yield
 
     # Stages.
 
     def begin(self, stage: Stage) -> None:
-        """Prepare the stage's folder, and note the recipe and the commits of its models."""
+        """Prepare the stage's folder, and write the recipe and the commits of its models."""
         write_pins((reference.name for reference in self.recipe.model_references), self.folder)
         self.records[stage.folder].begin(self.recipe.model_dump(mode="json"))
 
@@ -132,7 +132,7 @@ class Run:
         self._notes[stage.folder] = notes
 
     def notes(self, name: str) -> dict[str, Any]:
-        """Return the notes of a finished stage, the same on all processes; raises RunError where it is not finished."""
+        """Return the notes of a finished stage, the same on all processes; raise RunError where it is not finished."""
         if name not in self._notes:
             notes = self.on_main(lambda: self.records[name].done)
             if notes is None:
@@ -142,33 +142,33 @@ class Run:
 
     @property
     def last_training(self) -> str:
-        """The folder of the last training stage."""
+        """Folder name of the last training stage."""
         return "train-2" if "train-2" in self.records else "train"
 
     @property
     def exported(self) -> str:
-        """The folder of the stage whose best checkpoint leaves."""
+        """Folder name of the stage whose best checkpoint is exported."""
         return "distil" if "distil" in self.records else self.last_training
 
     def best(self, stage: str | None = None) -> Path:
-        """The best checkpoint of a training stage, of the last one unless it is named."""
+        """Return the path of the best checkpoint of a training stage, by default the last one."""
         return self.folder / (stage or self.last_training) / "best"
 
     @property
     def start(self) -> Path:
-        """The model before training: the base, its head fitted where it is new."""
+        """Path of the model before training: the base model, with its head fitted where that is new."""
         return self.best().with_name("start")
 
     # Data and candidates.
 
     @property
     def metric(self) -> str:
-        """The metric that chooses the checkpoint."""
+        """Name of the metric that chooses the checkpoint."""
         return self.recipe.evaluate.metrics[0]
 
     @cached_property
     def collection(self) -> Collection:
-        """The checked collection, mapped from the data stage's folder."""
+        """The collection, memory-mapped from the folder of the data stage."""
         return Collection.open(self.folder / "data")
 
     def candidates(self, split: str) -> Candidates:
@@ -178,19 +178,19 @@ class Run:
         return Candidates.load(self.folder / "retrieve" / f"{split}.npz")
 
     def default_candidates(self, split: str) -> Candidates | None:
-        """Return the candidates of the untuned first stage for dev or test; None where tuning changed nothing."""
+        """Return the untuned first stage's candidates for dev or test; None where tuning changed nothing."""
         from trainer.retriever import Candidates
 
         path = self.folder / "retrieve" / f"default-{split}.npz"
         return Candidates.load(path) if path.is_file() else None
 
     def reranked(self, split: str) -> Candidates:
-        """Return the candidates of a split that are reranked and measured."""
+        """Return the candidates of a split that are reranked: the first `reranker.depth` of each query."""
         return self.candidates(split).top(self.recipe.rerank_depth)
 
     @property
     def first_stage_dev(self) -> float:
-        """The dev score of the first stage, in the metric that chooses now."""
+        """Dev score of the first stage in the first metric of the recipe."""
         from trainer.evaluation.two_stage import mean_score
 
         return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
@@ -198,7 +198,7 @@ class Run:
     # Precision.
 
     def precision(self, stage: str, use: str, model: Path, measure: Callable[[], float]) -> Precision:
-        """Return the precision that a model trains, mines or teaches in; what is measured at the end is float32."""
+        """Return a model's precision in training, mining or teaching; the final evaluation is in float32."""
         from trainer.runtime.precision import Precisions
 
         def choose() -> Precision:

@@ -1,4 +1,4 @@
-"""Upload of the export folder to the Hugging Face Hub, on request only."""
+"""Upload of the exported model folder to the Hugging Face Hub, on request only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 
-# What an earlier export may have left in the repository: it goes in the same commit unless it is replaced. Files that
-# somebody added there, such as a licence or pictures of the card, stay.
+# Files that an earlier export may have uploaded: the same commit deletes those that it does not replace. Files that
+# people added, such as a licence or pictures of the card, are left alone.
 EXPORTED = [
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -37,24 +37,24 @@ EXPORTED = [
 
 @dataclass(frozen=True)
 class Pushed:
-    """The address of the commit, and whether the repository is private."""
+    """The URL of the commit, and the visibility of the repository."""
 
     address: str
     private: bool
 
 
 def files_to_push(folder: Path) -> list[tuple[str, int]]:
-    """(name, bytes) of everything that would go, in the order of names; hidden files stay here."""
+    """Return (name, bytes) of every file that would be uploaded, sorted by name; hidden files are not."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     named = [(path.relative_to(folder), path.stat().st_size) for path in paths]
     return [(str(name), size) for name, size in named if not any(part.startswith(".") for part in name.parts)]
 
 
-def push(section: Push, folder: Path) -> Pushed:
-    """Create the repository where it does not exist (private unless the recipe says otherwise) and upload the folder.
+def upload(section: Push, folder: Path) -> Pushed:
+    """Create the repository where it does not exist (private by default) and upload the folder.
 
-    One commit adds the files and deletes those of an earlier export that are no longer there. An existing repository
-    stays as visible as it is. Raises PushError where there is no token, no network or no permission.
+    One commit adds the files and deletes those of an earlier export that no longer exist. The visibility of an existing
+    repository does not change. Raise PushError where there is no token, no network or no permission.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -74,7 +74,7 @@ def push(section: Push, folder: Path) -> Pushed:
         if section.private and not private:
             raise PushError(
                 f"push.private: {section.repository} exists and is public; make it private on the Hub, "
-                "choose another repository, or say private: false"
+                "choose another repository, or set private: false"
             )
         commit = api.upload_folder(
             repo_id=section.repository,
@@ -85,14 +85,17 @@ def push(section: Push, folder: Path) -> Pushed:
         )
     except HFValidationError as error:
         raise PushError(
-            f"push.repository: {section.repository!r} is no name for a repository: {one_line(error)}"
+            f"push.repository: {section.repository!r} is not a valid repository name: {one_line(error)}"
         ) from None
     except HfHubHTTPError as error:
         raise _refused(section, error) from None
     except (HTTPError, OSError) as error:
         message = f"push: the Hub at {api.endpoint} cannot be reached ({one_line(error)}); try again with a network"
         raise PushError(message) from None
-    except (RuntimeError, ValueError) as error:  # a large file that failed, a card or a quota that was refused
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # the upload of a large file failed, or the Hub refused the card or the quota
         if isinstance(error.__cause__, HfHubHTTPError) and isinstance(error, RuntimeError):
             raise _refused(section, error.__cause__) from None
         raise PushError(f"push: {section.repository}: the Hub refused: {one_line(error)}") from None
@@ -100,12 +103,12 @@ def push(section: Push, folder: Path) -> Pushed:
 
 
 def _refused(section: Push, error: HfHubHTTPError) -> PushError:
-    """The Hub's status and words, and what they ask for."""
+    """Return an error with advice, and the Hub's status and message."""
     status = error.response.status_code if error.response is not None else 0
     advice = {
         401: "the token is not valid; run `hf auth login`",
-        403: "the token may not write there; choose a repository of yours or a token with write permission",
-        404: "the owner does not exist, or the token cannot see it",
+        403: "the token has no write permission there; choose a repository of yours or a token with write permission",
+        404: "the owner does not exist, or the token has no access to it",
     }.get(status, "the Hub refused")
-    words = " ".join((error.server_message or "").split()) or one_line(error)
-    return PushError(f"push: {section.repository}: {advice} ({status}: {words})")
+    message = " ".join((error.server_message or "").split()) or one_line(error)
+    return PushError(f"push: {section.repository}: {advice} ({status}: {message})")

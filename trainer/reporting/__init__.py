@@ -1,17 +1,17 @@
-"""What a run shows to people: a record per test query, quality by depth, times, and the report.
+"""Reports of a run for people: a record for each test query, quality by depth, latency, and the report itself.
 
-All of it comes from files in the run folder, so that it can be made again for a finished run.
+All of it is computed from files in the run folder, so that it can be written again for a finished run.
 
 Imports inside run down, like the package's own:
 
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
-    facts                               what a report tells
-    charts  latency                     SVG; milliseconds by depth
+    facts                               the content of a report
+    charts  latency                     SVG charts; milliseconds by depth
     depths                              quality by depth
-    queries                             a record per test query
+    queries                             a record for each test query
 
-Names are imported when they are first used, so that a finished run ends without loading torch.
+Names are imported when they are first used, so that a finished run whose report exists ends at once.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Data: the collection checked, split, and kept as Arrow files."""
+"""Data: check and split the collection, and save it as Arrow files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from trainer.data import build_collection, fingerprint_data
 from trainer.recipe import Recipe
 from trainer.runtime.run_folder import CONTENT
 
-FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # known by their content
+FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # identified by their content
 
 
 class Data(Stage):
-    """The user's files to a collection."""
+    """Builds the collection from the user's files."""
 
     name = "data"
     version = 5
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return how the files are read, and the hash of their content."""
+        """Return the keys that control reading, and the hash of the files' content."""
         return settings("data", recipe.data, FILES) | {CONTENT + "data": fingerprint_data(recipe.data)}
 
     def run(self, run: Run, folder: Path) -> Notes:

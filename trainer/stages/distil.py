@@ -1,7 +1,7 @@
-"""Distil: a standard checkpoint taught by the tuned model, on queries that nobody had to judge.
+"""Distil: train a standard checkpoint, the student, on the tuned model's scores, without relevance judgements.
 
-The tuned model scores the candidates of train queries and of pseudo-queries, and its scores teach the student. Dev and
-test choose and measure; nothing is learned from their queries.
+The tuned model, the teacher, scores the candidates of train queries and of pseudo-queries. Dev queries only select the
+checkpoint, and test queries only measure it; neither is used for training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Distil(Stage):
-    """The best checkpoint of the student."""
+    """Trains the student and selects its best checkpoint on dev."""
 
     name = "distil"
     version = 2
@@ -36,7 +36,7 @@ class Distil(Stage):
         return recipe.distil is not None
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the section and the hash of the student's base."""
+        """Return the section's keys, and the hash of the student's base model."""
         section = recipe.distil
         return settings("distil", section, {"model", "trust_remote_code"}) | content(
             "distil.model", section and section.model
@@ -57,9 +57,9 @@ class Distil(Stage):
             raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
         pairs = sum(len(group.documents) for group in groups)
         pseudo = sum(group.query >= len(run.collection.queries) for group in groups)
-        learned = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
-        console.stage("distil", learned)
-        set_seed(run.recipe.seed)  # after the teacher, which draws numbers too where it has to be loaded
+        trained_on = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
+        console.stage("distil", trained_on)
+        set_seed(run.recipe.seed)  # after the teacher, because loading it uses random numbers too
         model = student.load_student(run.recipe, run.best(run.last_training))
         faster = partial(model.bf16_speedup, training=True)
         model.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
@@ -78,13 +78,13 @@ class Distil(Stage):
         ((share, best), *_) = models.keep_best(run, folder, progress, self.name, shares=())
         step = progress.best_step if share else 0
         tuned = run.notes(run.last_training)["best_dev"]
-        line = f"{learned}; best dev {run.metric} {best:.4f} at step {step}"
+        line = f"{trained_on}; best dev {run.metric} {best:.4f} at step {step}"
         line += f" (tuned {tuned:.4f}, first stage {run.first_stage_dev:.4f})"
         return Notes(line, {"best_dev": best, "best_step": step})
 
 
 def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
-    """Return the collection with pseudo-queries after its own, and the candidates that the student learns from."""
+    """Return the collection with pseudo-queries appended, and the candidates that the student is trained on."""
     from trainer.data import pseudo_queries as pseudo
     from trainer.mining import from_teacher
     from trainer.retriever import NOTHING, Candidates
@@ -94,13 +94,13 @@ def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
     train = from_teacher.sample_queries(run.candidates("train").top(section.depth), section.queries, seed)
     missing = section.queries - len(train.queries)
     if run.recipe.retriever.run is not None and missing:
-        message = f"a run has no candidates for new queries, so only {len(train.queries)} queries of train teach"
-        console.warn("distil", message)
+        message = "retriever.run has no candidates for pseudo-queries, so the student is trained on "
+        console.warn("distil", f"{message}{len(train.queries)} train queries only")
         return run.collection, train
     drawn = pseudo.pseudo_queries(run.collection, missing, seed)
     if len(drawn) < missing:
         fewer = missing - len(drawn)
-        console.warn("distil", f"the corpus holds {len(drawn)} pseudo-queries, {fewer} fewer than asked")
+        console.warn("distil", f"the corpus gives {len(drawn)} pseudo-queries, {fewer} fewer than requested")
     if not drawn:
         return run.collection, train
     collection, rows = pseudo.add_queries(run.collection, drawn)
@@ -111,13 +111,13 @@ def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
         if run.is_main:
             pseudo.write_queries(drawn, collection, path.with_suffix(".jsonl"))
     run.accelerator.wait_for_everyone()
-    # A document of one sentence is its pseudo-query itself, and no candidate of it.
+    # A document of one sentence is identical to its pseudo-query, and is not one of its candidates.
     own = [
         NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
         for row, query in zip(rows, drawn, strict=True)
     ]
-    found = from_teacher.with_source_documents(Candidates.load(path).top(section.depth), own)
-    return collection, train.joined(found)
+    pseudo_candidates = from_teacher.with_source_documents(Candidates.load(path).top(section.depth), own)
+    return collection, train.joined(pseudo_candidates)
 
 
 def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> None:
@@ -132,9 +132,9 @@ def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> 
 
 
 def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> np.ndarray:
-    """Return the scores that teach: (queries, depth), -inf where there is no candidate."""
+    """Return the teacher's scores (queries, depth), -inf where there is no candidate."""
     from trainer.context.models import first_stage_weights, may_run_code, score, teacher
-    from trainer.evaluation.fusion import describe, fuse
+    from trainer.evaluation.fusion import describe, fuse_with_first_stage
     from trainer.mining import from_teacher
 
     assert run.recipe.distil is not None
@@ -143,5 +143,5 @@ def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) ->
     if run.recipe.distil.teacher == "tuned":
         return logits
     weights = first_stage_weights(run, score(run, tuned, run.reranked("dev")), ("scores",))
-    console.stage("distil", f"the teacher's scores with the first stage's beside them; {describe(weights)}")
-    return from_teacher.rescale_to_logits(fuse(candidates, logits, weights["scores"].chosen), logits)
+    console.stage("distil", f"the teacher's scores are fused with the first stage's; {describe(weights)}")
+    return from_teacher.rescale_to_logits(fuse_with_first_stage(candidates, logits, weights["scores"].chosen), logits)

@@ -1,4 +1,4 @@
-"""Evaluate: every system measured on dev, for the gate, and on test, for people; in float32, as it will be exported."""
+"""Evaluate: measure every system in float32, as exported, on dev for the release gate and on test for the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.runtime.run_folder import read_json
 
 
 class Evaluate(Stage):
-    """The table, the verdict, and what the report is made of."""
+    """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
     version = 7
@@ -24,10 +24,10 @@ class Evaluate(Stage):
         return {"evaluate.metrics": recipe.evaluate.metrics}
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Rerank dev and test with every system, on all processes; judge and write on the main one."""
+        """Rerank dev and test with every system on all processes; the main one decides and writes files."""
         from trainer.context.models import first_stage_weights, score
-        from trainer.evaluation.fusion import describe, fuse
-        from trainer.evaluation.release import judge_release
+        from trainer.evaluation.fusion import describe, fuse_with_first_stage
+        from trainer.evaluation.release import decide_release
         from trainer.evaluation.two_stage import evaluate
         from trainer.reporting.write import write_details
 
@@ -44,21 +44,21 @@ class Evaluate(Stage):
         if not run.is_main:
             return Notes()
         collection, metrics, seed = run.collection, run.recipe.evaluate.metrics, run.recipe.seed
-        release, means = judge_release(
+        release, means = decide_release(
             collection, run.candidates("dev"), run.metric, dev, _between(run), weights, seed, folder
         )
         candidates, default = run.candidates("test"), run.default_candidates("test")
-        test["fused"] = fuse(candidates, test[shipped], release.first_stage_weight)
+        test["fused"] = fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)
         if default is not None:
             metrics = tuple(dict.fromkeys([*metrics, f"R@{run.recipe.retriever.depth}"]))
         evaluate(collection, "test", candidates, test, metrics, seed, folder, default=default, release=release)
         write_details(collection, folder, seed)
-        line = f"{', '.join(test)} measured on test; {describe(weights)}; runs and results.json in {folder}"
+        line = f"{', '.join(test)} measured on test; {describe(weights)}; TREC runs and results.json in {folder}"
         values = {"dev": means, "verdict": release.verdict, "judged": release.sentence}
         return Notes(line, values | {"latency": _latency(run)})
 
     def show(self, run: Run) -> None:
-        """Print the table, and write the report unless it was made from this evaluation."""
+        """Print the table, and write the report unless there is one of this evaluation."""
         from trainer.evaluation.results import Results, show
 
         show(Results.load(run.folder / self.folder))
@@ -66,7 +66,7 @@ class Evaluate(Stage):
 
 
 def _systems(run: Run) -> dict[str, str]:
-    """Return what is measured beside the first stage, by name; the last one is what leaves."""
+    """Return {system: model path} of the systems besides the first stage; the last one is exported."""
     from trainer.context.models import has_fresh_head
 
     systems = {"fitted" if has_fresh_head(run) else "base": str(run.start)}
@@ -78,7 +78,7 @@ def _systems(run: Run) -> dict[str, str]:
 
 
 def _between(run: Run) -> list[list[float]]:
-    """Return each dev query's value under the models between start and trained one, as training left them."""
+    """Return each dev query's value under the interpolated models, which the training stage wrote."""
     from trainer.context.models import BETWEEN
 
     path = run.folder / run.last_training / BETWEEN
@@ -86,7 +86,7 @@ def _between(run: Run) -> list[list[float]]:
 
 
 def _latency(run: Run) -> dict[str, Any]:
-    """Return how long the exported model takes for one query, by the number of candidates."""
+    """Return the exported model's latency for one query, by the number of candidates."""
     from trainer.context.models import load
     from trainer.reporting.latency import measure_latency
 

@@ -1,4 +1,4 @@
-"""Export: the folder that leaves, read back by the libraries that will serve it."""
+"""Export: write the model folder, and verify it with the libraries that will serve it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from trainer.context import Notes, Run, Stage, settings
 from trainer.recipe import Recipe
 
-PARITY_PAIRS = 48  # pairs of dev on which exported formats are compared, the first and the last among them
+PARITY_PAIRS = 48  # dev pairs on which exported formats are compared, including the first and the last
 
 
 class Export(Stage):
-    """The best checkpoint in the standard layout, with its formats, card and fusion weight."""
+    """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
     version = 4
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the section, and the recipe's name, which is in the card."""
+        """Return the section's keys, and the recipe's name, which is in the model card."""
         return settings("export", recipe.export) | {"name": recipe.name}
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Write every format, compare its scores with the trained model's, and keep what passes."""
+        """Write every format, compare its scores with the trained model's, and keep the formats that pass."""
         from trainer.context.models import may_run_code
         from trainer.evaluation.results import Results
         from trainer.export import export
@@ -40,11 +40,11 @@ class Export(Stage):
 
 
 def _some_pairs(run: Run) -> list[tuple[str, str]]:
-    """Return texts of dev queries and candidates, spread evenly over all of them."""
+    """Return an evenly spaced sample of (query, document) texts from the dev candidates."""
     import numpy as np
 
     dev = run.candidates("dev")
-    rows = [(query, found) for place, query in enumerate(dev.queries.tolist()) for found in dev.found(place)]
-    some = [rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(len(rows), PARITY_PAIRS)).tolist()]
-    queries = run.collection.query_texts([query for query, _ in some])
-    return list(zip(queries, run.collection.passages([document for _, document in some]), strict=True))
+    pairs = [(query, document) for index, query in enumerate(dev.queries.tolist()) for document in dev.found(index)]
+    sample = [pairs[round(index)] for index in np.linspace(0, len(pairs) - 1, min(len(pairs), PARITY_PAIRS)).tolist()]
+    queries = run.collection.query_texts([query for query, _ in sample])
+    return list(zip(queries, run.collection.passages([document for _, document in sample]), strict=True))

@@ -1,4 +1,4 @@
-"""The gate: whether the model may leave, by the verdict of evaluate."""
+"""The release gate: stop a model from being exported or pushed, by the verdict of the stage evaluate."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trainer.runtime import console
 
 def require_better(run: Run, force: bool) -> None:
     """Raise NotBetterError where dev does not show that the model is better, unless forced."""
-    from trainer.evaluation.gate import advice, leaves
+    from trainer.evaluation.gate import advice, passes
 
     notes = run.notes("evaluate")
-    if leaves(notes["verdict"]):
+    if passes(notes["verdict"]):
         return
     if not force:
         raise NotBetterError(f"export: {notes['judged']}, {advice(notes['verdict'])}")
@@ -20,7 +20,7 @@ def require_better(run: Run, force: bool) -> None:
 
 
 def refuse_worse(run: Run, force: bool) -> None:
-    """Raise NotBetterError where the model is worse in both ways of use, unless forced."""
+    """Raise NotBetterError where the model is worse both alone and with first-stage scores, unless forced."""
     from trainer.evaluation.gate import WORSE
 
     if run.notes("evaluate")["verdict"] == WORSE and not force:

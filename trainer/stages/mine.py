@@ -1,4 +1,4 @@
-"""Mine: hard negatives from the candidates of the train queries."""
+"""Mine: select hard negatives from the candidates of the train queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.recipe import Recipe
 
 @dataclass(frozen=True)
 class Mine(Stage):
-    """Groups to train on. The second round (`mine.rounds: 2`) asks the model that the first one trained."""
+    """Builds training groups. In the second round (`mine.rounds: 2`) the model of the first round is the teacher."""
 
     round: int = 1
     name = "mine"
@@ -22,15 +22,15 @@ class Mine(Stage):
 
     @property
     def folder(self) -> str:
-        """The folder's name: mine, or mine-2."""
+        """Name of the folder: mine, or mine-2."""
         return "mine" if self.round == 1 else f"mine-{self.round}"
 
     def is_wanted(self, recipe: Recipe) -> bool:
-        """Return whether the recipe asks for so many rounds."""
+        """Return whether the recipe has this round."""
         return self.round <= recipe.mine.rounds
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the keys of `mine` that are read, the teacher's hash, and what else decides which pairs are drawn."""
+        """Return the keys of `mine` in use, the teacher's hash, and other inputs of the selection."""
         section, reranker = recipe.mine, recipe.reranker
         unread = {"teacher", "teacher_trust_remote_code", "rounds"}
         unread |= set() if section.teacher or section.rounds == 2 else {"teacher_margin"}
@@ -44,7 +44,7 @@ class Mine(Stage):
         )
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Filter and draw; the teacher scores on all processes, the main one writes groups and report."""
+        """Filter and sample negatives; the teacher scores on all processes, the main one writes groups and report."""
         from trainer import mining
         from trainer.context.models import may_run_code, teacher
         from trainer.data.groups import write_groups
@@ -52,16 +52,16 @@ class Mine(Stage):
         section, second = run.recipe.mine, self.round > 1
         reference = str(run.best("train")) if second else section.teacher
         trust = may_run_code(run, "train") if second else section.teacher_trust_remote_code
-        asked = teacher(run, reference, run.collection, trust) if reference else None
+        scorer = teacher(run, reference, run.collection, trust) if reference else None
         candidates = run.reranked("train") if section.groups == "lists" else run.candidates("train")
-        mined = mining.mine(section, run.collection, candidates, run.recipe.seed, asked, by_teacher=second)
+        mined = mining.mine(section, run.collection, candidates, run.recipe.seed, scorer, by_teacher=second)
         report = mining.Report.of(mined, run.collection, section)
         if not mined.groups:
-            raise RunError(f"mine: no query got a negative, so nothing can be learned ({report.summary})")
+            raise RunError(f"mine: no train query has a negative, so there is nothing to train on ({report.summary})")
         if not run.is_main:
             return Notes()
         write_groups(mined.groups, folder)
-        suspects = mining.write_likely_false_negatives(section, mined, run.collection, folder)
+        likely = mining.write_likely_false_negatives(section, mined, run.collection, folder)
         report.write(mined, run.collection, folder)
         report.show()
-        return Notes(f"{report.summary}; {suspects} suspected labels; see {folder / 'report.md'}")
+        return Notes(f"{report.summary}; {likely} likely false negatives; see {folder / 'report.md'}")

@@ -1,4 +1,4 @@
-"""Push: the exported folder to the Hugging Face Hub, or the list of what would go there."""
+"""Push: upload the exported folder to the Hugging Face Hub, or list the files that would be uploaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def require_section(run: Run) -> None:
 
 
 def require_export(run: Run) -> None:
-    """Raise RunError where the run folder does not hold this recipe's model, complete and unchanged."""
+    """Raise RunError where the run folder does not contain this recipe's exported model, complete and unchanged."""
     if run.on_main(lambda: run.records["export"].done) is None:
         raise RunError(
-            f"push: {run.folder / 'export'} does not hold this recipe's model, whole and as it was written; "
+            f"push: {run.folder / 'export'} does not contain this recipe's exported model, complete and unchanged; "
             "run the recipe first"
         )
 
 
-def push(run: Run, dry_run: bool) -> None:
+def upload(run: Run, dry_run: bool) -> None:
     """Upload the exported model; with `dry_run` only list the files."""
     from trainer.export import hub
 
@@ -35,10 +35,14 @@ def push(run: Run, dry_run: bool) -> None:
         for name, length in files:
             console.stage("push", f"{length:>12,} bytes  {name}")
         visibility = "private" if section.private else "public"
-        console.stage("push", f"{size:.1f} MB would go to {section.repository} ({visibility}); nothing was sent")
+        console.stage(
+            "push", f"{size:.1f} MB would be uploaded to {section.repository} ({visibility}); nothing was sent"
+        )
     elif run.is_main:
         console.stage("push", f"{size:.1f} MB to {section.repository} ...")
-        pushed = hub.push(section, folder)
+        pushed = hub.upload(section, folder)
         if pushed.private and not section.private:
-            console.warn("push", "the repository existed and is private; its settings on the Hub make it public")
+            console.warn(
+                "push", "the repository existed already and is private; make it public in its settings on the Hub"
+            )
         console.stage("push", f"done ({'private' if pushed.private else 'public'}): {pushed.address}")

@@ -1,4 +1,4 @@
-"""Retrieve: the first stage, tuned on the train queries, and its candidates for every judged query."""
+"""Retrieve: tune the first stage on the train queries, and write its candidates for every judged query."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from trainer.runtime.verify import sha256
 
 
 class Retrieve(Stage):
-    """Candidates for mining, dev and test."""
+    """Retrieves candidates for mining, dev and test."""
 
     name = "retrieve"
     version = 3
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the keys of `retriever` that are read, and the hashes of the bi-encoder and of the user's run."""
+        """Return the keys of `retriever` in use, and the hashes of the bi-encoder and of the user's run."""
         section = recipe.retriever
         run = {CONTENT + "retriever.run": sha256(section.run)} if section.run else {}
         unread = {"model", "run", "trust_remote_code"} | _unread(recipe)
         return settings("retriever", section, unread) | content("retriever.model", recipe.bi_encoder) | run
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Embed what is missing, on all processes; tune, search and write the candidates, on the main one."""
+        """Encode missing embeddings on all processes; on the main one tune, search and write the candidates."""
         from trainer.context.models import embed
         from trainer.evaluation.two_stage import mean_score
         from trainer.retriever import Tuning, language_of, retrieve_splits
@@ -36,12 +36,12 @@ class Retrieve(Stage):
         embeddings, new = embed(run, run.collection)
         if not run.is_main:
             return Notes()
-        found = retrieve_splits(section, run.collection, embeddings, folder)
-        default = run.default_candidates("dev") or found["dev"]
-        score, plain = (mean_score(run.collection, "dev", one, run.metric) for one in (found["dev"], default))
-        if tuned := Tuning.load(folder).describe(f"dev {run.metric} {score:.4f}, default {plain:.4f}"):
-            console.stage("retrieve", tuned)
-        total = sum(len(candidates.queries) for candidates in found.values())
+        splits = retrieve_splits(section, run.collection, embeddings, folder)
+        default = run.default_candidates("dev") or splits["dev"]
+        score, untuned = (mean_score(run.collection, "dev", one, run.metric) for one in (splits["dev"], default))
+        if message := Tuning.load(folder).describe(f"dev {run.metric} {score:.4f}, default {untuned:.4f}"):
+            console.stage("retrieve", message)
+        total = sum(len(candidates.queries) for candidates in splits.values())
         details = [new] if embeddings else []
         if section.has_bm25:
             details.append(f"bm25 in {language_of(section, run.collection)}")
@@ -50,7 +50,7 @@ class Retrieve(Stage):
 
 
 def _unread(recipe: Recipe) -> set[str]:
-    """Return the keys of `retriever` that nothing reads under this recipe."""
+    """Return the keys of `retriever` that have no effect in this recipe."""
     retriever = recipe.retriever
     return {
         *(() if recipe.bi_encoder else ("max_length", "query_prompt", "document_prompt", "index")),

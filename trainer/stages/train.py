@@ -1,4 +1,4 @@
-"""Train: a fresh head fitted, then all weights trained on the groups; dev chooses what is kept."""
+"""Train: fit a new head, then train all weights on the groups, and save the best checkpoint on dev."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.model_files import references
 from trainer.recipe import Recipe
 from trainer.runtime import console
 
-# Keys that change time and memory, but not the result: a training goes on under another value.
+# Keys that change time and memory, but not the result: a training can be resumed with another value.
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
 
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """The best checkpoint on dev. The second round starts from the base again, with the groups of mine-2."""
+    """Trains the reranker. The second round starts from the base model again, with the groups of mine-2."""
 
     round: int = 1
     name = "train"
@@ -27,11 +27,11 @@ class Train(Stage):
 
     @property
     def folder(self) -> str:
-        """The folder's name: train, or train-2."""
+        """Name of the folder: train, or train-2."""
         return "train" if self.round == 1 else f"train-{self.round}"
 
     def is_wanted(self, recipe: Recipe) -> bool:
-        """Return whether the recipe asks for so many rounds."""
+        """Return whether the recipe has this round."""
         return self.round <= recipe.mine.rounds
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -75,8 +75,8 @@ class Train(Stage):
         )
         curve = models.keep_best(run, folder, progress, self.name)
         share, best = curve[0]
-        line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the way from the start to step"
-        line += f" {progress.best_step} (start {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
+        line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
+        line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
         line += f"; {progress.ending}" if progress.ending else ""
         values = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
         return Notes(line, values | {"interpolation": sorted(curve), "precision": progress.precision})
