@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import context, evaluation, mining, model, retriever, training
 from trainer.context import Notes, Run, Stage, content, settings
+from trainer.data import pseudo_queries as pseudo
 from trainer.errors import RunError
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -46,13 +48,8 @@ class Distil(Stage):
         """Score the queries' candidates with the teacher, and train the student on them."""
         from accelerate.utils import set_seed
 
-        from trainer.context import models
-        from trainer.mining import from_teacher
-        from trainer.model import TokenizedCollection
-        from trainer.training import student, train_reranker
-
         collection, candidates = _unlabelled(run, folder)
-        groups = from_teacher.groups_by_teacher(candidates, _teacher_scores(run, collection, candidates))
+        groups = mining.groups_by_teacher(candidates, _teacher_scores(run, collection, candidates))
         if not groups:
             raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
         pairs = sum(len(group.documents) for group in groups)
@@ -60,22 +57,22 @@ class Distil(Stage):
         trained_on = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
         console.stage("distil", trained_on)
         set_seed(run.recipe.seed)  # after the teacher, because loading it uses random numbers too
-        model = student.load_student(run.recipe, run.best(run.last_training))
-        faster = partial(model.bf16_speedup, training=True)
-        model.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
-        tokenized = TokenizedCollection(collection, model.pairs)
-        progress = train_reranker(
-            student.student_recipe(run.recipe),
+        student = training.load_student(run.recipe, run.best(run.last_training))
+        faster = partial(student.bf16_speedup, training=True)
+        student.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
+        tokenized = model.TokenizedCollection(collection, student.pairs)
+        progress = training.train_reranker(
+            training.student_recipe(run.recipe),
             groups,
             [],
-            model,
+            student,
             tokenized,
-            models.dev_measure(run, model, tokenized),
+            context.dev_measure(run, student, tokenized),
             run.accelerator,
             folder,
-            fresh_head=student.has_fresh_classifier(run.recipe),
+            fresh_head=training.has_fresh_classifier(run.recipe),
         )
-        ((share, best), *_) = models.keep_best(run, folder, progress, self.name, shares=())
+        ((share, best), *_) = context.keep_best(run, folder, progress, self.name, shares=())
         step = progress.best_step if share else 0
         tuned = run.notes(run.last_training)["best_dev"]
         line = f"{trained_on}; best dev {run.metric} {best:.4f} at step {step}"
@@ -85,13 +82,9 @@ class Distil(Stage):
 
 def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
     """Return the collection with pseudo-queries appended, and the candidates that the student is trained on."""
-    from trainer.data import pseudo_queries as pseudo
-    from trainer.mining import from_teacher
-    from trainer.retriever import NOTHING, Candidates
-
     section, seed = run.recipe.distil, run.recipe.seed
     assert section is not None
-    train = from_teacher.sample_queries(run.candidates("train").top(section.depth), section.queries, seed)
+    train = mining.sample_queries(run.candidates("train").top(section.depth), section.queries, seed)
     missing = section.queries - len(train.queries)
     if run.recipe.retriever.run is not None and missing:
         message = "retriever.run has no candidates for pseudo-queries, so the student is trained on "
@@ -113,35 +106,29 @@ def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
     run.accelerator.wait_for_everyone()
     # A document of one sentence is identical to its pseudo-query, and is not one of its candidates.
     own = [
-        NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
+        retriever.NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
         for row, query in zip(rows, drawn, strict=True)
     ]
-    pseudo_candidates = from_teacher.with_source_documents(Candidates.load(path).top(section.depth), own)
+    pseudo_candidates = mining.with_source_documents(retriever.Candidates.load(path).top(section.depth), own)
     return collection, train.joined(pseudo_candidates)
 
 
 def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> None:
     """Write the candidates of pseudo-queries, with the settings that were tuned on the train queries."""
-    from trainer.context.models import embed
-    from trainer.retriever import Tuning, retrieve_unjudged
-
-    embeddings, _ = embed(run, collection, rows)
+    embeddings, _ = context.embed(run, collection, rows)
     if run.is_main:
-        tuned = Tuning.load(run.folder / "retrieve").settings
-        retrieve_unjudged(run.recipe.retriever, collection, rows, embeddings, tuned).save(path)
+        tuned = retriever.Tuning.load(run.folder / "retrieve").settings
+        retriever.retrieve_unjudged(run.recipe.retriever, collection, rows, embeddings, tuned).save(path)
 
 
 def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> np.ndarray:
     """Return the teacher's scores (queries, depth), -inf where there is no candidate."""
-    from trainer.context.models import first_stage_weights, may_run_code, score, teacher
-    from trainer.evaluation.fusion import describe, fuse_with_first_stage
-    from trainer.mining import from_teacher
-
     assert run.recipe.distil is not None
     tuned = str(run.best(run.last_training))
-    logits = candidates.scored(teacher(run, tuned, collection, may_run_code(run, "train")))
+    logits = candidates.scored(context.teacher(run, tuned, collection, context.may_run_code(run, "train")))
     if run.recipe.distil.teacher == "tuned":
         return logits
-    weights = first_stage_weights(run, score(run, tuned, run.reranked("dev")), ("scores",))
-    console.stage("distil", f"the teacher's scores are fused with the first stage's; {describe(weights)}")
-    return from_teacher.rescale_to_logits(fuse_with_first_stage(candidates, logits, weights["scores"].chosen), logits)
+    weights = context.first_stage_weights(run, context.score(run, tuned, run.reranked("dev")), ("scores",))
+    console.stage("distil", f"the teacher's scores are fused with the first stage's; {evaluation.describe(weights)}")
+    fused = evaluation.fuse_with_first_stage(candidates, logits, weights["scores"].chosen)
+    return mining.rescale_to_logits(fused, logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer import context, evaluation, export, model
 from trainer.context import Notes, Run, Stage, settings
 from trainer.recipe import Recipe
 
@@ -24,27 +25,23 @@ class Export(Stage):
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Write every format, compare its scores with the trained model's, and keep the formats that pass."""
-        from trainer.context.models import may_run_code
-        from trainer.evaluation.results import Results
-        from trainer.export import export
-        from trainer.model import Fusion, Reranker
-
-        trust = may_run_code(run, run.exported)
-        reranker = Reranker.load(run.best(run.exported), head="trained", precision="fp32", trust_remote_code=trust)
+        trust = context.may_run_code(run, run.exported)
+        reranker = model.Reranker.load(
+            run.best(run.exported), head="trained", precision="fp32", trust_remote_code=trust
+        )
         evaluated = run.folder / "evaluate"
-        reranker.fusion = Fusion.load(evaluated)
+        reranker.fusion = model.Fusion.load(evaluated)
         step = run.notes(run.exported)["best_step"]
-        parity = export(reranker, run.recipe, Results.load(evaluated), _some_pairs(run), folder, step)
+        parity = export.export(reranker, run.recipe, evaluation.Results.load(evaluated), _some_pairs(run), folder, step)
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
 
 
 def _some_pairs(run: Run) -> list[tuple[str, str]]:
     """Return an evenly spaced sample of (query, document) texts from the dev candidates."""
-    import numpy as np
-
     dev = run.candidates("dev")
     pairs = [(query, document) for index, query in enumerate(dev.queries.tolist()) for document in dev.found(index)]
-    sample = [pairs[round(index)] for index in np.linspace(0, len(pairs) - 1, min(len(pairs), PARITY_PAIRS)).tolist()]
+    step = max(1.0, (len(pairs) - 1) / (PARITY_PAIRS - 1))
+    sample = [pairs[round(index * step)] for index in range(min(len(pairs), PARITY_PAIRS))]
     queries = run.collection.query_texts([query for query, _ in sample])
     return list(zip(queries, run.collection.passages([document for _, document in sample]), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer import evaluation
 from trainer.context import Run
 from trainer.errors import NotBetterError
 from trainer.runtime import console
@@ -9,19 +10,15 @@ from trainer.runtime import console
 
 def require_better(run: Run, force: bool) -> None:
     """Raise NotBetterError where dev does not show that the model is better, unless forced."""
-    from trainer.evaluation.gate import advice, passes
-
     notes = run.notes("evaluate")
-    if passes(notes["verdict"]):
+    if evaluation.passes(notes["verdict"]):
         return
     if not force:
-        raise NotBetterError(f"export: {notes['judged']}, {advice(notes['verdict'])}")
+        raise NotBetterError(f"export: {notes['judged']}, {evaluation.advice(notes['verdict'])}")
     console.stage("export", f"{notes['judged']}; forced", style="red")
 
 
 def refuse_worse(run: Run, force: bool) -> None:
     """Raise NotBetterError where the model is worse both alone and with first-stage scores, unless forced."""
-    from trainer.evaluation.gate import WORSE
-
-    if run.notes("evaluate")["verdict"] == WORSE and not force:
+    if run.notes("evaluate")["verdict"] == evaluation.WORSE and not force:
         require_better(run, force)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import mining
 from trainer.context import Notes, Run, Stage, content, settings
+from trainer.data.groups import write_groups
 from trainer.errors import RunError
 from trainer.recipe import Recipe
 
@@ -45,9 +47,7 @@ class Mine(Stage):
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Filter and sample negatives; the teacher scores on all processes, the main one writes groups and report."""
-        from trainer import mining
         from trainer.context.models import may_run_code, teacher
-        from trainer.data.groups import write_groups
 
         section, second = run.recipe.mine, self.round > 1
         reference = str(run.best("train")) if second else section.teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer import export
 from trainer.context import Run
 from trainer.errors import RecipeError, RunError
 from trainer.runtime import console
@@ -24,12 +25,10 @@ def require_export(run: Run) -> None:
 
 def upload(run: Run, dry_run: bool) -> None:
     """Upload the exported model; with `dry_run` only list the files."""
-    from trainer.export import hub
-
     section = run.recipe.push
     assert section is not None
     folder = run.folder / "export" / "model"
-    files = hub.files_to_push(folder)
+    files = export.files_to_push(folder)
     size = sum(size for _, size in files) / 1e6
     if dry_run:
         for name, length in files:
@@ -40,7 +39,7 @@ def upload(run: Run, dry_run: bool) -> None:
         )
     elif run.is_main:
         console.stage("push", f"{size:.1f} MB to {section.repository} ...")
-        pushed = hub.upload(section, folder)
+        pushed = export.upload(section, folder)
         if pushed.private and not section.private:
             console.warn(
                 "push", "the repository existed already and is private; make it public in its settings on the Hub"

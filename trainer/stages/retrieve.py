@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer import context, evaluation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -28,23 +29,21 @@ class Retrieve(Stage):
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Encode missing embeddings on all processes; on the main one tune, search and write the candidates."""
-        from trainer.context.models import embed
-        from trainer.evaluation.two_stage import mean_score
-        from trainer.retriever import Tuning, language_of, retrieve_splits
-
         section = run.recipe.retriever
-        embeddings, new = embed(run, run.collection)
+        embeddings, new = context.embed(run, run.collection)
         if not run.is_main:
             return Notes()
-        splits = retrieve_splits(section, run.collection, embeddings, folder)
+        splits = retriever.retrieve_splits(section, run.collection, embeddings, folder)
         default = run.default_candidates("dev") or splits["dev"]
-        score, untuned = (mean_score(run.collection, "dev", one, run.metric) for one in (splits["dev"], default))
-        if message := Tuning.load(folder).describe(f"dev {run.metric} {score:.4f}, default {untuned:.4f}"):
+        score, untuned = (
+            evaluation.mean_score(run.collection, "dev", one, run.metric) for one in (splits["dev"], default)
+        )
+        if message := retriever.Tuning.load(folder).describe(f"dev {run.metric} {score:.4f}, default {untuned:.4f}"):
             console.stage("retrieve", message)
         total = sum(len(candidates.queries) for candidates in splits.values())
         details = [new] if embeddings else []
         if section.has_bm25:
-            details.append(f"bm25 in {language_of(section, run.collection)}")
+            details.append(f"bm25 in {retriever.language_of(section, run.collection)}")
         engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
         return Notes(f"{engines}: {section.depth} candidates for each of {total} queries; dev {run.metric} {score:.4f}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.context import Notes, Run, Stage, content, settings
+from trainer.data.groups import read_groups
 from trainer.model_files import references
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -49,7 +50,6 @@ class Train(Stage):
         from accelerate.utils import set_seed
 
         from trainer.context import models
-        from trainer.data.groups import read_groups
         from trainer.model import TokenizedCollection
         from trainer.training import train_reranker
 
