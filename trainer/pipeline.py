@@ -49,33 +49,34 @@ STAGES: Sequence[Stage] = [
     Evaluate(),
     Export(),
 ]
+PUSH = "push"  # what `until` calls the end of a whole run
 
 
 @explained
-def run(
-    recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = "export", force: bool = False
-) -> RunResult:
+def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = PUSH, force: bool = False) -> RunResult:
     """Carry out a recipe (or its file) up to a stage, and return what it led to.
 
-    Push follows where the recipe has the section and `until` is export. A model that is not shown to be better is not
-    pushed, and one that is worse is not exported; with `force` both happen all the same. The result says which it was.
-    Raises TrainerError for whatever the user can mend.
+    The model is uploaded only where the recipe has the section `push` and `until` is push, as it is by default. A model
+    that is not shown to be better is not pushed, and one that is worse is not exported; with `force` both happen all
+    the same. The result says which it was. Raises TrainerError for whatever the user can mend.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
     _require_stage(until, recipe)
     references.pin(read_pins(folder))
-    check(recipe, Path(runs), weights=True, pushes=until == "export", keep=True)
+    check(recipe, Path(runs), weights=True, pushes=until == PUSH, keep=True)
     opened = open_run(recipe, runs)
-    last = max(place for place, stage in enumerate(opened.stages) if stage.name == until)
+    last = max(place for place, stage in enumerate(opened.stages) if until in (stage.name, PUSH))
     refused = None
     with opened.locked():
         try:
             for stage in opened.stages[: last + 1]:
                 carry_out(opened, stage, force)
             _report_stale(opened, opened.stages[last + 1 :])
-            if until == "export":
-                _deliver(opened, force)
+            if until in ("export", PUSH):
+                gate.require_better(opened, force)
+            if until == PUSH and recipe.push is not None:
+                to_hub.push(opened, dry_run=False)
         except NotBetterError as error:
             refused = error
     return RunResult(folder, refused)
@@ -108,9 +109,12 @@ def carry_out(run: Run, stage: Stage, force: bool = False) -> None:
 
 
 @explained
-def push(recipe: Recipe, runs: Path | str = "runs", *, dry_run: bool = False, force: bool = False) -> None:
-    """Upload what export left; with `dry_run` only list it. Raises NotBetterError for what may not leave."""
-    opened = open_run(recipe, runs)
+def push(recipe: Recipe | Run, runs: Path | str = "runs", *, dry_run: bool = False, force: bool = False) -> None:
+    """Upload the exported model of a recipe or an opened run; with `dry_run` only list the files.
+
+    Raises NotBetterError for a model that is not shown to be better, unless forced.
+    """
+    opened = recipe if isinstance(recipe, Run) else open_run(recipe, runs)
     to_hub.require_section(opened)
     with opened.locked() if opened.folder.is_dir() else nullcontext():
         if opened.on_main(lambda: opened.records["evaluate"].done) is not None:
@@ -120,15 +124,8 @@ def push(recipe: Recipe, runs: Path | str = "runs", *, dry_run: bool = False, fo
         to_hub.push(opened, dry_run)
 
 
-def _deliver(run: Run, force: bool) -> None:
-    """End a whole run: raise NotBetterError where the verdict says so, else push where the recipe has the section."""
-    gate.require_better(run, force)
-    if run.recipe.push is not None:
-        to_hub.push(run, dry_run=False)
-
-
 def _require_stage(until: str, recipe: Recipe) -> None:
-    names = list(dict.fromkeys(stage.name for stage in STAGES))
+    names = [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
     if until not in names:
         raise RecipeError(f"until: {until!r} is no stage{did_you_mean(until, names)}")
     if until == "distil" and recipe.distil is None:

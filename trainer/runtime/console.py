@@ -119,10 +119,10 @@ def error(text: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table: first column left, the rest right."""
+    """Print a table: the first column and those of text left, the rest right."""
     grid = Table(title=Text(visible(title), style="bold") if title else None, title_justify="left")
     for position, column in enumerate(columns):
-        text = position == 0 or column == "meaning"
+        text = position == 0 or column in ("meaning", "text")
         justify = "left" if text else "right"
         grid.add_column(Text(visible(column)), justify=justify, no_wrap=position == 0, overflow="fold")
     for row in rows:

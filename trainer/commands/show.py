@@ -1,0 +1,111 @@
+"""A finished run on the terminal: its test table, the queries that changed most, and one query before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from trainer.commands.run_folders import damage_named, stages_of
+from trainer.errors import RunError, did_you_mean
+from trainer.evaluation.results import Results
+from trainer.evaluation.results import show as show_results
+from trainer.reporting.charts import sign
+from trainer.reporting.facts import Facts, worst_first
+from trainer.reporting.queries import cut, read_queries
+from trainer.runtime import console
+from trainer.runtime.run_folder import read_record
+
+EXAMPLES = 5  # queries that lost most, and as many that won most
+LETTERS = 100  # of a text in a table
+JUDGED = {None: "not judged", False: "not relevant", True: "relevant"}
+
+
+def show_run(folder: Path) -> None:
+    """Print the verdict, the test table and the largest changes; raises RunError where nothing is evaluated."""
+    facts = _facts(folder)
+    with damage_named(facts.evaluate):
+        show_results(Results.load(facts.evaluate))
+        for kind, title in (("lost", "largest losses"), ("won", "largest wins")):
+            _table(facts, worst_first(facts, kind, EXAMPLES), title)
+        counts = ", ".join(f"{facts.kinds[kind]} {word}" for kind, word in _KINDS.items())
+    console.stage("show", f"{len(facts.queries)} test queries: {counts}")
+    console.stage(
+        "show", f"one of them: reranker show {folder} --query ID; all of them: {facts.evaluate}/queries.jsonl"
+    )
+
+
+_KINDS = {"won": "better", "same": "the same", "lost": "worse"}
+
+
+def show_worst(folder: Path, most: int) -> None:
+    """Print the test queries that lost most."""
+    facts = _facts(folder)
+    with damage_named(facts.evaluate):
+        lost = worst_first(facts, "lost", most)
+        _table(facts, lost, f"the {len(lost)} largest losses")
+
+
+def show_query(folder: Path, identity: str) -> None:
+    """Print one test query with its best documents before and after; raises RunError for an unknown id."""
+    facts = _facts(folder)
+    with damage_named(facts.evaluate):
+        record = next((one for one in read_queries(facts.evaluate) if one["id"] == identity), None)
+        if record is None:
+            near = did_you_mean(identity, [one["id"] for one in facts.queries[:1000]])
+            raise RunError(f"{folder}: has no test query with the id {identity!r}{_shortened(near)}")
+        before, after, change, ranks = _figures(facts, record)
+        console.stage("query", f"{identity}: {record['text']}")
+        cause = f"; {record['cause']}" if record["cause"] else ""
+        console.stage("query", f"{facts.metric} {before} -> {after} ({change}); first relevant {ranks}{cause}")
+        _documents(record["documents"])
+
+
+def show_stages(folder: Path) -> None:
+    """Print time, memory and folder of every finished stage."""
+    rows = []
+    for stage in stages_of(folder):
+        notes = read_record(stage / "done.json") or {}
+        seconds, memory = notes.get("seconds"), notes.get("peak_memory_mib")
+        took = f"{seconds:,.1f} s" if isinstance(seconds, int | float) else "unfinished"
+        peak = decimal(memory * 1024**2) if isinstance(memory, int) else ""
+        rows.append([stage.name, took, peak, str(stage)])
+    console.table("", ["stage", "time", "peak memory", "text"], rows)
+
+
+def _facts(folder: Path) -> Facts:
+    with damage_named(folder / "evaluate"):
+        return Facts(folder)
+
+
+def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return the metric before and after, its change, and the ranks of the first relevant document."""
+    before, after = (f"{record['scores'][system]:.3f}" for system in ("first_stage", facts.shipped))
+    ranks = [str(record["first_relevant"][system] or "none") for system in ("first_stage", facts.shipped)]
+    return before, after, sign(facts.gain_of(record)), " -> ".join(ranks)
+
+
+def _table(facts: Facts, records: Sequence[Mapping[str, Any]], title: str) -> None:
+    if not records:
+        console.stage("show", f"{title}: none")
+        return
+    columns = ["query", f"{facts.metric} before", "after", "change", "first relevant", "text"]
+    rows = [[record["id"], *_figures(facts, record), cut(record["text"], LETTERS)] for record in records]
+    console.table(title, columns, rows)
+
+
+def _documents(documents: Sequence[Mapping[str, Any]]) -> None:
+    """Print a query's documents in their order after reranking, those that are in neither list at the end."""
+    rows = []
+    for one in documents:
+        judged = JUDGED[None if one["grade"] is None else bool(one["relevant"])]
+        grade = "" if one["grade"] is None else f" ({one['grade']})"
+        ranks = [str(one[when] or "none") for when in ("before", "after")]
+        rows.append([one["id"], *ranks, judged + grade, cut(one["text"], 2 * LETTERS)])
+    console.table("", ["document", "rank before", "after", "judged", "text"], rows)
+
+
+def _shortened(hint: str) -> str:
+    return hint if len(hint) <= 200 else f"{hint[:200]} ..."
