@@ -53,7 +53,7 @@ def newest_suspects(run: Path) -> Path:
 
 
 def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
-    lines = {_pair(line): line for line in _lines(suspects, "delete the file and mine again")}
+    lines = {_pair(line): line for line in _lines(suspects, "delete it and mine again")}
     answers = _Answers(judgements)
     open_pairs = deque(pair for pair in lines if pair not in answers.pairs)
     given = 0

@@ -20,6 +20,7 @@ from trainer.runtime.run_folder import read_record
 
 EXAMPLES = 5  # queries that lost most, and as many that won most
 LETTERS = 100  # of a text in a table
+KINDS = {"won": "better", "same": "the same", "lost": "worse"}
 JUDGED = {None: "not judged", False: "not relevant", True: "relevant"}
 
 
@@ -30,22 +31,18 @@ def show_run(folder: Path) -> None:
         show_results(Results.load(facts.evaluate))
         for kind, title in (("lost", "largest losses"), ("won", "largest wins")):
             _table(facts, worst_first(facts, kind, EXAMPLES), title)
-        counts = ", ".join(f"{facts.kinds[kind]} {word}" for kind, word in _KINDS.items())
+        counts = ", ".join(f"{facts.kinds[kind]} {word}" for kind, word in KINDS.items())
     console.stage("show", f"{len(facts.queries)} test queries: {counts}")
     console.stage(
         "show", f"one of them: reranker show {folder} --query ID; all of them: {facts.evaluate}/queries.jsonl"
     )
 
 
-_KINDS = {"won": "better", "same": "the same", "lost": "worse"}
-
-
 def show_worst(folder: Path, most: int) -> None:
     """Print the test queries that lost most."""
     facts = _facts(folder)
     with damage_named(facts.evaluate):
-        lost = worst_first(facts, "lost", most)
-        _table(facts, lost, f"the {len(lost)} largest losses")
+        _table(facts, worst_first(facts, "lost", most), "largest losses")
 
 
 def show_query(folder: Path, identity: str) -> None:
@@ -77,7 +74,10 @@ def show_stages(folder: Path) -> None:
 
 def _facts(folder: Path) -> Facts:
     with damage_named(folder / "evaluate"):
-        return Facts(folder)
+        facts = Facts(folder)
+        if len(facts.queries) != facts.results["queries"]:
+            raise ValueError(f"{len(facts.queries)} queries instead of {facts.results['queries']}")
+        return facts
 
 
 def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -120,7 +120,9 @@ class Source:
             return
         target = self.values
         for part in place[:-1]:
-            target = target.setdefault(part, {})
+            if target.get(part) is None:  # not there, or a section without keys
+                target[part] = {}
+            target = target[part]
             if not isinstance(target, dict):
                 self._fault(COMMAND_LINE, place, f"{part} is not a section")
                 return
