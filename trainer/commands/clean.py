@@ -107,7 +107,7 @@ def _unused_caches(runs: Path, folders: Sequence[Path]) -> Iterator[Deletable]:
     if unknown := [stage for stage in stages if _depends(stage) is None]:
         console.warn("clean", f"{unknown[0]} does not say which models it used, so all caches are kept")
         return
-    needed = _names_of_caches(stages)
+    needed = _names_of_caches(stages, teachers=(runs / CACHES[1]).is_dir())
     for path in caches:
         if path.name not in needed:
             yield Deletable(path, UNUSED, size_of(path))
@@ -120,15 +120,18 @@ def _depends(stage: Path) -> dict[str, Any] | None:
     return depends if isinstance(depends, dict) else None
 
 
-def _names_of_caches(stages: Iterable[Path]) -> set[str]:
-    """Return the names that caches of these stages' models can have, by all ways of reading that occur in them."""
+def _names_of_caches(stages: Iterable[Path], teachers: bool) -> set[str]:
+    """Return the names that caches of these stages' models can have, by all ways of reading that occur in them.
+
+    Trained models are asked as teachers by mine-2 and distil; their weights are only read where `teachers` says so.
+    """
     models: set[str] = set()
     lengths: dict[str, set[Any]] = {"retriever": set(), "reranker": set()}
     prompts: set[Any] = set()
     for stage in stages:
         depends, recipe = _depends(stage) or {}, read_record(stage / "recipe.json") or {}
         models |= {value for key, value in depends.items() if key.startswith(CONTENT) and isinstance(value, str)}
-        if (stage / "best").is_dir():  # a trained model is asked as a teacher by mine-2 and distil
+        if teachers and (stage / "best").is_dir():
             models.add(references.fingerprint(stage / "best"))
         for name, known in lengths.items():
             known.add((recipe.get(name) or {}).get("max_length"))
@@ -144,12 +147,12 @@ def _show(runs: Path, folders: Sequence[Path], running: Sequence[Path], found: S
     rows = [[folder.name, decimal(size_of(folder)), _states(folder, folder in running)] for folder in folders]
     rows += [[name, decimal(size_of(runs / name)), "cache"] for name in CACHES if (runs / name).is_dir()]
     if rows:
-        console.table(str(runs), ["folder", "size", "text"], rows)
+        console.table(str(runs), ["folder", "size", "state"], rows, left=["state"])
     if running and any((runs / name).is_dir() for name in CACHES):
         console.stage("clean", f"all caches are kept while {running[0].name} is running")
     if found:
-        columns = ["can be deleted", "size", "text"]
-        console.table("", columns, [[str(one.path), decimal(one.bytes), one.kind] for one in found])
+        rows = [[str(one.path), decimal(one.bytes), one.kind] for one in found]
+        console.table("", ["can be deleted", "size", "kind"], rows, left=["kind"])
 
 
 def _states(folder: Path, is_running: bool) -> str:

@@ -22,7 +22,7 @@ from trainer.commands.apps import (
     train_app,
 )
 from trainer.errors import TrainerError
-from trainer.runtime import console
+from trainer.runtime import console, processes
 
 if TYPE_CHECKING:
     from trainer.context.result import RunResult
@@ -46,13 +46,14 @@ def _carry_out(
     from trainer import pipeline
 
     result = pipeline.run(recipe, runs, until=until, force=force)
-    if verbose:
+    if verbose and processes.is_main():
         from trainer.commands.show import show_stages
 
         show_stages(result.folder)
     if result.refused is not None:
         raise result.refused
-    _conclude(result, until, f"train {quote(str(recipe_file))}")
+    if processes.is_main():
+        _conclude(result, until, f"train {quote(str(recipe_file))}")
 
 
 def _conclude(result: RunResult, until: Until, whole: str) -> None:

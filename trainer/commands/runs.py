@@ -59,7 +59,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
     if not listed:
         console.stage("runs", f"there are no runs in {folder} yet; train RECIPE makes one")
         return
-    console.table("", COLUMNS, [_cells(run) for run in listed])
+    console.table("", COLUMNS, [_cells(run) for run in listed], left=["data", "base", "verdict"])
     for run in listed:
         if run.fault:
             console.warn("runs", f"{run.name}: {run.fault}")

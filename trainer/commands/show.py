@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trainer.runtime.run_folder import read_record
 
 EXAMPLES = 5  # queries that lost most, and as many that won most
 LETTERS = 100  # of a text in a table
+CHANGES = {"lost": "largest losses", "won": "largest wins"}
 KINDS = {"won": "better", "same": "the same", "lost": "worse"}
 JUDGED = {None: "not judged", False: "not relevant", True: "relevant"}
 
@@ -28,10 +29,13 @@ def show_run(folder: Path) -> None:
     """Print the verdict, the test table and the largest changes; raises RunError where nothing is evaluated."""
     facts = _facts(folder)
     with damage_named(facts.evaluate):
-        show_results(Results.load(facts.evaluate))
-        for kind, title in (("lost", "largest losses"), ("won", "largest wins")):
-            _table(facts, worst_first(facts, kind, EXAMPLES), title)
-        counts = ", ".join(f"{facts.kinds[kind]} {word}" for kind, word in KINDS.items())
+        results = Results.load(facts.evaluate)
+        results.rows()  # is printed below, where an error would be one of this program
+        changes = {title: _rows(facts, kind, EXAMPLES) for kind, title in CHANGES.items()}
+    show_results(results)
+    for title, rows in changes.items():
+        _show_changes(facts, title, rows)
+    counts = ", ".join(f"{facts.kinds[kind]} {word}" for kind, word in KINDS.items())
     console.stage("show", f"{len(facts.queries)} test queries: {counts}")
     console.stage(
         "show", f"one of them: reranker show {folder} --query ID; all of them: {facts.evaluate}/queries.jsonl"
@@ -42,22 +46,24 @@ def show_worst(folder: Path, most: int) -> None:
     """Print the test queries that lost most."""
     facts = _facts(folder)
     with damage_named(facts.evaluate):
-        _table(facts, worst_first(facts, "lost", most), "largest losses")
+        rows = _rows(facts, "lost", most)
+    _show_changes(facts, CHANGES["lost"], rows)
 
 
 def show_query(folder: Path, identity: str) -> None:
     """Print one test query with its best documents before and after; raises RunError for an unknown id."""
     facts = _facts(folder)
+    record = next((one for one in read_queries(facts.evaluate) if one["id"] == identity), None)
+    if record is None:
+        near = did_you_mean(identity, [one["id"] for one in facts.queries[:1000]])
+        raise RunError(f"{folder}: has no test query with the id {identity!r}{_shortened(near)}")
     with damage_named(facts.evaluate):
-        record = next((one for one in read_queries(facts.evaluate) if one["id"] == identity), None)
-        if record is None:
-            near = did_you_mean(identity, [one["id"] for one in facts.queries[:1000]])
-            raise RunError(f"{folder}: has no test query with the id {identity!r}{_shortened(near)}")
         before, after, change, ranks = _figures(facts, record)
-        console.stage("query", f"{identity}: {record['text']}")
-        cause = f"; {record['cause']}" if record["cause"] else ""
-        console.stage("query", f"{facts.metric} {before} -> {after} ({change}); first relevant {ranks}{cause}")
-        _documents(record["documents"])
+        text, cause = record["text"], f"; {record['cause']}" if record["cause"] else ""
+        rows = [_document(one) for one in record["documents"]]
+    console.stage("query", f"{identity}: {text}")
+    console.stage("query", f"{facts.metric} {before} -> {after} ({change}); first relevant {ranks}{cause}")
+    console.table("", ["document", "rank before", "after", "judged", "text"], rows, left=["judged", "text"])
 
 
 def show_stages(folder: Path) -> None:
@@ -69,7 +75,7 @@ def show_stages(folder: Path) -> None:
         took = f"{seconds:,.1f} s" if isinstance(seconds, int | float) else "unfinished"
         peak = decimal(memory * 1024**2) if isinstance(memory, int) else ""
         rows.append([stage.name, took, peak, str(stage)])
-    console.table("", ["stage", "time", "peak memory", "text"], rows)
+    console.table("", ["stage", "time", "peak memory", "folder"], rows, left=["folder"])
 
 
 def _facts(folder: Path) -> Facts:
@@ -87,24 +93,26 @@ def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, st
     return before, after, sign(facts.gain_of(record)), " -> ".join(ranks)
 
 
-def _table(facts: Facts, records: Sequence[Mapping[str, Any]], title: str) -> None:
-    if not records:
+def _rows(facts: Facts, kind: str, most: int) -> list[list[str]]:
+    """Return the rows of the queries that lost or won most."""
+    records = worst_first(facts, kind, most)
+    return [[record["id"], *_figures(facts, record), cut(record["text"], LETTERS)] for record in records]
+
+
+def _show_changes(facts: Facts, title: str, rows: list[list[str]]) -> None:
+    if not rows:
         console.stage("show", f"{title}: none")
         return
     columns = ["query", f"{facts.metric} before", "after", "change", "first relevant", "text"]
-    rows = [[record["id"], *_figures(facts, record), cut(record["text"], LETTERS)] for record in records]
-    console.table(title, columns, rows)
+    console.table(title, columns, rows, left=["text"])
 
 
-def _documents(documents: Sequence[Mapping[str, Any]]) -> None:
-    """Print a query's documents in their order after reranking, those that are in neither list at the end."""
-    rows = []
-    for one in documents:
-        judged = JUDGED[None if one["grade"] is None else bool(one["relevant"])]
-        grade = "" if one["grade"] is None else f" ({one['grade']})"
-        ranks = [str(one[when] or "none") for when in ("before", "after")]
-        rows.append([one["id"], *ranks, judged + grade, cut(one["text"], 2 * LETTERS)])
-    console.table("", ["document", "rank before", "after", "judged", "text"], rows)
+def _document(one: Mapping[str, Any]) -> list[str]:
+    """Return the row of a document: its ranks in both lists, how it was judged, and its text."""
+    judged = JUDGED[None if one["grade"] is None else bool(one["relevant"])]
+    grade = "" if one["grade"] is None else f" ({one['grade']})"
+    ranks = [str(one[when] or "none") for when in ("before", "after")]
+    return [one["id"], *ranks, judged + grade, cut(one["text"], 2 * LETTERS)]
 
 
 def _shortened(hint: str) -> str:
