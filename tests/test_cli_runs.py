@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,6 +23,7 @@ from trainer.retriever import BiEncoder
 from trainer.runtime import console
 from trainer.runtime.lock import hold
 
+ALONE: Any = SimpleNamespace(num_processes=1)  # an accelerator, as far as it is asked
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
@@ -204,6 +206,19 @@ def test_a_folder_that_holds_no_runs_is_named(reranker, exported, tmp_path, comm
     assert_one_sentence(reranker(command, "--runs", one), f"{one}: is the folder of one run")
 
 
+@pytest.mark.parametrize("value", [7, [], {"a": []}, None, "text", True, 1e999])
+def test_odd_values_in_the_files_of_a_run_are_no_tracebacks(reranker, runs, run, value):
+    edit(run / "evaluate/results.json", verdict=value, shipped=value)
+    edit(run / "train/done.json", before=value, content=value, files=value)
+    edit(run / "evaluate/recipe.json", data=value, reranker={"model": value})
+    found, fault = state(reranker, runs)
+    assert (found, bool(fault)) == ("damaged", True)
+    assert reranker("runs", "--runs", runs).code == 0
+    assert reranker("clean", "--runs", runs).code == 0
+    for words in (["show"], ["show", "--query", "test-probe"], ["push", "--dry-run", "push.repository=me/tiny"]):
+        assert reranker(words[0], run, *words[1:]).code in (0, 2, 3)
+
+
 # reranker show
 
 
@@ -233,7 +248,9 @@ def test_show_gives_the_table_and_the_largest_changes(reranker, changed, exporte
         "2 better, 5 the same, 1 worse",
     ):
         assert said in answer.out
-    rows = [re.split(r"\s*[│|]\s*", line.strip("│| ")) for line in answer.out.splitlines() if "test-" in line]
+    rows = [
+        re.split(r"\s*[│|]\s*", line.strip("│| ")) for line in answer.out.splitlines() if re.match("[│|] test-", line)
+    ]
     assert [row[:4] for row in rows] == [
         ["test-probe", "0.900", "0.300", "−0.600"],
         ["test-cert", "0.100", "0.900", "+0.800"],
@@ -387,6 +404,12 @@ def test_push_of_a_damaged_export_sends_nothing(reranker, run, damage):
     assert f"{run / 'export'} does not hold this recipe's model" in answer.err
 
 
+def test_push_of_a_run_without_a_verdict_is_one_sentence(reranker, run):
+    path = run / "evaluate/done.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "verdict"}))
+    assert_one_sentence(reranker("push", run, "push.repository=me/tiny"), f"{run / 'evaluate'} holds no verdict")
+
+
 def test_push_of_an_export_that_was_made_from_another_evaluation_sends_nothing(reranker, run):
     edit(run / "export/done.json", before="another")
     answer = reranker("push", run, "push.repository=me/tiny", "--dry-run", "--force")
@@ -417,7 +440,7 @@ def untidy(runs, run, tiny, shared_beir) -> dict[str, Path]:
     recipe = load_recipe(run / "export/recipe.json")
     bi_encoder = BiEncoder(tiny["bert"], recipe.retriever.max_length)
     needed = runs / ".embeddings" / bi_encoder.fingerprint("document")[:16]
-    trained = Teacher(str(run / "train/best"), None, runs / ".teachers", None, max_length=32)._folder  # type: ignore[arg-type]
+    trained = Teacher(str(run / "train/best"), ALONE, runs / ".teachers", ALONE, max_length=32)._folder
     gone = {
         "older stage": run / "train.0123abcd",
         "damaged stage": run / "mine.damaged",

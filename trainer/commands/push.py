@@ -8,7 +8,7 @@ from pathlib import Path
 from trainer import pipeline
 from trainer.commands.run_folders import recipe_from, recipe_in, recipe_of_stage
 from trainer.context import Run
-from trainer.errors import RecipeError
+from trainer.errors import RecipeError, RunError
 from trainer.runtime.run_folder import StageFolder, read_record
 
 
@@ -45,4 +45,12 @@ def push_run(folder: Path, overrides: Sequence[str], dry_run: bool, force: bool)
             f"{folder}: its recipe has no push section; name the repository: reranker push {folder} "
             "push.repository=OWNER/NAME"
         )
+    _require_verdict(folder)
     pipeline.push(RecordedRun(recipe, folder, pipeline.STAGES), dry_run=dry_run, force=force)
+
+
+def _require_verdict(folder: Path) -> None:
+    """Raise RunError for a finished evaluation without a verdict, as older versions left it."""
+    notes = read_record(folder / "evaluate" / "done.json")
+    if notes and not all(isinstance(notes.get(key), str) for key in ("verdict", "judged")):
+        raise RunError(f"push: {folder / 'evaluate'} holds no verdict on the model; run the recipe again")

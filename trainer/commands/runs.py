@@ -112,7 +112,7 @@ def _measure(run: Listed, evaluate: Path) -> str | None:
             run.gain = round(run.shipped - run.first_stage, 6)
             of_gain = [row for row in results.compared() if row["against"] == "first_stage"]
             run.p = next((row["p"] for row in of_gain if row["system"] == run.system), None)
-            run.verdict = results.verdict or None
+            run.verdict = str(results.verdict) or None
     except RunError as error:
         return error.faults[0]
     return None
@@ -141,8 +141,8 @@ def _damage(folder: Path, records: Records) -> str | None:
 
 def _judge_state(run: Listed, folder: Path, records: Records, damage: str | None) -> None:
     done = {stage: notes for stage, notes in records.items() if notes}
-    left = {notes.get("content") for notes in done.values()} | {None}
-    stale = [stage for stage, notes in done.items() if notes.get("before") not in left]
+    left = {str(notes.get("content")) for notes in done.values()} | {str(None)}  # None is before the first stage
+    stale = [stage for stage, notes in done.items() if str(notes.get("before")) not in left]
     delivered = "evaluate" in done and ("export" in done or run.verdict == WORSE)
     if is_held(folder / ".lock"):
         run.state = "running"

@@ -27,10 +27,8 @@ JUDGED = {None: "not judged", False: "not relevant", True: "relevant"}
 
 def show_run(folder: Path) -> None:
     """Print the verdict, the test table and the largest changes; raises RunError where nothing is evaluated."""
-    facts = _facts(folder)
+    facts, results = _read(folder)
     with damage_named(facts.evaluate):
-        results = Results.load(facts.evaluate)
-        results.rows()  # is printed below, where an error would be one of this program
         changes = {title: _rows(facts, kind, EXAMPLES) for kind, title in CHANGES.items()}
     show_results(results)
     for title, rows in changes.items():
@@ -44,7 +42,7 @@ def show_run(folder: Path) -> None:
 
 def show_worst(folder: Path, most: int) -> None:
     """Print the test queries that lost most."""
-    facts = _facts(folder)
+    facts, _ = _read(folder)
     with damage_named(facts.evaluate):
         rows = _rows(facts, "lost", most)
     _show_changes(facts, CHANGES["lost"], rows)
@@ -52,7 +50,7 @@ def show_worst(folder: Path, most: int) -> None:
 
 def show_query(folder: Path, identity: str) -> None:
     """Print one test query with its best documents before and after; raises RunError for an unknown id."""
-    facts = _facts(folder)
+    facts, _ = _read(folder)
     record = next((one for one in read_queries(facts.evaluate) if one["id"] == identity), None)
     if record is None:
         near = did_you_mean(identity, [one["id"] for one in facts.queries[:1000]])
@@ -78,12 +76,16 @@ def show_stages(folder: Path) -> None:
     console.table("", ["stage", "time", "peak memory", "folder"], rows, left=["folder"])
 
 
-def _facts(folder: Path) -> Facts:
+def _read(folder: Path) -> tuple[Facts, Results]:
+    """Return an evaluation; raises RunError where there is none, or where what is shown of every run is damaged."""
     with damage_named(folder / "evaluate"):
-        facts = Facts(folder)
+        facts, results = Facts(folder), Results.load(folder / "evaluate")
+        results.rows()
         if len(facts.queries) != facts.results["queries"]:
             raise ValueError(f"{len(facts.queries)} queries instead of {facts.results['queries']}")
-        return facts
+        if facts.metric != results.metrics[0]:
+            raise ValueError(f"the systems differ in their first metric: {facts.metric}, {results.metrics[0]}")
+        return facts, results
 
 
 def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -96,7 +98,7 @@ def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, st
 def _rows(facts: Facts, kind: str, most: int) -> list[list[str]]:
     """Return the rows of the queries that lost or won most."""
     records = worst_first(facts, kind, most)
-    return [[record["id"], *_figures(facts, record), cut(record["text"], LETTERS)] for record in records]
+    return [[str(record["id"]), *_figures(facts, record), cut(record["text"], LETTERS)] for record in records]
 
 
 def _show_changes(facts: Facts, title: str, rows: list[list[str]]) -> None:
@@ -112,7 +114,7 @@ def _document(one: Mapping[str, Any]) -> list[str]:
     judged = JUDGED[None if one["grade"] is None else bool(one["relevant"])]
     grade = "" if one["grade"] is None else f" ({one['grade']})"
     ranks = [str(one[when] or "none") for when in ("before", "after")]
-    return [one["id"], *ranks, judged + grade, cut(one["text"], 2 * LETTERS)]
+    return [str(one["id"]), *ranks, judged + grade, cut(one["text"], 2 * LETTERS)]
 
 
 def _shortened(hint: str) -> str:
