@@ -23,12 +23,12 @@ __all__ = ["recipe_commands", "reranker_app", "run_commands", "scoring_commands"
 
 def train_command() -> None:
     """Run the command `train`, which is also `python -m trainer`."""
-    _guarded(train_app)
+    _guarded(lambda: train_app(prog_name="train"))
 
 
 def reranker_command() -> None:
     """Run the command `reranker`."""
-    _guarded(reranker_app)
+    _guarded(lambda: reranker_app(prog_name="reranker"))
 
 
 def _guarded(app: Callable[[], None]) -> None:
