@@ -300,7 +300,7 @@ def test_damaged_queries_are_one_sentence(reranker, run, content, words):
 
 def test_show_without_the_queries_is_one_sentence(reranker, run):
     (run / "evaluate/queries.jsonl").unlink()
-    assert_one_sentence(reranker("show", run), str(run / "evaluate"), "queries.jsonl")
+    assert_one_sentence(reranker("show", run), f"queries.jsonl: is not there; reranker report {run} makes it again")
 
 
 @pytest.mark.parametrize("command", ["show", "report", "push", "review"])

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer import __version__
+import trainer
 from trainer.runtime import console, processes
 from trainer.runtime.machine import explained
 
@@ -31,7 +31,7 @@ reranker_app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True,
 def show_version(wanted: bool) -> None:
     """Print the version and end the command, where that is wanted."""
     if wanted:
-        typer.echo(f"domain-reranker {__version__}")
+        typer.echo(f"domain-reranker {trainer.__version__}")
         raise typer.Exit
 
 

@@ -14,7 +14,7 @@ from trainer.evaluation.results import Results
 from trainer.evaluation.results import show as show_results
 from trainer.reporting.charts import sign
 from trainer.reporting.facts import Facts, worst_first
-from trainer.reporting.queries import cut, read_queries
+from trainer.reporting.queries import FILE, cut, read_queries
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_record
 
@@ -78,6 +78,9 @@ def show_stages(folder: Path) -> None:
 
 def _read(folder: Path) -> tuple[Facts, Results]:
     """Return an evaluation; raises RunError where there is none, or where what is shown of every run is damaged."""
+    queries = folder / "evaluate" / FILE
+    if (folder / "evaluate" / "results.json").is_file() and not queries.is_file():
+        raise RunError(f"{queries}: is not there; reranker report {folder} makes it again")
     with damage_named(folder / "evaluate"):
         facts, results = Facts(folder), Results.load(folder / "evaluate")
         results.rows()
