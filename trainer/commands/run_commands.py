@@ -70,12 +70,15 @@ def show(
 @command(reranker_app, panel=RUNS)
 def report(run: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Write report.html and report.md of a finished run again."""
-    from trainer.commands.run_folders import damage_named, folder_of
+    from trainer.commands.run_folders import folder_of
+    from trainer.commands.show import read_evaluation
+    from trainer.reporting.queries import FILE
     from trainer.reporting.write import write_report
 
     folder = folder_of(run, overrides, runs)
-    with damage_named(folder / "evaluate"):
-        page = write_report(folder)
+    if (folder / "evaluate" / FILE).is_file():  # else it is written first
+        read_evaluation(folder)
+    page = write_report(folder)
     with despite_quiet():
         console.stage("report", str(page))
 

@@ -25,9 +25,24 @@ KINDS = {"won": "better", "same": "the same", "lost": "worse"}
 JUDGED = {None: "not judged", False: "not relevant", True: "relevant"}
 
 
+def read_evaluation(folder: Path) -> tuple[Facts, Results]:
+    """Return an evaluation; raises RunError where there is none, or where what is shown of every run is damaged."""
+    queries = folder / "evaluate" / FILE
+    if (folder / "evaluate" / "results.json").is_file() and not queries.is_file():
+        raise RunError(f"{queries}: is not there; reranker report {folder} makes it again")
+    with damage_named(folder / "evaluate"):
+        facts, results = Facts(folder), Results.load(folder / "evaluate")
+        results.rows()
+        if len(facts.queries) != facts.results["queries"]:
+            raise ValueError(f"{len(facts.queries)} queries instead of {facts.results['queries']}")
+        if facts.metric != results.metrics[0]:
+            raise ValueError(f"the systems differ in their first metric: {facts.metric}, {results.metrics[0]}")
+        return facts, results
+
+
 def show_run(folder: Path) -> None:
     """Print the verdict, the test table and the largest changes; raises RunError where nothing is evaluated."""
-    facts, results = _read(folder)
+    facts, results = read_evaluation(folder)
     with damage_named(facts.evaluate):
         changes = {title: _rows(facts, kind, EXAMPLES) for kind, title in CHANGES.items()}
     show_results(results)
@@ -42,7 +57,7 @@ def show_run(folder: Path) -> None:
 
 def show_worst(folder: Path, most: int) -> None:
     """Print the test queries that lost most."""
-    facts, _ = _read(folder)
+    facts, _ = read_evaluation(folder)
     with damage_named(facts.evaluate):
         rows = _rows(facts, "lost", most)
     _show_changes(facts, CHANGES["lost"], rows)
@@ -50,7 +65,7 @@ def show_worst(folder: Path, most: int) -> None:
 
 def show_query(folder: Path, identity: str) -> None:
     """Print one test query with its best documents before and after; raises RunError for an unknown id."""
-    facts, _ = _read(folder)
+    facts, _ = read_evaluation(folder)
     record = next((one for one in read_queries(facts.evaluate) if one["id"] == identity), None)
     if record is None:
         near = did_you_mean(identity, [one["id"] for one in facts.queries[:1000]])
@@ -74,21 +89,6 @@ def show_stages(folder: Path) -> None:
         peak = decimal(memory * 1024**2) if isinstance(memory, int) else ""
         rows.append([stage.name, took, peak, str(stage)])
     console.table("", ["stage", "time", "peak memory", "folder"], rows, left=["folder"])
-
-
-def _read(folder: Path) -> tuple[Facts, Results]:
-    """Return an evaluation; raises RunError where there is none, or where what is shown of every run is damaged."""
-    queries = folder / "evaluate" / FILE
-    if (folder / "evaluate" / "results.json").is_file() and not queries.is_file():
-        raise RunError(f"{queries}: is not there; reranker report {folder} makes it again")
-    with damage_named(folder / "evaluate"):
-        facts, results = Facts(folder), Results.load(folder / "evaluate")
-        results.rows()
-        if len(facts.queries) != facts.results["queries"]:
-            raise ValueError(f"{len(facts.queries)} queries instead of {facts.results['queries']}")
-        if facts.metric != results.metrics[0]:
-            raise ValueError(f"the systems differ in their first metric: {facts.metric}, {results.metrics[0]}")
-        return facts, results
 
 
 def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, str]:
