@@ -408,9 +408,9 @@ def test_until_takes_every_stage_and_the_upload():
     assert get_args(Until) == (*dict.fromkeys(stage.name for stage in STAGES), PUSH)
 
 
-@pytest.mark.parametrize("words", [["retrieve"], ["run", "--until", "retrieve"]])
-def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path, words):
-    answer = call("reranker", *words, recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
+@pytest.mark.parametrize("step", [["retrieve"], ["run", "--until", "retrieve"]])
+def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path, step):
+    answer = call("reranker", *step, recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
     assert answer.code == 0, answer.err
     assert f"stopped after retrieve, as asked; train {recipe_file} carries out the rest" in answer.out
     assert "bm25 (bm25 in english): 7 candidates for each" in answer.out
@@ -427,13 +427,13 @@ def test_every_step_has_a_command_of_its_own_that_says_that_it_uploads_nothing(c
         assert f"up to the stage {step}, and upload nothing: short for `run --until {step}`." in text
 
 
-@pytest.mark.parametrize("words", [["export"], ["run", "--until", "export"]])
-def test_the_step_export_uploads_nothing_also_where_the_recipe_has_the_section(call, exported, monkeypatch, words):
+@pytest.mark.parametrize("step", [["export"], ["run", "--until", "export"]])
+def test_the_step_export_uploads_nothing_also_where_the_recipe_has_the_section(call, exported, monkeypatch, step):
     recipe, runs = exported
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setenv("HF_TOKEN_PATH", "/nowhere")
     line = [recipe, "push.repository=me/model", "--force", "--runs", runs]
-    answer = call("reranker", *words, *line)
+    answer = call("reranker", *step, *line)
     assert (answer.code, answer.err) == (0, "")
     assert f"nothing was uploaded; reranker push {runs / 'exported'} does that" in answer.out
     assert call("train", *line).err.startswith("push: ")  # the whole run asks for a token, or for the network
