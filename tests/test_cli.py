@@ -10,13 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
+from typer.main import get_command
 
-from trainer.commands.cli import _guarded, reranker_command, train_command
+from trainer import __version__
+from trainer.commands.apps import EXIT_CODES
+from trainer.commands.cli import _guarded, reranker_app, reranker_command, train_app, train_command
+from trainer.commands.recipe_commands import Until
 from trainer.errors import DataError, NotBetterError
-from trainer.pipeline import STAGES
+from trainer.pipeline import PUSH, STAGES
 from trainer.recipe import Recipe, schema_table, sections
 from trainer.runtime import console
 
@@ -102,20 +106,32 @@ def test_check_answers_in_under_a_second_of_work(six_faults):
     assert min(seconds) < 1, seconds
 
 
-@pytest.mark.parametrize("recipe", ["six_faults", "recipe_file"])
-def test_check_imports_nothing_heavy(recipe, request):
-    path = request.getfixturevalue(recipe)
+def imported_by(*words: str | Path) -> tuple[int, set[str]]:
+    """Exit code of `reranker word ...`, and the packages that it imported."""
     program = (
         "import sys\n"
-        "from trainer.commands.cli import reranker_command\n"
-        "try:\n    reranker_command()\n"
+        "from trainer.__main__ import reranker\n"
+        "try:\n    reranker()\n"
         "finally:\n    print('imported', *sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program, "check", path], capture_output=True, text=True)
-    assert ended.returncode == (2 if recipe == "six_faults" else 0), ended.stderr
-    imported = set(ended.stdout.splitlines()[-1].split())
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    return ended.returncode, set(ended.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("recipe", ["six_faults", "recipe_file"])
+def test_check_imports_nothing_heavy(recipe, request):
+    code, imported = imported_by("check", request.getfixturevalue(recipe))
+    assert code == (2 if recipe == "six_faults" else 0)
     assert {"trainer", "yaml"} <= imported
     assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_import_neither_models_nor_recipes(option):
+    code, imported = imported_by(option)
+    assert code == 0
+    assert {"trainer", "typer"} <= imported
+    assert not imported & (HEAVY | {"numpy", "scipy", "pydantic", "yaml", "huggingface_hub", "jinja2"})
 
 
 def test_check_tells_what_a_good_recipe_is_about(call, recipe_file):
@@ -382,16 +398,128 @@ def test_review_takes_the_list_of_the_last_round(call, recipe_file, tmp_path, ro
 # Steps
 
 
-def test_reranker_alone_lists_its_steps(call):
+def test_reranker_alone_lists_its_commands(call):
     answer = call("reranker")
-    for step in ("check", *dict.fromkeys(stage.name for stage in STAGES[1:]), "push"):
-        assert re.search(rf"\b{step} ", answer.out + answer.err)
+    for command in ("run", "init", "check", "compare", "runs", "show", "report", "review", "push", "clean", "serve"):
+        assert re.search(rf"\b{command} ", answer.out + answer.err)
 
 
-def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path):
-    answer = call("reranker", "retrieve", recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
+def test_until_takes_every_stage_and_the_upload():
+    assert get_args(Until) == (*dict.fromkeys(stage.name for stage in STAGES), PUSH)
+
+
+@pytest.mark.parametrize("step", [["retrieve"], ["run", "--until", "retrieve"]])
+def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path, step):
+    answer = call("reranker", *step, recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
     assert answer.code == 0, answer.err
+    assert f"stopped after retrieve, as asked; train {recipe_file} carries out the rest" in answer.out
     assert "bm25 (bm25 in english): 7 candidates for each" in answer.out
     left = {path.name for path in (tmp_path / "elsewhere/tiny").iterdir()}
     assert {"data", "retrieve"} <= left
     assert not {"mine", "train", "evaluate", "export"} & left
+
+
+def test_every_step_has_a_command_of_its_own_that_says_that_it_uploads_nothing(call):
+    for step in dict.fromkeys(stage.name for stage in STAGES[1:]):
+        answer = call("reranker", step, "--help")
+        assert answer.code == 0
+        text = " ".join(answer.out.split())
+        assert f"up to the stage {step}, and upload nothing: short for `run --until {step}`." in text
+
+
+@pytest.mark.parametrize("step", [["export"], ["run", "--until", "export"]])
+def test_the_step_export_uploads_nothing_also_where_the_recipe_has_the_section(call, exported, monkeypatch, step):
+    recipe, runs = exported
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/nowhere")
+    line = [recipe, "push.repository=me/model", "--force", "--runs", runs]
+    answer = call("reranker", *step, *line)
+    assert (answer.code, answer.err) == (0, "")
+    assert f"nothing was uploaded; reranker push {runs / 'exported'} does that" in answer.out
+    assert call("train", *line).err.startswith("push: ")  # the whole run asks for a token, or for the network
+
+
+# Help, version, completion
+
+
+def _commands():
+    group = get_command(reranker_app)
+    context = group.make_context("reranker", [], resilient_parsing=True)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {"train": get_command(train_app), "reranker": group, **found}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), _commands().items(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_and_every_option_is_explained_in_a_sentence(name, command):
+    sentence = re.compile(r"[A-Z].*\.", re.DOTALL)
+    assert sentence.fullmatch(command.help.strip()), name
+    for option in command.params:
+        assert sentence.fullmatch((option.help or "").strip()), f"{name}: {option.name}: {option.help!r}"
+
+
+def test_help_ends_with_the_exit_codes(call):
+    text = call("reranker", "--help").out
+    end = " ".join(text.partition("Exit codes:")[2].split())
+    assert end == " ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    assert list(EXIT_CODES) == [0, 1, 2, 3, 130]
+
+
+@pytest.mark.parametrize("name", ["train", "reranker"])
+def test_both_commands_know_their_version(call, name):
+    assert call(name, "--version") == (0, f"domain-reranker {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "offered"),
+    [
+        ("reranker", "reranker rev", {"review"}),
+        ("reranker", "reranker run --until e", {"evaluate", "export"}),
+        ("reranker", "reranker show --wo", {"--worst"}),
+        ("train", "train --ver", {"--version", "--verbose"}),
+    ],
+)
+def test_shells_complete_commands_options_and_stages(call, monkeypatch, name, typed, offered):
+    monkeypatch.setenv(f"_{name.upper()}_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    answer = call(name)
+    assert (answer.code, set(answer.out.split())) == (0, offered)
+
+
+@pytest.mark.parametrize("name", ["train", "reranker"])
+def test_the_script_for_completion_is_printed(call, monkeypatch, name):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    answer = call(name, "--show-completion", "bash")
+    assert answer.code == 0
+    assert f"_{name.upper()}_COMPLETE=complete_bash" in answer.out
+
+
+# Quiet and verbose
+
+
+def test_quiet_leaves_the_result_and_the_errors(call, recipe_file, six_faults):
+    answer = call("reranker", "check", recipe_file, "--quiet")
+    assert answer == (0, f"check     {recipe_file} can run\n", "")
+    console.console.quiet = False
+    answer = call("reranker", "check", six_faults, "-q")
+    assert (answer.code, answer.out, len(answer.err.splitlines())) == (2, "", 6)
+
+
+def test_a_quiet_run_ends_with_the_verdict_alone(call, exported):
+    recipe, runs = exported
+    answer = call("train", recipe, "-q", "--force", "--runs", runs)
+    assert (answer.code, answer.err, len(answer.out.splitlines())) == (0, "", 1)
+    assert answer.out.startswith("evaluate  worse: on dev, alone +")
+    console.console.quiet = False
+    answer = call("train", recipe, "-q", "--runs", runs)
+    assert (answer.code, answer.out, len(answer.err.splitlines())) == (3, "", 1)
+
+
+def test_a_verbose_run_ends_with_time_memory_and_folder_of_every_stage(call, exported, monkeypatch):
+    recipe, runs = exported
+    monkeypatch.setattr(console.console, "width", 400)
+    answer = call("train", recipe, "--verbose", "--force", "--runs", runs)
+    for stage in ("data", "retrieve", "mine", "train", "evaluate", "export"):
+        assert re.search(rf"\b{stage} .* s .*[kMG]B .*{runs}/exported/{stage}\b", answer.out)

@@ -202,9 +202,7 @@ def test_nothing_is_written_over(monkeypatch, capsys):
     beir()
     Path("my-set.yaml").write_text("mine")
     assert call("my set") == 2
-    assert (
-        "my-set.yaml: is there already and is not written over; name another with --output" in capsys.readouterr().err
-    )
+    assert "my-set.yaml: exists already and is not overwritten; name another with --output" in capsys.readouterr().err
     assert Path("my-set.yaml").read_text() == "mine"
 
 

@@ -67,7 +67,7 @@ def test_a_line_cut_off_by_a_kill_is_asked_again(suspects, tmp_path):
 
 
 def test_without_mining_there_is_nothing_to_review(tmp_path):
-    with pytest.raises(RunError, match=r"is not there; run `reranker mine` with this recipe first"):
+    with pytest.raises(RunError, match="is not there; mine first: reranker run RECIPE --until mine"):
         review(tmp_path / "suspected_false_negatives.jsonl", tmp_path / "judgements.jsonl", keys())
 
 
@@ -97,7 +97,7 @@ def test_a_half_written_last_line_is_dropped_with_a_word(suspects, tmp_path, cap
     review(suspects, kept, keys("n", "q"))
     assert answers(kept) == [("d0", True), ("d1", False)]
     assert (
-        'judgements.jsonl: the last line was cut off and is dropped: {"query_id": "q1", "docu'
+        'judgements.jsonl: the last line was cut off and is removed: {"query_id": "q1", "docu'
         in capsys.readouterr().out
     )
 
@@ -109,7 +109,7 @@ def test_a_broken_line_among_others_is_told_and_nothing_is_changed(suspects, tmp
     with pytest.raises(DataError) as caught:
         review(suspects, kept, keys())
     assert [fault.split(": ")[0] for fault in caught.value.faults] == [f"{kept}:2", f"{kept}:3"]
-    assert caught.value.faults[0].endswith("got 'nonsense'; mend or remove the line")
+    assert caught.value.faults[0].endswith("got 'nonsense'; correct or remove the line")
     assert kept.read_text() == text + "\n"
 
 
@@ -139,7 +139,7 @@ def test_u_takes_back_the_last_answer_also_of_an_earlier_sitting(suspects, tmp_p
     assert answers(kept) == [("d0", False)]
     assert review(suspects, kept, keys("u", "s", "y", "q")) == 1  # one taken back, two given
     assert answers(kept) == [("d0", None), ("d1", True)]
-    assert "is no answer to this list" not in capsys.readouterr().out
+    assert "is not an answer to this list" not in capsys.readouterr().out
 
 
 def test_nothing_but_answers_to_the_list_is_taken_back(suspects, tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_nothing_but_answers_to_the_list_is_taken_back(suspects, tmp_path, capsy
     kept.write_text(label("another list's", relevant=True))
     review(suspects, kept, keys("u", "y", "u", "u", "q"))
     assert answers(kept) == [("another list's", True)]
-    assert capsys.readouterr().out.count("is no answer to this list") == 2
+    assert capsys.readouterr().out.count("is not an answer to this list") == 2
 
 
 # The screen

@@ -89,7 +89,7 @@ def test_work_of_another_input_is_not_taken_over(tiny, lists, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         score(str(tiny["reranker"]), lists, output)
     lists.write_text(lists.read_text().replace("certificate", "inodes"))
-    with pytest.raises(RecipeError, match="another input, model or option was begun"):
+    with pytest.raises(RecipeError, match="was begun with another input, model or option"):
         score(str(tiny["reranker"]), lists, output)
 
 

@@ -50,33 +50,34 @@ STAGES: Sequence[Stage] = [
     Evaluate(),
     Export(),
 ]
+PUSH = "push"  # what `until` calls the end of a whole run
 
 
 @explained
-def run(
-    recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = "export", force: bool = False
-) -> RunResult:
+def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = PUSH, force: bool = False) -> RunResult:
     """Run a recipe (or a recipe file) up to a stage, and return its result.
 
-    With `until="export"` the stage push follows where the recipe has the section. A model that is worse on dev is not
-    exported, and one that is not shown to be better is not pushed, unless `force` is set; the result has the reason.
-    Raise TrainerError for problems that the user can fix.
+    The model is uploaded only where the recipe has the section `push` and `until` is push, as it is by default. A model
+    that is worse on dev is not exported, and one that is not shown to be better is not pushed, unless `force` is set;
+    the result has the reason. Raise TrainerError for problems that the user can fix.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
     _require_stage(until, recipe)
     references.pin(read_pins(folder))
-    check(recipe, Path(runs), weights=True, pushes=until == "export", keep=True)
+    check(recipe, Path(runs), weights=True, pushes=until == PUSH, keep=True)
     opened = open_run(recipe, runs)
-    last = max(index for index, stage in enumerate(opened.stages) if stage.name == until)
+    last = max(index for index, stage in enumerate(opened.stages) if until in (stage.name, PUSH))
     refused = None
     with opened.locked():
         try:
             for stage in opened.stages[: last + 1]:
                 run_stage(opened, stage, force)
             _report_stale(opened, opened.stages[last + 1 :])
-            if until == "export":
-                _check_and_push(opened, force)
+            if until in ("export", PUSH):
+                gate.require_better(opened, force)
+            if until == PUSH and recipe.push is not None:
+                to_hub.upload(opened, dry_run=False)
         except NotBetterError as error:
             refused = error
     return RunResult(folder, refused)
@@ -110,12 +111,12 @@ def run_stage(run: Run, stage: Stage, force: bool = False) -> None:
 
 
 @explained
-def push(recipe: Recipe, runs: Path | str = "runs", *, dry_run: bool = False, force: bool = False) -> None:
-    """Upload the exported model, or with `dry_run` only list its files.
+def push(recipe: Recipe | Run, runs: Path | str = "runs", *, dry_run: bool = False, force: bool = False) -> None:
+    """Upload the exported model of a recipe or an opened run; with `dry_run` only list its files.
 
     Raise NotBetterError where the model does not pass the release gate, unless `force` is set.
     """
-    opened = open_run(recipe, runs)
+    opened = recipe if isinstance(recipe, Run) else open_run(recipe, runs)
     to_hub.require_section(opened)
     with opened.locked() if opened.folder.is_dir() else nullcontext():
         if opened.on_main(lambda: opened.records["evaluate"].done) is not None:
@@ -125,15 +126,8 @@ def push(recipe: Recipe, runs: Path | str = "runs", *, dry_run: bool = False, fo
         to_hub.upload(opened, dry_run)
 
 
-def _check_and_push(run: Run, force: bool) -> None:
-    """Raise NotBetterError where the model does not pass the release gate; push where the recipe has the section."""
-    gate.require_better(run, force)
-    if run.recipe.push is not None:
-        to_hub.upload(run, dry_run=False)
-
-
 def _require_stage(until: str, recipe: Recipe) -> None:
-    names = list(dict.fromkeys(stage.name for stage in STAGES))
+    names = [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
     if until not in names:
         raise RecipeError(f"until: {until!r} is not a stage{did_you_mean(until, names)}")
     if until == "distil" and recipe.distil is None:

@@ -1,4 +1,4 @@
-"""Any rerankers on the user's own dev and test queries, without training: quality beside cost."""
+"""Ready-made rerankers measured on the dev and test queries of a recipe, without training: quality and speed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.commands.apps import despite_quiet
 from trainer.context import Run
 from trainer.errors import RecipeError, RunError, TrainerError, one_line
 from trainer.evaluation.statistics import Interval, bootstrap, paired_p
@@ -27,7 +28,7 @@ FILE = "compare.json"
 
 @dataclass
 class Compared:
-    """One row: the figures of a model, or why it has none; `dev` and `test` are {metric: interval}."""
+    """The figures of one model, or the fault because of which it has none; `dev` and `test` are {metric: interval}."""
 
     name: str
     dev: dict[str, Interval] = field(default_factory=dict)
@@ -40,10 +41,10 @@ class Compared:
 
 
 def compare(recipe: Recipe, runs: Path, references: Sequence[str], trust_remote_code: bool = False) -> list[Compared]:
-    """Measure rerankers on the recipe's candidates, print the table and keep it in the run folder.
+    """Measure rerankers on a recipe's candidates, print the table and write it to the run folder.
 
-    The data and retrieve stages are done first where they are not finished. A model that cannot be loaded or that gives
-    no numbers costs only its own row; raises RunError where that happens to all of them.
+    The stages data and retrieve are carried out first unless they are finished. A model that cannot be loaded, or whose
+    scores are not numbers, is missing in the table; raises RunError if all of them are.
     """
     if twice := {reference for reference in references if references.count(reference) > 1}:
         raise RecipeError(f"compare: named twice: {', '.join(sorted(twice))}; name each model once")
@@ -54,7 +55,8 @@ def compare(recipe: Recipe, runs: Path, references: Sequence[str], trust_remote_
         rows += [_measured(opened, reference, trust_remote_code) for reference in references]
         rows.append(_ceiling(opened))
         write_json(opened.folder / FILE, [asdict(row) for row in rows])
-    _show(opened, rows)
+    with despite_quiet():
+        _show(opened, rows)
     faults = [f"{row.name}: {row.fault}" for row in rows if row.fault]
     if len(faults) == len(references):
         raise RunError(faults)
@@ -84,7 +86,7 @@ def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
 
 
 def _scores(run: Run, reranker: Reranker, split: str, row: Compared) -> np.ndarray:
-    """Return a model's scores of a split's candidates, and note its speed."""
+    """Return a model's scores of a split's candidates (queries, depth), and note its speed in `row`."""
     from trainer.model import TokenizedCollection, rerank
 
     tokenized = TokenizedCollection(run.collection, reranker.pairs)
@@ -95,7 +97,7 @@ def _scores(run: Run, reranker: Reranker, split: str, row: Compared) -> np.ndarr
 
 
 def _fill(run: Run, row: Compared, scores: Mapping[str, np.ndarray | None]) -> None:
-    """Note the metrics of a model's scores, or of the first stage (None), and the difference to the first stage."""
+    """Note a model's metrics and its difference to the first stage in `row`; scores of None are the first stage."""
     seed, metric = run.recipe.seed, run.metric
     ours: list[float] = []
     for split, values in scores.items():
@@ -118,7 +120,7 @@ def _first_stage(run: Run) -> Compared:
 
 
 def _ceiling(run: Run) -> Compared:
-    """Return the row of the best order of the reranked candidates."""
+    """Return the row of the best possible order of the reranked candidates."""
     row, depth = Compared("ceiling"), run.recipe.rerank_depth
     best: dict[str, np.ndarray | None] = {}
     for split in ("dev", "test"):
@@ -135,7 +137,7 @@ def _ceiling(run: Run) -> Compared:
 
 
 def _show(run: Run, rows: Sequence[Compared]) -> None:
-    """Print what decides; the other metrics are in the file."""
+    """Print the first metric on dev and test, the gain and the speed; all metrics are in the file."""
     columns = ["model", "dev", run.metric, "gain, 95 %", "pairs/s"]
     queries, depth = len(run.collection.answerable("test")), run.recipe.rerank_depth
     title = f"test: {queries} queries, the best {depth} candidates of each reranked"
@@ -146,7 +148,7 @@ def _show(run: Run, rows: Sequence[Compared]) -> None:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Return the last part of each path or id, and the whole where two end alike, so that a table fits a terminal."""
+    """Return the last part of each path or id, or all of it where two have the same last part."""
     last = [name.rstrip("/").rpartition("/")[2] for name in names]
     return [part if last.count(part) == 1 else name for part, name in zip(last, names, strict=True)]
 

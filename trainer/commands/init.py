@@ -1,4 +1,4 @@
-"""A first recipe for a folder: what was found in it, spelled out, with a comment for each key that matters."""
+"""A first recipe for a folder: the files that were recognised in it, with a comment for each key."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ COLUMN = 33  # comments begin here
 
 
 def write_recipe(folder: Path, output: Path | None = None) -> tuple[Path, Layout]:
-    """Look at a folder and write a recipe that trains on it; returns its path and what was found.
+    """Write a recipe that trains on the files in a folder; returns its path and what was recognised.
 
-    Where the columns do not say what they hold, the recipe is a skeleton to be filled in. Raises DataError where there
-    is nothing to read and RecipeError where the file is there already.
+    Columns that are not recognised are left open in the recipe, for the user to fill in. Raises DataError where there
+    is nothing to read, and RecipeError where the recipe's file exists or cannot be written.
     """
     layout = recognise(folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "my-reranker"
     path = output or Path(f"{name}.yaml")
     if path.exists():
-        raise RecipeError(f"{path}: is there already and is not written over; name another with --output FILE.yaml")
+        raise RecipeError(f"{path}: exists already and is not overwritten; name another with --output FILE.yaml")
     try:
         path.write_text(recipe_text(name, folder, path, layout), encoding="utf-8")
     except OSError as error:
@@ -47,7 +47,7 @@ def write_recipe(folder: Path, output: Path | None = None) -> tuple[Path, Layout
 
 
 def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
-    """The recipe as a commented YAML file."""
+    """Return the recipe as the text of a YAML file with comments."""
     data = {
         key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in layout.keys.items()
     }
@@ -55,7 +55,7 @@ def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
     lines = [
         f"# Fine-tunes a reranker on {folder}.",
         "#",
-        f"#   reranker check {path}        judges recipe and data before anything is computed",
+        f"#   reranker check {path}        checks recipe and data within seconds",
         f"#   train {path}                 mines, trains, measures and exports",
         "",
         _line("name", name, f"results go to runs/{name}", indent=""),
@@ -77,7 +77,7 @@ def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
 
 
 def _meaning(key: str) -> str:
-    """What the schema says of a column key, up to the first stop."""
+    """Return the beginning of what the schema says about a key, up to the first punctuation mark."""
     said = re.split(r"[;.,(]", Data.model_fields[key].description or "")[0].strip()
     return said[:1].lower() + said[1:]
 

@@ -1,7 +1,7 @@
-"""Suspected labels, judged by a person in the terminal: one pair a screen, y, n or skip.
+"""A dialogue in the terminal in which a person judges suspected labels, one pair at a time: yes, no or skip.
 
-Every answer is on disk before the next question, in a file that belongs to no stage, so that a review can be left at
-any time, goes on where it was left, and outlives the mining that asked. The file is what `data.judgements` reads.
+Every answer is on disk before the next question, in a file outside of the stages' folders. So a review can be stopped
+at any time, continues where it was stopped, and outlives the mining. The recipe's `data.judgements` reads the file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from trainer.data import Faults
 from trainer.data.lines import read_lines
 from trainer.errors import RunError
+from trainer.mining.likely_false_negatives import FILE
 from trainer.runtime import console
 from trainer.runtime.lock import hold
 
@@ -27,15 +28,28 @@ Pair = tuple[str, str]  # ids of query and document
 
 
 def review(suspects: Path, judgements: Path, ask: Ask) -> int:
-    """Ask about every suspect that has no answer in `judgements` yet; returns how many answers were given.
+    """Ask about every pair in `suspects` without an answer in `judgements`, and return the number of new answers.
 
-    Raises RunError where there is nothing to review or another review is going on, and DataError with all lines that
+    Raises RunError where there is nothing to review or another review is running, and DataError with all lines that
     cannot be read.
     """
     if not suspects.is_file():
-        raise RunError(f"review: {suspects} is not there; run `reranker mine` with this recipe first")
+        raise RunError(
+            f"review: {suspects} is not there; mine first: reranker run RECIPE --until mine, or train RECIPE"
+        )
     with hold(judgements.with_name(".review.lock"), "review"):
         return _ask_about(suspects, judgements, ask)
+
+
+def suspects_of(run: Path, rounds: int) -> Path:
+    """Return the list of suspected labels that the last of so many rounds of mining writes."""
+    return run / ("mine-2" if rounds == 2 else "mine") / FILE
+
+
+def newest_suspects(run: Path) -> Path:
+    """Return the list of suspected labels that was written last, that of the first round where there is none."""
+    written = [path for rounds in (1, 2) if (path := suspects_of(run, rounds)).is_file()]
+    return max(written, key=lambda path: path.stat().st_mtime_ns, default=suspects_of(run, 1))
 
 
 def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
@@ -51,7 +65,7 @@ def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
             break
         if key == "u":
             if (last := answers.take_back(lines)) is None:
-                console.warn("review", f"the last line of {judgements} is no answer to this list")
+                console.warn("review", f"the last line of {judgements} is not an answer to this list")
             else:
                 open_pairs.appendleft(last)
                 given -= 1
@@ -64,17 +78,17 @@ def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
 
 
 class _Answers:
-    """The file of judgements: appended to, and cut only by its last line.
+    """The file of judgements: lines are appended to it, and only its last line is ever removed.
 
-    People write into it too, so its last line may lack a line end. Where that line is no JSON a kill cut it off, and
-    it goes, which is said.
+    People write into it too, so its last line may lack a line end. If that line is not JSON, an interruption cut it
+    off; it is removed with a warning.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.open("ab").close()  # a file that cannot be written is found before the first question
+        path.open("ab").close()  # fails before the first question if the file cannot be written
         self._end_the_last_line()
-        self.pairs = [_pair(line) for line in _lines(path, "mend or remove the line")]
+        self.pairs = [_pair(line) for line in _lines(path, "correct or remove the line")]
 
     def _end_the_last_line(self) -> None:
         content = self.path.read_bytes()
@@ -85,7 +99,7 @@ class _Answers:
             json.loads(last.decode("utf-8-sig"))
         except ValueError:
             cut = last.decode(errors="replace")
-            console.warn("review", f"{self.path}: the last line was cut off and is dropped: {cut[:100]}")
+            console.warn("review", f"{self.path}: the last line was cut off and is removed: {cut[:100]}")
             self._shorten(start)
         else:
             with self.path.open("ab") as file:
@@ -103,7 +117,7 @@ class _Answers:
         self.pairs.append(pair)
 
     def take_back(self, asked: dict[Pair, Line]) -> Pair | None:
-        """Remove the last answer and return its pair; None where the file does not end with an answer to `asked`."""
+        """Remove the last answer and return its pair; return None if it is not about one of the pairs in `asked`."""
         if not self.pairs or self.pairs[-1] not in asked:
             return None
         pair = self.pairs.pop()
@@ -112,7 +126,7 @@ class _Answers:
 
 
 def _lines(path: Path, advice: str) -> list[Line]:
-    """Read JSON lines with the ids of a query and a document; raises DataError with all that are not."""
+    """Return JSON lines with the ids of a query and a document; raises DataError with all other lines."""
     faults, lines = Faults(), []
     for number, text in read_lines(path, faults):
         if not text.strip():
@@ -141,7 +155,7 @@ def _show(line: Line, progress: str) -> None:
 
 
 def shortened(text: str) -> str:
-    """Return the text, or its beginning and how much of it is left out where it would flood the screen."""
+    """Return the text; of a long one only the beginning, and how much of it is left out."""
     text = " ".join(text.split())
     if len(text) <= LONGEST:
         return text

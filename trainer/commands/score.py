@@ -1,8 +1,8 @@
-"""Offline bulk reranking: lists of documents in, the same lists in the model's order out.
+"""Offline reranking of many lists: each list of documents is written in the order of the model's scores.
 
-A list is a line of JSON (a query and its documents), or what a TREC run has for a query. Lists are scored in blocks,
-whose pairs share batches of nearly one length across queries. Each finished block is a file of its own beside the
-output, written whole or not at all; killed anywhere, the same command goes on with the next block.
+A list is a line of JSON (a query and its documents), or all lines of a TREC run for one query. Lists are scored in
+blocks, in which pairs of similar length share batches across queries. Each finished block is written at once to a file
+of its own beside the output, so that the same command continues with the next block after an interruption.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DOCUMENTS = ("documents", "passages")  # either name
 
 @dataclass(frozen=True)
 class Item:
-    """One list to reorder; `source` is what the output line is made of."""
+    """One list to rerank; `source` is the line, or the ids, from which its output is written."""
 
     query: str
     passages: list[str]
@@ -52,10 +52,10 @@ def score(
     precision: Precision | Literal["auto"] = "fp32",
     trust_remote_code: bool = False,
 ) -> None:
-    """Reorder every list of `source` by a model's scores and write them to `output`.
+    """Write every list of `source` to `output` in the order of a model's scores.
 
-    With `data`, whose corpus and queries hold the texts, `source` is a TREC run, else JSON lines. Raises DataError with
-    every fault of the input before the model is loaded, and RecipeError where `output` was begun with another input,
+    With `data`, which names the files of the texts, `source` is a TREC run, else JSON lines. Raises DataError with
+    all faults of the input before the model is loaded, and RecipeError where `output` was begun with another input,
     model or option.
     """
     run = _trec_lists(source, data) if data else None
@@ -65,7 +65,7 @@ def score(
     parts = output.with_name(f".{output.name}.parts")
     done = _begin(parts, json_sha256(known, max_length), output)
     if done:
-        console.stage("score", f"{len(done)} blocks are done already; going on")
+        console.stage("score", f"{len(done)} blocks are done already; continuing")
     reranker: Reranker | None = None
     blocks = 0
     with console.progress("score", total=count) as advance:
@@ -88,13 +88,14 @@ def _load(model: str, max_length: int | None, precision: Precision | Literal["au
 
 
 def _begin(parts: Path, known: str, output: Path) -> set[int]:
-    """Return the blocks that an interrupted run of the same input and model has done."""
+    """Return the numbers of the blocks that an earlier, interrupted call with the same input and model finished."""
     if output.is_dir():
         raise RecipeError(f"{output}: is a folder; name a file")
     begun = read_record(parts / "begun.json")
     if begun is not None and begun.get("fingerprint") != known:
         raise RecipeError(
-            f"{output}: another input, model or option was begun; finish that, delete {parts}, or name another output"
+            f"{output}: was begun with another input, model or option; finish that, delete {parts}, or name another "
+            "output"
         )
     if begun is None:
         remove(parts)
@@ -104,7 +105,7 @@ def _begin(parts: Path, known: str, output: Path) -> set[int]:
 
 
 def _blocks(lists: Iterable[Item]) -> Iterator[list[Item]]:
-    """Yield lists whose pairs make up a block."""
+    """Yield blocks of lists, of at most BLOCK pairs unless a single list is longer."""
     block: list[Item] = []
     pairs = 0
     for item in lists:
@@ -118,7 +119,7 @@ def _blocks(lists: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _scores(reranker: Reranker, block: Sequence[Item]) -> list[np.ndarray]:
-    """Return the scores of each list; all pairs of the block are batched together, each text tokenised once."""
+    """Return the scores of each list; pairs are batched over the whole block, and each text is tokenised once."""
     queries = reranker.pairs.tokenize([item.query for item in block])
     passages = list(dict.fromkeys(passage for item in block for passage in item.passages))
     tokens = dict(zip(passages, reranker.pairs.tokenize(passages), strict=True))
@@ -132,7 +133,7 @@ def _scores(reranker: Reranker, block: Sequence[Item]) -> list[np.ndarray]:
 
 
 def _ordered(scores: np.ndarray) -> list[int]:
-    """Return the places best first; equal scores keep their order."""
+    """Return the positions by descending score; equal scores keep their order."""
     return np.argsort(-scores, kind="stable").tolist()
 
 
@@ -140,10 +141,10 @@ def _write_json(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray])
     with path.open("w", encoding="utf-8") as file:
         for item, values in zip(block, scores, strict=True):
             line = dict(item.source)
-            places = _ordered(values)
+            order = _ordered(values)
             key = _key_of(line)
-            line[key] = [line[key][place] for place in places]
-            line |= {"scores": [round(float(values[place]), 6) for place in places], "index": places}
+            line[key] = [line[key][position] for position in order]
+            line |= {"scores": [round(float(values[position]), 6) for position in order], "index": order}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -151,12 +152,12 @@ def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray])
     with path.open("w", encoding="utf-8") as file:
         for item, values in zip(block, scores, strict=True):
             query, documents = item.source
-            for rank, place in enumerate(_ordered(values), start=1):
-                file.write(f"{query} Q0 {documents[place]} {rank} {values[place]:.6f} reranked\n")
+            for rank, position in enumerate(_ordered(values), start=1):
+                file.write(f"{query} Q0 {documents[position]} {rank} {values[position]:.6f} reranked\n")
 
 
 def _join(parts: Path, blocks: int, output: Path) -> None:
-    """Write all blocks to the output at once, and delete them."""
+    """Replace the output by all blocks in their order, and delete the blocks."""
     with replacing(output) as partial, partial.open("wb") as file:
         for number in range(blocks):
             file.write((parts / f"{number:06d}").read_bytes())
@@ -164,7 +165,7 @@ def _join(parts: Path, blocks: int, output: Path) -> None:
 
 
 def _checked_lines(path: Path) -> int:
-    """Return how many lists a file of JSON lines holds; raises DataError with every fault."""
+    """Return the number of lists in a file of JSON lines; raises DataError with all faults."""
     faults = Faults()
     count = sum(1 for _ in _json_lists(path, faults))
     if not count and not faults.kinds:
@@ -174,13 +175,13 @@ def _checked_lines(path: Path) -> int:
 
 
 def _json_lists(path: Path, faults: Faults) -> Iterator[Item]:
-    """Yield the lists of JSON lines; other lines are noted as faults."""
+    """Yield the lists in JSON lines; all other lines are added to `faults`."""
     for number, text in read_lines(path, faults):
         if text.strip() and (item := _json_list(text, f"{path}:{number}", faults)) is not None:
             yield item
 
 
-def _json_list(text: str, place: str, faults: Faults) -> Item | None:
+def _json_list(text: str, where: str, faults: Faults) -> Item | None:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -188,23 +189,23 @@ def _json_list(text: str, place: str, faults: Faults) -> Item | None:
     line: dict[str, Any] = content if isinstance(content, dict) else {}
     documents = line.get(_key_of(line))
     if not isinstance(line.get("query"), str) or not isinstance(documents, list):
-        faults.add("broken lines", place, 'expected {"query": TEXT, "documents": [TEXT, ...]} (or "passages")')
+        faults.add("broken lines", where, 'expected {"query": TEXT, "documents": [TEXT, ...]} (or "passages")')
         return None
     passages = [passage for document in documents if (passage := _passage(document)) is not None]
     if len(passages) < len(documents):
         message = 'each document is a text, or an object with "text" (and perhaps "title")'
-        faults.add("broken documents", place, message)
+        faults.add("broken documents", where, message)
         return None
     return Item(line["query"], passages, line)
 
 
 def _key_of(line: Mapping[str, Any]) -> str:
-    """Return the name that the documents have in a line; empty where there are none."""
+    """Return the key of the documents in a line, an empty string where there is none."""
     return next((key for key in DOCUMENTS if key in line), "")
 
 
 def _passage(document: Any) -> str | None:
-    """Return what the model reads of a document: the title and the text."""
+    """Return the text that the model reads: title and text of a document; None for what is not a document."""
     if isinstance(document, str):
         return document
     if isinstance(document, dict) and isinstance(document.get("text"), str):
@@ -214,7 +215,7 @@ def _passage(document: Any) -> str | None:
 
 
 def _trec_lists(path: Path, data: Data) -> list[Item]:
-    """Read a TREC run and the texts that it names; raises DataError with every fault."""
+    """Return the lists of a TREC run with their texts; raises DataError with all faults."""
     faults = Faults()
     ranked: dict[str, dict[str, tuple[float, int]]] = {}
     for number, text in read_lines(path, faults):
@@ -232,16 +233,16 @@ def _trec_lists(path: Path, data: Data) -> list[Item]:
 
 
 def _add_trec_line(
-    text: str, number: int, place: str, ranked: dict[str, dict[str, tuple[float, int]]], faults: Faults
+    text: str, number: int, where: str, ranked: dict[str, dict[str, tuple[float, int]]], faults: Faults
 ) -> None:
     fields = trec_fields(text, 6)
     value = _number(fields[4]) if len(fields) == 6 else None
     if value is None:
-        faults.add("broken run lines", place, f"expected `query Q0 document rank score tag`, got {text.strip()[:60]!r}")
+        faults.add("broken run lines", where, f"expected `query Q0 document rank score tag`, got {text.strip()[:60]!r}")
         return
     query, _, document, *_ = fields
     if ranked.setdefault(query, {}).setdefault(document, (value, number))[1] != number:
-        faults.add("documents listed twice", place, f"document {document!r} is listed for query {query!r} already")
+        faults.add("documents listed twice", where, f"document {document!r} is listed for query {query!r} already")
 
 
 def _number(written: str) -> float | None:
@@ -253,9 +254,9 @@ def _number(written: str) -> float | None:
 
 
 def _texts(data: Data, queries: Iterable[str], documents: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the texts of ids as a run spells them; raises DataError with those that are not in the files."""
+    """Return the texts of queries and documents by the ids in a run; raises DataError for ids that are not there."""
     if data.pairs:
-        raise RecipeError("score: the data section names pairs, whose texts have no ids that a TREC run could name")
+        raise RecipeError("score: the data section names pairs, and their texts have no ids for a TREC run")
     reader = Reader(find_sources(data), data)
     texts = []
     for what, wanted, records in (

@@ -124,7 +124,9 @@ class Source:
             return
         target = self.values
         for part in path[:-1]:
-            target = target.setdefault(part, {})
+            if target.get(part) is None:  # not there, or a section without keys
+                target[part] = {}
+            target = target[part]
             if not isinstance(target, dict):
                 self._add(COMMAND_LINE, path, f"{part} is not a section")
                 return

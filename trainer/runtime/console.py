@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
@@ -118,11 +118,11 @@ def error(text: str) -> None:
         _console("stderr").print(Text(visible(text), style="red"))
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table with the first column (and `meaning`) aligned left and the others right."""
+def table(title: str, columns: list[str], rows: list[list[str]], left: Collection[str] = ("meaning",)) -> None:
+    """Print a table: the first column and those named in `left` are aligned to the left, the others to the right."""
     grid = Table(title=Text(visible(title), style="bold") if title else None, title_justify="left")
     for index, column in enumerate(columns):
-        text = index == 0 or column == "meaning"
+        text = index == 0 or column in left
         justify = "left" if text else "right"
         grid.add_column(Text(visible(column)), justify=justify, no_wrap=index == 0, overflow="fold")
     for row in rows:

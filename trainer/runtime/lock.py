@@ -54,6 +54,18 @@ def hold(path: Path, doing: str) -> Iterator[None]:
             file.truncate(0)
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file `path`; nothing is written."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
+
+
 def _write_holder(file: TextIO) -> None:
     holder = {
         "pid": os.getpid(),

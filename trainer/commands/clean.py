@@ -1,0 +1,164 @@
+"""Disk use of runs and caches, and what of it can be deleted without a loss that a rerun would notice.
+
+Deletable are stages that moved aside when they were done again, files of finished stages that only unfinished ones
+need, and caches that belong to no run. A folder of `.embeddings` or `.teachers` is named by a hash of a model and of
+how it reads. It is kept if any model of any run, read in any way that occurs in any run, could have that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from trainer.commands.run_folders import MOVED_ASIDE, runs_in, size_of, stages_of
+from trainer.errors import RunError
+from trainer.model_files import references
+from trainer.runtime import console
+from trainer.runtime.lock import hold, is_held
+from trainer.runtime.run_folder import CONTENT, json_sha256, read_record, remove
+from trainer.runtime.verify import WORK
+
+CACHES = (".embeddings", ".teachers")
+PRECISIONS: tuple[list[str], ...] = ([], ["bf16"], ["fp16"])  # fp32 has no name of its own
+MOVED, LEFT_OVER, UNUSED = "older stage", "left over", "unused cache"
+
+
+@dataclass(frozen=True)
+class Deletable:
+    """A file or folder that can be deleted, and what it is."""
+
+    path: Path
+    kind: str
+    bytes: int
+
+
+def clean(runs: Path, yes: bool) -> None:
+    """Print what runs and caches take and what can be deleted; with `yes` delete it.
+
+    Nothing of a running run is touched, and no cache while one is running. Raises RunError where there is no such
+    folder, or where something cannot be deleted.
+    """
+    folders = runs_in(runs)
+    with ExitStack() as locks:
+        running = [folder for folder in folders if not _is_free(folder, locks if yes else None)]
+        found = [one for folder in folders if folder not in running for one in _deletable_in(folder)]
+        if not running:
+            found += _unused_caches(runs, folders)
+        _show(runs, folders, running, found)
+        if yes:
+            for one in found:
+                remove(one.path)
+                console.stage("clean", f"deleted {one.path}")
+    freed = decimal(sum(one.bytes for one in found))
+    if not found:
+        console.stage("clean", "nothing can be deleted")
+    elif yes:
+        console.stage("clean", f"{freed} freed", style="green")
+    else:
+        console.stage("clean", f"{freed} can be freed; nothing was deleted, --yes does that")
+
+
+def _is_free(folder: Path, locks: ExitStack | None) -> bool:
+    """Return whether no process uses a run; its lock is taken where something is to be deleted."""
+    if locks is None:
+        return not is_held(folder / ".lock")
+    try:
+        locks.enter_context(hold(folder / ".lock", "run"))
+    except RunError:
+        return False
+    return True
+
+
+def _deletable_in(folder: Path) -> Iterator[Deletable]:
+    """Yield what can be deleted in a run folder."""
+    for path in sorted(folder.iterdir()):
+        if _is_moved_aside(path):
+            yield Deletable(path, MOVED, size_of(path))
+    for stage in stages_of(folder):
+        if read_record(stage / "done.json"):
+            for path in sorted(path for pattern in WORK for path in stage.glob(pattern)):
+                yield Deletable(path, LEFT_OVER, size_of(path))
+
+
+def _is_moved_aside(path: Path) -> bool:
+    """Return whether a folder is a stage that moved aside, and not one that is still moving.
+
+    Where the stage's folder is a link, its files move one by one, done.json last.
+    """
+    found = MOVED_ASIDE.fullmatch(path.name)
+    if found is None or path.is_symlink() or not path.is_dir():
+        return False
+    return (path / "done.json").exists() or not path.with_name(found[1]).is_symlink()
+
+
+def _unused_caches(runs: Path, folders: Sequence[Path]) -> Iterator[Deletable]:
+    """Yield the caches that belong to no run; none where a damaged run does not tell what it needs."""
+    caches = [path for name in CACHES if (runs / name).is_dir() for path in sorted((runs / name).iterdir())]
+    caches = [path for path in caches if path.is_dir() and not path.is_symlink()]
+    if not caches:
+        return
+    stages = [stage for folder in folders for stage in stages_of(folder)]
+    if unknown := [stage for stage in stages if _depends(stage) is None]:
+        console.warn("clean", f"{unknown[0]} does not say which models it used, so all caches are kept")
+        return
+    needed = _names_of_caches(stages, teachers=(runs / CACHES[1]).is_dir())
+    for path in caches:
+        if path.name not in needed:
+            yield Deletable(path, UNUSED, size_of(path))
+
+
+def _depends(stage: Path) -> dict[str, Any] | None:
+    """Return the inputs of a stage by name, None where they are not on record."""
+    record = read_record(stage / "done.json") or read_record(stage / "begun.json")
+    depends = record.get("depends") if record else None
+    return depends if isinstance(depends, dict) else None
+
+
+def _names_of_caches(stages: Iterable[Path], teachers: bool) -> set[str]:
+    """Return the names that caches of these stages' models can have, by all ways of reading that occur in them.
+
+    Trained models are asked as teachers by mine-2 and distil; their weights are only read where `teachers` says so.
+    """
+    models: set[str] = set()
+    lengths: dict[str, set[Any]] = {"retriever": set(), "reranker": set()}
+    prompts: set[Any] = set()
+    for stage in stages:
+        depends, recipe = _depends(stage) or {}, read_record(stage / "recipe.json") or {}
+        models |= {value for key, value in depends.items() if key.startswith(CONTENT) and isinstance(value, str)}
+        if teachers and (stage / "best").is_dir():
+            models.add(references.fingerprint(stage / "best"))
+        for name, known in lengths.items():
+            known.add((recipe.get(name) or {}).get("max_length"))
+        prompts |= {(recipe.get("retriever") or {}).get(f"{role}_prompt") for role in ("query", "document")}
+    embedded = product(models, lengths["retriever"], ("query", "document"), prompts, PRECISIONS)
+    asked = product(models, lengths["reranker"], PRECISIONS)
+    parts = [[*others, *precision] for *others, precision in (*embedded, *asked)]
+    return {json_sha256(*one)[:16] for one in parts}
+
+
+def _show(runs: Path, folders: Sequence[Path], running: Sequence[Path], found: Sequence[Deletable]) -> None:
+    """Print disk use in all, and what can be deleted."""
+    rows = [[folder.name, decimal(size_of(folder)), _states(folder, folder in running)] for folder in folders]
+    rows += [[name, decimal(size_of(runs / name)), "cache"] for name in CACHES if (runs / name).is_dir()]
+    if rows:
+        console.table(str(runs), ["folder", "size", "state"], rows, left=["state"])
+    if running and any((runs / name).is_dir() for name in CACHES):
+        console.stage("clean", f"all caches are kept while {running[0].name} is running")
+    if found:
+        rows = [[str(one.path), decimal(one.bytes), one.kind] for one in found]
+        console.table("", ["can be deleted", "size", "kind"], rows, left=["kind"])
+
+
+def _states(folder: Path, is_running: bool) -> str:
+    """Return what is to be known of a run before cleaning: that it is running, and its unfinished work."""
+    if is_running:
+        return "running or locked; nothing of it is deleted"
+    begun = [stage for stage in stages_of(folder) if not (stage / "done.json").exists()]
+    work = [f"{stage.name} ({decimal(size_of(stage))})" for stage in begun]
+    return f"run; unfinished, kept to continue from: {', '.join(work)}" if work else "run"

@@ -1,0 +1,201 @@
+"""The commands that take a recipe: train, run, the old names of single steps, check, init and compare."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from trainer.commands.apps import (
+    Force,
+    Overrides,
+    RecipeFile,
+    Runs,
+    TrustRemoteCode,
+    Version,
+    command,
+    despite_quiet,
+    reranker_app,
+    train_app,
+)
+from trainer.errors import TrainerError
+from trainer.runtime import console, processes
+
+if TYPE_CHECKING:
+    from trainer.context.result import RunResult
+
+Until = Literal["data", "retrieve", "mine", "train", "distil", "evaluate", "export", "push"]
+STEPS: tuple[Until, ...] = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # once commands of their own
+MEASURED = ("evaluate", "export", "push")  # ends of a run after which there is a verdict
+OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
+RECIPES = "Recipes"
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print the time, the memory and the folder of every stage at the end.")
+]
+
+
+def _carry_out(
+    recipe_file: Path, overrides: list[str] | None, runs: Path, until: Until, force: bool, verbose: bool
+) -> None:
+    from trainer.recipe import load_recipe
+    from trainer.runtime.launch import sharing_errors
+
+    with sharing_errors():
+        recipe = load_recipe(recipe_file, overrides or ())
+        from trainer import pipeline
+
+        result = pipeline.run(recipe, runs, until=until, force=force)
+    if verbose and processes.is_main():
+        from trainer.commands.show import show_stages
+
+        show_stages(result.folder)
+    if result.refused is not None:
+        raise result.refused
+    if processes.is_main():
+        _conclude(result, until, f"train {quote(str(recipe_file))}")
+
+
+def _conclude(result: RunResult, until: Until, whole: str) -> None:
+    """Print where a run that was to stop early stopped; print the verdict again for those who see nothing else."""
+    if console.console.quiet and until in MEASURED:
+        with despite_quiet():
+            console.stage("evaluate", result.results.sentence, style="green" if result.passed else "red")
+    if until == "export":
+        console.stage("export", f"nothing was uploaded; reranker push {quote(str(result.folder))} does that")
+    elif until != "push":
+        console.stage("run", f"stopped after {until}, as asked; {whole} carries out the rest")
+
+
+@command(train_app)
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    force: Force = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """Carry out a whole recipe: mine, train, measure and export, and upload the model if the recipe has `push`.
+
+    After an interruption the same command continues where it was stopped. Finished stages are not done again.
+    """
+    del version
+    _carry_out(recipe, overrides, runs, "push", force, verbose)
+
+
+@command(reranker_app, panel=RECIPES)
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        Until,
+        typer.Option(help="The last stage to carry out. The model is uploaded only with push, the default."),
+    ] = "push",
+    runs: Runs = Path("runs"),
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
+    """Carry out a recipe up to a stage. Without --until this is the same as `train RECIPE`."""
+    _carry_out(recipe, overrides, runs, until, force, verbose)
+
+
+def _add_step(until: Until) -> None:
+    """Keep the old name of `reranker run --until STAGE`."""
+
+    def step(
+        recipe: RecipeFile,
+        overrides: Overrides = None,
+        runs: Runs = Path("runs"),
+        force: Force = False,
+        verbose: Verbose = False,
+    ) -> None:
+        _carry_out(recipe, overrides, runs, until, force, verbose)
+
+    step.__doc__ = f"Carry out a recipe up to the stage {until}, and upload nothing: short for `run --until {until}`."
+    command(reranker_app, until, hidden=True)(step)
+
+
+for _until in STEPS:
+    _add_step(_until)
+
+
+@command(reranker_app, panel=RECIPES)
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder with documents, queries and judgements, or with pairs.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The recipe file to write. It is called FOLDER.yaml if you name none.")
+    ] = None,
+) -> None:
+    """Look at the files in a folder and write a recipe that trains on them."""
+    from trainer.commands.init import write_recipe
+
+    recipe, layout = write_recipe(folder, output)
+    for line in layout.messages:
+        console.stage("init", line)
+    if layout.missing:
+        console.stage("init", f"{' and '.join(layout.missing)} will be split off from train")
+    with despite_quiet():
+        console.stage("init", f"{recipe} is written; next: reranker check {quote(str(recipe))}")
+
+
+@command(reranker_app, panel=RECIPES)
+def check(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe, e.g. recipes/quickstart.yaml.", metavar="RECIPE")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print every key of a recipe with its default and its meaning.")
+    ] = False,
+) -> None:
+    """Check a recipe and its data within seconds, without loading a model."""
+    if schema:
+        _show_schema()
+        return
+    if recipe is None:
+        raise TrainerError("check: name a recipe, or ask for --schema")
+    from trainer.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from trainer.check import check as judge
+
+    judge(loaded, runs)
+    with despite_quiet():
+        console.stage("check", f"{recipe} can run", style="green")
+
+
+def _show_schema() -> None:
+    from trainer.recipe import Recipe, schema_table, sections
+
+    columns = ["key", "default", "meaning"]
+    with despite_quiet():
+        console.table("", columns, [row for row in schema_table(Recipe) if row[0] not in sections()])
+        for name, section in sections().items():
+            console.table(name, columns, schema_table(section))
+
+
+@command(reranker_app, panel=RECIPES)
+def compare(
+    recipe: RecipeFile,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Rerankers (Hub ids, folders or package:NAME/SUBFOLDER), and section.key=value for the recipe.",
+            metavar="MODEL... [KEY=VALUE]...",
+        ),
+    ],
+    runs: Runs = Path("runs"),
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure ready-made rerankers on the dev and test queries of a recipe, without training."""
+    from trainer.recipe import load_recipe
+
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    loaded = load_recipe(recipe, overrides)
+    from trainer.commands.compare import compare
+
+    compare(loaded, runs, [word for word in words if word not in overrides], trust_remote_code)

@@ -1,0 +1,171 @@
+"""The commands that take runs: runs, show, report, review, push and clean."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from trainer.commands.apps import (
+    Overrides,
+    RecipeOrRun,
+    Runs,
+    Version,
+    command,
+    despite_quiet,
+    reranker_app,
+)
+from trainer.runtime import console
+
+RUNS = "Runs"
+
+
+@reranker_app.callback()
+def reranker(version: Version = False) -> None:
+    """Fine-tune and use rerankers. `train RECIPE` carries out a whole recipe; these commands do everything else."""
+    del version
+
+
+@command(reranker_app, panel=RUNS)
+def runs(
+    runs: Runs = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs as one JSON list.")] = False,
+) -> None:
+    """List the runs in a folder with their data, base, metric, gain, verdict and size; the newest is last."""
+    from trainer.commands.runs import list_runs
+
+    with despite_quiet():
+        list_runs(runs, as_json)
+
+
+@command(reranker_app, panel=RUNS)
+def show(
+    run: RecipeOrRun,
+    overrides: Overrides = None,
+    query: Annotated[
+        str | None, typer.Option(help="Show one test query, by its id: its documents before and after.", metavar="ID")
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option(help="Show the N test queries that lost most.", metavar="N", min=1)
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show the test table of a finished run, and the queries that won or lost most."""
+    from trainer.commands.run_folders import folder_of
+    from trainer.commands.show import show_query, show_run, show_worst
+
+    folder = folder_of(run, overrides, runs)
+    with despite_quiet():
+        if query is not None:
+            show_query(folder, query)
+        elif worst is not None:
+            show_worst(folder, worst)
+        else:
+            show_run(folder)
+
+
+@command(reranker_app, panel=RUNS)
+def report(run: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Write report.html and report.md of a finished run again."""
+    from trainer.commands.run_folders import folder_of
+    from trainer.commands.show import read_evaluation
+    from trainer.reporting.queries import FILE
+    from trainer.reporting.write import write_report
+
+    folder = folder_of(run, overrides, runs)
+    if (folder / "evaluate" / FILE).is_file():  # else it is written first
+        read_evaluation(folder)
+    page = write_report(folder)
+    with despite_quiet():
+        console.stage("report", str(page))
+
+
+@command(reranker_app, panel=RUNS)
+def review(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Judge the labels that mining suspects to be wrong, one pair at a time.
+
+    Press q to leave; the same command continues there. The answers are used where `data.judgements` names their file.
+    """
+    from trainer.commands.review import newest_suspects, review, suspects_of
+    from trainer.commands.run_folders import folder_of, recipe_from
+
+    if recipe.is_dir():
+        folder = folder_of(recipe, overrides, runs)
+        suspects = newest_suspects(folder)
+    else:
+        loaded = recipe_from(recipe, overrides, runs)
+        folder = runs / loaded.name
+        suspects = suspects_of(folder, loaded.mine.rounds)
+    judgements = folder / "judgements.jsonl"
+    with despite_quiet():
+        if review(suspects, judgements, _key):
+            named = "RECIPE" if recipe.is_dir() else quote(str(recipe))
+            console.stage("review", f"to train with them: train {named} {quote(f'data.judgements={judgements}')}")
+
+
+def _key() -> str:
+    """Return one of the keys of a review: pressed on a terminal, else the first of a line; the end of input is q."""
+    from rich.text import Text
+
+    from trainer.commands.review import KEYS
+
+    console.console.print(Text("   ").join(Text.assemble((key, "bold"), f" {word}") for key, word in KEYS.items()))
+    while True:
+        key = _pressed().lower()
+        if key in KEYS:
+            return key
+
+
+def _pressed() -> str:
+    if sys.stdin is None:
+        return "q"
+    if not sys.stdin.isatty():
+        return sys.stdin.readline()[:1] or "q"
+    try:
+        return typer.getchar()
+    except EOFError:  # Ctrl-D
+        return "q"
+
+
+@command(reranker_app, panel=RUNS)
+def push(
+    run: RecipeOrRun,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files that would be uploaded, and upload nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Upload the model even if dev does not show that it is better.")
+    ] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face Hub.
+
+    Of a run the model in its folder is uploaded. Of a recipe it has to be the model that this recipe leads to.
+    """
+    from trainer.commands.push import push_recipe, push_run
+
+    with despite_quiet():
+        if run.is_dir():
+            push_run(run, overrides or (), dry_run, force)
+        else:
+            push_recipe(run, overrides or (), runs, dry_run, force)
+
+
+@command(reranker_app, panel=RUNS)
+def clean(
+    runs: Runs = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed as deletable.")] = False,
+) -> None:
+    """Show how much room runs and caches take, and what can be deleted; delete it only with --yes.
+
+    Deletable are copies of stages that were done again, files that only unfinished stages need, and caches that belong
+    to no run. Finished stages stay, and so does everything that a running run may use.
+    """
+    from trainer.commands.clean import clean
+
+    with despite_quiet():
+        clean(runs, yes)

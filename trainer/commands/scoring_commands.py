@@ -1,0 +1,85 @@
+"""The commands that take a model: score and serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from trainer.commands.apps import TrustRemoteCode, command, reranker_app
+
+MODELS = "Models"
+Precision = Annotated[
+    Literal["fp32", "bf16", "fp16", "auto"],
+    typer.Option(help="The number format to compute in; auto takes the fastest on this machine."),
+]
+
+
+@command(reranker_app, panel=MODELS)
+def score(
+    model: Annotated[
+        str, typer.Argument(help="A model: a folder, a Hub id or package:NAME/SUBFOLDER.", metavar="MODEL")
+    ],
+    source: Annotated[
+        Path, typer.Argument(help='The lists: JSON lines of {"query", "documents"}, or a TREC run.', metavar="IN")
+    ],
+    output: Annotated[Path, typer.Argument(help="The file for the same lists in the model's order.", metavar="OUT")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The texts of a TREC run: a recipe, the folder of a run, or a folder in BEIR layout."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="The longest pair in tokens. The model's own limit applies if you give none.")
+    ] = None,
+    precision: Precision = "fp32",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Rerank many lists offline. After an interruption the same command continues where it was stopped."""
+    from trainer.commands.run_folders import data_section
+    from trainer.commands.score import score
+
+    section = None if data is None else data_section(data)
+    score(model, source, output, section, max_length, precision, trust_remote_code)
+
+
+@command(reranker_app, panel=MODELS)
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="The folder of a run, e.g. runs/quickstart, or a model.", metavar="RUN_OR_MODEL")
+    ],
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines connect.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    precision: Precision = "fp32",
+    max_documents: Annotated[int, typer.Option(help="The largest number of documents in a request.", min=1)] = 1000,
+    max_waiting: Annotated[
+        int, typer.Option(help="The largest number of documents that wait; beyond it requests get a 429.", min=1)
+    ] = 4000,
+    max_body: Annotated[int, typer.Option(help="The largest body of a request in MiB.", min=1)] = 10,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(help="The number of tokens in a batch. It depends on the device if you give none.", min=1),
+    ] = None,
+    page: Annotated[bool, typer.Option(help="Serve a page at / on which to try the model.")] = True,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Serve a reranker over HTTP, with the requests of Cohere, Jina, Voyage, TEI, Infinity and vLLM.
+
+    Clients have to send the value of the environment variable RERANKER_API_KEY as their key, where it is set.
+    """
+    from trainer.serving import server
+
+    server.require_packages()
+    from trainer.serving.settings import MIB, Settings
+
+    settings = Settings(
+        key=server.api_key(),
+        max_documents=max_documents,
+        max_waiting=max_waiting,
+        max_body=max_body * MIB,
+        batch_tokens=batch_tokens,
+        page=page,
+    )
+    server.serve(model, host, port, settings, precision, trust_remote_code)
