@@ -84,7 +84,7 @@ def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, trai
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-9)
     ours, theirs = (tmp_path / runs / "tiny" / "train" / "best" for runs in ("whole", "sharded"))
     pair = ("why does liveness probe", "liveness probe restarts the container")
-    found = [Reranker.load(folder).score(pair[0], [pair[1]])[0] for folder in (ours, theirs)]
+    found = [Reranker.load(folder).score([(pair[0], pair[1])])[0] for folder in (ours, theirs)]
     assert found[1] == pytest.approx(found[0], rel=3e-3)  # twelve steps at a high rate have made more of rounding
     assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
 

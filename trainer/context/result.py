@@ -1,4 +1,4 @@
-"""What a run led to, for Python: the table as data, per-query results, the model's folder, and the verdict."""
+"""The result of a run for Python: the table as data, per-query results, the model's folder, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run folder, and why the model was refused where it was not shown to be better."""
+    """A finished run, read from its folder. `refused` is the error where the model was not shown to be better."""
 
     folder: Path
     refused: NotBetterError | None = None
 
     @cached_property
     def results(self) -> Results:
-        """Every system's metrics with intervals, comparisons and the verdict; raises RunError before evaluation."""
+        """Each system's metrics with intervals, comparisons and the verdict; raises RunError before evaluation."""
         from trainer.evaluation.results import Results
 
         if not (self.folder / "evaluate" / "results.json").is_file():
@@ -32,10 +32,7 @@ class RunResult:
     @property
     def table(self) -> list[dict[str, float | str]]:
         """The test table: a dict for each system, with its name under `system` and the mean of each metric."""
-        return [
-            {"system": system, **{metric: interval.mean for metric, interval in metrics.items()}}
-            for system, metrics in self.results.systems.items()
-        ]
+        return self.results.table
 
     @property
     def queries(self) -> list[dict[str, Any]]:
@@ -46,18 +43,18 @@ class RunResult:
 
     @property
     def verdict(self) -> str:
-        """What dev showed: better, better only with first-stage scores, cannot tell, or worse."""
+        """The verdict on dev: better, better only with first-stage scores, cannot tell, or worse."""
         return self.results.verdict
 
     @property
     def passed(self) -> bool:
-        """Whether the model was shown to be better, so that it may leave."""
+        """Whether the model was shown to be better than what was there before, so that it may be pushed."""
         from trainer.evaluation.gate import leaves
 
         return leaves(self.verdict)
 
     @property
     def model_folder(self) -> Path | None:
-        """The exported model; None where nothing was exported."""
+        """The folder of the exported model; None where nothing was exported."""
         folder = self.folder / "export" / "model"
         return folder if folder.is_dir() else None

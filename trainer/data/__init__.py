@@ -9,6 +9,7 @@ Imports inside run down, like the package's own:
     groups  pseudo_queries      training examples of a query; texts of the corpus as queries
     collection                  check it, build it, map it
     audit                       what makes numbers doubtful
+    memory                      a collection from dicts
     reviews  pairs              people's corrections; texts without ids
     reader                      rows to documents, queries and judgements
     sources  layout             the files or the data set that the recipe names; what a folder holds

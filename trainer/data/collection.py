@@ -1,4 +1,4 @@
-"""The collection as the stages see it: Arrow files, mapped into memory, in row numbers."""
+"""The collection that the stages read: Arrow files, mapped into memory, with row numbers in place of ids."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.audit import Audit, Summary
+from trainer.data.memory import in_memory, write_beir
 from trainer.data.pairs import PairReader
 from trainer.data.reader import Reader
 from trainer.data.records import SPLITS, Qrels, Record, has_positive, normalised
@@ -42,22 +43,32 @@ def _reader(section: Data) -> Reader:
     return PairReader(sources, section) if sources.pairs else Reader(sources, section)
 
 
-def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qrels, list[str]]:
-    """The judgements of all three splits, reviews included, and what was done for them; raises every fault."""
+def _qrels(
+    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str] = SPLITS
+) -> tuple[Qrels, list[str]]:
+    """Return the judgements of all three splits with the reviews, and notes on how they were made.
+
+    Raises DataError with every fault, among them a split of `needed` without a positive.
+    """
     qrels = reader.qrels()
     given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
     notes = reader.notes() + split_off(qrels, texts, section)
     if section.judgements is not None:
         notes.append(overrule(section.judgements, qrels, reader))
-    reader.faults.stop()  # a split may be empty only because of what is told here
-    require_positives(qrels, given, section, reader.faults)
+    reader.faults.stop()  # these faults may be the reason why a split is empty
+    require_positives(qrels, given, section, reader.faults, needed)
     reader.faults.stop()
     return {split: qrels[split] for split in SPLITS}, notes
 
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader, twins, texts, read = _reader(section), Twins(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
+    return _build(_reader(section), folder, SPLITS)
+
+
+def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
+    """Write what `reader` gives as Arrow files; the splits of `needed` must have positives."""
+    section, twins, texts, read = reader.section, Twins(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)
 
     def documents() -> Iterator[Record]:
@@ -82,7 +93,7 @@ def build_collection(section: Data, folder: Path) -> Collection:
             yield query
 
     _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in queries()), id=str, text=str)
-    qrels, _ = _qrels(reader, section, texts)
+    qrels, _ = _qrels(reader, section, texts, needed)
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
     query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
     judgements = (
@@ -114,12 +125,13 @@ def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type)
 
 @dataclass(frozen=True)
 class Collection:
-    """A checked collection, memory-mapped.
+    """A checked collection: documents, queries and qrels, memory-mapped.
 
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
-    {query row: {document row: grade}}, with the queries in the order in which the qrels file names them first. `twins`
-    maps a document that (nearly) repeats another one to the first with that text. `self_documents` are those rows that
-    are a query themselves, by its row, and no candidates of it; grades from `relevant_from` on say relevant.
+    {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
+    (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
+    are that query itself, which are no candidates of it. Grades from `relevant_from` on mean relevant. `section` is the
+    data section for a recipe, which only a collection from memory has.
     """
 
     documents: Dataset
@@ -129,10 +141,35 @@ class Collection:
     self_documents: dict[int, list[int]] = field(default_factory=dict)
     relevant_from: int = 1
     excludes_self: bool = True
+    section: Data | None = None
+
+    @classmethod
+    def from_memory(
+        cls,
+        documents: Mapping[str, str | Mapping[str, str]],
+        queries: Mapping[str, str],
+        qrels: Mapping[str, Mapping[str, Any]],
+        **settings: Any,
+    ) -> Collection:
+        """Return a checked collection made of plain dicts, as ir_measures takes them.
+
+        `documents` are {id: text} or {id: {"title": text, "text": text}}, `queries` {id: text}. `qrels` are {query id:
+        {document id: grade}}, of which a hash of the query's text takes dev and test as with files, or {split: {query
+        id: {document id: grade}}} with the splits train, dev and test. `settings` are keys of a recipe's section
+        `data`, such as relevant_from=2 or dev_share=0.2. Raises DataError with every fault.
+
+        The dicts are copied to temporary files, which are deleted with the last object that uses them.
+        """
+        reader = in_memory(documents, queries, qrels, settings)
+        files = reader.section.path
+        assert files is not None
+        collection = _build(reader, files.with_name("arrow"), needed=tuple(reader.sources.qrels))
+        write_beir(reader.sources, files)
+        return replace(collection, section=reader.section)
 
     @classmethod
     def open(cls, folder: Path) -> Collection:
-        """Map what `build_collection` wrote."""
+        """Map the files that `build_collection` wrote."""
         from datasets import Dataset
 
         documents, queries, judgements, twins, pairs = (

@@ -6,7 +6,7 @@ The hash alone decides, so equal texts stay together, and more queries, another 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from trainer.data.faults import Faults
 from trainer.data.records import SPLITS, Qrels, has_positive
@@ -19,8 +19,8 @@ def split_off(qrels: Qrels, texts: Mapping[str, str], section: Data) -> list[str
     dev is taken from the low end of the hashes and test from the high end, so that giving one of them does not
     change the other.
     """
+    train = qrels.setdefault("train", {})
     missing = [split for split in SPLITS if split not in qrels]
-    train = qrels["train"]
     before = len(train)
     for split in missing:
         qrels[split] = {}
@@ -42,9 +42,11 @@ def hash_position(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def require_positives(qrels: Qrels, given: Mapping[str, str], section: Data, faults: Faults) -> None:
-    """A fault for each split in which no query has a positive; `given` names the file of those that have one."""
-    for split in SPLITS:
+def require_positives(
+    qrels: Qrels, given: Mapping[str, str], section: Data, faults: Faults, needed: Sequence[str] = SPLITS
+) -> None:
+    """Note a fault for each split of `needed` in which no query has a positive; `given` has the files of splits."""
+    for split in needed:
         if any(has_positive(grades, section.relevant_from) for grades in qrels[split].values()):
             continue
         if split in given:

@@ -19,6 +19,7 @@ LABELS = {
     "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
+    "reranked": "reranked",
     "ceiling": "ceiling",
 }
 BEFORE = NAMES  # what the user had
@@ -58,6 +59,14 @@ class Results(Release):
         }
         content["ways"] = {way: Finding(**finding) for way, finding in content["ways"].items()}
         return cls(**content)
+
+    @property
+    def table(self) -> list[dict[str, float | str]]:
+        """The means of each system: a dict with its name under `system` and each metric under its own."""
+        return [
+            {"system": system, **{metric: interval.mean for metric, interval in metrics.items()}}
+            for system, metrics in self.systems.items()
+        ]
 
     @property
     def training_helped(self) -> bool:

@@ -1,13 +1,14 @@
-"""The two-stage measurement: what was retrieved, reranked, measured against all judgements.
+"""The two-stage evaluation: retrieved candidates are reranked, and measured against all judgements.
 
-Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
-system is compared with the first stage, and with the base where that ranks already, by bootstrap intervals and a paired
-test, and listed with the ceiling: the perfect order of what was retrieved.
+Only documents that the first stage returned are reranked; a positive that it missed counts as missed. Every system is
+compared with the first stage, and with the base model where that ranks already, by bootstrap intervals and a paired
+test. The ceiling is the best order of what was retrieved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,64 @@ def mean_score(
 def query_scores(
     collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray | None = None
 ) -> dict[str, float]:
-    """{query id: value} of one metric, of the first stage's order or of `scores` (queries, depth)."""
+    """Return {query id: value} of one metric, of the first stage's order or of `scores` (queries, depth)."""
     ranking = _named(collection, candidates, order(candidates, scores))
     return per_query([metric], collection.named_qrels(split), ranking)[metric]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Systems on one split: each one's order of document rows, and {system: {metric: {query id: value}}}."""
+
+    depth: int
+    orders: dict[str, list[list[int]]]
+    values: dict[str, dict[str, dict[str, float]]]
+
+
+def measure(
+    collection: Collection,
+    split: str,
+    candidates: Candidates,
+    scores: Mapping[str, np.ndarray],
+    metrics: Sequence[str],
+    default: Candidates | None = None,
+) -> Measured:
+    """Measure the first stage, each scored system and the ceiling, query by query; arguments as for `evaluate`."""
+    orders = {"first_stage_default": order(default)} if default else {}
+    orders["first_stage"] = order(candidates)
+    orders |= {system: order(candidates, values) for system, values in scores.items()}
+    depth = min(values.shape[1] for values in scores.values())
+    orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
+    qrels = collection.named_qrels(split)
+    values = {
+        system: per_query(metrics, qrels, _named(collection, candidates, rows)) for system, rows in orders.items()
+    }
+    return Measured(depth, orders, values)
+
+
+def summarise(measured: Measured, split: str, seed: int, release: Release | None = None) -> Results:
+    """Return means with bootstrap intervals, and each reranked system compared with what was there before."""
+    values = measured.values
+    reranked = [system for system in values if system not in ("first_stage_default", "first_stage", "ceiling")]
+    metrics = list(values["first_stage"])
+    return Results(
+        split=split,
+        queries=len(values["first_stage"][metrics[0]]),
+        depth=measured.depth,
+        **vars(release or Release()),
+        systems={
+            system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
+            for system, by_metric in values.items()
+        },
+        comparisons=[
+            _compared(values, system, before, metric, seed)
+            for before in BEFORE
+            if before in values
+            for system in reranked
+            if system != before
+            for metric in metrics
+        ],
+    )
 
 
 def evaluate(
@@ -72,42 +128,18 @@ def evaluate(
     default: Candidates | None = None,
     release: Release | None = None,
 ) -> Results:
-    """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
+    """Measure the first stage, each scored system and the ceiling; with a folder, write TREC runs and results.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
-    `default` is what the first stage returns without tuning, for the system `first_stage_default`. `release`, what dev
-    showed of the model that leaves, is only recorded here.
+    `default` are the candidates of the first stage without tuning, for the system `first_stage_default`. `release`,
+    what dev showed of the exported model, is only recorded here.
     """
-    orders = {"first_stage_default": order(default)} if default else {}
-    orders["first_stage"] = order(candidates)
-    orders |= {system: order(candidates, values) for system, values in scores.items()}
-    depth = min(values.shape[1] for values in scores.values())
-    orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
-    qrels = collection.named_qrels(split)
-    values = {
-        system: per_query(metrics, qrels, _named(collection, candidates, rows)) for system, rows in orders.items()
-    }
-    results = Results(
-        split=split,
-        queries=len(qrels),
-        depth=depth,
-        **vars(release or Release()),
-        systems={
-            system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
-            for system, by_metric in values.items()
-        },
-        comparisons=[
-            _compared(values, system, before, metric, seed)
-            for before in BEFORE
-            if before in values
-            for system in scores
-            if system != before
-            for metric in metrics
-        ],
-    )
+    measured = measure(collection, split, candidates, scores, metrics, default)
+    results = summarise(measured, split, seed, release)
     if folder is not None:
-        for system in (system for system in orders if system != "ceiling"):
-            _write_trec(folder / f"{system}.trec", _named(collection, candidates, orders[system]), system)
+        for system, rows in measured.orders.items():
+            if system != "ceiling":
+                _write_trec(folder / f"{system}.trec", _named(collection, candidates, rows), system)
         results.save(folder)
     return results
 
@@ -115,7 +147,7 @@ def evaluate(
 def _compared(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, before: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """How much better a system is than what was there before, how likely by chance, and on how many queries."""
+    """Return by how much a system is better than another, how likely by chance, and on how many queries."""
     ours, theirs = (list(values[name][metric].values()) for name in (system, before))
     differences = np.subtract(ours, theirs)
     return {
@@ -130,7 +162,7 @@ def _compared(
 
 
 def _named(collection: Collection, candidates: Candidates, orders: Sequence[Sequence[int]]) -> Ranking:
-    """Rows back to ids."""
+    """Return {query id: document ids} of orders of rows."""
     return {
         collection.query_ids[query]: [collection.document_ids[row] for row in rows]
         for query, rows in zip(candidates.queries.tolist(), orders, strict=True)
@@ -138,7 +170,7 @@ def _named(collection: Collection, candidates: Candidates, orders: Sequence[Sequ
 
 
 def _write_trec(path: Path, ranking: Ranking, tag: str) -> None:
-    """A TREC run whose scores strictly fall, so that every evaluator reads the same order."""
+    """Write a TREC run whose scores strictly fall, so that every evaluator reads the same order."""
     lines = [
         f"{trec_id(query)} Q0 {trec_id(document)} {rank} {len(documents) - rank + 1} {tag}\n"
         for query, documents in ranking.items()

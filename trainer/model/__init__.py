@@ -5,7 +5,7 @@ Imports inside run down, like the package's own:
     teacher                             a cross-encoder asked for scores, and the scores that it gave before
     scoring                             a collection's rows, tokenised once and scored by all processes
     reranker                            the model with its tokenizer
-    loading  fusion                     a model from a folder, checked before and after; first-stage scores added
+    loading  fusion  arguments          a model from a folder, checked; first-stage scores added; arguments checked
     heads  scores                       fresh heads; scores of different systems on one scale
     tokenizer  batching  packing        special tokens; batches of one length; sequences without padding
     interaction                         the interaction head, which stands alone: it is exported as it is

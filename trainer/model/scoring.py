@@ -76,17 +76,21 @@ def score_rows(
     reranker: Reranker,
     tokenized: TokenizedCollection,
     rows: Sequence[tuple[int, int]],
-    accelerator: Accelerator,
+    accelerator: Accelerator | None,
     note: str | None = None,
 ) -> np.ndarray:
-    """Logits (pairs,) float32 of (query row, document row) pairs, shared out over all processes."""
-    ours = rows[accelerator.process_index :: accelerator.num_processes]
+    """Return logits (pairs,) float32 of (query row, document row) pairs.
+
+    All processes of the accelerator share the work; without one this process scores every pair.
+    """
+    place, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    ours = rows[place::processes]
     chunks = (tokenized.pairs(ours[start : start + CHUNK]) for start in range(0, len(ours), CHUNK))
     part = reranker.score_chunks(chunks, len(ours), note)
-    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    parts = gather_object([part]) if processes > 1 else [part]
     scores = np.empty(len(rows), dtype=np.float32)
     for index, numbers in enumerate(parts):
-        scores[index :: accelerator.num_processes] = numbers
+        scores[index::processes] = numbers
     return scores
 
 
@@ -94,13 +98,13 @@ def rerank(
     reranker: Reranker,
     tokenized: TokenizedCollection,
     candidates: Candidates,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None,
     note: str | None = None,
 ) -> np.ndarray:
-    """Scores (queries, depth) float32 of all candidates, -inf where there is none.
+    """Return scores (queries, depth) float32 of all candidates, -inf where there is none.
 
-    Raises RunError where the model gives what is no number: in the order of such scores the first stage's would remain,
-    and a broken model would pass for one that is as good.
+    Raises RunError where scores are NaN: sorting them would leave the first stage's order, and a broken model would
+    seem to be as good as the first stage.
     """
     scores = candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
     if np.isnan(scores).any():

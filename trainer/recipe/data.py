@@ -1,4 +1,4 @@
-"""The section `data`: one of three ways to name documents, queries and relevance judgements."""
+"""The section `data`: one of three ways to name documents, queries and relevance judgements (qrels)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from trainer.recipe.section import Section, contradiction
 
@@ -16,7 +16,7 @@ READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_docum
 
 
 class Data(Section):
-    """What the user gives: a corpus, queries and relevance judgements. One way in: path, corpus or pairs."""
+    """The collection: documents, queries and relevance judgements. One way in: path, corpus or pairs."""
 
     path: Path | None = None
     """Folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), or hub:OWNER/NAME, or hub:FOLDER."""
@@ -72,6 +72,7 @@ class Data(Section):
     """Columns of texts (or of lists of them) that are not relevant."""
     pairs_label: str | tuple[str, ...] | None = None
     """Column of the grade of each pair (or of a list of them); null: a usual name unless pairs_positive is given."""
+    _temporary: object | None = PrivateAttr(None)
 
     @field_validator(*FILES, "corpus_text", "pairs_negatives", mode="before")
     @classmethod
@@ -122,7 +123,7 @@ class Data(Section):
         return self
 
     def _keys_of(self, way: str) -> set[str]:
-        """Keys that are read with this way in."""
+        """Return the keys that are read with this way in."""
         always = {way, "dev_share", "test_share", *READING}
         of_pairs = {key for key in type(self).model_fields if key.startswith("pairs_")}
         of_ids = {key for key in type(self).model_fields if key.startswith(("corpus_", "query_", "qrels_"))}
@@ -135,14 +136,29 @@ class Data(Section):
             }[way]
         )
 
+    def keep(self, files: object) -> None:
+        """Hold the temporary files of a collection from memory, so that they last as long as this section."""
+        self._temporary = files
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether `path` leads to temporary files, which end with this section."""
+        return self._temporary is not None
+
+    def moved(self, path: Path) -> Data:
+        """Return the section with a path to files that stay."""
+        section = self.model_copy(update={"path": path})
+        section._temporary = None
+        return section
+
     @property
     def hub(self) -> str | None:
-        """OWNER/NAME or the folder of a data set that the `datasets` library loads, where `path` names one."""
+        """Return OWNER/NAME or the folder of a data set that the `datasets` library loads, where `path` names one."""
         return str(self.path)[len(HUB) :] if self.path and str(self.path).startswith(HUB) else None
 
     @property
     def title(self) -> str:
-        """What the collection is called where its place on this machine is nobody's business."""
+        """Return a name of the collection that shows no folder of this machine, for the model card."""
         if self.path is not None:
             return self.hub if self.hub and not Path(self.hub).is_dir() else self.path.name
         first = (self.corpus or self.pairs or (Path("data"),))[0]

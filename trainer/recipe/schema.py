@@ -23,7 +23,7 @@ class ModelReference(NamedTuple):
 
 
 class Recipe(Section):
-    """One training run from collection to exported model. Sections stand in the order in which they run."""
+    """One training run from collection to exported model, its sections in the order in which they run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Results go to runs/NAME."""
@@ -43,8 +43,18 @@ class Recipe(Section):
 
     @property
     def tried(self) -> tuple[str, ...]:
-        """Where relative paths that lead nowhere were looked for, a sentence each."""
+        """Return a sentence for each relative path that leads nowhere, with the folders that were searched."""
         return self._tried
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _a_collection_has_its_section(cls, data: Any) -> Any:
+        """Accept a `Collection` from memory, by the section that names its files."""
+        if isinstance(data, Data) or not hasattr(data, "section"):
+            return data
+        if data.section is None:
+            raise ValueError("names no files: of a collection only Collection.from_memory knows them; name its folder")
+        return data.section
 
     @field_validator("mine")
     @classmethod
@@ -86,13 +96,12 @@ class Recipe(Section):
 
     @property
     def bi_encoder(self) -> str | None:
-        """The model that embeds, where the first stage has one."""
-        section = self.retriever
-        return section.model if section.kind in ("dense", "hybrid") or section.fuse_run else None
+        """Return the model that embeds, where the first stage has one."""
+        return self.retriever.bi_encoder
 
     @property
     def model_references(self) -> list[ModelReference]:
-        """The models that a run of this recipe loads, each with the key that allows its own code."""
+        """Return the models that a run of this recipe loads, each with the key that allows its own code."""
         retriever, mine, reranker, distil = self.retriever, self.mine, self.reranker, self.distil
         used = [
             ("retriever.model", self.bi_encoder, "retriever.trust_remote_code", retriever.trust_remote_code),
@@ -105,12 +114,12 @@ class Recipe(Section):
 
     @property
     def rerank_depth(self) -> int:
-        """Candidates of a query that are reranked, in training lists as on dev and test."""
+        """Return how many candidates of a query are reranked, in training lists as on dev and test."""
         return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)
 
 
 def schema_table(section: type[BaseModel]) -> list[list[str]]:
-    """Rows [key, default, meaning] of one section, from the schema itself (README and `check --schema` show them)."""
+    """Return rows [key, default, meaning] of one section, which README and `check --schema` show."""
     return [
         [
             name,
@@ -122,7 +131,7 @@ def schema_table(section: type[BaseModel]) -> list[list[str]]:
 
 
 def sections() -> dict[str, type[BaseModel]]:
-    """The sections of a recipe by name, in the order in which they run."""
+    """Return the sections of a recipe by name, in the order in which they run."""
     found = {}
     for name, field in Recipe.model_fields.items():
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):  # the args of `Push | None`
@@ -132,7 +141,7 @@ def sections() -> dict[str, type[BaseModel]]:
 
 
 def _plain(value: Any) -> str:
-    """A default as one would write it in YAML."""
+    """Return a default as it is written in YAML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

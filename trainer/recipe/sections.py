@@ -45,6 +45,11 @@ class Retriever(Section):
     """weighted: sum of standardised scores with tuned weights, where tuned; rrf, and else: by reciprocal ranks."""
 
     @property
+    def bi_encoder(self) -> str | None:
+        """The model that embeds, where the first stage has one."""
+        return self.model if self.kind in ("dense", "hybrid") or self.fuse_run else None
+
+    @property
     def has_bm25(self) -> bool:
         """Whether BM25 is among the engines."""
         return self.kind in ("bm25", "hybrid") or self.fuse_run

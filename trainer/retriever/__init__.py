@@ -16,7 +16,7 @@ Imports inside run down, like the package's own:
 from trainer.retriever.candidates import NOTHING, Candidates, Ranking
 from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
 from trainer.retriever.engines import Settings, language_of
-from trainer.retriever.retrieve import retrieve_splits, retrieve_unjudged, shards
+from trainer.retriever.retrieve import candidates_of_dict, embed, retrieve_splits, retrieve_unjudged, shards
 from trainer.retriever.tuning import Tuning
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "Settings",
     "Shards",
     "Tuning",
+    "candidates_of_dict",
+    "embed",
     "language_of",
     "retrieve_splits",
     "retrieve_unjudged",
