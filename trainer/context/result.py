@@ -36,9 +36,10 @@ class RunResult:
 
     @property
     def queries(self) -> list[dict[str, Any]]:
-        """A dict for each test query, with texts, ranks and scores before and after reranking."""
+        """A dict for each test query, with texts, ranks and scores; raises RunError before evaluation."""
         from trainer.reporting.queries import read_queries
 
+        _ = self.results  # an error here says more than that of a missing file
         return list(read_queries(self.folder / "evaluate"))
 
     @property
