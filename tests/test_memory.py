@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import DETAILS, TOPICS
 from pydantic import ValidationError
 
 from trainer import Collection, Recipe, Reranker, evaluate, load_recipe, mine, run
@@ -15,6 +14,17 @@ from trainer.errors import DataError, RunError
 from trainer.recipe import Data, Retriever
 from trainer.runtime import console
 
+TOPICS = {  # in words that the tiny models know
+    "probe": "liveness probe restarts the container when its endpoint fails",
+    "memory": "kernel kills the process when memory of the node runs out",
+    "disk": "inodes run out although the disk shows free space",
+    "cert": "certificate expired because renewal ran without reload",
+    "queue": "consumer lag grows while one partition holds all messages",
+    "lock": "update waits behind another transaction that holds the row",
+    "route": "packets are dropped since the path drops large segments",
+    "deploy": "rollback keeps the old image because the tag was reused",
+}
+DETAILS = ["check the log first", "raise the limit slowly"]
 DOCUMENTS = {
     f"{name}-{place}": {"title": name, "text": f"{text} {DETAILS[place]}"}
     for name, text in TOPICS.items()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import build_models
 
 import trainer
 from trainer import RunResult
@@ -55,11 +54,11 @@ def test_what_a_result_offers():
 
 
 @pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
+def notebook(tmp_path_factory, models_of):
     """The names that the page leaves when its blocks run in order, with a tiny model for MODEL, and what it prints."""
     root = tmp_path_factory.mktemp("notebook")
     words = sorted(set(re.findall(r"[a-z]+", PAGE.lower())))
-    tiny = build_models(root / "models", words)["reranker"]
+    tiny = models_of(root / "models", words)["reranker"]
     names: dict = {"__name__": "notebook"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -22,6 +22,7 @@ from trainer.evaluation.two_stage import measure, summarise
 from trainer.model import Reranker, TokenizedCollection, rerank, score_rows
 from trainer.recipe import RERANK_DEPTH, Evaluate, Mine, Retriever
 from trainer.retriever import Candidates, candidates_of_dict, embed, retrieve_splits
+from trainer.runtime.machine import explained
 
 FirstStage = Retriever | Mapping[str, Mapping[str, float]]
 OF_A_RUN = ("groups", "list_size", "rounds", "teacher", "teacher_trust_remote_code")  # keys that `mine` does not read
@@ -41,6 +42,7 @@ class Evaluation:
         return self.results.table
 
 
+@explained
 def mine(
     collection: Collection,
     first_stage: FirstStage | None = None,
@@ -74,6 +76,7 @@ def mine(
     return negatives
 
 
+@explained
 def evaluate(
     collection: Collection,
     reranker: Reranker,

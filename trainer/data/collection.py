@@ -20,16 +20,17 @@ from trainer.data.sources import find_sources
 from trainer.data.splits import require_positives, split_off
 from trainer.data.twins import BUILD_DOCUMENTS, BUILD_WORDS, Twins
 from trainer.recipe import Data
+from trainer.runtime.machine import explained
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-ROWS_AT_ONCE = 1024  # documents read at once where all of them are compared
+ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
 def check_collection(section: Data) -> Summary:
-    """Read the whole collection once; raises DataError with every fault."""
+    """Read the whole collection once and return what it holds; raises DataError with every fault."""
     reader, audit, texts = _reader(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
@@ -112,7 +113,7 @@ def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type) -> None:
-    """Stream rows into one Arrow file; nothing but a writer's batch is held in memory."""
+    """Stream rows into one Arrow file; only one batch is in memory."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -144,6 +145,7 @@ class Collection:
     section: Data | None = None
 
     @classmethod
+    @explained
     def from_memory(
         cls,
         documents: Mapping[str, str | Mapping[str, str]],
@@ -195,7 +197,7 @@ class Collection:
         )
 
     def with_queries(self, texts: Mapping[str, str]) -> Collection:
-        """The same with more queries (texts by id), in the rows behind the others; nothing is judged for them."""
+        """Return the collection with more queries (texts by id) after its own; they have no judgements."""
         from datasets import Dataset, concatenate_datasets
 
         columns = {"id": list(texts), "text": list(texts.values())}
@@ -206,7 +208,7 @@ class Collection:
         return replace(self, queries=queries, self_documents=self.self_documents | own)
 
     def _documents_with_text(self, texts: Mapping[str, str]) -> dict[str, list[int]]:
-        """The document rows that are one of the texts themselves, by its id, where such documents are left out."""
+        """Return the document rows that equal one of the texts, by its id; none where such documents are kept."""
         if not self.excludes_self:
             return {}
         read = DocumentTexts()
@@ -217,16 +219,16 @@ class Collection:
         return read.find(texts)
 
     def query_texts(self, rows: Sequence[int]) -> list[str]:
-        """The texts of query rows."""
+        """Return the texts of query rows."""
         return self.queries.select(rows)["text"][:]
 
     def passages(self, rows: Sequence[int]) -> list[str]:
-        """What is read of document rows: title and text."""
+        """Return title and text of document rows, which is what models read."""
         return self.documents.select(rows)["passage"][:]
 
     @cached_property
     def first_alike(self) -> np.ndarray:
-        """For each document row (int32) the first document with (nearly) the same text, mostly itself."""
+        """For each document row (int32) the first document with (nearly) the same text, usually itself."""
         import numpy as np
 
         rows = np.arange(len(self.documents), dtype=np.int32)
@@ -234,37 +236,37 @@ class Collection:
         return rows
 
     def answerable(self, split: str) -> list[int]:
-        """Query rows of the split with at least one positive: only they can be measured or learned from."""
+        """Return the query rows of a split with a positive: only they can be measured or learned from."""
         return [query for query, grades in self.qrels[split].items() if has_positive(grades, self.relevant_from)]
 
     def positives(self, split: str, query: int) -> list[int]:
-        """Document rows that are judged relevant for a query."""
+        """Return the document rows that are judged relevant for a query."""
         return [row for row, grade in self.qrels[split][query].items() if grade >= self.relevant_from]
 
     def relevant(self, split: str) -> dict[int, dict[int, int]]:
-        """The judgements that say relevant: {query row: {document row: grade}}."""
+        """Return the judgements of relevant documents: {query row: {document row: grade}}."""
         return {
             query: {row: grade for row, grade in grades.items() if grade >= self.relevant_from}
             for query, grades in self.qrels[split].items()
         }
 
     def judged_negatives(self, split: str, query: int) -> list[int]:
-        """Document rows that are judged not relevant for a query, without those that are the query itself.
+        """Return the document rows that are judged not relevant for a query.
 
-        Without those, too, that are relevant for another query with the same text.
+        Documents that are the query itself are left out, and those that are relevant for another query with its text.
         """
         passed = {*self.self_documents.get(query, ()), *self.positives_of_equal_queries(split, query)}
         grades = self.qrels[split][query]
         return [row for row, grade in grades.items() if grade < self.relevant_from and row not in passed]
 
     def positives_of_equal_queries(self, split: str, query: int) -> list[int]:
-        """Document rows that are judged relevant for other queries of the split with the same text."""
+        """Return the document rows that are judged relevant for other queries of the split with the same text."""
         others = (other for other in self._equal_queries[split].get(query, ()) if other != query)
         return [row for other in others for row in self.positives(split, other)]
 
     @cached_property
     def _equal_queries(self) -> dict[str, dict[int, list[int]]]:
-        """By split: each query row that shares its text with others to all of them."""
+        """{split: {query row: all query rows with its text}}, of queries that share their text."""
         found: dict[str, dict[int, list[int]]] = {}
         for split, judged in self.qrels.items():
             rows: dict[str, list[int]] = {}
@@ -274,7 +276,7 @@ class Collection:
         return found
 
     def named_qrels(self, split: str) -> dict[str, dict[str, int]]:
-        """The answerable queries' judgements with ids, as metrics want them."""
+        """Return {query id: {document id: grade}} of the answerable queries, as ir_measures takes it."""
         return {
             self.query_ids[query]: {
                 self.document_ids[document]: grade for document, grade in self.qrels[split][query].items()
@@ -284,10 +286,10 @@ class Collection:
 
     @cached_property
     def query_ids(self) -> list[str]:
-        """Id of each query row."""
+        """The id of each query row."""
         return self.queries["id"][:]
 
     @cached_property
     def document_ids(self) -> list[str]:
-        """Id of each document row."""
+        """The id of each document row."""
         return self.documents["id"][:]

@@ -76,7 +76,7 @@ def as_pairs(pairs: Any) -> list[tuple[str, str]]:
                 f"pairs must be a list of (query, document) pairs, but pairs[{index}] is a text; put a single pair in "
                 "a list"
             )
-        if not isinstance(pair, tuple | list) or [type(text) for text in pair] != [str, str]:
+        if not isinstance(pair, tuple | list) or [isinstance(text, str) for text in pair] != [True, True]:
             raise TypeError(f"pairs[{index}] must be (query, document), two texts, not {pair!r:.60}")
     return [(query, document) for query, document in pairs]
 
