@@ -80,9 +80,8 @@ def test_the_notebook_runs_from_top_to_bottom(notebook):
     result = names["result"]
     assert [row["system"] for row in result.table][0] == "first_stage"
     assert {*result.table[0]} == {"system", "nDCG@10", "RR@10", "R@50"}
-    assert result.model_folder == Path("runs/faq/export/model")
-    assert (root / result.model_folder).is_dir()
-    assert result.passed == (result.refused is None)
+    assert result.model_folder.samefile(root / "runs" / "faq" / "export" / "model")
+    assert result.refused is None  # it was forced
 
 
 def test_the_notebooks_negatives_are_no_positives(notebook):

@@ -79,7 +79,7 @@ def run(
                 _deliver(opened, force)
         except NotBetterError as error:
             refused = error
-    return RunResult(folder, refused)
+    return RunResult(folder.absolute(), refused)  # it is read later, perhaps from another working directory
 
 
 def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run, read from its folder. `refused` is the error where the model was not shown to be better."""
+    """A finished run, read from its folder.
+
+    `refused` is the error of a model that was not shown to be better; None where that was forced.
+    """
 
     folder: Path
     refused: NotBetterError | None = None
