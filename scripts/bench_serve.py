@@ -149,10 +149,10 @@ def offline(folder: Path, requests: Requests, precision: Any) -> float:
     from trainer.model import Reranker
 
     model = Reranker.load(folder / "base", precision=precision)
-    model.score(*requests[0])
+    model.rank(*requests[0])
     started = time.perf_counter()
     for query, documents in requests:
-        model.score(query, documents)
+        model.rank(query, documents)
     return sum(len(documents) for _, documents in requests) / (time.perf_counter() - started)
 
 

@@ -94,6 +94,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> dict[str
     return build_models(tmp_path_factory.mktemp("tiny"), words)
 
 
+@pytest.fixture(scope="session")
+def models_of() -> Callable[[Path, list[str]], dict[str, Path]]:
+    """`models_of(folder, words)` builds the same tiny models over another vocabulary."""
+    return build_models
+
+
 def build_models(root: Path, words: list[str]) -> dict[str, Path]:
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

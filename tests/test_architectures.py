@@ -71,8 +71,8 @@ def families(names: frozenset[str], often: set[str]) -> list:
 
 def proof(reranker: Reranker, folder: Path) -> np.ndarray:
     """Check what every cross-encoder has to do, and return its scores."""
-    scores = reranker.score(QUERY, DOCUMENTS)
-    alone = [reranker.score(QUERY, [document])[0] for document in DOCUMENTS]
+    scores = reranker.score([(QUERY, text) for text in DOCUMENTS])
+    alone = [reranker.score([(QUERY, document)])[0] for document in DOCUMENTS]
     np.testing.assert_allclose(scores, alone, rtol=0, atol=1e-5)  # padding changes nothing
     assert np.ptp(scores) > 1e-6
     tokens = reranker.pairs.tokenize([QUERY, *DOCUMENTS])
@@ -81,7 +81,9 @@ def proof(reranker: Reranker, folder: Path) -> np.ndarray:
     assert all(torch.isfinite(tensor.grad).all() for tensor in reranker.model.parameters() if tensor.grad is not None)
     reranker.model.eval()
     reranker.save(folder / "again")
-    np.testing.assert_allclose(Reranker.load(folder / "again").score(QUERY, DOCUMENTS), scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        Reranker.load(folder / "again").score([(QUERY, text) for text in DOCUMENTS]), scores, rtol=0, atol=1e-6
+    )
     return scores
 
 
@@ -91,7 +93,7 @@ def test_the_interaction_head_on_every_family_that_is_listed(folder_of, family):
     reranker = Reranker.load(folder, head="interaction", max_length=48)
     scores = proof(reranker, folder)
     reranker.model.config.damping = 0.0  # an attention that ignores the bias would not notice
-    assert np.abs(reranker.score(QUERY, DOCUMENTS) - scores).max() > 1e-4
+    assert np.abs(reranker.score([(QUERY, text) for text in DOCUMENTS]) - scores).max() > 1e-4
 
 
 @pytest.mark.parametrize("family", families(CLASSIFIER - INTERACTION, CLASSIFIER_OFTEN))
@@ -107,7 +109,7 @@ def test_the_positions_that_config_json_tells_are_those_of_the_model(folder_of, 
     longest = longest_text(AutoConfig.from_pretrained(folder).to_dict())
     if longest is not None:
         reranker = Reranker.load(folder, head=head, max_length=longest)
-        reranker.score("queue " * 200, ["disk " * 200])
+        reranker.score([("queue " * 200, "disk " * 200)])
 
 
 def test_no_family_is_in_two_lists():

@@ -35,7 +35,9 @@ def test_figures_are_those_of_evaluation_and_a_fault_costs_its_own_row(recipe_fi
     reranked = opened.reranked("test")
     scores = reranked.scored(
         lambda pairs: [
-            float(model.score(collection.query_texts([query])[0], collection.passages([document]))[0])
+            float(
+                model.score([(collection.query_texts([query])[0], text) for text in collection.passages([document])])[0]
+            )
             for query, document in pairs
         ]
     )

@@ -191,7 +191,7 @@ def test_the_student_has_the_tuned_encoder_and_scores_alike_in_sentence_transfor
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
     assert type(plain).__module__.startswith("transformers.models.")
     assert type(plain).__name__.lower() == f"{base}forsequenceclassification"
-    scores = student.score(QUERY, DOCUMENTS)
+    scores = student.score([(QUERY, text) for text in DOCUMENTS])
     assert np.std(scores) > 1e-3
     outside = CrossEncoder(str(tmp_path / "student"), device="cpu", activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(outside.predict([(QUERY, text) for text in DOCUMENTS]), scores, atol=1e-5)
@@ -211,7 +211,8 @@ def test_a_named_student_keeps_its_own_template_and_a_reranker_its_classifier(ti
     student = student_of.load_student(recipe, tmp_path)
     assert not student_of.has_fresh_classifier(recipe)
     np.testing.assert_array_equal(
-        student.score(QUERY, DOCUMENTS), Reranker.load(tiny["reranker"], max_length=32).score(QUERY, DOCUMENTS)
+        student.score([(QUERY, text) for text in DOCUMENTS]),
+        Reranker.load(tiny["reranker"], max_length=32).score([(QUERY, text) for text in DOCUMENTS]),
     )
     assert student_of.has_fresh_classifier(recipe_of(tiny["bert"], tiny["roberta"]))
     assert student_of.has_fresh_classifier(recipe_of(tiny["bert"]))
@@ -292,7 +293,7 @@ def test_the_student_is_in_the_results_table_and_is_exported(finished):
         "onnx",
     }
     outside = CrossEncoder(str(model), device="cpu")
-    scores = Reranker.load(folder / "distil" / "best").score(QUERY, DOCUMENTS)
+    scores = Reranker.load(folder / "distil" / "best").score([(QUERY, text) for text in DOCUMENTS])
     np.testing.assert_allclose(outside.predict([(QUERY, text) for text in DOCUMENTS]), scores, atol=1e-5)
 
     card = (model / "README.md").read_text()

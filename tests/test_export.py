@@ -106,7 +106,7 @@ def trained(base: Path, head: str = "auto") -> Reranker:
 
 
 def score(reranker: Reranker) -> np.ndarray:
-    return np.concatenate([reranker.score(query, DOCUMENTS) for query in QUERIES])
+    return np.concatenate([reranker.score([(query, text) for text in DOCUMENTS]) for query in QUERIES])
 
 
 def no_parity() -> Parity:
@@ -137,7 +137,7 @@ def test_the_folder_loads_here_with_the_trained_scores(case):
     reranker = Reranker.load(case.folder)
     assert reranker.is_interaction == case.is_interaction
     assert reranker.max_length == MAX_LENGTH
-    scores = [score for query in QUERIES for score in reranker.score(query, DOCUMENTS)]
+    scores = [score for query in QUERIES for score in reranker.score([(query, text) for text in DOCUMENTS])]
     np.testing.assert_allclose(scores, case.scores, **CLOSE)
 
 

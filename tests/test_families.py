@@ -225,7 +225,10 @@ SPELT = {"bert": "[SEP]", "roberta": "</s>", "xlm-roberta": "</s>", "modernbert"
 @pytest.mark.parametrize(("name", "token"), SPELT.items())
 def test_a_separator_in_the_query_does_not_hide_the_documents(bases, name, token):
     reranker = Reranker.load(bases(name, "encoder"), max_length=48)
-    scores = {query: reranker.score(query, TEXT) for query in ("probe restarts", f"{token} probe restarts")}
+    scores = {
+        query: reranker.score([(query, text) for text in TEXT])
+        for query in ("probe restarts", f"{token} probe restarts")
+    }
     assert all(found.std() > 0.1 for found in scores.values())
 
 

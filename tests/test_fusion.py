@@ -104,18 +104,18 @@ def test_the_scale_of_scores_does_not_matter(scale):
 
 
 def test_a_model_ranks_by_the_fused_scores(fused):
-    alone = fused.score(QUERY, DOCUMENTS).astype(float)
+    alone = fused.score([(QUERY, text) for text in DOCUMENTS]).astype(float)
     first = [1.0, 3.0, 2.0]
     expected = (alone - alone.mean()) / alone.std() + 0.5 * np.array([-UNIT, UNIT, 0.0])
     ranked = fused.rank(QUERY, DOCUMENTS, first_stage_scores=first)
     assert [one.index for one in ranked] == np.argsort(-expected).tolist()
     np.testing.assert_allclose([one.score for one in ranked], np.sort(expected)[::-1], atol=1e-6)
     assert [one.document for one in ranked] == [DOCUMENTS[one.index] for one in ranked]
-    np.testing.assert_array_equal(fused.score(QUERY, DOCUMENTS), alone)  # always the model alone
+    np.testing.assert_array_equal(fused.score([(QUERY, text) for text in DOCUMENTS]), alone)  # always the model alone
 
 
 def test_without_scores_a_model_ranks_by_its_own(fused):
-    alone = fused.score(QUERY, DOCUMENTS)
+    alone = fused.score([(QUERY, text) for text in DOCUMENTS])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ranked = fused.rank(QUERY, DOCUMENTS)
@@ -123,7 +123,7 @@ def test_without_scores_a_model_ranks_by_its_own(fused):
 
 
 def test_by_order_the_weight_for_order_is_used(fused):
-    alone = fused.score(QUERY, DOCUMENTS).astype(float)
+    alone = fused.score([(QUERY, text) for text in DOCUMENTS]).astype(float)
     order = -np.log2([2.0, 3.0, 4.0])
     expected = (alone - alone.mean()) / alone.std() + 2.0 * (order - order.mean()) / order.std()
     ranked = fused.rank(QUERY, DOCUMENTS, first_stage="order", top_k=2)
@@ -146,15 +146,11 @@ def test_one_document_or_none_is_ranked_too(fused):
     (only,) = fused.rank(QUERY, DOCUMENTS[:1], first_stage_scores=[3.0])
     assert (only.index, only.score) == (0, 0.0)
     assert fused.rank(QUERY, [], first_stage_scores=[]) == []
-    assert fused.rank(QUERY, DOCUMENTS, top_k=0) == []
 
 
 @pytest.mark.parametrize(
     ("documents", "options", "message"),
     [
-        ("one text", {}, "documents must be a list of texts"),
-        (b"one text", {}, "documents must be a list of texts"),
-        (["a text", None], {}, "documents must be a list of texts"),
         (DOCUMENTS, {"first_stage_scores": [10**400, 1, 2]}, "must be numbers"),
         (DOCUMENTS, {"first_stage_scores": [1.0]}, "for each of the 3 documents, not 1"),
         (DOCUMENTS, {"first_stage_scores": []}, "for each of the 3 documents, not 0"),
@@ -167,7 +163,6 @@ def test_one_document_or_none_is_ranked_too(fused):
         (DOCUMENTS, {"first_stage_scores": [[1.0], [2.0, 3.0], [1.0]]}, "must be numbers"),
         (DOCUMENTS, {"first_stage_scores": [1.0, 2.0, 3.0], "first_stage": "order"}, "not both"),
         (DOCUMENTS, {"first_stage": "scores"}, 'must be "order" or None'),
-        (DOCUMENTS, {"top_k": -1}, "top_k must be 0 or more, not -1"),
     ],
 )
 def test_invalid_first_stage_options_are_refused_in_one_sentence(fused, documents, options, message):
@@ -192,7 +187,7 @@ def test_a_model_that_is_better_only_fused_warns_once_when_used_alone(model):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model.score(QUERY, DOCUMENTS)
+            model.score([(QUERY, text) for text in DOCUMENTS])
             model.rank(QUERY, DOCUMENTS, first_stage_scores=[1.0, 2.0, 3.0])
             assert caught == []
             model.rank(QUERY, DOCUMENTS)

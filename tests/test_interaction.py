@@ -110,7 +110,10 @@ def test_saved_and_loaded_scores_alike(reranker, tmp_path):
     reranker.save(tmp_path / "model")
     again = Reranker.load(tmp_path / "model")
     documents = [document for _, document in PAIRS]
-    np.testing.assert_array_equal(reranker.score("queue lag", documents), again.score("queue lag", documents))
+    np.testing.assert_array_equal(
+        reranker.score([("queue lag", text) for text in documents]),
+        again.score([("queue lag", text) for text in documents]),
+    )
     assert [one.index for one in again.rank("queue lag", documents)] == [
         one.index for one in reranker.rank("queue lag", documents)
     ]
@@ -149,7 +152,7 @@ def test_a_saved_tokenizer_keeps_its_pair_template(tmp_path):
     pair = reranker.tokenizer("one", "two", truncation=True)
     assert again.tokenizer("one", "two", truncation=True) == pair  # BERT's own class would put its own frame back
     assert pair["input_ids"].count(reranker.tokenizer.cls_token_id) == 2
-    np.testing.assert_array_equal(again.score("one", ["two"]), reranker.score("one", ["two"]))
+    np.testing.assert_array_equal(again.score([("one", "two")]), reranker.score([("one", "two")]))
 
 
 def test_lexical_signals_by_hand(tiny):
@@ -177,7 +180,7 @@ def test_words_in_common_raise_the_score_of_a_fitted_head(tiny):
     weights = torch.zeros(reranker.model.mixture.numel() + LEXICAL)
     weights[-LEXICAL] = 1.0  # BM25 alone
     reranker.model.mix(weights)
-    scores = reranker.score("disk shows", ["queue lag", "disk fails", "disk shows free space"])
+    scores = reranker.score([("disk shows", text) for text in ["queue lag", "disk fails", "disk shows free space"]])
     assert scores[0] < scores[1] < scores[2]
 
 
@@ -186,12 +189,14 @@ def test_a_head_saved_before_there_were_lexical_signals_still_loads(tiny, tmp_pa
     reranker.model.config.lexical = False
     for name in ("lexical", "idf", "average_length"):
         delattr(reranker.model, name)
-    expected = reranker.score("disk", ["disk fails", "queue lag"])
+    expected = reranker.score([("disk", text) for text in ["disk fails", "queue lag"]])
     reranker.save(tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     del config["lexical"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
-    np.testing.assert_array_equal(Reranker.load(tmp_path / "old").score("disk", ["disk fails", "queue lag"]), expected)
+    np.testing.assert_array_equal(
+        Reranker.load(tmp_path / "old").score([("disk", text) for text in ["disk fails", "queue lag"]]), expected
+    )
 
 
 def test_the_first_stage_weight_of_a_head_is_fitted_to_the_lists():

@@ -164,7 +164,8 @@ def test_a_complete_set_of_shards_is_one_model(folder, tiny):
     shard(folder, missing=False)
     assert faults_of_cross_encoder(folder, "auto", False) == []
     loaded = [
-        Reranker.load(path, max_length=32).score("queue", ["disk", "lag grows"]) for path in (folder, tiny["bert"])
+        Reranker.load(path, max_length=32).score([("queue", text) for text in ["disk", "lag grows"]])
+        for path in (folder, tiny["bert"])
     ]
     np.testing.assert_allclose(*loaded, rtol=0, atol=1e-6)
 

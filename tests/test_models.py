@@ -422,7 +422,7 @@ def test_roberta_uses_fewer_tokens_than_it_has_positions(tiny):
     assert Reranker.load(tiny["roberta"], max_length=65).max_length == 65
     with pytest.raises(ModelError, match="max_length: 66 tokens, but .*roberta reads 65 at most"):
         Reranker.load(tiny["roberta"], max_length=66)
-    Reranker.load(tiny["roberta"], max_length=65).score("queue " * 60, ["disk " * 60])
+    Reranker.load(tiny["roberta"], max_length=65).score([("queue " * 60, "disk " * 60)])
     assert Reranker.load(tiny["bert"], max_length=66).max_length == 66
 
 

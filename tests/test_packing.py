@@ -129,12 +129,12 @@ def test_scoring_and_training_use_the_rerankers_layout(tiny, monkeypatch):
     reranker = Reranker.load(tiny["reranker"], max_length=48)
     assert not reranker.packed, "on a CPU pairs are padded"
     documents = ["consumer lag grows", "disk", "inodes run out although the disk shows free space"]
-    padded = reranker.score("queue lag", documents)
+    padded = reranker.score([("queue lag", text) for text in documents])
     seen = []
     attend = packing._attend_pair_by_pair
     monkeypatch.setattr(packing, "_attend_pair_by_pair", lambda *inputs: seen.append(1) or attend(*inputs))
     reranker.packed = True
-    np.testing.assert_allclose(reranker.score("queue lag", documents), padded, atol=1e-5)
+    np.testing.assert_allclose(reranker.score([("queue lag", text) for text in documents]), padded, atol=1e-5)
     assert len(seen) == reranker.model.config.num_hidden_layers
     asked, *read = reranker.pairs.tokenize(["queue lag", *documents])
     batches = [reranker.pairs.pad([(asked, one)]) for one in read]
@@ -145,7 +145,7 @@ def test_scoring_and_training_use_the_rerankers_layout(tiny, monkeypatch):
 def test_out_of_memory_batches_shrink_and_scores_are_the_same(tiny, capsys):
     reranker = Reranker.load(tiny["reranker"], max_length=48)
     documents = ["queue lag " * size for size in range(1, 12)]
-    expected = reranker.score("disk", documents)
+    expected = reranker.score([("disk", text) for text in documents])
     embed = reranker.model.bert.embeddings.forward
 
     def small_memory(input_ids, **named):
@@ -154,14 +154,14 @@ def test_out_of_memory_batches_shrink_and_scores_are_the_same(tiny, capsys):
         return embed(input_ids, **named)
 
     reranker.model.bert.embeddings.forward = small_memory
-    np.testing.assert_allclose(reranker.score("disk", documents), expected, atol=1e-6)
+    np.testing.assert_allclose(reranker.score([("disk", text) for text in documents]), expected, atol=1e-6)
     assert 64 < reranker.tokens_per_bucket <= 128
     said = f"out of memory: going on with {reranker.tokens_per_bucket} tokens in a batch"
     assert said in " ".join(capsys.readouterr().out.split())
     reranker.pairs.max_length, small = 48, "queue lag " * 100
     reranker.model.bert.embeddings.forward = lambda **_: small_memory(torch.empty(999))
     with pytest.raises(ModelError, match="reranker.max_length: memory does not suffice for one pair of 48 tokens"):
-        reranker.score("disk", [small])
+        reranker.score([("disk", small)])
 
 
 def test_memory_too_small_for_any_batch_is_an_error_after_one_attempt_per_halving(tiny):
@@ -174,7 +174,7 @@ def test_memory_too_small_for_any_batch_is_an_error_after_one_attempt_per_halvin
 
     reranker.model.bert.embeddings.forward = no_memory
     with pytest.raises(ModelError, match="memory does not suffice for one pair"):
-        reranker.score("disk", ["queue lag " * size for size in range(1, 200)])
+        reranker.score([("disk", text) for text in ["queue lag " * size for size in range(1, 200)]])
     sizes = [rows * tokens for rows, tokens in attempts]
     assert attempts[-1][0] == 1
     assert all(2 * after <= before for before, after in zip(sizes, sizes[1:], strict=False))

@@ -94,15 +94,15 @@ def test_precision_belongs_to_the_reranker_even_if_another_accelerator_exists(ti
     documents = ["kernel kills the process", "certificate expired", "disk shows free space", ""]
     reranker = Reranker.load(tiny[kind], max_length=32, device="cpu")
     assert (reranker.precision, reranker.device) == ("fp32", CPU)
-    before = reranker.score("why does memory run out", documents)
+    before = reranker.score([("why does memory run out", text) for text in documents])
     Accelerator(cpu=True)
-    np.testing.assert_array_equal(reranker.score("why does memory run out", documents), before)
+    np.testing.assert_array_equal(reranker.score([("why does memory run out", text) for text in documents]), before)
     half = Reranker.load(tiny[kind], max_length=32, precision="bf16")
-    rounded = half.score("why does memory run out", documents)
+    rounded = half.score([("why does memory run out", text) for text in documents])
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - before).max() < 0.02 * max(1.0, np.abs(before).max())
     half.compute_in("fp32")
-    np.testing.assert_array_equal(half.score("why does memory run out", documents), before)
+    np.testing.assert_array_equal(half.score([("why does memory run out", text) for text in documents]), before)
 
 
 def test_a_run_starts_whatever_precision_another_library_left_behind():
@@ -119,13 +119,19 @@ def test_logits_are_not_rounded_to_bf16(tiny, kind):
     with torch.no_grad():
         reranker.model.classifier.bias.fill_(100.0)
     scores = reranker.score(
-        "why does memory run out", [f"kernel kills {word}" for word in ["a", "b", "c", "d", "e", "f", "g", "h"]]
+        [
+            ("why does memory run out", text)
+            for text in [f"kernel kills {word}" for word in ["a", "b", "c", "d", "e", "f", "g", "h"]]
+        ]
     )
     assert any(score != torch.tensor(score).bfloat16().float() for score in scores)
     with torch.no_grad():
         reranker.model.classifier.bias.zero_()
     again = reranker.score(
-        "why does memory run out", [f"kernel kills {word}" for word in ["a", "b", "c", "d", "e", "f", "g", "h"]]
+        [
+            ("why does memory run out", text)
+            for text in [f"kernel kills {word}" for word in ["a", "b", "c", "d", "e", "f", "g", "h"]]
+        ]
     )
     assert kendalltau(scores, again).statistic > 0.9
 
@@ -171,6 +177,6 @@ def test_scoring_in_bf16_casts_every_weight_once_and_not_in_every_bucket(tiny):
     reranker.tokens_per_bucket = 1  # a bucket for every document
     documents = ["kernel", "kernel kills the process " * 2, "kernel kills the process " * 5]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
-        reranker.score("why", documents)
+        reranker.score([("why", text) for text in documents])
     events = [event for event in seen.key_averages(group_by_input_shape=True) if event.input_shapes[:1] == [shape]]
     assert sum(event.count for event in events if event.key == "aten::_to_copy") == len(layers)

@@ -162,12 +162,14 @@ class TestProtocols:
     def test_score_keeps_the_order_of_the_documents(self, ask, reranker, names):
         answer = ask("/v1/score", dict(zip(names, (QUERY, DOCUMENTS), strict=True)) | {"use_activation": False}).json()
         assert [row["index"] for row in answer["data"]] == [0, 1, 2, 3, 4]
-        assert [row["score"] for row in answer["data"]] == pytest.approx(reranker.score(QUERY, DOCUMENTS), abs=1e-7)
+        assert [row["score"] for row in answer["data"]] == pytest.approx(
+            reranker.score([(QUERY, text) for text in DOCUMENTS]), abs=1e-7
+        )
 
     def test_score_pairs_queries_with_documents(self, ask, reranker):
         queries = ["disk", "lock", "queue"]
         answer = ask("/score", {"queries": queries, "documents": DOCUMENTS[:3], "use_activation": False}).json()
-        alone = [reranker.score(query, [text])[0] for query, text in zip(queries, DOCUMENTS[:3], strict=True)]
+        alone = [reranker.score([(query, text)])[0] for query, text in zip(queries, DOCUMENTS[:3], strict=True)]
         assert [row["score"] for row in answer["data"]] == pytest.approx(alone, abs=1e-7)
         assert ask("/score", {"queries": queries[:2], "documents": DOCUMENTS[:3]}).status_code == 422
 
@@ -213,7 +215,7 @@ class TestProtocols:
         ranked, scored = talk(slow, scenario)
         same(rows(ranked), expected(reranker, ["a", "lock", "a", "a"], "disk"))
         assert slow.batches == [2, 3]
-        alone = [reranker.score(query, ["a"])[0] for query in ("disk", "lock", "disk")]
+        alone = [reranker.score([(query, "a")])[0] for query in ("disk", "lock", "disk")]
         assert [row["score"] for row in scored] == pytest.approx(alone, abs=1e-7)
 
     def test_scores_that_saturate_in_float32_remain_distinct(self):

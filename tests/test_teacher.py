@@ -32,7 +32,7 @@ def test_scores_are_the_cross_encoders_in_the_order_of_the_pairs(ask, tiny, coll
     rows = [(3, 7), (0, 1), (3, 2), (0, 1)]
     reranker = Reranker.load(tiny["reranker"], max_length=32)
     expected = [
-        reranker.score(collection.queries[query]["text"], [collection.documents[document]["passage"]])[0]
+        reranker.score([(collection.queries[query]["text"], collection.documents[document]["passage"])])[0]
         for query, document in rows
     ]
     scores, asked = ask(rows)

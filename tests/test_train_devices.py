@@ -86,7 +86,7 @@ def test_a_sharded_model_has_the_losses_of_an_unsharded_one(command, train_shard
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-9)
     ours, theirs = (tmp_path / runs / "tiny" / "train" / "best" for runs in ("whole", "sharded"))
     pair = ("why does liveness probe", "liveness probe restarts the container")
-    found = [Reranker.load(folder).score(pair[0], [pair[1]])[0] for folder in (ours, theirs)]
+    found = [Reranker.load(folder).score([(pair[0], pair[1])])[0] for folder in (ours, theirs)]
     assert found[1] == pytest.approx(found[0], rel=3e-3)  # twelve steps at a high rate have made more of rounding
     assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
 

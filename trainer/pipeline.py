@@ -31,7 +31,7 @@ from trainer.runtime import console
 from trainer.runtime.machine import explained
 from trainer.stages import gate
 from trainer.stages import push as to_hub
-from trainer.stages.data import Data
+from trainer.stages.data import Data, keep_collection
 from trainer.stages.distil import Distil
 from trainer.stages.evaluate import Evaluate
 from trainer.stages.export import Export
@@ -64,6 +64,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
     _require_stage(until, recipe)
+    recipe = keep_collection(recipe, folder)
     references.pin(read_pins(folder))
     check(recipe, Path(runs), weights=True, pushes=until == PUSH, keep=True)
     opened = open_run(recipe, runs)
@@ -80,7 +81,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
                 to_hub.upload(opened, dry_run=False)
         except NotBetterError as error:
             refused = error
-    return RunResult(folder, refused)
+    return RunResult(folder.absolute(), refused)  # it is read later, perhaps from another working directory
 
 
 def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainer import retriever
 from trainer.context.run import Run
 from trainer.data import Collection
 from trainer.data.groups import Group
@@ -19,7 +19,7 @@ from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
 from trainer.model.fusion import Kind
 from trainer.model.teacher import Teacher
 from trainer.model_files import references
-from trainer.retriever import BiEncoder, Candidates, Embeddings, shards
+from trainer.retriever import BiEncoder, Candidates, Embeddings
 from trainer.runtime import console
 from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import read_json, write_json
@@ -159,30 +159,13 @@ def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
 def embed(
     run: Run, collection: Collection, queries: Sequence[int] | None = None
 ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
-    """Return the embeddings of query rows (None: all judged ones) and of documents, and a message on new ones.
+    """Return the embeddings of query rows (None: all judged ones) and of documents, and a message on new ones."""
 
-    Each process encodes its share of the missing ones. The embeddings are None where there is no bi-encoder.
-    """
-    reference, section = run.recipe.bi_encoder, run.recipe.retriever
-    if reference is None:
-        return None, ""
-    bi_encoder = BiEncoder(
-        references.locate(reference),
-        section.max_length,
-        section.query_prompt,
-        section.document_prompt,
-        trust_remote_code=section.trust_remote_code,
-    )
-    cache = run.folder.parent / ".embeddings"
-    parts = shards(bi_encoder, collection, cache, queries)
-    missing = [part.find_missing(run.accelerator) for part in parts]
-    if any(missing):
+    def choose(bi_encoder: BiEncoder) -> Precision:
         device = str(run.accelerator.device)
-        precision = run.precision("retrieve", "encoding", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
-        if precision != bi_encoder.precision:
-            parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
-    for part in parts:
-        part.encode(run.accelerator)
-    run.accelerator.wait_for_everyone()
-    opened = (parts[0].open(), parts[1].open())
-    return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
+        return run.precision("retrieve", "encoding", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
+
+    if run.recipe.bi_encoder is None:
+        return None, ""  # and no Accelerate is started
+    cache = run.folder.parent / ".embeddings"
+    return retriever.embed(run.recipe.retriever, collection, cache, run.accelerator, queries, choose)

@@ -1,4 +1,4 @@
-"""What a run led to, for Python: the table as data, per-query results, the model's folder, and the verdict."""
+"""The result of a run for Python: the table as data, per-query results, the model's folder, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run folder, and why the model was refused where it was not shown to be better."""
+    """A finished run, read from its folder.
+
+    `refused` is the error of a model that was not shown to be better; None where that was forced.
+    """
 
     folder: Path
     refused: NotBetterError | None = None
 
     @cached_property
     def results(self) -> Results:
-        """Every system's metrics with intervals, comparisons and the verdict; raises RunError before evaluation."""
+        """Each system's metrics with intervals, comparisons and the verdict; raises RunError before evaluation."""
         from trainer.evaluation.results import Results
 
         if not (self.folder / "evaluate" / "results.json").is_file():
@@ -32,21 +35,19 @@ class RunResult:
     @property
     def table(self) -> list[dict[str, float | str]]:
         """The test table: a dict for each system, with its name under `system` and the mean of each metric."""
-        return [
-            {"system": system, **{metric: interval.mean for metric, interval in metrics.items()}}
-            for system, metrics in self.results.systems.items()
-        ]
+        return self.results.table
 
     @property
     def queries(self) -> list[dict[str, Any]]:
-        """A dict for each test query, with texts, ranks and scores before and after reranking."""
+        """A dict for each test query, with texts, ranks and scores; raises RunError before evaluation."""
         from trainer.reporting.queries import read_queries
 
+        _ = self.results  # an error here says more than that of a missing file
         return list(read_queries(self.folder / "evaluate"))
 
     @property
     def verdict(self) -> str:
-        """What dev showed: better, better only with first-stage scores, cannot tell, or worse."""
+        """The verdict on dev: better, better only with first-stage scores, cannot tell, or worse."""
         return self.results.verdict
 
     @property
@@ -58,6 +59,6 @@ class RunResult:
 
     @property
     def model_folder(self) -> Path | None:
-        """The exported model; None where nothing was exported."""
+        """The folder of the exported model; None where nothing was exported."""
         folder = self.folder / "export" / "model"
         return folder if folder.is_dir() else None

@@ -9,6 +9,7 @@ Imports inside run down, like the package's own:
     groups  pseudo_queries      training examples of a query; texts of the corpus as queries
     collection                  check, build and memory-map the collection
     audit                       counts and warnings about a collection
+    memory                      a collection from dicts
     reviews  pairs              reviewed labels; pairs of texts without ids
     reader                      rows to documents, queries and judgements
     sources  layout             the files or data set in the recipe; recognition of a folder's files

@@ -1,4 +1,4 @@
-"""The collection as the stages see it: Arrow files, mapped into memory, in row numbers."""
+"""The collection that the stages read: Arrow files, mapped into memory, with row numbers in place of ids."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.audit import Audit, Summary
+from trainer.data.memory import in_memory, write_beir
 from trainer.data.near_duplicates import BUILD_DOCUMENTS, BUILD_WORDS, NearDuplicates
 from trainer.data.pairs import PairReader
 from trainer.data.reader import Reader
@@ -19,16 +20,17 @@ from trainer.data.self_documents import DocumentTexts, find_self_documents
 from trainer.data.sources import find_sources
 from trainer.data.splits import require_positives, split_off
 from trainer.recipe import Data
+from trainer.runtime.machine import explained
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-ROWS_AT_ONCE = 1024  # documents read at once where all of them are compared
+ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
 def check_collection(section: Data) -> Summary:
-    """Read the whole collection once; raises DataError with every fault."""
+    """Read the whole collection once and return what it holds; raises DataError with every fault."""
     reader, audit, texts = _reader(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
@@ -42,22 +44,32 @@ def _reader(section: Data) -> Reader:
     return PairReader(sources, section) if sources.pairs else Reader(sources, section)
 
 
-def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[SplitQrels, list[str]]:
-    """The judgements of all three splits, reviews included, and what was done for them; raises every fault."""
+def _qrels(
+    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str] = SPLITS
+) -> tuple[SplitQrels, list[str]]:
+    """Return the judgements of all three splits with the reviews, and notes on how they were made.
+
+    Raises DataError with every fault, among them a split of `needed` without a positive.
+    """
     qrels = reader.qrels()
     given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
     notes = reader.notes() + split_off(qrels, texts, section)
     if section.judgements is not None:
         notes.append(overrule(section.judgements, qrels, reader))
-    reader.faults.stop()  # a split may be empty only because of what is told here
-    require_positives(qrels, given, section, reader.faults)
+    reader.faults.stop()  # these faults may be the reason why a split is empty
+    require_positives(qrels, given, section, reader.faults, needed)
     reader.faults.stop()
     return {split: qrels[split] for split in SPLITS}, notes
 
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader, twins, texts, read = _reader(section), NearDuplicates(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
+    return _build(_reader(section), folder, SPLITS)
+
+
+def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
+    """Write what `reader` gives as Arrow files; the splits of `needed` must have positives."""
+    section, twins, texts, read = reader.section, NearDuplicates(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)
 
     def documents() -> Iterator[Record]:
@@ -82,7 +94,7 @@ def build_collection(section: Data, folder: Path) -> Collection:
             yield query
 
     _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in queries()), id=str, text=str)
-    qrels, _ = _qrels(reader, section, texts)
+    qrels, _ = _qrels(reader, section, texts, needed)
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
     query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
     judgements = (
@@ -101,7 +113,7 @@ def build_collection(section: Data, folder: Path) -> Collection:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type) -> None:
-    """Stream rows into one Arrow file; nothing but a writer's batch is held in memory."""
+    """Stream rows into one Arrow file; only one batch is in memory."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -114,12 +126,13 @@ def _write(path: Path, rows: Iterable[Mapping[str, str | int]], **columns: type)
 
 @dataclass(frozen=True)
 class Collection:
-    """A checked collection, memory-mapped.
+    """A checked collection: documents, queries and qrels, memory-mapped.
 
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
-    {query row: {document row: grade}}, with the queries in the order in which the qrels file names them first. `twins`
-    maps a document that (nearly) repeats another one to the first with that text. `self_documents` are those rows that
-    are a query themselves, by its row, and no candidates of it; grades from `relevant_from` on say relevant.
+    {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
+    (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
+    are that query itself, which are no candidates of it. Grades from `relevant_from` on mean relevant. `section` is the
+    data section for a recipe, which only a collection from memory has.
     """
 
     documents: Dataset
@@ -129,10 +142,36 @@ class Collection:
     self_documents: dict[int, list[int]] = field(default_factory=dict)
     relevant_from: int = 1
     excludes_self: bool = True
+    section: Data | None = None
+
+    @classmethod
+    @explained
+    def from_memory(
+        cls,
+        documents: Mapping[str, str | Mapping[str, str]],
+        queries: Mapping[str, str],
+        qrels: Mapping[str, Mapping[str, Any]],
+        **settings: Any,
+    ) -> Collection:
+        """Return a checked collection made of plain dicts, as ir_measures takes them.
+
+        `documents` are {id: text} or {id: {"title": text, "text": text}}, `queries` {id: text}. `qrels` are {query id:
+        {document id: grade}}, of which a hash of the query's text takes dev and test as with files, or {split: {query
+        id: {document id: grade}}} with the splits train, dev and test. `settings` are keys of a recipe's section
+        `data`, such as relevant_from=2 or dev_share=0.2. Raises DataError with every fault.
+
+        The dicts are copied to temporary files, which are deleted with the last object that uses them.
+        """
+        reader = in_memory(documents, queries, qrels, settings)
+        files = reader.section.path
+        assert files is not None
+        collection = _build(reader, files.with_name("arrow"), needed=tuple(reader.sources.qrels))
+        write_beir(reader.sources, files)
+        return replace(collection, section=reader.section)
 
     @classmethod
     def open(cls, folder: Path) -> Collection:
-        """Map what `build_collection` wrote."""
+        """Map the files that `build_collection` wrote."""
         from datasets import Dataset
 
         documents, queries, judgements, twins, pairs = (
@@ -158,7 +197,7 @@ class Collection:
         )
 
     def with_queries(self, texts: Mapping[str, str]) -> Collection:
-        """The same with more queries (texts by id), in the rows behind the others; nothing is judged for them."""
+        """Return the collection with more queries (texts by id) after its own; they have no judgements."""
         from datasets import Dataset, concatenate_datasets
 
         columns = {"id": list(texts), "text": list(texts.values())}
@@ -169,7 +208,7 @@ class Collection:
         return replace(self, queries=queries, self_documents=self.self_documents | own)
 
     def _documents_with_text(self, texts: Mapping[str, str]) -> dict[str, list[int]]:
-        """The document rows that are one of the texts themselves, by its id, where such documents are left out."""
+        """Return the document rows that equal one of the texts, by its id; none where such documents are kept."""
         if not self.excludes_self:
             return {}
         read = DocumentTexts()
@@ -180,16 +219,16 @@ class Collection:
         return read.find(texts)
 
     def query_texts(self, rows: Sequence[int]) -> list[str]:
-        """The texts of query rows."""
+        """Return the texts of query rows."""
         return self.queries.select(rows)["text"][:]
 
     def passages(self, rows: Sequence[int]) -> list[str]:
-        """What is read of document rows: title and text."""
+        """Return title and text of document rows, which is what models read."""
         return self.documents.select(rows)["passage"][:]
 
     @cached_property
     def first_alike(self) -> np.ndarray:
-        """For each document row (int32) the first document with (nearly) the same text, mostly itself."""
+        """For each document row (int32) the first document with (nearly) the same text, usually itself."""
         import numpy as np
 
         rows = np.arange(len(self.documents), dtype=np.int32)
@@ -197,37 +236,37 @@ class Collection:
         return rows
 
     def answerable(self, split: str) -> list[int]:
-        """Query rows of the split with at least one positive: only they can be measured or learned from."""
+        """Return the query rows of a split with a positive: only they can be measured or learned from."""
         return [query for query, grades in self.qrels[split].items() if has_positive(grades, self.relevant_from)]
 
     def positives(self, split: str, query: int) -> list[int]:
-        """Document rows that are judged relevant for a query."""
+        """Return the document rows that are judged relevant for a query."""
         return [row for row, grade in self.qrels[split][query].items() if grade >= self.relevant_from]
 
     def relevant(self, split: str) -> dict[int, dict[int, int]]:
-        """The judgements that say relevant: {query row: {document row: grade}}."""
+        """Return the judgements of relevant documents: {query row: {document row: grade}}."""
         return {
             query: {row: grade for row, grade in grades.items() if grade >= self.relevant_from}
             for query, grades in self.qrels[split].items()
         }
 
     def judged_negatives(self, split: str, query: int) -> list[int]:
-        """Document rows that are judged not relevant for a query, without those that are the query itself.
+        """Return the document rows that are judged not relevant for a query.
 
-        Without those, too, that are relevant for another query with the same text.
+        Documents that are the query itself are left out, and those that are relevant for another query with its text.
         """
         passed = {*self.self_documents.get(query, ()), *self.positives_of_equal_queries(split, query)}
         grades = self.qrels[split][query]
         return [row for row, grade in grades.items() if grade < self.relevant_from and row not in passed]
 
     def positives_of_equal_queries(self, split: str, query: int) -> list[int]:
-        """Document rows that are judged relevant for other queries of the split with the same text."""
+        """Return the document rows that are judged relevant for other queries of the split with the same text."""
         others = (other for other in self._equal_queries[split].get(query, ()) if other != query)
         return [row for other in others for row in self.positives(split, other)]
 
     @cached_property
     def _equal_queries(self) -> dict[str, dict[int, list[int]]]:
-        """By split: each query row that shares its text with others to all of them."""
+        """{split: {query row: all query rows with its text}}, of queries that share their text."""
         found: dict[str, dict[int, list[int]]] = {}
         for split, judged in self.qrels.items():
             rows: dict[str, list[int]] = {}
@@ -237,7 +276,7 @@ class Collection:
         return found
 
     def named_qrels(self, split: str) -> dict[str, dict[str, int]]:
-        """The answerable queries' judgements with ids, as metrics want them."""
+        """Return {query id: {document id: grade}} of the answerable queries, as ir_measures takes it."""
         return {
             self.query_ids[query]: {
                 self.document_ids[document]: grade for document, grade in self.qrels[split][query].items()
@@ -247,10 +286,10 @@ class Collection:
 
     @cached_property
     def query_ids(self) -> list[str]:
-        """Id of each query row."""
+        """The id of each query row."""
         return self.queries["id"][:]
 
     @cached_property
     def document_ids(self) -> list[str]:
-        """Id of each document row."""
+        """The id of each document row."""
         return self.documents["id"][:]

@@ -7,7 +7,7 @@ another seed do not move a query.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from trainer.data.faults import Faults
 from trainer.data.records import SPLITS, SplitQrels, has_positive
@@ -19,8 +19,8 @@ def split_off(qrels: SplitQrels, texts: Mapping[str, str], section: Data) -> lis
 
     dev gets the lowest hashes and test the highest, so that giving one of them does not change the other.
     """
+    train = qrels.setdefault("train", {})
     missing = [split for split in SPLITS if split not in qrels]
-    train = qrels["train"]
     before = len(train)
     for split in missing:
         qrels[split] = {}
@@ -42,9 +42,11 @@ def hash_position(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def require_positives(qrels: SplitQrels, given: Mapping[str, str], section: Data, faults: Faults) -> None:
-    """Add a problem for each split in which no query has a positive; `given` has the file of each split with one."""
-    for split in SPLITS:
+def require_positives(
+    qrels: SplitQrels, given: Mapping[str, str], section: Data, faults: Faults, needed: Sequence[str] = SPLITS
+) -> None:
+    """Add a problem for each split of `needed` without a positive; `given` has the file of each split with one."""
+    for split in needed:
         if any(has_positive(grades, section.relevant_from) for grades in qrels[split].values()):
             continue
         if split in given:

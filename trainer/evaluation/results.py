@@ -19,6 +19,7 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
     "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
+    "reranked": "reranked",
     "ceiling": "ceiling",
 }
 KEYS = {"findings": "ways"}  # in results.json, which other programs read
@@ -59,6 +60,14 @@ class Results(Release):
         }
         content["findings"] = {mode: Finding(**finding) for mode, finding in content.pop("ways").items()}
         return cls(**content)
+
+    @property
+    def table(self) -> list[dict[str, float | str]]:
+        """The means of each system: a dict with its name under `system` and each metric under its own."""
+        return [
+            {"system": system, **{metric: interval.mean for metric, interval in metrics.items()}}
+            for system, metrics in self.systems.items()
+        ]
 
     @property
     def training_helped(self) -> bool:

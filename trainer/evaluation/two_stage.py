@@ -8,6 +8,7 @@ intervals and a paired test. The ceiling is the perfect order of the retrieved c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,61 @@ def query_scores(
     return per_query([metric], collection.named_qrels(split), ranking)[metric]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Systems on one split: each one's order of document rows, and {system: {metric: {query id: value}}}."""
+
+    depth: int
+    orders: dict[str, list[list[int]]]
+    values: dict[str, dict[str, dict[str, float]]]
+
+
+def measure(
+    collection: Collection,
+    split: str,
+    candidates: Candidates,
+    scores: Mapping[str, np.ndarray],
+    metrics: Sequence[str],
+    default: Candidates | None = None,
+) -> Measured:
+    """Measure the first stage, each scored system and the ceiling, query by query; arguments as for `evaluate`."""
+    orders = {"first_stage_default": order(default)} if default else {}
+    orders["first_stage"] = order(candidates)
+    orders |= {system: order(candidates, values) for system, values in scores.items()}
+    depth = min(values.shape[1] for values in scores.values())
+    orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
+    qrels = collection.named_qrels(split)
+    values = {
+        system: per_query(metrics, qrels, _by_id(collection, candidates, rows)) for system, rows in orders.items()
+    }
+    return Measured(depth, orders, values)
+
+
+def summarise(measured: Measured, split: str, seed: int, release: Release | None = None) -> Results:
+    """Return means with bootstrap intervals, and each reranked system compared with what was there before."""
+    values = measured.values
+    reranked = [system for system in values if system not in ("first_stage_default", "first_stage", "ceiling")]
+    metrics = list(values["first_stage"])
+    return Results(
+        split=split,
+        queries=len(values["first_stage"][metrics[0]]),
+        depth=measured.depth,
+        **vars(release or Release()),
+        systems={
+            system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
+            for system, by_metric in values.items()
+        },
+        comparisons=[
+            _compare(values, system, before, metric, seed)
+            for before in BASELINES
+            if before in values
+            for system in reranked
+            if system != before
+            for metric in metrics
+        ],
+    )
+
+
 def evaluate(
     collection: Collection,
     split: str,
@@ -70,42 +126,18 @@ def evaluate(
     default: Candidates | None = None,
     release: Release | None = None,
 ) -> Results:
-    """Measure the first stage, each scored system and the ceiling; with a folder, write TREC runs and results there.
+    """Measure the first stage, each scored system and the ceiling; with a folder, write TREC runs and results.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
-    `default` are the candidates of the first stage before tuning, for the system `first_stage_default`. `release`, the
-    verdict from dev, is only copied to the results.
+    `default` are the candidates of the first stage without tuning, for the system `first_stage_default`. `release`,
+    what dev showed of the exported model, is only recorded here.
     """
-    orders = {"first_stage_default": order(default)} if default else {}
-    orders["first_stage"] = order(candidates)
-    orders |= {system: order(candidates, values) for system, values in scores.items()}
-    depth = min(values.shape[1] for values in scores.values())
-    orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
-    qrels = collection.named_qrels(split)
-    values = {
-        system: per_query(metrics, qrels, _by_id(collection, candidates, rows)) for system, rows in orders.items()
-    }
-    results = Results(
-        split=split,
-        queries=len(qrels),
-        depth=depth,
-        **vars(release or Release()),
-        systems={
-            system: {metric: bootstrap(list(by_query.values()), seed) for metric, by_query in by_metric.items()}
-            for system, by_metric in values.items()
-        },
-        comparisons=[
-            _compare(values, system, baseline, metric, seed)
-            for baseline in BASELINES
-            if baseline in values
-            for system in scores
-            if system != baseline
-            for metric in metrics
-        ],
-    )
+    measured = measure(collection, split, candidates, scores, metrics, default)
+    results = summarise(measured, split, seed, release)
     if folder is not None:
-        for system in (system for system in orders if system != "ceiling"):
-            _write_trec(folder / f"{system}.trec", _by_id(collection, candidates, orders[system]), system)
+        for system, rows in measured.orders.items():
+            if system != "ceiling":
+                _write_trec(folder / f"{system}.trec", _by_id(collection, candidates, rows), system)
         results.save(folder)
     return results
 

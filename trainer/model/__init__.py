@@ -5,7 +5,7 @@ Imports inside run down, like the package's own:
     teacher                             a cross-encoder whose scores are cached on disk
     scoring                             rows of a collection, tokenised once and scored by all processes
     reranker                            the model with its tokenizer
-    loading  fusion                     loading a model folder with checks; fusion with first-stage scores
+    loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
     heads  scores  calibration          fresh heads; standardised scores; scores as probabilities
     tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
     interaction                         the interaction head; it imports nothing of ours, because exports contain it

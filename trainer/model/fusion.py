@@ -1,9 +1,9 @@
-"""Fusion: a model's scores of a request with the first stage's beside them, both standardised over its documents.
+"""Fusion: the weighted sum of a model's scores and the first stage's, each standardised over a query's documents.
 
     fused = z(model's scores) + weight * z(first-stage numbers)
 
-z subtracts the mean over the request's documents and divides by the standard deviation; equal numbers give zeros. The
-weights are fitted and judged in `trainer/evaluation/fusion.py`; here they are applied, and kept as `fusion.json`.
+z subtracts the mean over the query's documents and divides by the standard deviation; equal numbers give zeros. The
+weights are fitted in `trainer/evaluation/fusion.py`. Here they are applied, and saved as `fusion.json`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Kind = Literal["scores", "order"]
 
 @dataclass(frozen=True)
 class Fusion:
-    """The first stage's weights beside a model.
+    """The weights of the first stage in a fusion with a model.
 
-    `scores` is that of first-stage scores, `order` that of the documents' order alone. `alone` is false where the model
-    was shown to be better than the first stage only with first-stage scores beside its own.
+    `scores` is the weight of first-stage scores, `order` the weight of the documents' order where there are no scores.
+    `alone` is false where the model was shown to be better than the first stage only in a fusion with it.
     """
 
     scores: float
@@ -43,7 +43,7 @@ class Fusion:
 
     @classmethod
     def load(cls, folder: Path) -> Fusion | None:
-        """Read what `save` wrote; None where there is no file. Raises ModelError for one that cannot be used."""
+        """Return the weights in a model folder, None without the file; raises ModelError for any other file."""
         content = read_record(folder / FILE)
         if content is None:
             return None
@@ -57,7 +57,7 @@ class Fusion:
         return cls(float(weights[0]), float(weights[1]), content["alone"])  # pyright: ignore[reportArgumentType]
 
     def apply(self, scores: np.ndarray, first: np.ndarray, kind: Kind) -> np.ndarray:
-        """Return the fused scores (documents,) of one request."""
+        """Return the fused scores (documents,) of one query."""
         found = np.ones((1, len(scores)), dtype=bool)
         return fuse(scores[None], first[None], getattr(self, kind), found)[0]
 
@@ -67,15 +67,15 @@ def _is_weight(value: Any) -> bool:
 
 
 def fuse(scores: np.ndarray, first: np.ndarray, weight: float, found: np.ndarray) -> np.ndarray:
-    """Return fused scores (requests, documents) float64, -inf where `found` says that there is no document."""
+    """Return fused scores (queries, documents) float64, -inf where `found` is false because there is no document."""
     both = standardised(scores, found) + weight * standardised(first, found)
     return np.where(found, both, -np.inf)
 
 
 def numbers_of_order(documents: int) -> np.ndarray:
-    """Return what stands for first-stage scores where only the order is known: -log2(1 + rank), rank from 1.
+    """Return substitutes for first-stage scores where only the order is known: -log2(1 + rank), rank from 1.
 
-    It falls as nDCG's discount does: fast at the top, slowly further down.
+    They fall as nDCG's discount does, fast at the top and slowly further down.
     """
     return -np.log2(2.0 + np.arange(documents))
 
@@ -83,7 +83,7 @@ def numbers_of_order(documents: int) -> np.ndarray:
 def first_stage_numbers(
     documents: int, scores: Sequence[float] | np.ndarray | None, by_order: bool
 ) -> tuple[np.ndarray, Kind] | None:
-    """Return a request's first-stage numbers (documents,) and their kind; None where nothing is fused.
+    """Return the first-stage numbers (documents,) of a query and their kind; None where nothing is fused.
 
     Raises ValueError for scores that do not fit the documents.
     """

@@ -1,7 +1,8 @@
-"""The model with its tokenizer: load, score, rank, save.
+"""The cross-encoder with its tokenizer: load, score, rank, save.
 
-`Reranker.load` takes any base: a ready reranker keeps its classifier, an encoder gets the interaction head (or a
-fresh classifier where the recipe insists). Scores are raw float32 logits; only their order means anything.
+A model that was saved with a head keeps it. An encoder without one gets a new interaction head, or a new classifier
+where the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no
+probabilities.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
 from trainer.model import packing
+from trainer.model.arguments import as_pairs, as_texts, model_folder, require_options, require_top_k
 from trainer.model.batching import (
     TOKENS_OF_A_LEARNING_START,
     TOKENS_OF_A_START,
@@ -33,17 +35,17 @@ from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
 from trainer.model_files.checks import Head
-from trainer.model_files.references import locate
 from trainer.runtime.console import progress, warn
 from trainer.runtime.precision import (
     Precision,
     autocast,
-    best_device,
     bf16_speedup,
     faster,
+    fastest,
     has_flash_attention,
     keep_logits_exact,
-    resolve,
+    usable_device,
+    without_cudnn_attention,
 )
 from trainer.runtime.run_folder import remove
 
@@ -54,7 +56,7 @@ ALL_AT_ONCE = 1 << 40  # tokens: where nothing is padded, nothing is gained by a
 
 @dataclass(frozen=True)
 class Ranked:
-    """One document of an answer: its place in the given list, its text and its score."""
+    """One ranked document: its index in the given list, its text and its score."""
 
     index: int
     document: str
@@ -62,9 +64,10 @@ class Ranked:
 
 
 class Reranker:
-    """A cross-encoder with its tokenizer; `model(**inputs).logits` is (pairs, 1).
+    """A cross-encoder with its tokenizer.
 
-    `precision` is what it computes in, `packed` whether pairs run without padding; nothing outside changes either.
+    Device, precision and maximum length are attributes of the object. No environment variable, and no Accelerate that
+    was started before or after, changes its scores. `packed` says whether pairs run without padding.
     """
 
     precision: Precision
@@ -77,14 +80,14 @@ class Reranker:
         max_length: int,
         precision: Precision = "fp32",
     ) -> None:
-        self.model: Any = model  # a PreTrainedModel; its wrapped .to() defeats type checkers
+        self.model: Any = model  # a PreTrainedModel, whose wrapped .to() has no usable type
         self.tokenizer = tokenizer
         self.pairs = PairEncoder(tokenizer, max_length)
         packing.prepare(model)
         keep_logits_exact(model)
         self.compute_in(precision)
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
-        self.fusion: Fusion | None = None  # the first stage's weights beside these scores, where they are known
+        self.fusion: Fusion | None = None  # weights of first-stage scores, where the model has them
         self._warned = False
 
     @classmethod
@@ -92,29 +95,39 @@ class Reranker:
         cls,
         reference: str | Path,
         *,
-        head: Head = "auto",
+        device: str | torch.device | None = None,
+        precision: Precision | Literal["auto"] | None = None,
         max_length: int | None = None,
-        layers: Sequence[int] | None = None,
-        device: str | None = None,
-        precision: Precision | Literal["auto"] = "fp32",
         trust_remote_code: bool = False,
+        head: Head = "auto",
+        layers: Sequence[int] | None = None,
     ) -> Reranker:
-        """Load a base or a trained model; raises ModelError with what to do.
+        """Load a model from a Hub id, a model folder, a run folder or `package:NAME/SUBFOLDER`.
 
-        `head` is auto, classifier or interaction, or trained for a model that must bring its own; `layers` are those
-        that a fresh interaction head compares; `max_length` defaults to what the model was saved with, `device` to the
-        best one here. `precision` is fp32, bf16, fp16, or auto: the fastest on this device, found by a few seconds of
-        measuring on a CPU that has bf16.
+        `device` defaults to the GPU where there is one. `precision` is fp32 (the default, in which models are
+        evaluated), bf16, fp16, or auto: the fastest on this device, which a few seconds of measuring decide on a CPU
+        with bf16 units. `max_length` (tokens of query and document) defaults to what the model was saved with.
+
+        Only training needs the last two: `head` is auto, classifier, interaction, or trained (refuse a model without a
+        head); `layers` are the hidden layers that a new interaction head compares.
+
+        Raises ModelError where the model cannot be loaded, MachineError where the machine lacks the device or
+        precision, and TypeError or ValueError for arguments that have no meaning.
         """
-        folder = locate(str(reference))
+        require_options(reference, precision, max_length)
+        target = usable_device(device, precision)
+        folder = model_folder(reference)
         model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code)
         longest = longest_input(model, tokenizer)
         saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
-        reranker = cls(model.to(device or best_device()).eval(), tokenizer, max_length or saved)
+        reranker = cls(model.to(target).eval(), tokenizer, max_length or saved)
         reranker.fusion = Fusion.load(folder)
-        reranker.compute_in(resolve(precision, reranker.device) or faster(reranker.bf16_speedup()))
+        if precision == "auto":
+            reranker.compute_in(fastest(reranker.device) or faster(reranker.bf16_speedup()))
+        else:
+            reranker.compute_in(precision or "fp32")
         return reranker
 
     def compute_in(self, precision: Precision) -> None:
@@ -123,7 +136,7 @@ class Reranker:
         self.packed = packing.can_pack(self.model) and has_flash_attention(self.device, precision)
 
     def read_at_most(self, max_length: int) -> None:
-        """Cut pairs at so many tokens from here on."""
+        """Truncate pairs to this many tokens from now on."""
         self.pairs = PairEncoder(self.tokenizer, max_length)
 
     def bf16_speedup(self, training: bool = False) -> float:
@@ -149,65 +162,69 @@ class Reranker:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Return the device on which the model computes."""
         return self.model.device
 
     @property
     def max_length(self) -> int:
-        """Tokens of query and document together."""
+        """Return how many tokens of query and document together are read."""
         return self.pairs.max_length
 
     @property
     def is_interaction(self) -> bool:
-        """Whether the interaction head scores (else the standard classifier)."""
+        """Return whether the interaction head scores, and not the standard classifier."""
         return isinstance(self.model, InteractionForSequenceClassification)
 
     def buckets(self, sizes: Sequence[int], most: int | None = None, training: bool = False) -> list[list[int]]:
-        """Positions of pairs of these sizes, cut for the device and the layout, to at most so many tokens each."""
+        """Return the positions of pairs of these sizes in batches of at most `most` tokens, chosen for the device."""
         starts = TOKENS_OF_A_LEARNING_START if training else TOKENS_OF_A_START
         start = ALL_AT_ONCE if self.packed else starts.get(self.model.device.type, 4096)
         return buckets(sizes, min(self.tokens_per_bucket, most or self.tokens_per_bucket), start)
 
-    def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
-        """Relevance logits (documents,) float32."""
-        asked = self.pairs.tokenize([query])[0]
-        return self.score_tokens([(asked, tokens) for tokens in self.pairs.tokenize(documents)])
+    def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+        """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.
+
+        Raises TypeError for what is not a list of pairs of texts.
+        """
+        pairs = as_pairs(pairs)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        tokens = dict(zip(texts, self.pairs.tokenize(texts), strict=True))
+        return self.score_tokens([(tokens[query], tokens[document]) for query, document in pairs])
 
     def rank(
         self,
         query: str,
         documents: Sequence[str],
         *,
+        top_k: int | None = None,
         first_stage_scores: Sequence[float] | np.ndarray | None = None,
         first_stage: Literal["order"] | None = None,
-        top_k: int | None = None,
     ) -> list[Ranked]:
-        """Return the documents best first; equal scores keep their order.
+        """Return the `top_k` best documents (None: all), best first; equal scores keep their order.
 
-        With `first_stage_scores` (one for each document) or `first_stage="order"` (the documents stand in the first
-        stage's order) each score is the fusion of the model's with the first stage's, else the model's alone. Raises
-        ValueError for what does not fit, ModelError where the model has no weights for a fusion.
+        With `first_stage_scores` (one for each document), or with `first_stage="order"` (the documents come in the
+        first stage's order), each score is the fusion of the model's score with the first stage's. Otherwise it is the
+        model's alone. Raises TypeError or ValueError for arguments that do not fit, and ModelError where the model has
+        no weights for the fusion.
         """
-        if isinstance(documents, str) or not all(isinstance(document, str) for document in documents):
-            raise ValueError("documents must be a list of texts; put a single text in a list")
-        if top_k is not None and top_k < 0:
-            raise ValueError(f"top_k must be 0 or more, not {top_k}")
+        documents = as_texts(query, documents)
+        require_top_k(top_k)
         if first_stage not in (None, "order"):
             raise ValueError(f'first_stage must be "order" or None, not {first_stage!r}')
         if first_stage_scores is not None and first_stage is not None:
             raise ValueError('give first_stage_scores or first_stage="order", not both')
         first = first_stage_numbers(len(documents), first_stage_scores, first_stage == "order")
         fusion = self._fusion_for(first is not None)
-        scores = self.score(query, documents)
+        scores = self.score([(query, document) for document in documents])
         if fusion is not None and first is not None:
             scores = fusion.apply(scores, *first)
         best: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
 
     def _fusion_for(self, is_asked: bool) -> Fusion | None:
-        """Return the weights of the fusion; raises ModelError where it is asked for and there are none.
+        """Return the weights of the fusion; raises ModelError where it is requested and there are none.
 
-        Warns once where it is not asked for, but this model is better than the first stage only with it.
+        Warns once where it is not requested although this model is better than the first stage only with it.
         """
         if is_asked and self.fusion is None:
             raise ModelError(
@@ -224,13 +241,13 @@ class Reranker:
         return self.fusion
 
     def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
-        """Logits (pairs,) float32 of tokenised pairs, in buckets of nearly one length; `note` shows progress."""
+        """Return logits (pairs,) float32 of tokenised pairs, in batches of similar lengths; `note` shows progress."""
         return self.score_chunks([pairs], len(pairs), note)
 
     def score_chunks(
         self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: str | None = None
     ) -> np.ndarray:
-        """The same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
+        """Return the same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
         return self._over_chunks(chunks, total, packing.logits, note)
 
     def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
@@ -241,7 +258,7 @@ class Reranker:
     def _over_chunks(
         self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: str | None
     ) -> np.ndarray:
-        """`compute` of every pair, in the order of the pairs.
+        """Return the result of `compute` for every pair, in the order of the pairs.
 
         Results stay on the device until the end, so that a GPU computes while the next batch is put together.
         """
@@ -249,7 +266,8 @@ class Reranker:
             return np.empty(0, dtype=np.float32)
         training = self.model.training
         self.model.eval()
-        with progress(note or "score", total=total if note else 0) as advance, autocast(self.device, self.precision):
+        shown = progress(note or "score", total=total if note else 0)
+        with shown as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
             parts = [self._over_buckets(pairs, compute, advance) for pairs in prefetch(chunks)]
         self.model.train(training)
         return torch.cat(parts).cpu().numpy()
@@ -275,7 +293,7 @@ class Reranker:
         return torch.cat(parts)[torch.tensor(order).argsort().to(self.model.device)]
 
     def _shrink_buckets(self, sizes: Sequence[int]) -> None:
-        """After the memory did not suffice for a bucket of such pairs; raises ModelError where it was a single one."""
+        """Halve the batches after a lack of memory; raises ModelError where a single pair did not fit."""
         if len(sizes) == 1:
             raise ModelError(
                 f"reranker.max_length: memory does not suffice for one pair of {sizes[0]} tokens; lower it"
@@ -284,10 +302,10 @@ class Reranker:
         warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write weights (the model's own unless they are given), configuration, tokenizer and the fusion it has.
+        """Write weights (the model's own unless they are given), configuration, tokenizer and fusion weights.
 
-        A kill leaves what was there before, or what is new; between two renames what was there before is the hidden
-        `.NAME.old`, which the next save puts back first.
+        A process that is killed leaves the old folder or the new one. Between two renames the old one is called
+        `.NAME.old`; the next save first gives it its name back.
         """
         partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
         if old.exists() and not folder.exists():
@@ -296,16 +314,16 @@ class Reranker:
             remove(left_over)
         partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
-        for local in ("is_local", "local_files_only"):  # how it was loaded here, which is nobody else's business
+        for local in ("is_local", "local_files_only"):  # how it was loaded here does not belong in the folder
             self.tokenizer.init_kwargs.pop(local, None)
         backend: Any = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # whoever tokenized with a length left it there
+        backend.no_truncation()  # a length stays set after tokenizing with it
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
         if self.fusion is not None:
             self.fusion.save(partial)
-        readable = (partial / "config.json").stat().st_mode  # as the umask has it
+        readable = (partial / "config.json").stat().st_mode  # which follows the umask
         for path in partial.glob("*.safetensors"):
             path.chmod(readable)  # safetensors writes files that only their owner can read
         if folder.exists():
@@ -316,7 +334,7 @@ class Reranker:
 
 @dataclass(frozen=True)
 class Batches:
-    """What one forward pass reads; a plain list data parallelism would move to the GPU, and packing wait for it."""
+    """The batches of one forward pass; from a plain list data parallelism would move them to the GPU too early."""
 
     parts: list[packing.Batch]
 

@@ -76,17 +76,21 @@ def score_rows(
     reranker: Reranker,
     tokenized: TokenizedCollection,
     rows: Sequence[tuple[int, int]],
-    accelerator: Accelerator,
+    accelerator: Accelerator | None,
     note: str | None = None,
 ) -> np.ndarray:
-    """Return the logits (pairs,) float32 of (query row, document row) pairs, computed by all processes together."""
-    ours = rows[accelerator.process_index :: accelerator.num_processes]
+    """Return logits (pairs,) float32 of (query row, document row) pairs.
+
+    All processes of the accelerator share the work; without one this process scores every pair.
+    """
+    place, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    ours = rows[place::processes]
     chunks = (tokenized.pairs(ours[start : start + PAIRS_PER_CHUNK]) for start in range(0, len(ours), PAIRS_PER_CHUNK))
     part = reranker.score_chunks(chunks, len(ours), note)
-    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    parts = gather_object([part]) if processes > 1 else [part]
     scores = np.empty(len(rows), dtype=np.float32)
     for index, numbers in enumerate(parts):
-        scores[index :: accelerator.num_processes] = numbers
+        scores[index::processes] = numbers
     return scores
 
 
@@ -94,7 +98,7 @@ def rerank(
     reranker: Reranker,
     tokenized: TokenizedCollection,
     candidates: Candidates,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None,
     note: str | None = None,
 ) -> np.ndarray:
     """Return the model's scores (queries, depth) float32 of all candidates, -inf at the padding.

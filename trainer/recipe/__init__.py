@@ -15,7 +15,7 @@ Imports inside run down, like the package's own:
 """
 
 from trainer.recipe.data import FILES, HUB, READING, Data
-from trainer.recipe.schema import ModelReference, Recipe, schema_table, sections
+from trainer.recipe.schema import RERANK_DEPTH, ModelReference, Recipe, schema_table, sections
 from trainer.recipe.sections import UNSPACED, Distil, Evaluate, Export, Mine, Push, Reranker, Retriever, Track, Train
 from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_recipe
 
@@ -26,6 +26,7 @@ __all__ = [
     "PATHS",
     "READING",
     "REFERENCES",
+    "RERANK_DEPTH",
     "UNSPACED",
     "Data",
     "Distil",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from trainer.recipe.section import Section, contradiction
 
@@ -73,6 +73,7 @@ class Data(Section):
     """Columns of texts (or lists of texts) that are not relevant."""
     pairs_label: str | tuple[str, ...] | None = None
     """Column of the pair's grade (or a list of grades); null: a usual name, or none if pairs_positive is given."""
+    _temporary: object | None = PrivateAttr(None)
 
     @field_validator(*FILES, "corpus_text", "pairs_negatives", mode="before")
     @classmethod
@@ -135,6 +136,21 @@ class Data(Section):
                 "pairs": of_pairs | {"dev", "test"},
             }[format_key]
         )
+
+    def keep(self, files: object) -> None:
+        """Hold the temporary files of a collection from memory, so that they last as long as this section."""
+        self._temporary = files
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether `path` leads to temporary files, which end with this section."""
+        return self._temporary is not None
+
+    def moved(self, path: Path) -> Data:
+        """Return the section with a path to files that stay."""
+        section = self.model_copy(update={"path": path})
+        section._temporary = None
+        return section
 
     @property
     def hub(self) -> str | None:

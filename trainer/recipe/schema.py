@@ -46,6 +46,16 @@ class Recipe(Section):
         """One sentence for each relative path that does not exist, naming the folders that were searched."""
         return self._tried
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _a_collection_has_its_section(cls, data: Any) -> Any:
+        """Accept a `Collection` from memory, by the section that names its files."""
+        if isinstance(data, Data) or not hasattr(data, "section"):
+            return data
+        if data.section is None:
+            raise ValueError("names no files: of a collection only Collection.from_memory knows them; name its folder")
+        return data.section
+
     @field_validator("train")
     @classmethod
     def _require_teacher_for_its_losses(cls, train: Train, info: ValidationInfo) -> Train:
@@ -75,8 +85,7 @@ class Recipe(Section):
     @property
     def bi_encoder(self) -> str | None:
         """The first stage's bi-encoder, None if it has none."""
-        section = self.retriever
-        return section.model if section.kind in ("dense", "hybrid") or section.fuse_run else None
+        return self.retriever.bi_encoder
 
     @property
     def model_references(self) -> list[ModelReference]:

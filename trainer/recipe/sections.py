@@ -48,6 +48,11 @@ class Retriever(Section):
     """weighted: weighted sum of standardised scores (rrf if the weights are not tuned); rrf: reciprocal rank fusion."""
 
     @property
+    def bi_encoder(self) -> str | None:
+        """The model that embeds, where the first stage has one."""
+        return self.model if self.kind in ("dense", "hybrid") or self.fuse_run else None
+
+    @property
     def has_bm25(self) -> bool:
         """True if BM25 is one of the engines."""
         return self.kind in ("bm25", "hybrid") or self.fuse_run

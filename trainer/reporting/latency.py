@@ -45,7 +45,7 @@ def measure_latency(
             if clock() - begun > SECONDS:
                 break
             started = clock()
-            reranker.score(query, passages[:depth])
+            reranker.score([(query, passage) for passage in passages[:depth]])
             if number:  # the first query only warms up
                 taken[depth].append((min(depth, len(passages)), clock() - started))
     by_depth = [_at(depth, took) for depth, took in taken.items() if took]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.data import SPLITS, Collection
+from trainer.model_files import references
 from trainer.recipe import Retriever
 from trainer.retriever.candidates import Candidates, RankedLists, as_candidates
 from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
 from trainer.retriever.engines import Engines, Settings
+from trainer.retriever.trec_run import ranking_of_dict
 from trainer.retriever.tuning import ENOUGH, Tuning, tune
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trainer.runtime.precision import Precision
 
 
 def judged_queries(collection: Collection) -> list[int]:
@@ -36,6 +45,54 @@ def shards(
         Shards(bi_encoder, "query", query_texts, len(queries), cache),
         Shards(bi_encoder, "document", passages, len(collection.documents), cache),
     )
+
+
+def embed(
+    section: Retriever,
+    collection: Collection,
+    cache: Path,
+    accelerator: Accelerator,
+    queries: Sequence[int] | None = None,
+    choose: Callable[[BiEncoder], Precision] | None = None,
+) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
+    """Return the vectors of query rows (None: the judged) and of all documents, and in words how many are new.
+
+    Each process encodes its share of what is missing in `cache`, in the precision that `choose` returns (None: fp32).
+    The vectors are None where the first stage has no bi-encoder.
+    """
+    if section.bi_encoder is None:
+        return None, ""
+    bi_encoder = BiEncoder(
+        references.locate(section.bi_encoder),
+        section.max_length,
+        section.query_prompt,
+        section.document_prompt,
+        trust_remote_code=section.trust_remote_code,
+    )
+    parts = shards(bi_encoder, collection, cache, queries)
+    missing = [part.find_missing(accelerator) for part in parts]
+    if any(missing) and choose is not None:
+        precision = choose(bi_encoder)
+        if precision != bi_encoder.precision:
+            parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
+    for part in parts:
+        part.encode(accelerator)
+    accelerator.wait_for_everyone()
+    opened = (parts[0].open(), parts[1].open())
+    return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
+
+
+def candidates_of_dict(run: Mapping[str, Mapping[str, float]], collection: Collection, split: str) -> Candidates:
+    """Return the candidates of a split's answerable queries from a run {query id: {document id: score}}.
+
+    All documents of a query are kept, by falling score; of equal scores the first in the dict comes first. Raises
+    DataError with every fault.
+    """
+    queries = collection.answerable(split)
+    ranking = ranking_of_dict(run, collection.query_ids, collection.document_ids, queries)
+    excluded = [collection.self_documents.get(query, ()) for query in queries]
+    ranking = ranking.without(excluded, ranking.documents.shape[1])
+    return as_candidates(ranking, {"run": ranking}, queries, collection.relevant(split), None)
 
 
 def retrieve_splits(

@@ -1,4 +1,4 @@
-"""The user's own engine as first stage, read from its TREC run."""
+"""The user's own search engine as first stage: its TREC run, or the same as a dict."""
 
 from __future__ import annotations
 
@@ -52,12 +52,62 @@ def read_run(
         message = f"{len(missing)} judged queries have no line, e.g. {names[missing[0]]!r}"
         faults.add("queries not in the run", str(path), message)
     faults.stop()
-    rows = np.full((len(wanted), depth), NOTHING, dtype=np.int32)
-    scores = np.zeros((len(wanted), depth), dtype=np.float32)
-    for index, row in enumerate(wanted):
-        best = sorted(lists[row])[:depth]
-        rows[index, : len(best)] = [document for _, _, document in best]
-        scores[index, : len(best)] = [-negated for negated, _, _ in best]
+    return _ranked([lists[row] for row in wanted], depth)
+
+
+def ranking_of_dict(
+    run: Mapping[str, Mapping[str, float]], query_ids: Sequence[str], document_ids: Sequence[str], wanted: Sequence[int]
+) -> RankedLists:
+    """Return the ranking of the `wanted` query rows from {query id: {document id: score}}; raises DataError.
+
+    A query for which nothing was found has an empty dict; queries of other splits may be there too.
+    """
+    faults = Faults()
+    queries, documents = ({identity: row for row, identity in enumerate(ids)} for ids in (query_ids, document_ids))
+    lists: dict[int, list[tuple[float, int, int]]] = {}
+    for given, scores in run.items():
+        place, query = f"run[{given!r}]", str(given).strip()
+        if query not in queries:
+            faults.add("missing queries", place, "this query is not in the collection; use its ids")
+        elif not isinstance(scores, Mapping):
+            faults.add("broken lists", place, f"must be {{document id: score}}, got {scores!r:.60}")
+        else:
+            lists[queries[query]] = _checked(scores, documents, place, faults)
+    missing = [row for row in wanted if row not in lists]
+    if missing and not faults.kinds:
+        message = f"{len(missing)} judged queries are missing, e.g. {query_ids[missing[0]]!r}; give {{}} for no answer"
+        faults.add("queries not in the run", "run", message)
+    faults.stop()
+    chosen = [lists[row] for row in wanted]
+    return _ranked(chosen, max(1, *map(len, chosen)) if chosen else 1)
+
+
+def _checked(
+    scores: Mapping[str, float], documents: Mapping[str, int], place: str, faults: Faults
+) -> list[tuple[float, int, int]]:
+    """Return (negated score, position, document row) of each document, without those that are noted as faults."""
+    found = []
+    for position, (given, score) in enumerate(scores.items()):
+        here, document = f"{place}[{given!r}]", documents.get(str(given).strip())
+        if document is None:
+            faults.add("missing documents", here, "this document is not in the collection; use its ids")
+        elif not isinstance(score, int | float | np.number) or not abs(score) <= MAX_SCORE:
+            faults.add(
+                "broken scores", here, f"the score is a number of at most {MAX_SCORE:g} in size, got {score!r:.60}"
+            )
+        else:
+            found.append((-float(score), position, document))
+    return found
+
+
+def _ranked(lists: Sequence[list[tuple[float, int, int]]], depth: int) -> RankedLists:
+    """Return lists of (negated score, position, document row) as a ranking, ordered by score and then position."""
+    rows = np.full((len(lists), depth), NOTHING, dtype=np.int32)
+    scores = np.zeros((len(lists), depth), dtype=np.float32)
+    for place, found in enumerate(lists):
+        best = sorted(found)[:depth]
+        rows[place, : len(best)] = [document for _, _, document in best]
+        scores[place, : len(best)] = [-negated for negated, _, _ in best]
     return RankedLists(rows, scores)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import RecipeError
+from trainer.errors import MachineError, RecipeError, one_line
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_record, write_json
 
@@ -71,6 +72,23 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=half, enabled=half is not None, cache_enabled=True)
 
 
+@contextmanager
+def without_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """Keep torch from cuDNN's attention on a GPU, so that scores are the same whether Accelerate was started or not.
+
+    A run turns it off for the whole process, for the reasons in `start_accelerator`.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Precision | None:
     """Return the precision that `requested` (auto, fp32, bf16, fp16) means on `device`.
 
@@ -79,7 +97,8 @@ def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Pre
     RecipeError for fp16 without a CUDA GPU.
     """
     if requested == "auto":
-        return _automatic(device)
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION") if device.type == "cuda" else None
+        return fastest(device) if launched is None else launched if launched in ("bf16", "fp16") else "fp32"
     if requested == "fp16" and device.type != "cuda":
         raise RecipeError("train.precision: fp16 needs a CUDA GPU, and there is none here; set it to auto")
     if requested == "bf16" and device.type == "cpu" and not has_native_bf16():
@@ -87,14 +106,13 @@ def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Pre
     return requested
 
 
-def _automatic(device: torch.device) -> Precision | None:
+def fastest(device: torch.device) -> Precision | None:
+    """Return the fastest precision on `device`; None where a measurement of the model decides, on a CPU with bf16."""
     if device.type == "cpu":
         return None if has_native_bf16() else "fp32"
     if device.type != "cuda":
         return "fp32"
-    best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", best)
-    return "bf16" if launched == "bf16" else "fp16" if launched == "fp16" else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def has_native_bf16() -> bool:
@@ -167,3 +185,23 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def usable_device(name: str | torch.device | None, precision: str | None = None) -> torch.device:
+    """Return the device of this name, or the best one here for None.
+
+    Raises ValueError for a name that torch does not know, and MachineError where this machine does not have the device,
+    or the device not the precision.
+    """
+    try:
+        device = torch.device(name or best_device())
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be one that torch knows, such as cpu, cuda or cuda:1, not {name!r}") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = one_line(str(error).partition("\n")[0])[:200]
+        raise MachineError(f"device: {device} cannot be used on this machine ({reason}); take cpu, or none") from None
+    if precision == "fp16" and device.type != "cuda":
+        raise MachineError(f"precision: fp16 needs a CUDA GPU, and the device is {device}; take fp32 or auto")
+    return device

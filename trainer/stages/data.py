@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import build_collection, fingerprint_data
 from trainer.recipe import Recipe
-from trainer.runtime.run_folder import CONTENT
+from trainer.runtime import processes
+from trainer.runtime.lock import hold
+from trainer.runtime.run_folder import CONTENT, remove
 
 FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # identified by their content
 
@@ -28,3 +31,22 @@ class Data(Stage):
         """Check every line of the files and write documents, queries and qrels."""
         collection = build_collection(run.recipe.data, folder)
         return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
+
+
+def keep_collection(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe with a collection from memory written under the run folder; any other recipe as it is.
+
+    So the recipe in the run folder can be run again, reviewed and pushed without the Python objects. Only the main
+    process writes; the others read their own temporary files, which are equal.
+    """
+    source = recipe.data.path
+    if source is None or not recipe.data.is_temporary or not processes.is_main():
+        return recipe
+    kept = folder / f"{recipe.name}-collection"  # the last part names the collection in the model card
+    partial = kept.with_name(f".{kept.name}.partial")
+    with hold(folder / ".lock", "run"):
+        remove(partial)
+        shutil.copytree(source, partial)
+        remove(kept)
+        partial.rename(kept)
+    return recipe.model_copy(update={"data": recipe.data.moved(kept)})
