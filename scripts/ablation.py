@@ -269,7 +269,19 @@ def dev_table(rows: Sequence[Row], way: str) -> list[list[str]]:
         if any(map(len, parts)):
             runs = sum(row["variant"] == variant and (row["collection"], row["seed"]) in paired for row in rows)
             table.append([variant, str(runs or ""), *(described([part]) for part in parts), described(parts)])
-    return table
+    return table if way == "fused" else [*table, ["not_interpolated", "", *interpolation_gains(rows, collections)]]
+
+
+def interpolation_gains(rows: Sequence[Row], collections: Sequence[str]) -> list[str]:
+    """Return by how much the trained weights of the defaults are below the best share of them, and the mean.
+
+    Below by construction, since dev chose the share; there is no interval, since a run keeps no values of these.
+    """
+    lost = []
+    for name in collections:
+        curves = [dict(row["interpolation"]) for row in rows if _is(row, name, "defaults")]
+        lost.append(float(np.mean([curve.get(1.0, curve[0.0]) - max(curve.values()) for curve in curves])))
+    return [f"{value:+.3f}" for value in (*lost, np.mean(lost))]
 
 
 def test_table(rows: Sequence[Row]) -> list[list[str]]:

@@ -101,7 +101,8 @@ def _row(collection: str, variant: str, seed: int, shipped: list[float]) -> dict
     values = {"first_stage": [0.75] * len(shipped), "untrained": [0.25] * len(shipped)}
     values |= {"shipped": shipped, "fused": shipped}
     dev = {name: float(np.mean(one)) for name, one in values.items()}
-    return {"collection": collection, "variant": variant, "seed": seed, "values": values, "dev": dev}
+    row = {"collection": collection, "variant": variant, "seed": seed, "values": values, "dev": dev}
+    return row | {"interpolation": [[0.5, 0.4], [1.0, 0.375], [0.0, 0.1]]}
 
 
 def test_differences_are_paired_by_query_and_seed(scripts):
@@ -118,9 +119,11 @@ def test_differences_are_paired_by_query_and_seed(scripts):
     assert differences(rows, "one", "draws", "shipped") == pytest.approx([-0.2, 0.0])
     assert differences(rows, "one", "untrained", "shipped") == pytest.approx([-0.15, -0.35])
     assert len(differences(rows, "two", "draws", "shipped")) == 0
-    head, defaults, first_stage, untrained, draws = dev_table(rows, "shipped")
+    head, defaults, first_stage, untrained, draws, not_interpolated = dev_table(rows, "shipped")
     assert head == ["", "runs", "one", "two", "mean"]
     assert defaults == ["defaults", "3", "0.500", "0.500", "0.500"]
     assert first_stage[2:] == ["+0.250 [+0.150, +0.350]", "+0.250 [+0.250, +0.250]", "+0.250 [+0.200, +0.300]"]
     assert untrained[3] == "-0.250 [-0.250, -0.250]"
     assert draws == ["draws", "2", "-0.100 [-0.200, +0.000]", "", ""]
+    assert not_interpolated == ["not_interpolated", "", "-0.025", "-0.025", "-0.025"]
+    assert [cells[0] for cells in dev_table(rows, "fused")] == ["", "defaults", "first_stage", "draws"]
