@@ -1,12 +1,12 @@
-"""Mining of hard negatives, ours against sentence-transformers' `mine_hard_negatives`: time, memory and the same ids.
+"""Compare our mining of hard negatives with sentence-transformers' `mine_hard_negatives`: time, memory, same ids.
 
     python scripts/bench_mine.py                             # ours and theirs, 100,000 documents and 10,000 queries
     python scripts/bench_mine.py --grow                      # ours alone, 10,000 to 1,000,000 documents
     python scripts/bench_mine.py --documents 20000 --queries 2000
 
-Both are given the same vectors (made here: directions of topics plus noise, rounded to float16 as ours keeps them on
-disk) and the same rule: from the best 100, what is above 95 % of the positive's similarity is passed over, the 7
-highest are kept. Each side runs in a process of its own, so that its peak memory is its own.
+Both are given the same vectors (made here: directions of topics plus noise, rounded to float16 as ours stores them on
+disk) and the same rule: from the first 100, documents above 95 % of the positive's similarity are filtered out, and the
+7 highest of the others are the negatives. Each side runs in its own process, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_sides import process_mib, say
+from bench_sides import print_result, process_mib
 
 DIMENSIONS = 384
 TOPICS = 2000
@@ -30,17 +30,17 @@ BLOCK = 4096
 
 
 def make(folder: Path, documents: int, queries: int) -> None:
-    """A collection with texts, shards of document vectors, and query vectors that lie near their positives."""
+    """Write a collection with texts, shards of document vectors, and query vectors near their positives."""
     from trainer.data import build_collection
     from trainer.recipe import Data
 
     rng = np.random.default_rng(7)
     topics = rng.normal(size=(TOPICS, DIMENSIONS)).astype(np.float32)
-    where = rng.integers(TOPICS, size=documents)
+    topic_of = rng.integers(TOPICS, size=documents)
     positives = rng.choice(documents, size=queries, replace=False)
     near = np.empty((queries, DIMENSIONS), dtype=np.float32)
     for number, start in enumerate(range(0, documents, BLOCK)):
-        vectors = _unit(topics[where[start : start + BLOCK]] + 1.2 * _noise(rng, min(BLOCK, documents - start)))
+        vectors = _unit(topics[topic_of[start : start + BLOCK]] + 1.2 * _noise(rng, min(BLOCK, documents - start)))
         np.save(folder / f"documents-{number:05d}.npy", vectors)
         here = (positives >= start) & (positives < start + BLOCK)
         near[here] = vectors[positives[here] - start]
@@ -49,7 +49,7 @@ def make(folder: Path, documents: int, queries: int) -> None:
     (beir / "qrels").mkdir(parents=True)
     words = np.array([f"word{number}" for number in range(5000)])
     with (beir / "corpus.jsonl").open("w") as file:
-        for row, topic in enumerate(where.tolist()):
+        for row, topic in enumerate(topic_of.tolist()):
             text = " ".join(words[rng.integers(len(words), size=60)])
             file.write(json.dumps({"_id": f"d{row}", "text": f"topic {topic}: {text}"}) + "\n")
     held_out = {"dev": "q-dev", "test": "q-test"}
@@ -72,11 +72,11 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def ours(folder: Path) -> tuple[float, list[list[str]]]:
-    """Seconds, and the ids of each query's negatives, by our search and mining."""
-    import faiss  # noqa: F401  imported beforehand on both sides
+    """Return seconds and the ids of each query's negatives, by our search and mining."""
+    import faiss  # noqa: F401  imported before the clock starts, on both sides
 
     from trainer.data import Collection
-    from trainer.mine import mine
+    from trainer.mining import mine
     from trainer.recipe import Mine
     from trainer.retriever import Embeddings
     from trainer.retriever.candidates import as_candidates
@@ -85,9 +85,9 @@ def ours(folder: Path) -> tuple[float, list[list[str]]]:
     collection = Collection.open(folder / "data")
     queries = collection.answerable("train")
     started = time.monotonic()
-    documents, asked = Embeddings(sorted(folder.glob("documents-*.npy"))), Embeddings([folder / "queries.npy"])
-    ranking = search_dense(asked, documents, DEPTH + 1, "flat")
-    vectors = asked.rows(np.arange(len(asked)))
+    documents, embedded = Embeddings(sorted(folder.glob("documents-*.npy"))), Embeddings([folder / "queries.npy"])
+    ranking = search_dense(embedded, documents, DEPTH + 1, "flat")
+    vectors = embedded.rows(np.arange(len(embedded)))
     candidates = as_candidates(ranking, {"dense": ranking}, queries, collection.qrels["train"], (vectors, documents))
     section = Mine(negatives_per_positive=NEGATIVES, last_rank=DEPTH + 1, pick="top", max_share_of_positive=SHARE)
     groups = mine(section, collection, candidates, seed=1).groups
@@ -97,7 +97,7 @@ def ours(folder: Path) -> tuple[float, list[list[str]]]:
 
 
 def theirs(folder: Path, use_faiss: bool) -> tuple[float, list[list[str]]]:
-    """The same by sentence-transformers; its model only hands out the vectors."""
+    """Return the same by sentence-transformers, whose model only returns the given vectors."""
     import faiss  # noqa: F401
     import torch
     from datasets import Dataset
@@ -156,35 +156,35 @@ SIDES = {
 
 
 def measure(side: str, folder: Path) -> dict:
-    """Run one side in a process of its own."""
+    """Run one side in its own process, and return its results."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(folder: Path, documents: int, queries: int, rounds: int) -> None:
-    """All sides in turn, several times; medians, ratios and the share of queries with the same negatives."""
+    """Run all sides in turn, several times; print medians, ratios and the share of queries with equal negatives."""
     make(folder, documents, queries)
-    found = {side: [] for side in SIDES}
+    results = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:
-            found[side].append(measure(side, folder))
+            results[side].append(measure(side, folder))
     print(f"{documents:,} documents x {queries:,} queries, median of {rounds} interleaved rounds\n")
     print("| | seconds | peak MiB | ours / theirs, time | memory | same negatives |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     seconds, mib = (
-        {side: float(np.median([run[key] for run in runs])) for side, runs in found.items()}
+        {side: float(np.median([run[key] for run in runs])) for side, runs in results.items()}
         for key in ("seconds", "mib")
     )
     for side in SIDES:
         ratios = f"{seconds['ours'] / seconds[side]:.2f} | {mib['ours'] / mib[side]:.2f}"
-        pairs = zip(found["ours"][0]["negatives"], found[side][0]["negatives"], strict=True)
+        pairs = zip(results["ours"][0]["negatives"], results[side][0]["negatives"], strict=True)
         same = np.mean([one == other for one, other in pairs])
         print(f"| {side} | {seconds[side]:.1f} | {mib[side]:.0f} | {ratios} | {same:.2%} |")
 
 
 def grow(folder: Path, sizes: list[int], queries: int) -> None:
-    """Ours alone over growing collections."""
+    """Measure ours alone on collections of growing size."""
     print(f"| documents, {queries:,} queries | seconds | peak MiB |\n| ---: | ---: | ---: |")
     for size in sizes:
         here = folder / str(size)
@@ -206,7 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         seconds, negatives = SIDES[arguments.side](arguments.folder)
-        say(seconds=seconds, mib=process_mib(), negatives=negatives)
+        print_result(seconds=seconds, mib=process_mib(), negatives=negatives)
         return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.grow:

@@ -1,11 +1,11 @@
-"""What negatives are worth: one recipe trained on random, highest, drawn and checked ones, over seeds.
+"""Compare strategies of selecting negatives: one recipe trained with each of them, over several seeds.
 
     python scripts/bench_negatives.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
     python scripts/bench_negatives.py RECIPE [section.key=value ...] --teacher FOLDER --seeds 13 14 15
 
-Every run starts from the same weights, a fresh head is fitted once, and is measured at its last step: where negatives
-do harm, the best step on dev would be the start, whatever they are. Prints dev and test of each run as it ends, then
-the table over seeds. What was done is kept in runs/NAME/negatives.json and not done again.
+Every run starts from the same weights, with a new head fitted once, and is measured at its last step: with harmful
+negatives the best step on dev would be step 0, whatever they are. Prints dev and test of each run when it ends, then
+the table over seeds. Results are saved in runs/NAME/negatives.json, and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from typing import Any
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
-from trainer.console import console, table
+from trainer.context import models
+from trainer.model import TokenizedCollection
 from trainer.recipe import Mine, Recipe
-from trainer.reranker import TokenizedCollection
-from trainer.train import start_head
+from trainer.runtime.console import console, table
+from trainer.training import start_head
 
-SHARE = 0.95  # of the positive's similarity, the most a negative has where that is asked
+SHARE = 0.95  # limit on a negative's similarity, as a share of the positive's
 
 
 def strategies(section: Mine, teacher: str | None) -> dict[str, Mine]:
-    """Ways to mine, all with as many negatives as the recipe asks for."""
-    plain: dict[str, Any] = {"max_share_of_positive": None, "margin": None, "deeper_share": 0.0, "bm25_share": None}
+    """Return the mining strategies, all with the recipe's number of negatives."""
+    plain: dict[str, Any] = {"max_share_of_positive": None}
     band = section.model_copy(update=plain | {"random_share": 0.0, "pick": "random"})
-    found = {
+    sections = {
         "random documents": band.model_copy(update={"random_share": 1.0}),
         "highest ranks": band.model_copy(update={"pick": "top"}),
-        "drawn from the hard band": band,
+        "sampled from the rank window": band,
         f"the same, below {SHARE:.0%} of the positive": band.model_copy(update={"max_share_of_positive": SHARE}),
     }
     if teacher:
-        found[f"the same, checked by {teacher}"] = band.model_copy(update={"teacher": teacher})
-    return found
+        sections[f"the same, filtered by {teacher}"] = band.model_copy(update={"teacher": teacher})
+    return sections
 
 
 class Bench(Trials):
@@ -46,42 +47,42 @@ class Bench(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "negatives")
-        self.reranker = self.pipeline.load_base()
-        self.tokenized = TokenizedCollection(self.pipeline.collection, self.reranker.pairs)
-        start_head(self.reranker, self.tokenized, self.pipeline.lists(), recipe.train.fit_lists)
+        self.reranker = models.load_base(self.opened)
+        self.tokenized = TokenizedCollection(self.opened.collection, self.reranker.pairs)
+        start_head(self.reranker, self.tokenized, models.lists_for_head(self.opened), recipe.train.fit_lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
-        self.dev = self.pipeline.dev_measure(self.reranker, self.tokenized)
+        self.dev = models.dev_measure(self.opened, self.reranker, self.tokenized)
         self.start_dev = self.dev()
 
     def run(self, section: Mine, seed: int) -> Scores:
-        """Mine, train from the start and measure."""
+        """Mine, train from the same weights and measure."""
         self.reranker.model.load_state_dict(self.start)
-        dev = iter([self.start_dev])  # the start is known already
+        dev = iter([self.start_dev])  # the value at step 0 is known already
 
         def measure() -> float:
             return next(dev, None) or self.dev()
 
         mined = self.mine(section, seed).groups
-        found = self.train(seed, mined, [], self.reranker, self.tokenized, measure, best=False)
-        return found | {"test": self.pipeline.measure("test", self.reranker, self.tokenized)[0]}
+        scores = self.train(seed, mined, [], self.reranker, self.tokenized, measure, best=False)
+        return scores | {"test": models.measure(self.opened, "test", self.reranker, self.tokenized)[0]}
 
 
 def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Run what is missing, print what is there."""
+    """Run the missing runs, and print the table."""
     bench = Bench(recipe)
-    test, _ = bench.pipeline.measure("test", bench.reranker, bench.tokenized)
+    test, _ = models.measure(bench.opened, "test", bench.reranker, bench.tokenized)
     for split, start in (("dev", bench.start_dev), ("test", test)):
-        console.print(f"{split}: first stage {bench.first_stage(split):.4f}, start {start:.4f}")
+        console.print(f"{split}: first stage {bench.first_stage(split):.4f}, before training {start:.4f}")
     runs: dict[str, list[Scores]] = {}
     for seed in arguments.seeds:
         for name, section in strategies(recipe.mine, arguments.teacher).items():
             done = bench.once(f"{name}; seed {seed}", partial(bench.run, section, seed))
             runs.setdefault(name, []).append(done)
     rows = []
-    for name, found in runs.items():
-        cells = [[run[kind] for run in found] for kind in ("last dev", "test")]
+    for name, results in runs.items():
+        cells = [[run[kind] for run in results] for kind in ("last dev", "test")]
         rows.append([name, *(f"{np.mean(cell):.4f} ({min(cell):.4f} to {max(cell):.4f})" for cell in cells)])
-    title = f"{bench.pipeline.metric} over {len(arguments.seeds)} seeds"
+    title = f"{bench.opened.metric} over {len(arguments.seeds)} seeds"
     table(title, ["negatives", "dev", "test"], rows)
 
 

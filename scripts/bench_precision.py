@@ -1,11 +1,11 @@
-"""Half precision beside float32, ours and sentence-transformers', in training and in scoring: one interleaved run.
+"""Compare half precision with float32, ours and sentence-transformers', in training and scoring, interleaved.
 
     python scripts/bench_precision.py PATH/TO/beir
     python scripts/bench_precision.py PATH/TO/beir --pairs 320 --steps 10 --queries-per-step 4 --rounds 5
 
-The sides are those of bench_score.py and bench_train.py: one plain checkpoint, the same pairs and groups, theirs in the
-batch or pass that is fastest in each precision (bf16 weights in scoring, `bf16=True` in training). Four sides take
-turns; a figure is the median over the rounds.
+The sides are those of bench_score.py and bench_train.py: one plain checkpoint, the same pairs and groups, theirs with
+the batch size or pass that is fastest in each precision (bf16 weights in scoring, `bf16=True` in training). The four
+sides take turns; each figure is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 import bench_score
 import bench_train
 import numpy as np
-from bench_sides import LONGEST, ask, parse, save_base
+from bench_sides import LONGEST, parse, run_side, save_base
 
 from trainer.data import build_collection
 from trainer.errors import TrainerError
-from trainer.precision import machine
 from trainer.recipe import Data
-from trainer.runs import write_json
+from trainer.runtime.precision import machine
+from trainer.runtime.run_folder import write_json
 
 PRECISIONS = ("fp32", "bf16")
 Side = Callable[[], float]  # one round; returns its pairs per second
@@ -44,7 +44,7 @@ def scoring(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[str
 
 
 def training(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Side]:
-    """Return the sides that train, each in a process of its own."""
+    """Return the sides that train, each in its own process."""
     names = ("steps", "queries_per_step", "max_length")
     task = {"path": str(path.resolve()), "negatives": 7, "loss": "listwise"}
     task |= {name: getattr(arguments, name) for name in names}
@@ -53,12 +53,12 @@ def training(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[st
     sides: dict[str, Side] = {}
     for precision in PRECISIONS:
         write_json(folder / "task.json", task | {"precision": precision})
-        fastest = ask(bench_train.__file__, "probe", folder)["pass"]
+        fastest = run_side(bench_train.__file__, "probe", folder)["pass"]
         for who in ("ours", "sentence-transformers"):
 
             def run(who: str = who, precision: str = precision, fastest: int = fastest) -> float:
                 write_json(folder / "task.json", task | {"precision": precision, "pass": fastest})
-                seconds = ask(bench_train.__file__, who, folder)["seconds"]
+                seconds = run_side(bench_train.__file__, who, folder)["seconds"]
                 return in_step / float(np.median(seconds[bench_train.WARM_STEPS :]))
 
             sides[f"{who}, {precision}"] = run
@@ -66,7 +66,7 @@ def training(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[st
 
 
 def interleaved(sides: dict[str, Side], rounds: int) -> dict[str, float]:
-    """Return the median pairs per second of each side; the order turns round by round."""
+    """Return the median pairs per second of each side; the order alternates from round to round."""
     speeds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
         for side in sorted(sides, reverse=number % 2 == 1):
@@ -75,23 +75,25 @@ def interleaved(sides: dict[str, Side], rounds: int) -> dict[str, float]:
 
 
 def show(title: str, speeds: dict[str, float]) -> None:
-    """Print a row a side, with its speed as a multiple of our fp32 and of theirs in both precisions."""
-    beside = ["ours, fp32", *(f"sentence-transformers, {precision}" for precision in PRECISIONS)]
-    print(f"\n| {title} | pairs/s | {' | '.join(f'times {name}' for name in beside)} |")
-    print(f"| --- |{' ---: |' * (1 + len(beside))}")
+    """Print a row for each side, with its speed as a multiple of our fp32 and of theirs in both precisions."""
+    baselines = ["ours, fp32", *(f"sentence-transformers, {precision}" for precision in PRECISIONS)]
+    print(f"\n| {title} | pairs/s | {' | '.join(f'times {name}' for name in baselines)} |")
+    print(f"| --- |{' ---: |' * (1 + len(baselines))}")
     for side, speed in speeds.items():
-        print(f"| {side} | {speed:.1f} | {' | '.join(f'{speed / speeds[name]:.2f}' for name in beside)} |", flush=True)
+        print(
+            f"| {side} | {speed:.1f} | {' | '.join(f'{speed / speeds[name]:.2f}' for name in baselines)} |", flush=True
+        )
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, metavar="PATH", help="a folder in BEIR layout")
-    parser.add_argument("--pairs", type=int, default=320, help="that are scored in a round")
-    parser.add_argument("--steps", type=int, default=10, help="of training in a round")
+    parser.add_argument("--pairs", type=int, default=320, help="pairs scored in a round")
+    parser.add_argument("--steps", type=int, default=10, help="training steps in a round")
     parser.add_argument("--queries-per-step", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=256, help=f"tokens of a pair, {LONGEST} at most")
-    parser.add_argument("--rounds", type=int, default=5, help="of scoring; training has half as many, rounded up")
+    parser.add_argument("--rounds", type=int, default=5, help="scoring rounds; training has half as many, rounded up")
     arguments = parse(parser, bench_train.SIDES)
     print(f"{arguments.path.name}, {arguments.shape}, {machine()}")
     with tempfile.TemporaryDirectory() as name:

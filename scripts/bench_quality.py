@@ -1,18 +1,18 @@
-"""Test quality, ours against sentence-transformers' own recipe: one base, one number of pairs, several seeds.
+"""Compare our test quality with sentence-transformers' own recipe: same base, same number of pairs, several seeds.
 
     python scripts/bench_quality.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
     python scripts/bench_quality.py RECIPE [section.key=value ...] --seeds 13 14 15 --their-rates 2e-5 1e-4
 
-Ours does what the recipe says. Theirs does what its guide to training rerankers does: `mine_hard_negatives` takes the
-highest ranks below the positive's similarity, from the best 100; `BinaryCrossEntropyLoss` weighs a positive as much as
-its negatives together; AdamW warms up over a tenth of the steps. Its learning rate is the one of --their-rates that is
-best on dev with the first seed. Both start from the same encoder, with as many negatives for each positive, pairs of
-the same length, as many pairs in all and in a step, and as many epochs; their miner is handed the vectors that ours
-made. Where one side mined more pairs, what is left over at its end is not used.
+Ours follows the recipe. Theirs follows its guide to training rerankers: `mine_hard_negatives` takes the highest ranks
+below the positive's similarity, from the first 100; `BinaryCrossEntropyLoss` weighs a positive as much as all its
+negatives; AdamW warms up over a tenth of the steps. Its learning rate is the one of --their-rates that is best on dev
+with the first seed. Both start from the same encoder, with the same number of negatives for each positive, the same
+length of pairs, the same number of pairs in all and in a step, and the same number of epochs; their miner uses our
+embeddings. Where one side mined more pairs, its last ones are not used.
 
-Both models reorder the same candidates, by our scorer, whose scores are theirs to 1e-5 (bench_score.py). The table has
-means over seeds; intervals and the paired p are over test queries, each with its mean over the seeds. What was done is
-kept in runs/NAME/quality.json and not done again.
+Both models rerank the same candidates with our scorer, whose scores equal theirs to 1e-5 (bench_score.py). The table
+has means over seeds; intervals and the paired p-value are over test queries, each with its mean over the seeds. Results
+are saved in runs/NAME/quality.json, and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ import torch
 from accelerate.utils import set_seed
 from trials import Trials, command_line, main
 
-from trainer.console import table
+from trainer.context import models
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.evaluation.statistics import bootstrap, paired_p
 from trainer.evaluation.two_stage import query_scores
-from trainer.groups import Group
-from trainer.models import locate
+from trainer.model import Reranker, TokenizedCollection
+from trainer.model_files.references import locate
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker, TokenizedCollection
 from trainer.retriever.retrieve import judged_queries
+from trainer.runtime.console import table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,65 +50,64 @@ class Bench(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "quality")
-        if not self.pipeline.has_fresh_head or recipe.bi_encoder is None:
-            raise TrainerError("the recipe needs an encoder as base, and a bi-encoder for their miner")
+        if not models.has_fresh_head(self.opened) or recipe.bi_encoder is None:
+            raise TrainerError("the recipe needs an encoder as base model, and a bi-encoder for their miner")
         self.their_rows = mine_theirs(self)
 
     def equal(self, seed: int) -> tuple[list[Group], Dataset]:
-        """Our groups and their rows, as many pairs in both; ours has fewer by less than a group."""
+        """Return our groups and their rows with the same number of pairs, to within one group."""
         groups = self.mine(self.recipe.mine, seed).groups
         sizes = np.cumsum([len(group.documents) for group in groups])
         pairs = min(int(sizes[-1]), len(self.their_rows))
         return groups[: int(np.searchsorted(sizes, pairs, side="right"))], self.their_rows.select(range(pairs))
 
     def ours(self, seed: int) -> dict[str, Any]:
-        """What our recipe comes to: the checkpoint that was best on dev."""
+        """Return the results of our recipe, with its best checkpoint on dev."""
         groups, _ = self.equal(seed)
-        found, scores = self.train_from_base(seed, groups, self.pipeline.lists())
+        results, scores = self.train_from_base(seed, groups, models.lists_for_head(self.opened))
         pairs = sum(len(group.documents) for group in groups)
-        return {"pairs": pairs, "queries": self.of_queries(scores)} | found
+        return {"pairs": pairs, "queries": self.of_queries(scores)} | results
 
     def theirs(self, rate: float, seed: int) -> dict[str, Any]:
-        """What their recipe comes to."""
+        """Return the results of their recipe."""
         _, rows = self.equal(seed)
         folder = train_theirs(self, rows, seed, rate)
         reranker = Reranker.load(folder, max_length=self.recipe.reranker.max_length)
-        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        dev, _ = self.pipeline.measure("dev", reranker, tokenized)
-        test, scores = self.pipeline.measure("test", reranker, tokenized)
+        tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
+        dev, _ = models.measure(self.opened, "dev", reranker, tokenized)
+        test, scores = models.measure(self.opened, "test", reranker, tokenized)
         return {"pairs": len(rows), "queries": self.of_queries(scores), "dev": dev, "test": test}
 
     def of_queries(self, scores: np.ndarray | None = None) -> list[float]:
-        """The metric of each test query, of the first stage's order or of scores."""
-        found = query_scores(
-            self.pipeline.collection, "test", self.pipeline.candidates("test"), self.pipeline.metric, scores
-        )
-        return [found[query] for query in sorted(found)]
+        """Return the metric of each test query, of the first stage's order or of scores."""
+        run = self.opened
+        values = query_scores(run.collection, "test", run.candidates("test"), run.metric, scores)
+        return [values[query] for query in sorted(values)]
 
 
 def mine_theirs(bench: Bench) -> Dataset:
-    """Their miner's rows (query, document, label), every positive once, shuffled."""
+    """Return their miner's rows (query, document, label), every positive once, shuffled."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    collection = bench.pipeline.collection
-    vectors, _ = bench.pipeline.embed(collection)
+    collection = bench.opened.collection
+    vectors, _ = models.embed(bench.opened, collection)
     assert vectors is not None
     passages = collection.documents["passage"][:]
-    asked, read = (
+    query_rows, document_rows = (
         {text: row for row, text in enumerate(texts)}
         for texts in (collection.query_texts(judged_queries(collection)), passages)
     )
 
     class Vectors(SentenceTransformer):
-        """Hands out the vectors that are there."""
+        """A model that returns our embeddings."""
 
         def encode_query(self, inputs: Any, *_: Any, **__: Any) -> Any:
-            return vectors[0].rows(np.array([asked[text] for text in inputs]))
+            return vectors[0].rows(np.array([query_rows[text] for text in inputs]))
 
         def encode_document(self, inputs: Any, *_: Any, **__: Any) -> Any:
-            return vectors[1].rows(np.array([read[text] for text in inputs]))
+            return vectors[1].rows(np.array([document_rows[text] for text in inputs]))
 
         def get_embedding_dimension(self) -> int:
             return vectors[1].dimensions
@@ -137,7 +137,7 @@ def mine_theirs(bench: Bench) -> Dataset:
 
 
 def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
-    """The folder of their model after its epochs."""
+    """Train their model, and return its folder."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
@@ -145,9 +145,9 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
     recipe, negatives = bench.recipe, bench.recipe.mine.negatives_per_positive
     folder = bench.folder / "theirs"
     shutil.rmtree(folder, ignore_errors=True)
-    set_seed(seed)  # the fresh classifier is drawn
+    set_seed(seed)  # for the random weights of the new classifier
     layers = {"num_hidden_layers": max(recipe.reranker.layers)} if recipe.reranker.layers else {}
-    length = recipe.reranker.max_length or bench.pipeline.load_base().max_length
+    length = recipe.reranker.max_length or models.load_base(bench.opened).max_length
     model = CrossEncoder(str(locate(recipe.reranker.model)), num_labels=1, max_length=length, config_kwargs=layers)
     CrossEncoderTrainer(
         model=model,
@@ -171,7 +171,7 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
 
 
 def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Run what is missing, print the table."""
+    """Run the missing runs, and print the table."""
     bench, seeds = Bench(recipe), arguments.seeds
 
     def theirs(rate: float, seed: int) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
         p = "" if name == "ours" else f"{paired_p(means['ours'], means[name], recipe.seed):.4f}"
         rows.append([name, f"{interval.mean:.4f}", f"{interval.low:.3f}-{interval.high:.3f}", each, p])
     pairs = " and ".join(str(runs[0]["pairs"]) for runs in (ours, others))
-    title = f"test {bench.pipeline.metric}, {pairs} pairs, {len(before)} queries, depth {recipe.rerank_depth}"
+    title = f"test {bench.opened.metric}, {pairs} pairs, {len(before)} queries, depth {recipe.rerank_depth}"
     table(title, ["", "mean", "95 %", "seeds", "p, ours"], rows)
 
 

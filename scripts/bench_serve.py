@@ -1,15 +1,15 @@
-"""Our server against sentence-transformers in a plain FastAPI loop: latency, throughput, same scores.
+"""Compare our server with sentence-transformers in a plain FastAPI application: latency, throughput, same scores.
 
     python scripts/bench_serve.py PATH/TO/beir
     python scripts/bench_serve.py PATH/TO/beir --requests 40 --clients 8 --max-length 256 --precision bf16
 
-Both serve one plain checkpoint, each in a process of its own, and get the same requests over loopback from this
-process, on the same cores. Latency: one client, requests of 10, 50 and 100 documents. Throughput: several clients at
-once, requests of mixed sizes; beside it what the model computes of the same pairs without a server. The servers take
-turns, round by round. Theirs is `CrossEncoder.predict` in an `async def` route, one request after the other, in its
-fastest batch size. `--precision` is ours only; theirs computes in float32 unless `--their-precision` is bf16.
+Both serve one plain checkpoint, each in its own process, and get the same requests over loopback from this process, on
+the same cores. Latency: one client, requests of 10, 50 and 100 documents. Throughput: several clients at once, requests
+of mixed sizes, compared with the model's throughput on the same pairs without a server. The servers take turns in every
+round. Theirs is `CrossEncoder.predict` in an `async def` route, one request at a time, with its fastest batch size.
+`--precision` is for ours only; theirs computes in float32 unless `--their-precision` is bf16.
 
-Ends with exit code 1 if float32 scores differ by more than 1e-5 or a request is not answered.
+The exit code is 1 where float32 scores differ by more than 1e-5 or a request is not answered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastapi import FastAPI, Request
 
 from trainer.data import Collection, build_collection
 from trainer.recipe import Data
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 SIZES = (10, 50, 100)  # documents
 BATCH_SIZES = (16, 32, 64)
@@ -43,7 +43,7 @@ Requests = list[tuple[str, list[str]]]
 
 
 def draw_requests(collection: Collection, sizes: list[int], seed: int = 13) -> Requests:
-    """Test queries, each with documents drawn from the whole collection."""
+    """Return test queries, each with documents sampled from the full collection."""
     rng = np.random.default_rng(seed)
     queries = rng.choice(collection.answerable("test"), len(sizes)).tolist()
     documents = [rng.integers(len(collection.documents), size=size).tolist() for size in sizes]
@@ -55,7 +55,7 @@ def draw_requests(collection: Collection, sizes: list[int], seed: int = 13) -> R
 
 
 def serve_theirs(folder: Path) -> None:
-    """Serve the checkpoint as one would without this project."""
+    """Serve the checkpoint in a simple application without this project."""
     import torch
     import uvicorn
     from sentence_transformers import CrossEncoder
@@ -90,7 +90,7 @@ def serve_theirs(folder: Path) -> None:
 
 @contextmanager
 def servers(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
-    """Start both and yield their addresses."""
+    """Start both servers and yield their addresses."""
     serve = "from trainer.__main__ import reranker; reranker()"
     options = ["--port", str(arguments.port), "--precision", arguments.precision]
     ours = [sys.executable, "-c", serve, "serve", str(folder / "base"), *options]
@@ -108,7 +108,7 @@ def servers(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, s
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return when a server answers."""
+    """Wait until a server answers; exit where it does not start."""
     import httpx
 
     until = time.monotonic() + START_SECONDS
@@ -122,7 +122,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 async def send(address: str, requests: Requests, clients: int) -> tuple[list[float], float, list[np.ndarray]]:
-    """Send all requests from so many clients; returns seconds of each, of all, and the scores of each."""
+    """Send all requests from some clients; return seconds of each request, of all, and the scores of each."""
     import httpx
 
     taken, scores = [0.0] * len(requests), [np.empty(0)] * len(requests)
@@ -145,8 +145,8 @@ async def send(address: str, requests: Requests, clients: int) -> tuple[list[flo
 
 
 def offline(folder: Path, requests: Requests, precision: Any) -> float:
-    """Pairs per second of the model alone, request after request, after one that warms up."""
-    from trainer.reranker import Reranker
+    """Return the pairs per second of the model without a server, one request at a time, after a warm-up request."""
+    from trainer.model import Reranker
 
     model = Reranker.load(folder / "base", precision=precision)
     model.score(*requests[0])
@@ -157,7 +157,7 @@ def offline(folder: Path, requests: Requests, precision: Any) -> float:
 
 
 def compare(path: Path, folder: Path, arguments: argparse.Namespace) -> float:
-    """Print one collection's tables; returns by how much scores differ at most."""
+    """Print one collection's table, and return the largest difference of scores."""
     collection = build_collection(Data(path=path), folder / "data")
     alone = {size: draw_requests(collection, [size] * arguments.requests, seed=size) for size in SIZES}
     rng = np.random.default_rng(13)
@@ -170,17 +170,17 @@ def compare(path: Path, folder: Path, arguments: argparse.Namespace) -> float:
     pairs = sum(len(documents) for _, documents in mixed)
     with servers(folder, arguments) as addresses:
         for address in addresses.values():
-            asyncio.run(send(address, mixed[:2], 1))  # warm
+            asyncio.run(send(address, mixed[:2], 1))  # warm-up
         for number in range(arguments.rounds):
-            found: dict[str, list[np.ndarray]] = {}
+            scores: dict[str, list[np.ndarray]] = {}
             for side in sorted(addresses, reverse=number % 2 == 1):
                 for size, requests in alone.items():
                     taken, _, _ = asyncio.run(send(addresses[side], requests, 1))
                     latency.setdefault(side, {}).setdefault(size, []).extend(taken)
-                _, seconds, found[side] = asyncio.run(send(addresses[side], mixed, arguments.clients))
+                _, seconds, scores[side] = asyncio.run(send(addresses[side], mixed, arguments.clients))
                 throughput.setdefault(side, []).append(pairs / seconds)
             difference = max(
-                difference, *(float(np.abs(one - other).max()) for one, other in zip(*found.values(), strict=True))
+                difference, *(float(np.abs(one - other).max()) for one, other in zip(*scores.values(), strict=True))
             )
     speed = {side: float(np.median(rates)) for side, rates in throughput.items()}
     report(path, latency, speed, offline(folder, mixed, arguments.precision), arguments)
@@ -215,22 +215,24 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", type=Path, nargs="*", metavar="PATH", help="folders in BEIR layout")
-    parser.add_argument("--requests", type=int, default=40, help="of each size, and mixed")
+    parser.add_argument("--requests", type=int, default=40, help="requests of each size, and of mixed sizes")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=256, help=f"tokens of a pair, {LONGEST} at most")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="of ours")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="precision of ours"
+    )
     parser.add_argument("--their-precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--port", type=int, default=8123, help="ours; theirs is the next one")
+    parser.add_argument("--port", type=int, default=8123, help="port of ours; theirs is the next one")
     arguments = parse(parser, ["sentence-transformers"])
     if arguments.side:
         serve_theirs(arguments.folder)
         return
     if not arguments.collections:
-        parser.error("name at least one collection in BEIR layout")
+        parser.error("give at least one collection in BEIR layout")
     for path in arguments.collections:
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             save_base(arguments.shape, folder / "base", arguments.max_length)
             difference = compare(path, folder, arguments)
         if arguments.precision == arguments.their_precision == "fp32" and not difference <= SAME:

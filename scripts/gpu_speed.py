@@ -1,8 +1,8 @@
-"""Parts of scripts/gpu_check that measure speed: scoring and training, ours beside sentence-transformers.
+"""Parts of scripts/gpu_check that measure speed: scoring and training, ours and sentence-transformers'.
 
-The sides are those of bench_score.py and bench_train.py, on random models. They come one after the other in one
-process, each loaded after the one before it was let go, so that the peak of memory is its own. sentence-transformers
-computes in bf16 with torch's attention and a fused AdamW, sorts what it scores, and takes its fastest batch size.
+The sides are those of bench_score.py and bench_train.py, on random models. They run one after the other in one process,
+each loaded after the previous one was freed, so that the peak memory is its own. sentence-transformers computes in bf16
+with torch's attention and a fused AdamW, sorts the pairs that it scores, and uses its fastest batch size.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from gpu_chip import chip_peak, device_of, synchronize
 from gpu_parts import Results
 
-ROUNDS = 3  # of scoring; the median counts
+ROUNDS = 3  # of scoring, of which the median is reported
 THEIRS = "sentence-transformers"
-WIDE_PASS = 65536  # tokens: four times the default, to see whether that is too few for a large GPU
+WIDE_PASS = 65536  # tokens: four times the default, which may be too small for a large GPU
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much of one shape is scored and trained on."""
+    """The amount of work for one shape."""
 
-    pairs: int  # that are scored
+    pairs: int  # to score
     steps: int
     queries_per_step: int = 16
     negatives: int = 7
     max_length: int = 512
     words: int = 120  # of a document
-    passes: tuple[int, ...] = (16, 32, 64, 128)  # pairs in a pass of theirs, the fastest of which counts
+    passes: tuple[int, ...] = (16, 32, 64, 128)  # pairs in one of their passes, of which the fastest is used
 
 
 LOADS = {
@@ -45,7 +45,7 @@ DRY_LOAD = Load(pairs=24, steps=4, queries_per_step=2, negatives=3, max_length=6
 
 @dataclass(frozen=True)
 class Bench:
-    """One shape ready to be measured: where it lies, what both sides are told, and what the chip can do."""
+    """One prepared shape: its folder, the task of both sides, and the peak of the GPU."""
 
     shape: str
     dry: bool
@@ -55,7 +55,7 @@ class Bench:
     peak: float  # TFLOP/s
 
     def add(self, what: str, seconds: float, sizes: Sequence[int], forwards: int, **more: Any) -> None:
-        """Report `forwards` times the work of scoring pairs of these sizes; a backward pass is two."""
+        """Report a speed on `forwards` times the work of scoring these pairs; a backward pass counts as two."""
         from bench_sides import model_flops, peak_mib
         from gpu_models import classifier
 
@@ -71,7 +71,7 @@ class Bench:
         )
 
     def attempt(self, what: str, do: Callable[[], None]) -> None:
-        """Do it as the first in a process would: without the memory and the Accelerate settings that others left."""
+        """Run a measurement after freeing memory and resetting the Accelerate state of earlier ones."""
         import torch
         from accelerate.state import AcceleratorState
 
@@ -86,8 +86,10 @@ class Bench:
 def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
     """Save collection, groups and base model in the folder."""
     from bench_sides import be_quiet
-    from bench_train import pipeline_of
+    from bench_train import recipe_of, run_of
     from gpu_models import save_classifier, save_collection
+
+    from trainer.pipeline import run
 
     device = device_of(dry)
     be_quiet()
@@ -106,28 +108,28 @@ def prepare(shape: str, results: Results, folder: Path, dry: bool) -> Bench:
         "passes": load.passes,
         "save": False,
     }
-    pipeline = pipeline_of(task, folder)
-    pipeline.carry_out("data", force=False)
-    (folder / "data").symlink_to(pipeline.stages["data"].folder)  # where the bench of scoring looks for it
-    _write_groups(pipeline.collection, load.negatives, folder)
+    run(recipe_of(task, folder), folder, until="data")
+    opened = run_of(task, folder)
+    (folder / "data").symlink_to(opened.folder / "data")  # where bench_score expects it
+    _write_groups(opened.collection, load.negatives, folder)
     return Bench(shape, dry, results, folder, task, chip_peak(dry))
 
 
 def _write_groups(collection: Any, negatives: int, folder: Path) -> None:
-    """A group for every train query, with negatives drawn from all documents."""
-    from trainer.groups import Group, write_groups
+    """Write a group for every train query, with negatives sampled from all documents."""
+    from trainer.data.groups import Group, write_groups
 
     rng = np.random.default_rng(13)
     judged = {query: next(iter(grades)) for query, grades in collection.qrels["train"].items()}
     drawn = rng.integers(len(collection.documents), size=(len(judged), negatives)).tolist()
-    write_groups([Group(query, [row], [1], drawn[place]) for place, (query, row) in enumerate(judged.items())], folder)
+    write_groups([Group(query, [row], [1], drawn[index]) for index, (query, row) in enumerate(judged.items())], folder)
 
 
 # Scoring.
 
 
 def score(bench: Bench) -> None:
-    """Score the same pairs: ours in both layouts and from tokens, then theirs."""
+    """Score the same pairs with ours, packed and padded and from tokens, then with theirs."""
     from bench_score import Ours, Theirs, draw_pairs
 
     from trainer.data import Collection
@@ -148,15 +150,14 @@ def score(bench: Bench) -> None:
 
     side("score, ours", lambda: ours(None))
     side("score, ours padded", lambda: ours(False))
-    if bench.dry and bench.shape != "decoder":  # a GPU's own layout
+    if bench.dry and bench.shape != "decoder":  # on a GPU this is the default layout
         side("score, ours packed", lambda: ours(True))
     bench.attempt("score, ours tokenised before", lambda: _score_tokens(bench, ours(None), rows))
     side(f"score, {THEIRS}", lambda: Theirs(bench.folder, task))
     if {"score, ours", f"score, {THEIRS}"} <= scores.keys():
-        found, theirs = scores["score, ours"], scores[f"score, {THEIRS}"]
-        bench.results.add(
-            "difference of scores", largest=float(np.abs(found - theirs).max()), spread=float(found.std())
-        )
+        ours_scores, theirs = scores["score, ours"], scores[f"score, {THEIRS}"]
+        largest = float(np.abs(ours_scores - theirs).max())
+        bench.results.add("difference of scores", largest=largest, spread=float(ours_scores.std()))
 
 
 def _score_side(bench: Bench, what: str, side: Any, rows: list[tuple[int, int]]) -> np.ndarray:
@@ -164,35 +165,35 @@ def _score_side(bench: Bench, what: str, side: Any, rows: list[tuple[int, int]])
     from bench_score import Ours, timed
     from bench_sides import padding
 
-    side.score(rows)  # what is done once, is done
-    found = [timed(lambda: side.score(rows)) for _ in range(1 if bench.dry else ROUNDS)]
-    seconds = float(np.median([took for took, _ in found]))
+    side.score(rows)  # warm-up
+    rounds = [timed(lambda: side.score(rows)) for _ in range(1 if bench.dry else ROUNDS)]
+    seconds = float(np.median([took for took, _ in rounds]))
     sizes = pair_sizes(bench, rows)
     batches = side.batches(sizes) if isinstance(side, Ours) else side.batches(rows)
     more = {"packed": side.reranker.packed} if isinstance(side, Ours) else {"batch_size": side.batch_size}
     bench.add(what, seconds, sizes, 1, padding=padding(sizes, batches), **more)
-    return found[-1][1]
+    return rounds[-1][1]
 
 
 def _score_tokens(bench: Bench, side: Any, rows: list[tuple[int, int]]) -> None:
-    """What is left of ours when texts are tokens already: the GPU, and how fast it is given work."""
+    """Measure ours on texts that are tokenised already, without the time of tokenisation."""
     from bench_score import timed
 
-    from trainer.reranker import TokenizedCollection
+    from trainer.model import TokenizedCollection
 
     pairs = TokenizedCollection(side.collection, side.reranker.pairs).pairs(rows)
     side.reranker.score_tokens(pairs)
-    found = [timed(lambda: side.reranker.score_tokens(pairs))[0] for _ in range(1 if bench.dry else ROUNDS)]
-    bench.add("score, ours tokenised before", float(np.median(found)), pair_sizes(bench, rows), 1)
+    seconds = [timed(lambda: side.reranker.score_tokens(pairs))[0] for _ in range(1 if bench.dry else ROUNDS)]
+    bench.add("score, ours tokenised before", float(np.median(seconds)), pair_sizes(bench, rows), 1)
 
 
 def pair_sizes(bench: Bench, rows: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens of the joined pairs."""
+    """Return the number of tokens of each joined pair."""
     from gpu_models import tokenizer
 
-    from trainer.batches import PairEncoder
     from trainer.data import Collection
-    from trainer.reranker import TokenizedCollection
+    from trainer.model import TokenizedCollection
+    from trainer.model.batching import PairEncoder
 
     encoder = PairEncoder(tokenizer(segments=bench.shape == "minilm"), bench.task["max_length"])
     collection = Collection.open(bench.folder / "data")
@@ -203,7 +204,7 @@ def pair_sizes(bench: Bench, rows: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def train(bench: Bench, sides: dict[str, dict[str, Any]]) -> None:
-    """Train on the same groups: ours, once for each of `sides` (what the task has besides)."""
+    """Train ours on the same groups, once for each of `sides`, which are {name: additional keys of the task}."""
     import bench_train
 
     run = _train_decoder if bench.shape == "decoder" else bench_train.ours
@@ -212,7 +213,7 @@ def train(bench: Bench, sides: dict[str, dict[str, Any]]) -> None:
 
 
 def train_theirs(bench: Bench) -> None:
-    """Train theirs, with as many pairs in a pass as is fastest on a few steps."""
+    """Train theirs, with the number of pairs in a pass that is fastest on a few steps."""
     import bench_train
 
     def fastest() -> None:
@@ -228,45 +229,45 @@ def _train_side(
     from bench_sides import padding
     from bench_train import WARM_STEPS, in_order, passes
 
-    from trainer.groups import read_groups
+    from trainer.data.groups import read_groups
 
-    found = run(task, bench.folder)
+    trained = run(task, bench.folder)
     groups = in_order(read_groups(bench.folder), task, bench.folder)
     sizes = pair_sizes(bench, [(group.query, row) for group in groups for row in group.documents])
-    wasted = found["padding"] if "padding" in found else padding(sizes, passes(len(sizes), task))
-    seconds = float(np.median(found["seconds"][WARM_STEPS:])) * task["steps"]
-    first = float(found["seconds"][0])
+    wasted = trained["padding"] if "padding" in trained else padding(sizes, passes(len(sizes), task))
+    seconds = float(np.median(trained["seconds"][WARM_STEPS:])) * task["steps"]
+    first = float(trained["seconds"][0])
     more = {"first_step_seconds": None if np.isnan(first) else first, "pairs_in_a_pass": task.get("pass")}
-    bench.add(what, seconds, sizes, 3, padding=wasted, last_loss=found["losses"][-1], **more)
+    bench.add(what, seconds, sizes, 3, padding=wasted, last_loss=trained["losses"][-1], **more)
 
 
 def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same as `bench_train.ours` without its checkpoints, which are ten gigabytes here."""
+    """Train like `bench_train.ours`, but without its checkpoints, which would be ten gigabytes."""
     import time
 
     import torch
-    from bench_train import RATE, in_order, pipeline_of
+    from bench_train import RATE, in_order, run_of
 
-    from trainer.groups import read_groups
-    from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
-    from trainer.train.gradients import Engine
+    from trainer.data.groups import read_groups
+    from trainer.model import Reranker, ScoringModel, TokenizedCollection
+    from trainer.training.gradients import GradientStep
 
-    pipeline = pipeline_of(task, folder)
-    accelerator = pipeline.accelerator
+    opened = run_of(task, folder)
+    accelerator = opened.accelerator
     groups = in_order(read_groups(folder), task, folder)
     reranker = Reranker.load(folder / "base", max_length=task["max_length"], precision=task["precision"])
-    tokenized = TokenizedCollection(pipeline.collection, reranker.pairs)
+    tokenized = TokenizedCollection(opened.collection, reranker.pairs)
     optimizer = torch.optim.AdamW(reranker.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    engine = Engine(pipeline.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
+    gradient_step = GradientStep(opened.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
     losses, seconds = [], []
     for start in range(0, len(groups), task["queries_per_step"]):
         started = time.perf_counter()
-        losses.append(engine.gradients(range(start, start + task["queries_per_step"]))[0])
+        losses.append(gradient_step.accumulate(range(start, start + task["queries_per_step"]))[0])
         optimizer.step()
         optimizer.zero_grad()
         synchronize(accelerator.device.type)
         seconds.append(time.perf_counter() - started)
-    return {"losses": losses, "seconds": seconds, "padding": engine.padding}
+    return {"losses": losses, "seconds": seconds, "padding": gradient_step.padding}
 
 
 # The parts.
@@ -291,8 +292,8 @@ def _encoder(bench: Bench) -> None:
 
 
 def decoder(results: Results, folder: Path, dry: bool) -> None:
-    """Score with and train a model of Qwen3-0.6B's shape, whose last token is read."""
-    results.add("decoders", note="not supported by us yet: transformers' own forward and backward in our batches")
+    """Score with and train a model of Qwen3-0.6B's shape, which takes the score from the last token."""
+    results.add("decoders", note="not supported by ours yet: transformers' forward and backward passes on our batches")
     bench = prepare("decoder", results, folder, dry)
     score(bench)
     train(bench, {"train, ours": {"tokens_per_pass": 8192}})
@@ -300,6 +301,6 @@ def decoder(results: Results, folder: Path, dry: bool) -> None:
 
 
 def compiled(results: Results, folder: Path, dry: bool) -> None:
-    """Train MiniLM-L6's shape with torch.compile and, in the same layout, without."""
+    """Train a model of MiniLM-L6's shape with torch.compile, and in the same layout without it."""
     bench = prepare("minilm", results, folder, dry)
     train(bench, {"train, ours padded": {"packed": False}, "train, ours compiled": {"compile": True}})

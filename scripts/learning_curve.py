@@ -1,13 +1,13 @@
-"""What more train queries are worth: one recipe trained on so many of them, under each head, beside the first stage.
+"""Measure quality by the number of train queries: one recipe, with each head, compared with the first stage.
 
     python scripts/learning_curve.py recipes/cosqa.yaml data.path=PATH/TO/cosqa
     python scripts/learning_curve.py RECIPE [section.key=value ...] --queries 50 100 200 400 --seeds 13 14
-    python scripts/learning_curve.py RECIPE --heads classifier           # the only one for a base that has it already
+    python scripts/learning_curve.py RECIPE --heads classifier           # the only one for a base with that head
 
-A seed orders the train queries that have groups, and so many of the first are taken, so the smaller draws are parts
-of the larger. A run knows no other train query: a fresh head is fitted to the candidates of its own alone. Negatives
-are mined as the recipe says and are a query's own, however many others there are. What was done is kept in
-runs/NAME/learning_curve.json and not done again.
+A seed shuffles the train queries that have groups, and each run uses the first ones, so smaller samples are parts of
+larger ones. A run uses no other train query: a new head is fitted to the candidates of its own queries only. Negatives
+are mined as in the recipe, and do not depend on the number of queries. Results are saved in
+runs/NAME/learning_curve.json, and finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from functools import partial
 import numpy as np
 from trials import Scores, Trials, command_line, main
 
-from trainer.console import table
+from trainer.context import models
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
-from trainer.groups import Group
 from trainer.recipe import Recipe
+from trainer.runtime.console import table
 
 
-def nested(groups: Sequence[Group], seed: int) -> list[int]:
-    """The queries of the groups in the order in which a seed takes them."""
+def shuffled_queries(groups: Sequence[Group], seed: int) -> list[int]:
+    """Return the queries of the groups, shuffled by a seed."""
     queries = sorted({group.query for group in groups})
     return np.random.default_rng(seed).permutation(queries).tolist()
 
@@ -36,12 +37,12 @@ class Curve(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "learning_curve")
-        self.fitted_to = self.pipeline.lists()
+        self.head_lists = models.lists_for_head(self.opened)
 
     def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
-        """What every count of queries came to, seed by seed."""
+        """Return the results by number of queries, one for each seed."""
         mined = {seed: self.mine(self.recipe.mine, seed).groups for seed in seeds}
-        known = min(len(nested(groups, seed)) for seed, groups in mined.items())
+        known = min(len(shuffled_queries(groups, seed)) for seed, groups in mined.items())
         if max(counts) > known:
             raise TrainerError(f"--queries {max(counts)}: only {known} train queries have groups; ask for fewer")
         head = self.recipe.reranker.head
@@ -54,14 +55,14 @@ class Curve(Trials):
         }
 
     def run(self, groups: Sequence[Group], count: int, seed: int) -> Scores:
-        """Train from the base on the groups of so many queries."""
-        chosen = set(nested(groups, seed)[:count])
-        groups, lists = ([group for group in every if group.query in chosen] for every in (groups, self.fitted_to))
+        """Train from the base model on the groups of the first `count` queries."""
+        chosen = set(shuffled_queries(groups, seed)[:count])
+        groups, lists = ([group for group in every if group.query in chosen] for every in (groups, self.head_lists))
         return self.train_from_base(seed, groups, lists)[0]
 
 
-def draw(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Run what is missing, print the table."""
+def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Run the missing runs, and print the table."""
     rows = []
     for head in arguments.heads:
         section = recipe.reranker.model_copy(update={"head": head})
@@ -82,4 +83,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--heads", nargs="+", choices=("interaction", "classifier"), default=["interaction", "classifier"]
     )
-    main(parser, draw)
+    main(parser, compare)

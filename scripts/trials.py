@@ -1,8 +1,8 @@
-"""What the scripts on quality share: runs of one recipe that differ in one thing, none done twice.
+"""Shared code of the scripts on quality: runs of one recipe that differ in one setting, each done only once.
 
-Data, candidates, base and measurement are the recipe's own, as the pipeline makes them. What a run came to is kept by
-name in runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: under another recipe it counts
-as not done, and stays in the file.
+Data, candidates, base model and evaluation are those of the recipe, from the pipeline. The result of a run is saved by
+name in runs/NAME/WHAT.json, together with the beginning of a fingerprint of the recipe: results of another recipe are
+not used, and remain in the file.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from accelerate.utils import set_seed
 
-from trainer.console import console
+from trainer.context import models
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.evaluation.two_stage import mean_score
-from trainer.groups import Group
-from trainer.mine import Mined, mine
-from trainer.pipeline import Pipeline
+from trainer.mining import Mined, mine
+from trainer.model import Reranker, TokenizedCollection
+from trainer.pipeline import open_run, run
 from trainer.recipe import Mine, Recipe, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.runs import read_json, write_json
-from trainer.train import Measure, train
+from trainer.runtime.console import console
+from trainer.runtime.run_folder import read_json, write_json
+from trainer.training import Measure, train_reranker
 
 RUNS = Path("runs")
 
@@ -33,7 +34,7 @@ Scores = dict[str, float]
 
 
 def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
-    """What every script on quality takes: a recipe, what is laid over it, and seeds."""
+    """Return a parser with the shared arguments: a recipe, overrides and seeds."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -42,7 +43,7 @@ def command_line(doc: str | None, seeds: Sequence[int]) -> argparse.ArgumentPars
 
 
 def main(parser: argparse.ArgumentParser, run: Callable[[Recipe, argparse.Namespace], None]) -> None:
-    """Read the command line and run; what the user can mend is said in a line, with exit 2."""
+    """Parse the command line and run; a TrainerError is printed as one line, with exit code 2."""
     arguments = parser.parse_intermixed_args()
     try:
         run(load_recipe(arguments.recipe, arguments.overrides), arguments)
@@ -51,23 +52,22 @@ def main(parser: argparse.ArgumentParser, run: Callable[[Recipe, argparse.Namesp
 
 
 class Trials:
-    """One recipe's collection and candidates, and what its runs came to."""
+    """The collection and candidates of one recipe, and the results of its trial runs."""
 
     def __init__(self, recipe: Recipe, what: str) -> None:
         self.recipe = recipe
-        self.pipeline = Pipeline(recipe, RUNS / recipe.name)
-        for stage in ("data", "retrieve"):
-            self.pipeline.carry_out(stage, force=False)
-        self.folder = self.pipeline.folder / what
-        self.path = self.pipeline.folder / f"{what}.json"
+        run(recipe, RUNS, until="retrieve")
+        self.opened = open_run(recipe, RUNS)
+        self.folder = self.opened.folder / what
+        self.path = self.opened.folder / f"{what}.json"
         self.done: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
     def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the run of this name came to, now or some time before; its numbers are printed.
+        """Return the result of the run with this name, from the file or by running it, and print its numbers.
 
-        The name says all in which the run differs from the recipe.
+        The name must state every difference of the run from the recipe.
         """
-        key = f"{name}; recipe {self.pipeline.stages['train'].fingerprint[:8]}"
+        key = f"{name}; recipe {self.opened.records['train'].fingerprint[:8]}"
         if key not in self.done:
             self.done[key] = run()
             write_json(self.path, self.done)
@@ -76,15 +76,14 @@ class Trials:
         return self.done[key]
 
     def first_stage(self, split: str) -> float:
-        """The metric of the candidates as they were retrieved."""
-        pipeline = self.pipeline
-        return mean_score(pipeline.collection, split, pipeline.candidates(split), pipeline.metric)
+        """Return the metric of the first stage's order."""
+        return mean_score(self.opened.collection, split, self.opened.candidates(split), self.opened.metric)
 
     def mine(self, section: Mine, seed: int) -> Mined:
-        """Groups for all train queries."""
-        collection, candidates = self.pipeline.collection, self.pipeline.candidates("train")
+        """Return the mined groups of all train queries."""
+        collection, candidates = self.opened.collection, self.opened.candidates("train")
         teacher = (
-            self.pipeline.teacher(section.teacher, collection, section.teacher_trust_remote_code)
+            models.teacher(self.opened, section.teacher, collection, section.teacher_trust_remote_code)
             if section.teacher
             else None
         )
@@ -100,30 +99,30 @@ class Trials:
         measure: Measure,
         best: bool = True,
     ) -> Scores:
-        """Train; `reranker` then holds the best checkpoint on dev, or the last. What dev had on the way."""
-        recipe, pipeline = self.recipe.model_copy(update={"seed": seed}), self.pipeline
-        shutil.rmtree(self.folder, ignore_errors=True)  # a checkpoint of the run before
+        """Train, load the best checkpoint on dev (or the last) into `reranker`, and return dev scores."""
+        recipe = self.recipe.model_copy(update={"seed": seed})
+        shutil.rmtree(self.folder, ignore_errors=True)  # it may have a checkpoint of the previous run
         self.folder.mkdir()
-        progress = train(
+        progress = train_reranker(
             recipe,
             groups,
             lists,
             reranker,
             tokenized,
             measure,
-            pipeline.accelerator,
+            self.opened.accelerator,
             self.folder,
-            fresh_head=pipeline.has_fresh_head,
+            fresh_head=models.has_fresh_head(self.opened),
         )
         start = progress.curve[0][1]
         if best and (progress.best_step < progress.step or progress.best_score <= start):
             section = recipe.reranker
-            kept = Reranker.load(
+            saved = Reranker.load(
                 self.folder / ("trained" if progress.best_score > start else "start"),
                 max_length=section.max_length,
                 trust_remote_code=section.trust_remote_code,
             )
-            reranker.model.load_state_dict(kept.model.state_dict())
+            reranker.model.load_state_dict(saved.model.state_dict())
         return {
             "start dev": start,
             "dev": max(start, progress.best_score),
@@ -131,10 +130,12 @@ class Trials:
         }
 
     def train_from_base(self, seed: int, groups: Sequence[Group], lists: Sequence[Group]) -> tuple[Scores, np.ndarray]:
-        """Train the recipe's base; what dev and test had with the best checkpoint, and the scores on test."""
-        set_seed(seed)  # a fresh classifier is drawn
-        reranker = self.pipeline.load_base()
-        tokenized = TokenizedCollection(self.pipeline.collection, reranker.pairs)
-        found = self.train(seed, groups, lists, reranker, tokenized, self.pipeline.dev_measure(reranker, tokenized))
-        test, scores = self.pipeline.measure("test", reranker, tokenized)
-        return found | {"test": test}, scores
+        """Train the recipe's base model; return dev and test results of the best checkpoint, and its test scores."""
+        set_seed(seed)  # for the random weights of a new classifier
+        reranker = models.load_base(self.opened)
+        tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
+        results = self.train(
+            seed, groups, lists, reranker, tokenized, models.dev_measure(self.opened, reranker, tokenized)
+        )
+        test, scores = models.measure(self.opened, "test", reranker, tokenized)
+        return results | {"test": test}, scores

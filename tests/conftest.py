@@ -3,15 +3,20 @@
 import io
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,7 +37,7 @@ from transformers import (
     RobertaModel,
 )
 
-from trainer import console
+from trainer.runtime import console
 
 TOPICS = {
     "probe": "liveness probe restarts the container when its endpoint fails",
@@ -118,7 +123,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `precision: auto` choose fp32 on every CPU, so that results do not depend on the machine."""
-    monkeypatch.setattr("trainer.precision.has_native_bf16", lambda: False)
+    monkeypatch.setattr("trainer.runtime.precision.has_native_bf16", lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -245,14 +250,116 @@ def _command(*words: str | Path, processes: int = 1, apart: bool = False) -> sub
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
-    return subprocess.run([*start, "trainer", *line], env=environment, capture_output=True, text=True, timeout=300)
+    with _started([*start, "trainer", *line]) as run:
+        (ended,) = run.finish()
+    return ended
+
+
+LIMIT = 600  # seconds; what is started takes 30 with a core for itself, and many times that beside other work
+GRACE = 60  # seconds in which the others have to end once one has failed
+SHOWN = 8000  # characters of each output, from its end
+
+
+class Started:
+    """Command lines that run at once; each writes to files of its own in `folder`."""
+
+    def __init__(self, lines: Sequence[Sequence[str | Path]], environment: dict[str, str], folder: Path) -> None:
+        # A fault handler prints the stacks of all threads on SIGABRT, also of one that waits inside of a library.
+        whole = os.environ | {"ACCELERATE_USE_CPU": "1", "PYTHONFAULTHANDLER": "1"} | environment
+        self.begun = time.monotonic()
+        self.outputs = [(folder / f"{number}.out", folder / f"{number}.err") for number in range(len(lines))]
+        self.processes: list[psutil.Popen] = []
+        for line, (out, err) in zip(lines, self.outputs, strict=True):
+            with out.open("wb") as standard_output, err.open("wb") as standard_error:
+                files = {"stdout": standard_output, "stderr": standard_error}
+                self.processes.append(psutil.Popen(list(map(str, line)), env=whole, **files))
+
+    def finish(self, limit: float = LIMIT, grace: float = GRACE) -> list[subprocess.CompletedProcess[str]]:
+        """Return how each of them ended; where one does not, end all and fail with what they were doing and wrote."""
+        deadline, failed = self.begun + limit, False
+        while None in (codes := [process.poll() for process in self.processes]):
+            if any(codes) and not failed:
+                deadline, failed = min(deadline, time.monotonic() + grace), True
+            if time.monotonic() > deadline:
+                pytest.fail(f"exit codes {codes} after {time.monotonic() - self.begun:.0f} s\n{self.stop()}")
+            time.sleep(0.05)
+        return [
+            subprocess.CompletedProcess(process.args, code, *map(_text, outputs))
+            for process, code, outputs in zip(self.processes, codes, self.outputs, strict=True)
+        ]
+
+    def wait_for(self, sign: Callable[[], object]) -> None:
+        """Return once there is a sign of something that the first of them does; fail where it ends without."""
+        while not sign():
+            if self.processes[0].poll() is not None or time.monotonic() > self.begun + LIMIT:
+                pytest.fail(f"what was waited for did not come\n{self.stop()}")
+            time.sleep(0.001)
+
+    def stop(self) -> str:
+        """Kill what still runs with all that it started; return what each of them was doing and wrote."""
+        tree: list[psutil.Process] = []
+        for process in self.processes:
+            if process.poll() is None:
+                tree.append(process)
+                with suppress(psutil.NoSuchProcess):
+                    tree += process.children(recursive=True)
+        told = [_described(process) for process in tree]
+        for number, patience in ((signal.SIGABRT, 5), (signal.SIGKILL, 60)):
+            for process in reversed(tree):  # what was started before what started it, which would report a loss
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            tree = psutil.wait_procs(tree, timeout=patience)[1]
+        for number, outputs in enumerate(self.outputs):
+            texts = zip(("standard output", "standard error"), map(_text, outputs), strict=True)
+            told += [f"--- {name} of command {number}:\n{text[-SHOWN:]}" for name, text in texts]
+        return "\n".join(told)
+
+
+def _text(output: Path) -> str:
+    return output.read_text(errors="replace")
+
+
+def _described(process: psutil.Process) -> str:
+    """Return a process and the seconds that it computed: next to none of many where others took the processor."""
+    try:
+        with process.oneshot():
+            seconds = sum(process.cpu_times()[:2])
+            words = " ".join(process.cmdline())
+            return f"process {process.pid} ({process.status()}, computed {seconds:.1f} s): {words}"
+    except psutil.Error as error:
+        return f"process {process.pid}: {error}"
+
+
+@contextmanager
+def _started(*lines: Sequence[str | Path], **environment: str) -> Iterator[Started]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Started(lines, environment, Path(folder))
+        try:
+            yield run
+        finally:
+            run.stop()
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[..., AbstractContextManager[Started]]:
+    """`with started(line, line, ..., NAME=value) as run` runs command lines at once; none outlives the block."""
+    return _started
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a port of loopback that stays free until it is used: the system hands out none of these by itself."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")
 
 
 def _train_here(words: list[str]) -> subprocess.CompletedProcess[str]:
     from accelerate.state import AcceleratorState
 
-    from trainer.cli import train_command
+    from trainer.commands.cli import train_command
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from trainer.architectures import CLASSIFIER, DECODERS, INTERACTION, UNSUPPORTED, longest_text
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model_files.architectures import CLASSIFIER, DECODERS, INTERACTION, UNSUPPORTED, longest_text
 
 QUERY = "why does the probe fail"
 DOCUMENTS = ["liveness probe restarts the container", "disk", "kernel kills the process when memory runs out " * 3]

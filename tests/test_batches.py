@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from trainer.batches import PairEncoder, ahead, buckets
+from trainer.model.batching import PairEncoder, buckets, prefetch
 
 TEMPLATES = ["bert", "roberta", "modernbert"]
 
@@ -80,7 +80,7 @@ def test_no_texts_give_no_tokens(tiny):
 @pytest.mark.parametrize("tokens", [1, 64, 500, 4096])
 @pytest.mark.parametrize("start", [0, 64, 1 << 40])
 @pytest.mark.parametrize("seed", range(3))
-def test_buckets_hold_the_budget_lose_nothing_and_go_from_long_to_short(tokens, start, seed):
+def test_buckets_are_within_the_budget_complete_and_go_from_long_to_short(tokens, start, seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(4, 129, size=rng.integers(1, 300)).tolist()
 
@@ -100,7 +100,7 @@ def test_buckets_are_as_full_as_the_budget_allows_where_each_costs_much():
 
 
 @pytest.mark.parametrize("start", [0, 7, 100])
-def test_no_other_cut_computes_less(start):
+def test_no_other_buckets_cost_less(start):
     sizes, tokens = [30, 29, 21, 20, 12, 11, 11, 4, 3, 3], 66
 
     def cost(cut):
@@ -127,7 +127,7 @@ def test_little_of_a_bucket_is_padding():
     assert padding(buckets(sizes, 4096, 64)) < 0.02
 
 
-def test_ahead_gives_the_items_in_order_and_makes_one_more_than_was_asked_for():
+def test_prefetch_yields_the_items_in_order_and_computes_one_more_than_was_consumed():
     made = []
 
     def slowly():
@@ -136,19 +136,19 @@ def test_ahead_gives_the_items_in_order_and_makes_one_more_than_was_asked_for():
             yield number
 
     taken = []
-    for number in ahead(slowly()):
+    for number in prefetch(slowly()):
         taken.append(number)
         assert len(made) <= number + 2
     assert taken == made == [0, 1, 2, 3, 4]
-    assert list(ahead([])) == []
+    assert list(prefetch([])) == []
 
 
-def test_a_fault_in_another_thread_is_raised_where_the_item_is_due():
+def test_an_error_in_the_other_thread_is_raised_with_its_item():
     def breaks():
         yield 1
         raise ValueError("no more")
 
-    items = ahead(breaks())
+    items = prefetch(breaks())
     assert next(items) == 1
     with pytest.raises(ValueError, match="no more"):
         next(items)

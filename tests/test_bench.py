@@ -11,12 +11,12 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
-from trainer.groups import Group
+from trainer.data.groups import Group
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def test_padding_is_what_fills_each_batch_to_its_longest_pair(scripts):
+def test_padding_fills_each_batch_to_its_longest_pair(scripts):
     from bench_sides import padding
 
     assert padding([5, 5, 5], [[0, 2], [1]]) == 0
@@ -86,17 +86,17 @@ def test_a_layer_with_a_window_attends_within_it(scripts):
         ("NVIDIA L40S", None),
     ],
 )
-def test_the_peak_is_found_by_the_name_of_the_chip(scripts, device, peak):
+def test_the_peak_is_looked_up_by_the_name_of_the_gpu(scripts, device, peak):
     from bench_sides import peak_tflops
 
     assert peak_tflops(device) == peak
 
 
 def test_a_seed_takes_every_query_once_and_always_in_one_order(scripts):
-    from learning_curve import nested
+    from learning_curve import shuffled_queries
 
     groups = [Group(query, [0], [1], [1]) for query in (7, 3, 3, 9, 1, 5, 8)]
-    order = nested(groups, seed=13)
+    order = shuffled_queries(groups, seed=13)
     assert sorted(order) == [1, 3, 5, 7, 8, 9]
-    assert nested(groups[::-1], seed=13) == order
-    assert nested(groups, seed=14) != order
+    assert shuffled_queries(groups[::-1], seed=13) == order
+    assert shuffled_queries(groups, seed=14) != order

@@ -21,22 +21,22 @@ def broken(tiny: dict[str, Path], tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_faults_of_all_models_are_told_at_once_by_their_keys(recipe_file, broken):
+def test_the_errors_of_all_models_are_reported_at_once_with_their_keys(recipe_file, broken):
     references = ["retriever.model", "mine.teacher", "reranker.model", "distil.model"]
     recipe = load_recipe(recipe_file, ["retriever.kind=dense", *(f"{key}={broken}" for key in references)])
     with pytest.raises(ModelError) as error:
         check(recipe)
     assert [fault.partition(": ")[0] for fault in error.value.faults] == references
-    assert all("model.safetensors" in fault and "is cut" in fault for fault in error.value.faults)
+    assert all("model.safetensors" in fault and "is truncated" in fault for fault in error.value.faults)
 
 
 def test_a_run_ends_before_its_folder_is_made(recipe_file, broken, tmp_path):
-    with pytest.raises(ModelError, match="is cut"):
+    with pytest.raises(ModelError, match="is truncated"):
         run(load_recipe(recipe_file, [f"mine.teacher={broken}"]), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_hub_model_that_is_not_in_the_cache_is_told_while_offline(recipe_file):
+def test_a_hub_model_that_is_not_in_the_cache_is_reported_while_offline(recipe_file):
     """HF_HUB_OFFLINE is set for the whole suite."""
     with pytest.raises(ModelError, match="^reranker.model: model 'me/never': no folder here, not in the local cache"):
         check(load_recipe(recipe_file, ["reranker.model=me/never"]))
@@ -47,11 +47,11 @@ def test_a_teacher_without_a_head_is_refused(recipe_file, tiny):
         check(load_recipe(recipe_file, [f"mine.teacher={tiny['bert']}"]))
 
 
-def test_the_faults_of_models_stand_beside_those_of_the_data(recipe_file, broken, beir):
+def test_errors_of_models_and_of_data_are_reported_together(recipe_file, broken, beir):
     (beir / "queries.jsonl").unlink()
     with pytest.raises(TrainerError) as error:
         check(load_recipe(recipe_file, [f"reranker.model={broken}"]))
-    assert any("is cut" in fault for fault in error.value.faults)
+    assert any("is truncated" in fault for fault in error.value.faults)
     assert any("queries.jsonl" in fault for fault in error.value.faults)
 
 
@@ -72,26 +72,26 @@ def foreign(tiny: dict[str, Path], tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_tokenizer_that_reads_nothing_of_the_collection_is_refused(recipe_file, foreign):
+def test_a_tokenizer_that_knows_no_token_of_the_collection_is_refused(recipe_file, foreign):
     with pytest.raises(ModelError, match="^reranker.model: .* does not know 100% of the tokens .* language$"):
         check(load_recipe(recipe_file, [f"reranker.model={foreign}"]))
 
 
-def test_a_bi_encoders_tokenizer_is_looked_at_too(recipe_file, foreign):
+def test_a_bi_encoders_tokenizer_is_checked_too(recipe_file, foreign):
     with pytest.raises(ModelError, match="^retriever.model: .* does not know 100%"):
         check(load_recipe(recipe_file, ["retriever.kind=dense", f"retriever.model={foreign}"]))
 
 
-def test_a_tokenizer_that_reads_half_of_the_collection_is_warned_of(recipe_file, foreign, words, tiny, capsys):
+def test_a_tokenizer_that_knows_half_of_the_tokens_is_a_warning(recipe_file, foreign, words, tiny, capsys):
     (foreign / "tokenizer.json").write_bytes((tiny["bert"] / "tokenizer.json").read_bytes())
     vocabulary(foreign, set(words[::2]))
     check(load_recipe(recipe_file, [f"reranker.model={foreign}"]))
     assert (
-        "of the tokens in a sample of the collection; a model of the collection's language" in capsys.readouterr().out
+        "of the tokens in a sample of the collection; a model for the collection's language" in capsys.readouterr().out
     )
 
 
-def test_a_tokenizer_that_reads_the_collection_is_not_mentioned(recipe_file, capsys):
+def test_a_tokenizer_that_knows_the_collection_is_not_mentioned(recipe_file, capsys):
     check(load_recipe(recipe_file))
     assert "does not know" not in capsys.readouterr().out
 
@@ -105,7 +105,7 @@ def no_token(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("no_token")
-def test_a_push_without_a_token_is_told_before_the_run(recipe_file, tmp_path):
+def test_a_push_without_a_token_is_reported_before_the_run(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file, ["push.repository=me/model"])
     for begin in (check, lambda recipe: run(recipe, tmp_path / "runs")):
         with pytest.raises(PushError, match="no Hugging Face token; run `hf auth login`"):
@@ -118,7 +118,7 @@ def test_a_step_that_pushes_nothing_needs_no_token(recipe_file, tmp_path):
     run(load_recipe(recipe_file, ["push.repository=me/model"]), tmp_path / "runs", until="retrieve")
 
 
-def test_a_push_with_a_token_but_offline_is_told_before_the_run(recipe_file, monkeypatch):
+def test_a_push_with_a_token_but_offline_is_reported_before_the_run(recipe_file, monkeypatch):
     """HF_HUB_OFFLINE is set for the whole suite."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(PushError, match="HF_HUB_OFFLINE is set, so nothing can be sent") as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer import load_recipe
-from trainer.check import KEPT, check
+from trainer.check import CACHE, check
 from trainer.errors import TrainerError
 
 ENGLISH = "the engine of the old car was not running because there is no oil in it and it was too cold for all of us"
@@ -57,8 +57,8 @@ def test_documents_that_are_mostly_cut_are_a_warning(told):
 
 def test_fewer_documents_than_negatives_are_a_warning(told):
     # 40 documents, two positives a query, nothing repeats
-    assert "40 documents leave some train query 38 that are neither" in told("mine.negatives_per_positive=39")
-    assert "documents leave some train query" not in told("mine.negatives_per_positive=38")
+    assert "for some train query only 38 of the 40 documents are neither" in told("mine.negatives_per_positive=39")
+    assert "for some train query only" not in told("mine.negatives_per_positive=38")
 
 
 def only_positives(beir: Path, keep: int) -> None:
@@ -79,20 +79,20 @@ def faults(recipe_file: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_a_collection_that_gives_no_query_a_negative_is_a_fault(recipe_file, beir, keep):
+def test_a_collection_without_any_negative_is_refused(recipe_file, beir, keep):
     only_positives(beir, keep)
     assert faults(recipe_file) == [
-        f"data: no train query can get a negative: each of the {keep} documents is relevant for it or repeats one that "
-        "is; give more documents"
+        f"data: no train query can have a negative: each of the {keep} documents is relevant for it or a duplicate of "
+        "a relevant one; give more documents"
     ]
 
 
-def test_a_first_rank_beyond_the_corpus_is_a_fault(recipe_file, beir):
+def test_a_first_rank_beyond_the_corpus_is_refused(recipe_file, beir):
     for path in (beir / "qrels").glob("*.tsv"):
         path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.endswith("\t0\n")))
     keys = ("mine.first_rank=41", "mine.last_rank=50")
     assert faults(recipe_file, *keys) == [
-        "mine.first_rank: 41 is beyond the 40 documents, so no query can get a negative; lower it"
+        "mine.first_rank: 41 is beyond the 40 documents, so no query can have a negative; lower it"
     ]
     check(load_recipe(recipe_file, [*keys, "mine.random_share=1"]), recipe_file.with_name("runs"))
 
@@ -103,7 +103,7 @@ def test_metrics_that_count_from_grade_1_are_named(told):
     assert "count grades below" not in told()
 
 
-def test_a_missing_path_is_told_with_the_other_faults_of_a_recipe(tmp_path, monkeypatch):
+def test_a_missing_path_is_reported_with_the_other_errors_of_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here.csv").touch()
     Path("r.yaml").write_text(
@@ -151,8 +151,8 @@ def test_a_collection_that_did_not_change_is_read_once(recipe_file, beir, tmp_pa
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", '{"fingerprint": 1}', '{"fingerprint": "X", "summary": {}}']
 )
-def test_a_broken_file_of_an_earlier_check_is_made_again(recipe_file, tmp_path, content, reads):
-    kept = tmp_path / "runs" / "tiny" / KEPT
+def test_a_damaged_cache_of_an_earlier_check_is_written_again(recipe_file, tmp_path, content, reads):
+    kept = tmp_path / "runs" / "tiny" / CACHE
     first = check(load_recipe(recipe_file), tmp_path / "runs", keep=True)
     fingerprint = json.loads(kept.read_text())["fingerprint"]
     kept.write_text(content.replace('"X"', json.dumps(fingerprint)))
@@ -161,6 +161,6 @@ def test_a_broken_file_of_an_earlier_check_is_made_again(recipe_file, tmp_path, 
     assert json.loads(kept.read_text())["fingerprint"] == fingerprint
 
 
-def test_the_check_alone_leaves_nothing(recipe_file, tmp_path):
+def test_the_check_alone_writes_no_files(recipe_file, tmp_path):
     check(load_recipe(recipe_file), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
-from trainer import console
-from trainer.cli import _guarded, reranker_command, train_command
+from trainer.commands.cli import _guarded, reranker_command, train_command
 from trainer.errors import DataError, NotBetterError
-from trainer.pipeline import VERSIONS
+from trainer.pipeline import STAGES
 from trainer.recipe import Recipe, schema_table, sections
+from trainer.runtime import console
 
 HEAVY = {"accelerate", "datasets", "faiss", "pyarrow", "sentence_transformers", "torch", "transformers", "wandb"}
 SIX_FAULTS = """name: two words
@@ -107,7 +107,7 @@ def test_check_imports_nothing_heavy(recipe, request):
     path = request.getfixturevalue(recipe)
     program = (
         "import sys\n"
-        "from trainer.cli import reranker_command\n"
+        "from trainer.commands.cli import reranker_command\n"
         "try:\n    reranker_command()\n"
         "finally:\n    print('imported', *sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
@@ -122,7 +122,7 @@ def test_check_tells_what_a_good_recipe_is_about(call, recipe_file):
     answer = call("reranker", "check", recipe_file)
     assert (answer.code, answer.err) == (0, "")
     assert "40 documents; judged queries: 24 train, 8 dev, 8 test" in answer.out
-    assert "8 dev queries can hardly tell two models apart" in answer.out
+    assert "8 dev queries are too few to compare models reliably" in answer.out
     assert f"{recipe_file} can run" in answer.out
 
 
@@ -189,7 +189,7 @@ def test_train_with_bad_data_ends_with_2_and_no_traceback(command, recipe_file, 
         ("reranker check", "check: name a recipe, or ask for --schema"),
         ("reranker mine nowhere.yaml", "nowhere.yaml: no such recipe"),
         ("reranker push RECIPE", "push: the recipe has no push section"),
-        ("reranker push RECIPE push.repository=owner/name", "does not hold this recipe's model"),
+        ("reranker push RECIPE push.repository=owner/name", "does not contain this recipe's exported model"),
         ("train", "Missing argument 'RECIPE'"),
         ("train RECIPE --epochs 3", "No such option: --epochs"),
         ("reranker mien RECIPE", "No such command 'mien'"),
@@ -205,7 +205,7 @@ def test_what_the_user_can_mend_ends_with_2_and_one_message(call, recipe_file, t
 
 
 def test_our_own_fault_ends_with_1_and_its_traceback():
-    program = "from trainer.cli import _guarded\n_guarded(lambda: 1 / 0)"
+    program = "from trainer.commands.cli import _guarded\n_guarded(lambda: 1 / 0)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
@@ -241,7 +241,7 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
     os.mkfifo(pipe)
     program = (
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from trainer.cli import train_command\ntrain_command()"
+        "from trainer.commands.cli import train_command\ntrain_command()"
     )
     words = [sys.executable, "-c", program, pipe]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -255,7 +255,7 @@ def test_control_c_ends_with_130_and_says_that_the_same_command_goes_on(tmp_path
         _, err = process.communicate(timeout=60)
         os.close(end)
     assert process.returncode == 130
-    assert "the same command goes on from the last checkpoint" in err
+    assert "run the same command again to resume from the last checkpoint" in err
     assert "Traceback" not in err
 
 
@@ -268,7 +268,7 @@ def stopped(program, **environment):
     return ended.returncode, ended.stderr
 
 
-STOPPED = "stopped; the same command goes on from the last checkpoint\n"
+STOPPED = "stopped; run the same command again to resume from the last checkpoint\n"
 
 
 def test_control_c_while_the_command_is_imported_ends_in_one_line(tmp_path):
@@ -304,7 +304,7 @@ def test_control_c_that_an_import_turns_into_another_error_is_still_one_line(ctr
 def test_a_second_control_c_ends_at_once():
     program = """
 import os, time
-from trainer.cli import _guarded
+from trainer.commands.cli import _guarded
 def app():
     for _ in range(2):
         try:
@@ -321,7 +321,7 @@ _guarded(app)
 def test_control_c_that_a_destructor_loses_ends_at_once():
     program = """
 import os, time
-from trainer.cli import _guarded
+from trainer.commands.cli import _guarded
 class Kept:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
@@ -361,14 +361,14 @@ def test_check_says_where_a_relative_path_was_looked_for(call, tmp_path, monkeyp
     assert answer.code == 2
     assert "model './gone': no such folder" in answer.err
     assert "set: no such folder" in answer.err
-    assert f"data.path: set was looked for in {tmp_path}/sub and in {tmp_path}\n" in answer.err
+    assert f"data.path: set does not exist in {tmp_path}/sub and {tmp_path}\n" in answer.err
 
 
 def test_check_looks_at_the_run_folder(call, recipe_file, tmp_path):
     (tmp_path / "runs").touch()
     answer = call("reranker", "check", recipe_file, "--runs", tmp_path / "runs")
     assert answer.code == 2
-    assert answer.err.startswith(f"{tmp_path}/runs: a file stands where a folder is needed")
+    assert answer.err.startswith(f"{tmp_path}/runs: a file exists where a folder is needed")
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -384,7 +384,7 @@ def test_review_takes_the_list_of_the_last_round(call, recipe_file, tmp_path, ro
 
 def test_reranker_alone_lists_its_steps(call):
     answer = call("reranker")
-    for step in ("check", *list(VERSIONS)[1:], "push"):
+    for step in ("check", *dict.fromkeys(stage.name for stage in STAGES[1:]), "push"):
         assert re.search(rf"\b{step} ", answer.out + answer.err)
 
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from trainer.compare import compare
+from trainer.commands.compare import compare
 from trainer.errors import RecipeError, RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import mean_score
-from trainer.pipeline import Pipeline
+from trainer.model import Reranker
+from trainer.pipeline import open_run
 from trainer.recipe import load_recipe
-from trainer.reranker import Reranker
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +30,16 @@ def test_figures_are_those_of_evaluation_and_a_fault_costs_its_own_row(recipe_fi
     first, ready, encoder, missing, ceiling = rows
     assert "no such folder" in missing.fault
     assert encoder.fault  # an encoder without a head has to be trained first
-    pipeline = Pipeline(recipe, tmp_path / "runs" / "tiny")
-    model, collection = Reranker.load(tiny["reranker"], max_length=32), pipeline.collection
-    reranked = pipeline.reranked("test")
+    opened = open_run(recipe, tmp_path / "runs")
+    model, collection = Reranker.load(tiny["reranker"], max_length=32), opened.collection
+    reranked = opened.reranked("test")
     scores = reranked.scored(
         lambda pairs: [
             float(model.score(collection.query_texts([query])[0], collection.passages([document]))[0])
             for query, document in pairs
         ]
     )
-    expected = mean_score(collection, "test", pipeline.candidates("test"), "nDCG@10", scores)
+    expected = mean_score(collection, "test", opened.candidates("test"), "nDCG@10", scores)
     assert ready.test["nDCG@10"].mean == pytest.approx(expected)
     assert ready.difference.mean == pytest.approx(expected - first.test["nDCG@10"].mean)
     assert ceiling.test["nDCG@10"].mean >= max(expected, first.test["nDCG@10"].mean)

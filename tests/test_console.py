@@ -1,4 +1,4 @@
-"""The terminal: texts are shown as they are, nothing in them is obeyed, and no terminal is too poor for them."""
+"""The terminal: texts are printed literally, control characters are escaped, every encoding works."""
 
 import io
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from trainer import console
+from trainer.runtime import console
 
 ODD = "\x1b]0;title\x07 \x1b[2J red [red]no[/red] [/x] :smile: caf\xe9 \u65e5\u672c a\u202eb \x9b31m \ud800 \x00"
 SHOWN = (
@@ -44,7 +44,7 @@ def terminal(monkeypatch):
     return terminal
 
 
-def test_texts_are_shown_and_never_obeyed(wide, capsys):
+def test_markup_and_control_characters_in_texts_are_escaped(wide, capsys):
     show_everything(ODD)
     out, err = capsys.readouterr()
     assert err == f"{SHOWN}\n"
@@ -70,9 +70,9 @@ def test_a_terminal_without_colours_gets_none(variable, terminal, monkeypatch):
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(console, "console", console._console("stdout"))
-    console.stage("mine", "100 negatives", style="green", note="(stands)")
+    console.stage("mine", "100 negatives", style="green", note="(up to date)")
     shown = buffer.getvalue().decode()
-    assert "mine      100 negatives  (stands)" in shown.replace("\x1b[1m", "").replace("\x1b[0m", "").replace(
+    assert "mine      100 negatives  (up to date)" in shown.replace("\x1b[1m", "").replace("\x1b[0m", "").replace(
         "\x1b[2m", ""
     )
     assert "\x1b[32m" not in shown
@@ -81,10 +81,10 @@ def test_a_terminal_without_colours_gets_none(variable, terminal, monkeypatch):
 def test_a_note_is_dim_and_the_rest_has_its_style(monkeypatch):
     record = Console(file=io.StringIO(), force_terminal=True, color_system="standard", soft_wrap=True, highlight=False)
     monkeypatch.setattr(console, "console", record)
-    console.stage("mine", "in /data/[team]", note="(stands)")
+    console.stage("mine", "in /data/[team]", note="(up to date)")
     console.stage("check", "can run", style="green")
     assert record.file.getvalue() == (
-        "\x1b[1;36mmine     \x1b[0m in /data/[team]\x1b[2m  (stands)\x1b[0m\n"
+        "\x1b[1;36mmine     \x1b[0m in /data/[team]\x1b[2m  (up to date)\x1b[0m\n"
         "\x1b[1;36mcheck    \x1b[0m\x1b[32m can run\x1b[0m\n"
     )
 
@@ -95,7 +95,7 @@ def test_without_any_output_stream_nothing_is_shown_and_nothing_fails(monkeypatc
     show_everything(ODD)
 
 
-def test_a_bar_of_nothing_is_not_drawn(terminal, monkeypatch):
+def test_a_progress_bar_of_zero_steps_is_not_drawn(terminal, monkeypatch):
     buffer = terminal("utf-8", isatty=True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "console", console._console("stdout"))

@@ -1,4 +1,4 @@
-"""The collection: BEIR files in, row numbers out, and every fault with its file and line."""
+"""The collection: BEIR files to row numbers, and every problem with its file and line."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from trainer.recipe import Data
 
 CORPUS = '{"_id": "d1", "title": "one", "text": "first"}\n{"_id": "d2", "text": "second"}\n'
 QUERIES = '{"_id": "q1", "text": "a"}\n{"_id": "q2", "text": "b"}\n{"_id": "q3", "text": "c"}\n'
-SKIP = "mend the id, or set data.unknown_ids: skip"
+SKIP = "correct the id, or set data.unknown_ids: skip"
 HEAD = "query-id\tcorpus-id\tscore\n"
 FILES = {
     "corpus.jsonl": CORPUS,  # what a test adds is line 3
@@ -118,7 +118,7 @@ def test_packed_files_give_the_same_collection_as_plain_ones(beir, tmp_path):
     )
 
 
-def test_judgements_speak_in_row_numbers_and_keep_their_grades(small, tmp_path):
+def test_judgements_use_row_numbers_and_keep_their_grades(small, tmp_path):
     (small / "qrels/train.tsv").write_text("q3\td2\t0\nq1\td2\t3\nq1\td1\t1\n")
     (small / "qrels/test.tsv").write_text("q4\td1\t1\n")
     add(small / "queries.jsonl", '{"_id": "q4", "text": "d"}\n')
@@ -156,14 +156,14 @@ def test_a_document_may_have_a_title_or_a_text_alone(small, tmp_path):
     ],
     ids=["byte order mark", "windows line ends", "blank lines", "no last line end"],
 )
-def test_what_editors_do_to_a_file_changes_nothing(small, tmp_path, change):
+def test_byte_order_mark_line_ends_and_blank_lines_change_nothing(small, tmp_path, change):
     plain = content(build_collection(Data(path=small), tmp_path / "plain"))
     for name in FILES:
         (small / name).write_bytes(change((small / name).read_bytes()))
     assert content(build_collection(Data(path=small), tmp_path / "changed")) == plain
 
 
-def test_qrels_may_lack_the_head_line(small, tmp_path):
+def test_qrels_may_lack_the_header(small, tmp_path):
     with_head = content(build_collection(Data(path=small), tmp_path / "with"))
     for split in ("train", "dev", "test"):
         path = small / "qrels" / f"{split}.tsv"
@@ -171,12 +171,12 @@ def test_qrels_may_lack_the_head_line(small, tmp_path):
     assert content(build_collection(Data(path=small), tmp_path / "without")) == with_head
 
 
-def test_a_mark_before_the_first_judgement_is_no_part_of_the_query_id(small, tmp_path):
+def test_a_byte_order_mark_is_no_part_of_the_first_query_id(small, tmp_path):
     (small / "qrels/train.tsv").write_bytes(b"\xef\xbb\xbfq1\td1\t2\n")
     assert build_collection(Data(path=small), tmp_path / "arrow").qrels["train"] == {0: {0: 2}}
 
 
-def test_the_summary_counts_what_is_there(beir):
+def test_the_summary_counts_documents_queries_and_judgements(beir):
     summary = check_collection(Data(path=beir))
     assert (summary.documents, summary.queries) == (40, 40)
     assert summary.judged == {"train": 24, "dev": 8, "test": 8}
@@ -204,7 +204,7 @@ RECORDS = {
 
 @pytest.mark.parametrize(("file", "line", "what"), [("corpus.jsonl", 3, "document"), ("queries.jsonl", 4, "query")])
 @pytest.mark.parametrize(("text", "said", "given"), RECORDS.values(), ids=RECORDS)
-def test_a_bad_record_is_told_with_file_and_line(small, faults, file, line, what, text, said, given):
+def test_a_bad_record_is_reported_with_file_and_line(small, faults, file, line, what, text, said, given):
     add(small / file, text)
     (told,) = faults(small)
     assert told.startswith(f"{file}:{line}: ")
@@ -231,17 +231,17 @@ def test_a_bad_record_is_told_with_file_and_line(small, faults, file, line, what
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "again"}\n',
-            "corpus.jsonl:3: document id 'd1' stands on line 1 already; ids must be unique",
+            "corpus.jsonl:3: document id 'd1' is on line 1 already; ids must be unique",
         ),
         (
             "queries.jsonl",
             '{"_id": "q2", "text": "again"}\n',
-            "queries.jsonl:4: query id 'q2' stands on line 2 already; ids must be unique",
+            "queries.jsonl:4: query id 'q2' is on line 2 already; ids must be unique",
         ),
         (
             "corpus.jsonl",
             '\n{"_id": 1, "text": "number"}\n{"_id": "1", "text": "text"}\n',
-            "corpus.jsonl:5: document id '1' stands on line 4 already; ids must be unique",
+            "corpus.jsonl:5: document id '1' is on line 4 already; ids must be unique",
         ),
         (
             "corpus.jsonl",
@@ -295,12 +295,12 @@ def test_a_bad_record_is_told_with_file_and_line(small, faults, file, line, what
         "contradiction",
     ],
 )
-def test_a_fault_says_where_and_what_and_what_to_do(small, faults, file, text, told):
+def test_an_error_names_location_problem_and_remedy(small, faults, file, text, told):
     add(small / file, text)
     assert faults(small) == [told]
 
 
-def test_a_title_that_is_no_text_is_not_called_a_missing_text(small, faults):
+def test_a_title_of_another_type_is_not_reported_as_a_missing_text(small, faults):
     add(small / "corpus.jsonl", '{"_id": "x", "title": 5, "text": "y"}\n')
     (told,) = faults(small)
     assert told.startswith("corpus.jsonl:3: document 'x' ")
@@ -319,48 +319,48 @@ def test_a_grade_is_a_whole_number(small, faults, grade):
     assert len(told) < 400
 
 
-def test_a_split_without_a_positive_is_useless(small, faults):
+def test_a_split_without_a_positive_is_an_error(small, faults):
     (small / "qrels/dev.tsv").write_text(f"{HEAD}q2\td2\t0\n")
-    assert faults(small) == ["qrels/dev.tsv: no judgement above 0, so dev can teach or measure nothing"]
+    assert faults(small) == ["qrels/dev.tsv: no judgement above 0, so dev has no relevant document"]
 
 
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl"])
-def test_a_file_without_a_record_is_a_fault_like_any_other(small, faults, file):
+def test_a_file_without_a_record_is_an_error(small, faults, file):
     (small / file).write_text("\n")
     what = {"corpus.jsonl": "document", "queries.jsonl": "query"}[file]
-    assert faults(small)[0] == f"{file}: holds no readable {what}; one a row is expected"
+    assert faults(small)[0] == f"{file}: holds no readable {what}; one per row is expected"
 
 
 # What is wrong: files
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_a_missing_file_is_told_with_what_lies_in_its_place(small, faults, name):
+def test_a_missing_file_is_reported_with_the_content_of_its_folder(small, faults, name):
     path = small / name
     path.rename(path.with_suffix(".bak"))
     told = faults(small)
     assert told[0].startswith(f"{name}: missing (plain or .gz); ")
     assert path.with_suffix(".bak").name in told[0]
-    hint = ["qrels: to split one file, name it: data.corpus, data.queries and data.qrels"]
+    hint = ["qrels: to split one file of judgements, use data.corpus, data.queries and data.qrels"]
     assert told[1:] == (hint if name == "qrels/train.tsv" else [])
 
 
-def test_all_missing_files_are_told_at_once(tmp_path, faults):
+def test_all_missing_files_are_reported_at_once(tmp_path, faults):
     assert [told.split(":")[0] for told in faults(tmp_path)] == NEEDED
 
 
-def test_a_missing_folder_is_told_with_what_it_should_hold(tmp_path):
+def test_a_missing_folder_is_reported_with_the_files_it_needs(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such folder; data.path names a folder with corpus.jsonl"):
         check_collection(Data(path=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_plain_file_beside_a_packed_one_is_a_fault(small, faults, name):
+def test_a_plain_and_a_compressed_file_of_one_name_are_an_error(small, faults, name):
     shutil.copy(small / name, small / f"{name}.gz")
-    assert faults(small) == [f"{name}: stands beside {Path(name).name}.gz; keep one of them"]
+    assert faults(small) == [f"{name}: {Path(name).name}.gz exists too; keep one of them"]
 
 
-def test_a_packed_file_that_is_cut_off_is_told_with_the_line_it_breaks_on(small, faults):
+def test_a_truncated_compressed_file_is_reported_with_its_last_line(small, faults):
     add(small / "corpus.jsonl", "".join(f'{{"_id": "d{row}", "text": "{row * row}"}}\n' for row in range(3, 3003)))
     pack(small / "corpus.jsonl", slice(-200))
     (told,) = faults(small)
@@ -376,7 +376,7 @@ def test_a_packed_file_that_is_cut_off_is_told_with_the_line_it_breaks_on(small,
     [CORPUS.encode(), gzip.compress(b"")[:10] + b"\xff" * 20, gzip.compress(CORPUS.encode())[:-8] + b"\0" * 8],
     ids=["not packed at all", "broken block", "wrong checksum"],
 )
-def test_a_packed_file_that_cannot_be_unpacked_is_told(small, faults, broken):
+def test_a_file_that_cannot_be_decompressed_is_reported(small, faults, broken):
     (small / "corpus.jsonl").unlink()
     (small / "corpus.jsonl.gz").write_bytes(broken)
     told = [line for line in faults(small) if "cannot be read to its end" in line]
@@ -387,7 +387,7 @@ def test_a_packed_file_that_cannot_be_unpacked_is_told(small, faults, broken):
 # What is wrong: many things
 
 
-def test_all_faults_of_all_files_are_told_at_once(small, faults):
+def test_all_problems_of_all_files_are_reported_at_once(small, faults):
     add(small / "corpus.jsonl", '{"_id": "d1", "text": "again"}\nnot json\n{"_id": "d5", "text": ""}\n')
     add(small / "queries.jsonl", '{"text": "no id"}\n')
     add(small / "qrels/train.tsv", "q1\td2\tgood\n")
@@ -405,17 +405,17 @@ def test_all_faults_of_all_files_are_told_at_once(small, faults):
     ]
 
 
-def test_more_than_ten_faults_of_one_kind_are_counted_and_bury_no_other(small, faults):
+def test_more_than_ten_problems_of_one_kind_are_counted_and_hide_no_other(small, faults):
     add(small / "corpus.jsonl", "not json\n" * 13 + '{"_id": "d1", "text": "again"}\n')
     add(small / "queries.jsonl", '{"_id": "q1", "text": "again"}\n' * 10)
     told = faults(small)
     assert [line.split(": ")[0] for line in told[:10]] == [f"corpus.jsonl:{line}" for line in range(3, 13)]
     assert told[10:12] == [
         "... and 3 more: broken JSON",
-        "corpus.jsonl:16: document id 'd1' stands on line 1 already; ids must be unique",
+        "corpus.jsonl:16: document id 'd1' is on line 1 already; ids must be unique",
     ]
     assert len(told[12:]) == 10  # ten alike are all told
-    assert all("query id 'q1' stands on line 1 already" in line for line in told[12:])
+    assert all("query id 'q1' is on line 1 already" in line for line in told[12:])
 
 
 # What is doubtful
@@ -431,42 +431,42 @@ def wide(small: Path) -> Path:
     return small
 
 
-def test_a_collection_without_doubt_gives_no_warning(wide):
+def test_a_sound_collection_gives_no_warning(wide):
     assert check_collection(Data(path=wide)).warnings == []
 
 
-def test_the_same_question_in_two_splits_is_a_warning_whatever_its_case_and_blanks(wide):
+def test_the_same_query_in_two_splits_is_a_warning_whatever_its_case_and_blanks(wide):
     texts = ["Text of  DEV7", "text of dev8", "text of test9 ", "text of no other", "TEXT of no other"]
     for number, text in enumerate(texts):
         add(wide / "queries.jsonl", f'{{"_id": "t{number}", "text": "{text}"}}\n')
         add(wide / "qrels/train.tsv", f"t{number}\td2\t1\n")
     told = check_collection(Data(path=wide)).warnings
-    assert len(told) == 2  # the last two stand in train alone
-    assert told[0].startswith("2 query texts stand in train and in dev")
-    assert told[1].startswith("1 query texts stand in train and in test")
+    assert len(told) == 2  # the last two are in train alone
+    assert told[0].startswith("2 query texts are in both train and dev")
+    assert told[1].startswith("1 query texts are in both train and test")
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_few_queries_to_measure_on_are_a_warning(wide, split):
+def test_few_dev_or_test_queries_are_a_warning(wide, split):
     path = wide / "qrels" / f"{split}.tsv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     (told,) = check_collection(Data(path=wide)).warnings
     assert told.startswith(f"49 {split} queries ")
 
 
-def test_queries_without_a_positive_cannot_be_measured_and_do_not_count(wide):
+def test_queries_without_a_positive_do_not_count(wide):
     path = wide / "qrels/dev.tsv"
     path.write_text(path.read_text().replace("\td1\t1\n", "\td1\t0\n"))  # q2 alone keeps its positive
     without, few = check_collection(Data(path=wide)).warnings
     assert few.startswith("1 dev queries ")
-    assert without.startswith("49 dev queries have no positive and are passed over; e.g. dev0 (")
+    assert without.startswith("49 dev queries have no positive and are left out; e.g. dev0 (")
     assert without.endswith("queries.jsonl:6), and 46 more")
 
 
 # Fingerprints
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_its_place(small, tmp_path):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(small, tmp_path):
     shutil.copytree(small, tmp_path / "copy")
     assert fingerprint_data(Data(path=small)) == fingerprint_data(Data(path=tmp_path / "copy"))
 

@@ -1,4 +1,4 @@
-"""What the check says before anything is computed: duplicates, hidden positives, leaks, lengths and power."""
+"""Notes and warnings of the check: duplicates, likely false negatives, leaks between splits, lengths and power."""
 
 import json
 import random
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, covering_length, describe_lengths
+from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, covering_length, describe_lengths
 from trainer.data.audit import detectable
-from trainer.data.lengths import SAMPLE, LengthCounter, Lengths
-from trainer.data.twins import NEAR_DOCUMENTS, NEAR_WORDS, Twins, jaccard
+from trainer.data.lengths import LENGTH_SAMPLE, LengthCounter, Lengths
+from trainer.data.near_duplicates import NEAR_DOCUMENTS, NEAR_WORDS, NearDuplicates, jaccard
 from trainer.recipe import Data
 
 TEXT = "the kernel kills the process when the memory of the node runs out and nobody looked at the graph before"
@@ -44,24 +44,24 @@ QRELS = {"train": "a d0 1", "dev": "b d1 1", "test": "c d1 1"}
 
 def test_documents_that_differ_in_case_and_punctuation_alone_are_duplicates(tmp_path):
     summary = checked(tmp_path, ["One, two.", "three", "one  TWO", "(three)", "four", "one two"], SMALL, QRELS)
-    said = warning(summary, "documents repeat another one but for case, punctuation and white space")
+    said = warning(summary, "documents repeat another one except for case, punctuation and white space")
     assert said.startswith("3 documents repeat")
     assert f"d2 = d0 ({tmp_path}/corpus.jsonl:3); d3 = d1 ({tmp_path}/corpus.jsonl:4); d5 = d0 (" in said
 
 
-def test_near_duplicates_are_counted_by_themselves(tmp_path):
+def test_near_duplicates_are_counted_separately(tmp_path):
     summary = checked(tmp_path, [TEXT, "another", f"{TEXT} today"], SMALL, QRELS)
     assert warning(summary, "nearly repeat").startswith("1 documents nearly repeat another one (8 of 10 word triples")
     assert "d2 = d0 (" in warning(summary, "nearly repeat")
 
 
-def test_near_means_four_fifths_of_the_word_triples():
+def test_near_duplicates_share_four_fifths_of_the_word_triples():
     words = TEXT.split()  # 20 words, 18 triples, all different; each word behind them makes one triple more
     for added, near in ((4, 1), (5, 0)):  # 18 of 22 and 18 of 23
         longer = [*words, *[f"new{number}" for number in range(added)]]
         one, other = (frozenset(" ".join(w[i : i + 3]) for i in range(len(w) - 2)) for w in (words, longer))
         assert jaccard(one, other) == 18 / (18 + added)
-        twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
+        twins = NearDuplicates(NEAR_DOCUMENTS, NEAR_WORDS)
         twins.add(TEXT)
         twins.add(" ".join(longer))
         assert twins.near == near
@@ -75,7 +75,7 @@ def test_every_near_pair_that_a_full_comparison_finds_is_found():
         words = texts[number].split()
         words[rng.randrange(60)] = "changed"
         texts.append(" ".join(words))
-    twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
+    twins = NearDuplicates(NEAR_DOCUMENTS, NEAR_WORDS)
     for text in texts:
         twins.add(text)
     assert twins.near == 60
@@ -84,31 +84,33 @@ def test_every_near_pair_that_a_full_comparison_finds_is_found():
 
 def test_scripts_without_spaces_are_compared_by_their_characters():
     text = "機械学習の手法を用いて検索結果を並べ替える"
-    twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
+    twins = NearDuplicates(NEAR_DOCUMENTS, NEAR_WORDS)
     twins.add(text)
     twins.add(f"{text}と")
     twins.add("天気予報によると明日は雨が降るでしょうと言われた")
     assert twins.leader == {1: 0}
 
 
-def test_the_search_for_near_duplicates_ends_somewhere_and_says_so(tmp_path, monkeypatch):
+def test_the_search_for_near_duplicates_has_a_limit_and_reports_it(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.data.audit.NEAR_DOCUMENTS", 2)
     summary = checked(tmp_path, [TEXT, "b", f"{TEXT} today", TEXT], SMALL, QRELS)
-    assert any(note.startswith("near duplicates were looked for in the first 2 documents (") for note in summary.notes)
+    assert any(
+        note.startswith("only the first 2 documents were searched for near-duplicates (") for note in summary.notes
+    )
     assert warning(summary, "repeat").startswith("1 documents repeat")  # exact ones are found everywhere
     assert NEAR_DOCUMENTS == 20_000
 
 
-def test_a_duplicate_of_a_positive_that_is_not_judged_so_is_told_by_itself(tmp_path):
+def test_an_unjudged_duplicate_of_a_positive_has_a_warning_of_its_own(tmp_path):
     documents = ["One.", "two", "one", "ONE", "one!"]
     qrels = {"train": "a d0 1\na d2 0\na d3 1", "dev": "b d1 1", "test": "c d1 1"}
     said = warning(checked(tmp_path, documents, SMALL, qrels), "its duplicate is not")
     # a: d0 and d3 are positive; d2 was judged not relevant and d4 not judged, and each is a twin of both
-    assert said.startswith("4 times a document is judged relevant and its duplicate is not: training would take it")
-    assert f"query a: d0 is relevant, d2 ({tmp_path}/corpus.jsonl:3) is not judged so" in said
+    assert said.startswith("4 times a document is judged relevant and its duplicate is not, so it could become a")
+    assert f"query a: d0 is relevant, d2 ({tmp_path}/corpus.jsonl:3) is not" in said
 
 
-def test_duplicates_that_no_judgement_speaks_of_are_no_hidden_positives(tmp_path):
+def test_duplicates_without_any_judgement_are_no_likely_false_negatives(tmp_path):
     summary = checked(tmp_path, ["one", "two", "three", "Three"], SMALL, QRELS)
     assert not [line for line in summary.warnings if "its duplicate is not" in line]
 
@@ -116,12 +118,14 @@ def test_duplicates_that_no_judgement_speaks_of_are_no_hidden_positives(tmp_path
 # Splits
 
 
-def test_a_query_in_two_splits_is_told_with_both_lines(tmp_path):
+def test_a_query_in_two_splits_is_reported_with_both_lines(tmp_path):
     queries = {"train": ["how so", "why"], "dev": ["b"], "test": ["How So", "c"]}
     qrels = {"train": "how-so d0 1\nwhy d0 1", "dev": "b d1 1", "test": "How-So d1 1\nc d1 1"}
-    said = warning(checked(tmp_path, ["x", "y"], queries, qrels), "stand in train and in test")
+    said = warning(checked(tmp_path, ["x", "y"], queries, qrels), "are in both train and test")
     places = f"'how so' ({tmp_path}/queries.jsonl:1 and {tmp_path}/queries.jsonl:4)"
-    assert said == f"1 query texts stand in train and in test: what is learned there is measured here; e.g. {places}"
+    assert (
+        said == f"1 query texts are in both train and test, so test measures queries that train has seen; e.g. {places}"
+    )
 
 
 def test_shared_positives_of_train_and_test_are_noted(tmp_path):
@@ -129,21 +133,23 @@ def test_shared_positives_of_train_and_test_are_noted(tmp_path):
     summary = checked(tmp_path, ["x", "y", "z"], SMALL, qrels)
     assert any(note.startswith("1 of 2 documents that are positives in test (50%) are") for note in summary.notes)
     summary = checked(tmp_path, ["x", "y", "z"], SMALL, QRELS)
-    assert "no positive of test is one in train: test measures new queries on new documents" in summary.notes
+    assert (
+        "no document is a positive in both test and train: test measures new queries on new documents" in summary.notes
+    )
 
 
-def test_queries_that_are_not_used_are_noted_or_warned_of(tmp_path):
+def test_unused_queries_are_noted_or_warned_of(tmp_path):
     queries = {"train": ["a", "never", "unjudged"], "dev": ["b"], "test": ["c"]}
     summary = checked(tmp_path, ["x", "y"], queries, QRELS | {"train": "a d0 1\nnever d0 0"})
-    assert "1 queries are in no split; nothing is done with them" in summary.notes
-    said = f"1 train queries have no positive and are passed over; e.g. never ({tmp_path}/queries.jsonl:2)"
+    assert "1 queries are in no split and are not used" in summary.notes
+    said = f"1 train queries have no positive and are left out; e.g. never ({tmp_path}/queries.jsonl:2)"
     assert said in summary.warnings
 
 
 # Power
 
 
-def test_the_difference_that_can_be_shown_is_that_of_the_power_formula():
+def test_the_detectable_difference_follows_the_power_formula():
     assert detectable(100) == pytest.approx(0.084)
     assert detectable(25) == pytest.approx(0.168)
     from scipy.stats import norm
@@ -151,18 +157,18 @@ def test_the_difference_that_can_be_shown_is_that_of_the_power_formula():
     assert norm.ppf(0.975) + norm.ppf(0.8) == pytest.approx(2.8, abs=0.002)
 
 
-def test_dev_and_test_are_noted_with_what_they_can_show(tmp_path):
+def test_the_detectable_differences_of_dev_and_test_are_noted(tmp_path):
     summary = checked(tmp_path, ["x", "y"], SMALL, QRELS)
     for split in ("dev", "test"):
         said = f"with 1 {split} queries only differences of 0.840 nDCG@10 or more can be detected (power 80 %)"
         assert said in summary.notes
-    assert "1 dev queries can hardly tell two models apart; 100 or more do" in summary.warnings
+    assert "1 dev queries are too few to compare models reliably; use 100 or more" in summary.warnings
 
 
 # Lengths
 
 
-def test_the_share_of_texts_that_are_cut_is_counted_in_the_model_s_own_tokens(tiny, words):
+def test_the_share_of_truncated_texts_is_counted_in_the_models_tokens(tiny, words):
     tokenizer = tiny["bert"] / "tokenizer.json"
     one = words[0]
     documents = counted([" ".join([one] * length) for length in (5, 10, 20, 40)])
@@ -170,9 +176,9 @@ def test_the_share_of_texts_that_are_cut_is_counted_in_the_model_s_own_tokens(ti
     cut = describe_lengths(documents, queries, tokenizer, 32)
     # 32 tokens, 3 of them special and 3 the median query's: 26 are left; half of 29 is 14
     characters = 40 * len(one) + 39
-    assert cut.said == (
+    assert cut.message == (
         "25% of 4 documents are longer than the 26 tokens that the median query leaves of 32 (reranker.max_length) "
-        f"and are cut; 25% of the queries are; median document 20 tokens, longest 40 ({characters} characters)"
+        f"and are truncated; 25% of the queries are; median document 20 tokens, longest 40 ({characters} characters)"
     )
     assert (cut.documents, cut.queries) == (0.25, 0.25)
 
@@ -191,13 +197,15 @@ def test_the_lengths_of_all_documents_count_and_not_those_of_a_sample_alone(tiny
     cut = describe_lengths(documents, queries, tiny["bert"] / "tokenizer.json", 32)
     assert documents.characters[-1] == 500 * (len(word) + 1) - 1
     assert cut.documents == pytest.approx(0.003, abs=0.001)
-    assert cut.said.startswith("about 0% of 3000 documents are longer")
-    assert f"longest at least 500 ({documents.characters[-1]:,} characters)" in cut.said
+    assert cut.message.startswith("about 0% of 3000 documents are longer")
+    assert f"longest at least 500 ({documents.characters[-1]:,} characters)" in cut.message
 
 
 def test_a_huge_document_is_counted_by_its_beginning(tiny, words):
     word = min(words, key=len)
-    said = describe_lengths(counted([f"{word} " * 400_000]), counted([word]), tiny["bert"] / "tokenizer.json", 32).said
+    said = describe_lengths(
+        counted([f"{word} " * 400_000]), counted([word]), tiny["bert"] / "tokenizer.json", 32
+    ).message
     (longest,) = re.findall(r"longest (\d+) \(", said)
     assert int(longest) == pytest.approx(400_000, rel=0.01)
 
@@ -206,12 +214,12 @@ def test_a_huge_document_among_many_is_counted_by_its_beginning(tiny, words):
     word = min(words, key=len)
     documents = counted([word] * 200 + [f"{word} " * 400_000] + [f"{word} " * 300_000])
     assert len(documents.longest_texts) == 1
-    said = describe_lengths(documents, counted([word]), tiny["bert"] / "tokenizer.json", 32).said
+    said = describe_lengths(documents, counted([word]), tiny["bert"] / "tokenizer.json", 32).message
     (longest,) = re.findall(r"longest at least (\d+) \(", said)
     assert int(longest) == pytest.approx(400_000, rel=0.01)
 
 
-def test_documents_of_like_characters_and_other_tokens_are_told_apart(tiny, words):
+def test_documents_with_equal_characters_and_different_tokens_are_distinguished(tiny, words):
     """Three of ten have several times the tokens of the others in as many characters."""
     word = max(words, key=len)
     prose = " ".join([word] * (100 // len(word) + 1))
@@ -225,19 +233,19 @@ def test_documents_of_like_characters_and_other_tokens_are_told_apart(tiny, word
     documents, queries = counted(texts), counted([words[0]] * 50)
     cut = describe_lengths(documents, queries, tokenizer, max_length)
     assert cut.documents == pytest.approx(0.3, abs=0.15)
-    assert f"longest at least {tokens[1]} ({len(marks)} characters)" in cut.said
+    assert f"longest at least {tokens[1]} ({len(marks)} characters)" in cut.message
     assert not describe_lengths(documents, queries, tokenizer, 2 * max(tokens)).documents
 
 
-def test_what_is_longest_in_tokens_may_be_shorter_than_the_longest_in_characters(tiny, words):
+def test_the_longest_text_in_tokens_may_not_be_the_longest_in_characters(tiny, words):
     word = max(words, key=len)
     documents = counted([word] * 300 + [f"{word} " * 20] + ["? " * 30])
     assert len("? " * 30) < len(f"{word} " * 20)
-    said = describe_lengths(documents, counted([word]), tiny["bert"] / "tokenizer.json", 64).said
+    said = describe_lengths(documents, counted([word]), tiny["bert"] / "tokenizer.json", 64).message
     assert "longest at least 30 (60 characters)" in said
 
 
-def test_a_summary_of_another_version_is_not_taken_for_one_of_this(tmp_path):
+def test_a_summary_of_another_version_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     splits = {"train": "why", "dev": "who", "test": "when"}
     queries = {split: [query] for split, query in splits.items()}
@@ -254,9 +262,9 @@ def test_the_sample_is_bounded_and_the_same_each_time():
     texts = [f"text {number}" for number in range(5000)]
     samples = [counted(texts).texts for _ in range(2)]
     assert samples[0] == samples[1]
-    assert len(set(samples[0])) == SAMPLE
+    assert len(set(samples[0])) == LENGTH_SAMPLE
     numbers = [int(re.sub(r"\D", "", text)) for text in samples[0]]
-    assert 2000 < sum(numbers) / SAMPLE < 3000  # from everywhere, not from the start
+    assert 2000 < sum(numbers) / LENGTH_SAMPLE < 3000  # from everywhere, not from the start
 
 
 @pytest.mark.parametrize(
@@ -264,18 +272,18 @@ def test_the_sample_is_bounded_and_the_same_each_time():
     [
         ([100] * 9 + [400], 512, 104),  # nine of ten, a multiple of 8
         ([100] * 8 + [400, 401], 512, 400),
-        ([1000], 4096, LONGEST_BY_ITSELF),
+        ([1000], 4096, MAX_AUTO_LENGTH),
         ([1000], 300, 300),
         ([3, 4], 512, 32),
         ([64] * 10, 512, 64),
     ],
 )
-def test_a_length_is_chosen_that_reads_nine_of_ten_pairs_whole(lengths, longest, expected):
+def test_the_automatic_length_fits_nine_of_ten_pairs(lengths, longest, expected):
     assert covering_length(lengths, longest) == expected
 
 
-def test_the_check_tells_of_a_length_chosen_by_itself(tiny):
+def test_the_check_reports_the_automatic_length(tiny):
     words = [f"{'disk ' * size}" for size in range(1, 101)]
     cut = describe_lengths(counted(words), counted(["disk"]), tiny["bert"] / "tokenizer.json", None)
-    assert "of 96 (reranker.max_length: auto) and are cut" in cut.said  # 90 tokens and a query with its frame
+    assert "of 96 (reranker.max_length: auto) and are truncated" in cut.message  # 90 tokens and a query with its frame
     assert cut.documents == pytest.approx(0.08)

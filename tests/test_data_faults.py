@@ -1,4 +1,4 @@
-"""Malformed input of every kind: each is told with its place, the fault and what to do, and ends with exit code 2."""
+"""Malformed input of every kind is reported with its location, the problem and the remedy, and exit code 2."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 from trainer.data import build_collection, check_collection
 from trainer.errors import DataError
 from trainer.recipe import Data
@@ -71,7 +71,7 @@ def write_parquet(name: str, **columns: list) -> None:
     parquet.write_table(pyarrow.table(columns), name)
 
 
-def test_the_files_are_right_before_they_are_broken():
+def test_the_unbroken_files_are_valid():
     assert check_collection(Data(**BY_FILES)).documents == 2
     assert check_collection(Data(**BY_PAIRS)).judged == {"train": 1, "dev": 1, "test": 1}
 
@@ -105,7 +105,7 @@ CORPUS_FILES = {
     "JSON array": (
         "corpus.json",
         '[{"id": "d1", "text": "first"},\n {"id": "d2", "text": "second"}]',
-        "corpus.json:1: a JSON array; one object a line is expected; ",
+        "corpus.json:1: a JSON array; one object per line is expected; ",
         "jq -c '.[]' corpus.json > corpus.jsonl",
     ),
     "JSON over many lines": (
@@ -118,9 +118,14 @@ CORPUS_FILES = {
         "corpus.csv",
         f'{CSV}d3,,"third\nd4,,fourth\n',
         "corpus.csv:4: not valid in the row that begins here: a quote is opened and never closed; ",
-        "mend the quotes",
+        "correct the quotes",
     ),
-    "quote in a quote": ("corpus.csv", f'{CSV}d3,,"a "b" c"\nd4,,"x"\n', "corpus.csv:4: not valid", "mend the quotes"),
+    "quote in a quote": (
+        "corpus.csv",
+        f'{CSV}d3,,"a "b" c"\nd4,,"x"\n',
+        "corpus.csv:4: not valid",
+        "correct the quotes",
+    ),
     "too many fields": (
         "corpus.csv",
         f"{CSV}d3,,third, with a comma\n",
@@ -145,7 +150,7 @@ CORPUS_FILES = {
         "corpus.csv: column 2 has no name; ",
         "name it or remove it",
     ),
-    "doubled column": ("corpus.csv", "id,text,text\nd1,x,y\n", "column 'text' stands twice; ", "rename one of them"),
+    "doubled column": ("corpus.csv", "id,text,text\nd1,x,y\n", "column 'text' appears twice; ", "rename one of them"),
     "NUL byte": ("corpus.csv", f"{CSV}d3,,a\0b\n", "corpus.csv:4: holds a NUL byte (byte 5", "tr -d '\\000'"),
     "NUL in JSON": (
         "corpus.jsonl",
@@ -193,8 +198,8 @@ CORPUS_FILES = {
         "save the sheet as CSV",
     ),
     "old spreadsheet": ("corpus.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "corpus.csv:1: no text but an old Office", "save"),
-    "gzip without its ending": ("corpus.csv", gzip.compress(CSV.encode()), "packed with gzip; ", "name it .gz"),
-    "zstd": ("corpus.jsonl", b"\x28\xb5\x2f\xfd\x04\0", "packed with zstd; ", "unpack it: zstd -d"),
+    "gzip without its ending": ("corpus.csv", gzip.compress(CSV.encode()), "compressed with gzip; ", "name it .gz"),
+    "zstd": ("corpus.jsonl", b"\x28\xb5\x2f\xfd\x04\0", "compressed with zstd; ", "decompress it: zstd -d"),
     "login page": ("corpus.jsonl", b"\n<!DOCTYPE html><html>", "corpus.jsonl:1: no text but a web page", "download it"),
     "Git LFS pointer": (
         "corpus.jsonl",
@@ -206,20 +211,25 @@ CORPUS_FILES = {
     "stray carriage return": (
         "corpus.csv",
         f"{CSV}d3,,third\rhalf\n",
-        "corpus.csv:4: not valid in the row that begins here: a carriage return stands inside a line; ",
-        "nothing behind it was read",
+        "corpus.csv:4: not valid in the row that begins here: a carriage return is inside a line; ",
+        "nothing after it was read",
     ),
-    "cut off xz": ("corpus.csv.xz", lzma.compress(CSV.encode())[:-20], "corpus.csv.xz:", "get or pack the file again"),
+    "cut off xz": (
+        "corpus.csv.xz",
+        lzma.compress(CSV.encode())[:-20],
+        "corpus.csv.xz:",
+        "download or compress the file again",
+    ),
     "bz2 that is none": (
         "corpus.csv.bz2",
         CSV,
         "corpus.csv.bz2:1: cannot be read to its end: Invalid",
-        "pack the file",
+        "compress the file",
     ),
     "id twice": (
         "corpus.csv",
         f"{CSV}d1,,again\n",
-        "corpus.csv:4: document id 'd1' stands on line 2 already; ",
+        "corpus.csv:4: document id 'd1' is on line 2 already; ",
         "ids must be unique",
     ),
     "empty text": (
@@ -234,25 +244,30 @@ CORPUS_FILES = {
         "corpus.jsonl:1: document 'd1' needs \"text\" as a text, got {'en': 'first'}; ",
         "it is nested, write the text into a column of its own",
     ),
-    "empty file": ("corpus.csv", "", "corpus.csv: holds no readable document; ", "one a row is expected"),
-    "head line only": ("corpus.csv", "id,text\n", "corpus.csv: holds no readable document; ", "one a row is expected"),
+    "empty file": ("corpus.csv", "", "corpus.csv: holds no readable document; ", "one per row is expected"),
+    "head line only": (
+        "corpus.csv",
+        "id,text\n",
+        "corpus.csv: holds no readable document; ",
+        "one per row is expected",
+    ),
     "cut off gz": (
         "corpus.csv.gz",
         gzip.compress((CSV + "".join(f"x{n},,{n * n}\n" for n in range(5000))).encode())[:-100],
         "corpus.csv.gz:",
-        "cannot be read to its end: Compressed file ended before the end-of-stream marker was reached; get or pack",
+        "cannot be read to its end: Compressed file ended before the end-of-stream marker was reached; download",
     ),
     "gz that is none": (
         "corpus.csv.gz",
         CSV,
         "corpus.csv.gz:1: cannot be read to its end: Not a gzipped",
-        "pack the file",
+        "compress the file",
     ),
     "corrupt parquet": (
         "corpus.parquet",
         b"PAR1" + b"\0" * 100 + b"PAR1",
         "corpus.parquet: not readable as Parquet (",
-        "get or write the file again",
+        "download or write the file again",
     ),
     "unknown ending": (
         "corpus.xlsx",
@@ -265,7 +280,7 @@ CORPUS_FILES = {
 
 
 @pytest.mark.parametrize(("name", "content", "place", "remedy"), CORPUS_FILES.values(), ids=CORPUS_FILES)
-def test_a_broken_corpus_is_told_with_its_place_and_what_to_do(name, content, place, remedy):
+def test_a_broken_corpus_is_reported_with_location_and_remedy(name, content, place, remedy):
     write(name, content)
     told = faults({**BY_FILES, "corpus": name})
     assert place in told[0]
@@ -289,12 +304,12 @@ PARQUET = {
         "no column for the document id; columns here: key, text",
         "corpus_id",
     ),
-    "no rows": ({"id": [], "text": []}, "corpus.parquet: holds no readable document", "one a row"),
+    "no rows": ({"id": [], "text": []}, "corpus.parquet: holds no readable document", "one per row"),
 }
 
 
 @pytest.mark.parametrize(("columns", "place", "remedy"), PARQUET.values(), ids=PARQUET)
-def test_a_broken_parquet_file_is_told_with_its_row(columns, place, remedy):
+def test_a_broken_parquet_file_is_reported_with_its_row(columns, place, remedy):
     write_parquet("corpus.parquet", **columns)
     told = faults({**BY_FILES, "corpus": "corpus.parquet"})
     assert place in told[0]
@@ -335,23 +350,23 @@ QRELS = {
 
 
 @pytest.mark.parametrize(("name", "line", "said"), QRELS.values(), ids=QRELS)
-def test_a_broken_judgement_is_told_with_its_line(name, line, said):
+def test_a_broken_judgement_is_reported_with_its_line(name, line, said):
     write(name, FILES[name] + line)
     (told,) = faults({**BY_FILES, "qrels": name})
     assert said in told
 
 
-def test_ids_that_lost_their_type_are_recognised():
+def test_ids_that_became_floats_are_recognised():
     write("corpus.csv", "id,text\n1,first\n2,second\n")
     write("train.tsv", "q1\t1.0\t1\n")
     write("dev.tsv", "q2\t2\t1\n")
     write("test.tsv", "q3\t2\t1\n")
     assert faults(BY_FILES) == [
-        "train.tsv:1: document '1.0' is not in corpus.csv, but '1' is: write the ids as whole numbers"
+        "train.tsv:1: document '1.0' is not in corpus.csv, but '1' is: write ids as whole numbers"
     ]
 
 
-def test_a_column_that_is_not_there_comes_with_those_that_are_and_the_nearest():
+def test_a_missing_column_is_reported_with_the_existing_ones_and_the_most_similar():
     assert faults({**BY_FILES, "corpus_text": "txt"}) == [
         "corpus.csv: no column 'txt', which data.corpus_text names; columns here: id, title, text; did you mean text?"
     ]
@@ -360,7 +375,7 @@ def test_a_column_that_is_not_there_comes_with_those_that_are_and_the_nearest():
     )
 
 
-def test_all_broken_files_are_told_at_once():
+def test_all_broken_files_are_reported_at_once():
     write("corpus.csv", "id,body2\nd1,x\n")
     write("queries.csv", f"{FILES['queries.csv']}q1,again\n")
     write("train.tsv", f"{FILES['train.tsv']}q1\td1\n")
@@ -377,7 +392,7 @@ FILE_NAMES = {
 
 
 @pytest.mark.parametrize(("given", "said"), FILE_NAMES.values(), ids=FILE_NAMES)
-def test_a_name_that_leads_to_no_file_is_told_with_its_key(given, said):
+def test_a_name_without_a_file_is_reported_with_its_key(given, said):
     (told,) = faults({**BY_FILES, "corpus": given})
     assert told.startswith(said)
 
@@ -402,15 +417,15 @@ def forbid(path: Path) -> None:
 # What is in the place of a file, and what is said about it.
 ENTRIES = {
     "folder": (Path.mkdir, "is a folder"),
-    "dangling link": (lambda path: path.symlink_to("gone.tsv"), "is a link to gone.tsv, which is not there; "),
-    "circle of links": (lambda path: path.symlink_to(path.name), "is a link to dev.tsv, which is not there; "),
-    "pipe": (os.mkfifo, "is a pipe or a device, and the files are read more than once; "),
+    "dangling link": (lambda path: path.symlink_to("gone.tsv"), "is a link to gone.tsv, which does not exist; "),
+    "circle of links": (lambda path: path.symlink_to(path.name), "is a link to dev.tsv, which does not exist; "),
+    "pipe": (os.mkfifo, "is a pipe or a device, but the files are read more than once; "),
     "forbidden": (forbid, "cannot be read: permission denied; "),
 }
 
 
 @pytest.mark.parametrize(("put", "said"), ENTRIES.values(), ids=ENTRIES)
-def test_a_name_with_no_file_behind_it_is_a_fault_and_not_an_absent_split(put, said):
+def test_a_name_that_is_no_file_is_an_error_and_no_missing_split(put, said):
     dev = beir_folder() / "qrels" / "dev.tsv"
     assert check_collection(Data(path="set")).judged == {"train": 1, "dev": 1, "test": 1}
     for path, keys in ((dev, {"path": "set"}), (Path("dev.tsv"), BY_FILES)):
@@ -420,10 +435,10 @@ def test_a_name_with_no_file_behind_it_is_a_fault_and_not_an_absent_split(put, s
         assert told.startswith(f"{path}: {said}")
 
 
-def test_an_id_in_two_files_is_told_with_both():
+def test_an_id_in_two_files_is_reported_with_both():
     write("more.csv", "id,text\nd1,again\n")
     assert faults({**BY_FILES, "corpus": ["corpus.csv", "more.csv"]}) == [
-        "more.csv:2: document id 'd1' stands in corpus.csv:2 already; ids must be unique"
+        "more.csv:2: document id 'd1' is in corpus.csv:2 already; ids must be unique"
     ]
 
 
@@ -432,11 +447,11 @@ PAIRS = {
     "no query": (" ,first,\n", 'pairs.csv:3: "query" is empty; a pair needs a query and a relevant text'),
     "positive that is its negative": (
         "b,first, first \n",
-        "pairs.csv:3: query 'b' has ' first ' as relevant and as not relevant; keep one",
+        "pairs.csv:3: query 'b' has ' first ' both as relevant and as not relevant; keep one",
     ),
     "negative that was a positive": (
         "a,third,first\n",
-        "pairs.csv:3: query 'a' has 'first' as relevant and as not relevant; keep one",
+        "pairs.csv:3: query 'a' has 'first' both as relevant and as not relevant; keep one",
     ),
     "query of another split": (
         "b ,first,\n",
@@ -446,12 +461,12 @@ PAIRS = {
 
 
 @pytest.mark.parametrize(("line", "said"), PAIRS.values(), ids=PAIRS)
-def test_a_broken_pair_is_told_with_its_line(line, said):
+def test_a_broken_pair_is_reported_with_its_line(line, said):
     write("pairs.csv", FILES["pairs.csv"] + line)
     assert faults(BY_PAIRS)[0] == said
 
 
-def test_pairs_without_a_usable_column_are_told():
+def test_pairs_without_a_usable_column_are_reported():
     write("pairs.csv", "left,right\na,b\n")
     first, second = faults(BY_PAIRS)
     assert first.startswith(
@@ -460,7 +475,7 @@ def test_pairs_without_a_usable_column_are_told():
     assert second.startswith("pairs.csv: no column for the relevant text; columns here: left, right; name it with")
 
 
-def test_a_label_beside_pairs_has_to_be_a_grade():
+def test_a_label_of_pairs_has_to_be_a_grade():
     write("pairs.csv", "query,passage,label\na,first,0.5\n")
     (told,) = faults(BY_PAIRS)
     assert told == (
@@ -495,7 +510,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize(("line", "said"), LABELS.values(), ids=LABELS)
-def test_a_broken_label_is_told_with_its_line(line, said):
+def test_a_broken_label_is_reported_with_its_line(line, said):
     write("queries.csv", f"{FILES['queries.csv']}q4,d\n")
     write("labels.jsonl", f"{FILES['labels.jsonl']}{line}\n")
     (told,) = faults({**BY_FILES, "judgements": "labels.jsonl"})
@@ -519,9 +534,9 @@ def test_labels_need_their_file_and_their_keys():
 # Splits
 
 
-def test_a_split_without_a_query_is_told_with_what_to_do():
+def test_a_split_without_a_query_is_reported_with_the_remedy():
     Path("dev.tsv").write_text("query-id\tcorpus-id\tscore\n")
-    assert faults(BY_FILES) == ["dev.tsv: no judgement above 0, so dev can teach or measure nothing"]
+    assert faults(BY_FILES) == ["dev.tsv: no judgement above 0, so dev has no relevant document"]
     keys = {key: value for key, value in BY_FILES.items() if key != "dev"}
     assert faults({**keys, "dev_share": 0}) == [
         "dev is split off: a share of 0.0 leaves no query with a positive; give more queries, raise data.dev_share, "
@@ -532,7 +547,7 @@ def test_a_split_without_a_query_is_told_with_what_to_do():
 # Sets of the datasets library
 
 
-def test_a_set_without_usable_columns_is_told(tmp_path):
+def test_a_set_without_usable_columns_is_reported(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"left": "a", "right": "b"}\n')
@@ -565,7 +580,7 @@ def test_a_set_whose_files_are_broken_is_one_sentence(tmp_path):
     ("keys", "said"),
     [
         (BY_FILES | {"corpus": "nowhere.csv"}, "nowhere.csv: no such file (data.corpus)"),
-        (BY_FILES | {"path": "."}, "r.yaml:2: data.corpus: path and corpus are 2 ways in; keep one of them"),
+        (BY_FILES | {"path": "."}, "r.yaml:2: data.corpus: path and corpus cannot be combined; keep one of them"),
         (BY_PAIRS | {"pairs_positive": "answr"}, "pairs.csv: no column 'answr', which data.pairs_positive names"),
         (BY_FILES | {"judgements": "no.jsonl"}, "no.jsonl: no such file (data.judgements)"),
         ({"path": "hub:nobody/nothing"}, "hub:nobody/nothing: cannot be loaded ("),

@@ -1,4 +1,4 @@
-"""What is special about a collection: queries that are documents, odd judgements, tables and layouts of others."""
+"""Special cases: queries that are documents, unusual judgements, tables and layouts of other projects."""
 
 import bz2
 import json
@@ -11,7 +11,7 @@ import pytest
 from trainer.data import Collection, build_collection, check_collection, fingerprint_data
 from trainer.errors import DataError
 from trainer.evaluation.two_stage import evaluate
-from trainer.mine import mine
+from trainer.mining import mine
 from trainer.recipe import Data, Mine, Retriever
 from trainer.retriever import NOTHING, retrieve_splits, retrieve_unjudged
 
@@ -91,7 +91,7 @@ def test_a_query_that_is_a_document_is_no_candidate_of_itself(query, text, split
     assert "d1" in candidates(kept, tmp_path)[split][query]
 
 
-def test_the_list_stays_full_where_a_document_is_left_out(tmp_path):
+def test_a_list_keeps_its_length_if_a_document_is_left_out(tmp_path):
     documents = {f"d{n}": f"pods restart {'again ' * n}" for n in range(300)}
     queries = {"d7": documents["d7"], **QUERIES}
     qrels = {"train": [("d7", "d8", 1)], "dev": [("q1", "d1", 1)], "test": [("q2", "d2", 1)]}
@@ -114,7 +114,7 @@ def test_a_query_that_is_a_document_is_not_its_own_negative(tmp_path):
         assert not {"d1", "d2"} & set(names)
 
 
-def test_a_document_that_is_judged_relevant_for_its_own_query_stays(tmp_path):
+def test_a_document_that_is_judged_relevant_for_its_own_query_is_kept(tmp_path):
     queries = {"q1": DOCUMENTS["d1"], "q2": "x", "q3": "y"}
     collection = built(section(queries=queries))  # train says that d1 answers q1, which has its text
     assert collection.self_documents == {}
@@ -132,7 +132,7 @@ def test_the_check_counts_queries_that_are_documents():
     assert not [line for line in check_collection(data).notes if "documents themselves" in line]
 
 
-def test_numbers_that_queries_and_documents_share_by_chance_name_nothing(tmp_path):
+def test_equal_numeric_ids_count_only_with_equal_texts(tmp_path):
     documents = {str(n): f"pods restart at night {n}" for n in range(1, 6)}
     queries = {str(n): f"why do pods restart {n} times" for n in range(1, 4)}
     qrels = {"train": [("1", "2", 1)], "dev": [("2", "3", 1)], "test": [("3", "4", 1)]}
@@ -152,16 +152,16 @@ def test_title_and_text_are_compared_with_and_without_the_title():
     assert built(data).self_documents == {0: [1], 1: [1]}  # a title alone is no document
 
 
-def test_a_pseudo_query_that_is_a_whole_document_does_not_find_it(tmp_path):
+def test_a_pseudo_query_that_is_a_complete_document_does_not_retrieve_it(tmp_path):
     collection = built(section()).with_queries({"p0": DOCUMENTS["d5"], "p1": "pods restart after"})
     rows = [len(QUERIES), len(QUERIES) + 1]
     assert collection.self_documents == {rows[0]: [4]}
     found = retrieve_unjudged(Retriever(kind="bm25", language="none"), collection, rows, None)
     assert 4 not in found.found(0)
     assert found.found(1)[0] == 4
-    from trainer.distil import with_own
+    from trainer.mining.from_teacher import with_source_documents
 
-    own = with_own(found.top(3), [NOTHING, 4])
+    own = with_source_documents(found.top(3), [NOTHING, 4])
     assert 4 not in own.found(0)
     assert own.found(1)[0] == 4
 
@@ -202,11 +202,11 @@ def test_grades_below_the_threshold_are_not_relevant_but_stay_for_metrics(tmp_pa
     assert Collection.open(Path("arrow")).relevant_from == 2
 
 
-def test_no_grade_that_reaches_the_threshold_is_a_fault():
+def test_a_threshold_above_all_grades_is_an_error():
     assert faults(section(relevant_from=2)) == [
-        "train.tsv: no judgement above 1, so train can teach or measure nothing",
-        "dev.tsv: no judgement above 1, so dev can teach or measure nothing",
-        "test.tsv: no judgement above 1, so test can teach or measure nothing",
+        "train.tsv: no judgement above 1, so train has no relevant document",
+        "dev.tsv: no judgement above 1, so dev has no relevant document",
+        "test.tsv: no judgement above 1, so test has no relevant document",
     ]
 
 
@@ -263,12 +263,12 @@ def test_judgements_of_unknown_ids_can_be_left_out_and_are_counted():
     )
     told = faults(section(qrels=QRELS | {"train": rows}))
     assert len(told) == 5  # each id of each line
-    assert told[3] == "train.tsv:5: query 'old' is not in queries.jsonl; mend the id, or set data.unknown_ids: skip"
+    assert told[3] == "train.tsv:5: query 'old' is not in queries.jsonl; correct the id, or set data.unknown_ids: skip"
 
 
-def test_where_all_ids_are_unknown_nothing_can_be_learned():
+def test_a_split_with_unknown_ids_only_is_an_error():
     (told,) = faults(section(qrels=QRELS | {"train": [("old", "d1", 1)]}, unknown_ids="skip"))
-    assert told == "train.tsv: no judgement above 0, so train can teach or measure nothing"
+    assert told == "train.tsv: no judgement above 0, so train has no relevant document"
 
 
 FORMS = {
@@ -277,9 +277,9 @@ FORMS = {
         "cafe\u0301",
         "the same characters in another Unicode form are ('caf\\xe9' there, 'cafe\\u0301' here)",
     ),
-    "case": ("KB-7", "kb-7", "but 'KB-7' is: write the ids alike"),
-    "zeros": ("007", "7", "but '007' is: write the ids alike"),
-    "numbers": ("7", "7.0", "but '7' is: write the ids as whole numbers"),
+    "case": ("KB-7", "kb-7", "but 'KB-7' is: spell the ids in the same way"),
+    "zeros": ("007", "7", "but '007' is: spell the ids in the same way"),
+    "numbers": ("7", "7.0", "but '7' is: write ids as whole numbers"),
 }
 
 
@@ -292,7 +292,7 @@ def test_an_id_in_another_form_is_recognised(known, given, said):
 # Ids with blanks
 
 
-def test_ids_may_hold_blanks_and_their_runs_are_read_again(tmp_path):
+def test_ids_may_contain_blanks_also_in_run_files(tmp_path):
     documents = {"kb 12": "pods restart", "a\tb": "pods again", "100%": "pods once", " edge ": "memory"}
     queries = {"q 1": "pods restart", "q2": "memory runs", "q3": "again"}
     qrels = {"train": [("q 1", "kb 12", 1)], "dev": [("q2", "edge", 1)], "test": [("q3", "100%", 1)]}
@@ -307,7 +307,7 @@ def test_ids_may_hold_blanks_and_their_runs_are_read_again(tmp_path):
     lines = (tmp_path / "first_stage.trec").read_text().splitlines()
     assert all(len(line.split()) == 6 for line in lines)
     assert lines[0].split()[:3] == ["q%201", "Q0", "kb%2012"]
-    from trainer.retriever.own_run import read_run
+    from trainer.retriever.trec_run import read_run
 
     rows = (
         {identity: row for row, identity in enumerate(ids)} for ids in (collection.query_ids, collection.document_ids)
@@ -316,7 +316,7 @@ def test_ids_may_hold_blanks_and_their_runs_are_read_again(tmp_path):
     assert read.documents[0].tolist()[: len(lines)] == found["train"].found(0)
 
 
-def test_trec_qrels_with_tabs_hold_ids_with_blanks():
+def test_trec_qrels_with_tabs_may_have_ids_with_blanks():
     data = section({"kb 12": "x"} | DOCUMENTS)
     Path("train.qrels").write_text("q1\t0\tkb 12\t1\nq1 0 d1 -1\n")
     collection = built(data.model_copy(update={"qrels": (Path("train.qrels"),)}))
@@ -326,7 +326,7 @@ def test_trec_qrels_with_tabs_hold_ids_with_blanks():
 # Tables
 
 
-def test_tables_without_head_line_as_those_of_ms_marco():
+def test_tables_without_header_as_in_ms_marco():
     Path("collection.tsv").write_text('0\tThe "presence" of\n1\tpods restart\n')
     Path("queries.tsv").write_text("10\twhy\n11\thow\n12\twho\n")
     for split, lines in {"train": "10\t0\t1\t1\n", "dev": "11 0 0 1\n", "test": "12\t0\t1\t-1\n12\t0\t0\t1\n"}.items():
@@ -343,11 +343,11 @@ def test_tables_without_head_line_as_those_of_ms_marco():
     assert collection.named_qrels("test") == {"12": {"1": 0, "0": 1}}
 
 
-def test_ids_with_letters_need_a_head_line_and_the_fault_says_so():
+def test_ids_with_letters_need_a_header_and_the_error_says_so():
     data = section()
     Path("corpus.tsv").write_text("D1\tpods restart at night\n")
     told = faults(data.model_copy(update={"corpus": (Path("corpus.tsv"),)}))
-    assert "if this is no head line, put one above it" in told[0]
+    assert "if the first line is no header, add one above it" in told[0]
 
 
 SEPARATED = {
@@ -363,14 +363,14 @@ SEPARATED = {
 
 
 @pytest.mark.parametrize(("name", "content", "passages"), SEPARATED.values(), ids=SEPARATED)
-def test_the_separator_is_told_from_the_head_line(name, content, passages):
+def test_the_separator_is_detected_from_the_header(name, content, passages):
     data = section(qrels={split: [(query, "d1", 1)] for split, query in zip(QRELS, QUERIES, strict=True)})
     Path(name).write_text(content, encoding="utf-8", newline="")
     keys = {"corpus": (Path(name),)} | ({} if passages else {"corpus_text": ("text, long",)})
     assert built(data.model_copy(update=keys)).documents["passage"][:] == (passages or ["a", "b"])
 
 
-def test_a_separator_can_be_named_where_the_head_line_misleads():
+def test_a_separator_can_be_set_if_the_header_misleads():
     data = section(qrels={split: [(query, "d1", 1)] for split, query in zip(QRELS, QUERIES, strict=True)})
     Path("corpus.csv").write_text("id;text, long\nd1;a\n")
     data = data.model_copy(update={"corpus": (Path("corpus.csv"),), "corpus_text": ("text, long",)})
@@ -381,7 +381,7 @@ def test_a_separator_can_be_named_where_the_head_line_misleads():
 
 
 @pytest.mark.parametrize(("ending", "pack"), [(".bz2", bz2.compress), (".xz", lzma.compress)])
-def test_other_packed_files_are_read(ending, pack):
+def test_other_compressed_files_are_read(ending, pack):
     data = section()
     plain = built(data).documents.to_list()
     Path(f"corpus.jsonl{ending}").write_bytes(pack(Path("corpus.jsonl").read_bytes()))
@@ -461,7 +461,7 @@ PEERS = {
 
 
 @pytest.mark.parametrize(("rows", "judged"), PEERS.values(), ids=PEERS)
-def test_layouts_of_other_projects_are_pairs(rows, judged):
+def test_layouts_of_other_projects_are_read_as_pairs(rows, judged):
     assert pairs(*rows) == judged
 
 
@@ -489,7 +489,7 @@ PAIR_FAULTS = {
 
 
 @pytest.mark.parametrize(("row", "said"), PAIR_FAULTS.values(), ids=PAIR_FAULTS)
-def test_a_pair_that_cannot_be_read_is_told(row, said):
+def test_a_pair_that_cannot_be_read_is_reported(row, said):
     with pytest.raises(DataError) as caught:
         pairs(row)
     assert caught.value.faults[0].startswith("pairs.jsonl:1: ")
@@ -531,7 +531,7 @@ def test_documents_that_can_be_negatives_are_counted():
 # Fingerprints
 
 
-def test_keys_that_decide_how_files_are_read_are_part_of_the_fingerprint():
+def test_keys_for_the_reading_of_files_are_part_of_the_fingerprint():
     before = fingerprint_data(section())
     for keys in (
         {"relevant_from": 2},
@@ -545,9 +545,11 @@ def test_keys_that_decide_how_files_are_read_are_part_of_the_fingerprint():
 
 
 def test_scores_stay_in_order_where_documents_are_left_out():
-    from trainer.retriever.candidates import Ranking
+    from trainer.retriever.candidates import RankedLists
 
-    ranking = Ranking(np.array([[4, 2, 9], [1, 2, NOTHING]], np.int32), np.array([[3, 2, 1], [5, 4, 0]], np.float32))
+    ranking = RankedLists(
+        np.array([[4, 2, 9], [1, 2, NOTHING]], np.int32), np.array([[3, 2, 1], [5, 4, 0]], np.float32)
+    )
     left = ranking.without([[2], [1, 2]], 2)
     assert left.documents.tolist() == [[4, 9], [NOTHING, NOTHING]]
     assert left.scores.tolist() == [[3, 1], [0, 0]]

@@ -1,4 +1,4 @@
-"""Every usual way in: formats, columns, pairs, splits, reviewed labels and sets of the datasets library."""
+"""All data formats: files, columns, pairs, splits, reviewed labels and data sets of the datasets library."""
 
 import csv
 import gzip
@@ -137,7 +137,7 @@ def test_ids_and_grades_may_be_numbers_in_every_format():
         assert collection.named_qrels("dev") == {"2": {"7": 2}}
 
 
-def test_a_document_longer_than_the_csv_module_likes_is_read():
+def test_a_document_beyond_the_csv_modules_default_limit_is_read():
     long = "word " * 40_000
     section = files(".csv", ".tsv")
     write("corpus.csv", ["id", "text"], [("d1", long), ("d2", "b"), ("d3", "c")])
@@ -226,7 +226,7 @@ def test_pairs_become_documents_queries_and_judgements():
     assert named(collection, "test") == {"test?": {"test!": 1}}
 
 
-def test_ids_of_pairs_come_from_their_texts_and_not_from_their_places():
+def test_ids_of_pairs_depend_on_their_texts_and_not_on_their_rows():
     first = build_collection(pair_files([("a?", "yes", "no"), ("b?", "no", "never")]), Path("first"))
     second = build_collection(pair_files([("b?", "no", "never"), ("a?", "yes", "no")]), Path("second"))
     assert first.document_ids != second.document_ids
@@ -306,7 +306,7 @@ def test_missing_splits_are_split_off_and_the_notes_say_so(many):
     assert notes[1].startswith(f"test is split off: {len(found['test'])} of 400 train queries")
 
 
-def test_more_queries_in_another_order_move_nobody(many):
+def test_more_queries_in_another_order_change_no_split(many):
     before = splits(many)
     rows = [(f"q{n}", f"query number {n}") for n in reversed(range(500))]
     write("queries.csv", ["id", "text"], rows)
@@ -365,7 +365,7 @@ def test_reviewed_labels_add_to_the_judgements_and_overrule_them():
     assert collection.named_qrels("test") == {"q3": {"d3": 1}}
     assert check_collection(section).notes[0] == (
         "labels.jsonl: 1 judgements added, 2 overruled, 1 confirmed, 1 left open; "
-        "1 are of dev queries, so they change what is measured"
+        "1 are of dev queries, so metrics change"
     )
 
 
@@ -424,7 +424,7 @@ def test_a_set_of_triplets_is_a_collection_and_its_content_is_its_fingerprint():
     assert fingerprint_data(Data(path="hub:changed")) != before
 
 
-def test_one_of_several_configurations_is_named_behind_a_colon():
+def test_one_of_several_configurations_is_named_after_a_colon():
     pairs = {"query": [f"query {n}" for n in range(60)], "positive": [f"yes {n}" for n in range(60)]}
     write_set(Path("set"), {"easy": {"train": pairs}, "hard": {"train": pairs}})
     assert check_collection(Data(path="hub:set:hard")).queries == 60
@@ -433,7 +433,7 @@ def test_one_of_several_configurations_is_named_behind_a_colon():
 # Fingerprints
 
 
-def test_the_fingerprint_is_of_the_files_and_of_how_they_are_read():
+def test_the_fingerprint_depends_on_the_files_and_the_reading_keys():
     section = files(".csv", ".tsv")
     before = fingerprint_data(section)
     assert fingerprint_data(files(".csv", ".tsv")) == before

@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
-from trainer import distil
 from trainer.check import check
-from trainer.data import build_collection
+from trainer.data import build_collection, pseudo_queries
 from trainer.errors import RecipeError
-from trainer.losses import LOSSES
-from trainer.pipeline import Pipeline, run
+from trainer.mining import from_teacher
+from trainer.model import Reranker
+from trainer.pipeline import open_run, run, run_stage
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
-from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates, retrieve_unjudged
-from trainer.runs import Stage
+from trainer.runtime.run_folder import StageFolder
+from trainer.training import student as student_of
+from trainer.training.losses import LOSSES
 
 QUERY, DOCUMENTS = "why does the probe restart", ["liveness probe restarts the container", "inodes run out", "queue"]
 
@@ -56,7 +57,7 @@ def test_pseudo_queries_are_titles_and_sentences_and_never_a_query_of_any_split(
     ]
     queries = {"train": "the light stays RED after a reset?", "dev": "how do I reset it", "test": "wait and see"}
     collection = build_collection(Data(path=write(tmp_path, documents, queries)), tmp_path / "data")
-    drawn = distil.pseudo_queries(collection, 100, seed=1)
+    drawn = pseudo_queries.pseudo_queries(collection, 100, seed=1)
     assert {query.text for query in drawn} == {
         "Hold the button for ten seconds",
         "Then wait until the light is green!",
@@ -70,20 +71,20 @@ def test_pseudo_queries_are_titles_and_sentences_and_never_a_query_of_any_split(
 
 
 def test_as_many_as_wanted_are_drawn_by_seed_and_every_document_gives_one_before_any_gives_two(collection):
-    drawn = distil.pseudo_queries(collection, 30, seed=1)
+    drawn = pseudo_queries.pseudo_queries(collection, 30, seed=1)
     assert len(drawn) == 30
-    assert drawn == distil.pseudo_queries(collection, 30, seed=1)
-    assert drawn[:12] == distil.pseudo_queries(collection, 12, seed=1)
-    assert drawn != distil.pseudo_queries(collection, 30, seed=2)
+    assert drawn == pseudo_queries.pseudo_queries(collection, 30, seed=1)
+    assert drawn[:12] == pseudo_queries.pseudo_queries(collection, 12, seed=1)
+    assert drawn != pseudo_queries.pseudo_queries(collection, 30, seed=2)
     assert len({query.document for query in drawn[:20]}) == 20
-    everything = distil.pseudo_queries(collection, 1000, seed=1)
+    everything = pseudo_queries.pseudo_queries(collection, 1000, seed=1)
     assert len(everything) == 48  # 40 texts of one sentence under 8 titles
     assert len({query.text for query in everything}) == 48
 
 
-def test_pseudo_queries_have_rows_behind_the_others_and_the_others_stay(collection):
-    drawn = distil.pseudo_queries(collection, 5, seed=1)
-    extended, rows = distil.add_queries(collection, drawn)
+def test_pseudo_queries_are_appended_after_the_existing_rows(collection):
+    drawn = pseudo_queries.pseudo_queries(collection, 5, seed=1)
+    extended, rows = pseudo_queries.add_queries(collection, drawn)
     assert rows == [40, 41, 42, 43, 44]
     assert extended.queries["text"][:][:40] == collection.queries["text"][:]
     assert extended.queries.select(rows)["text"][:] == [query.text for query in drawn]
@@ -91,16 +92,16 @@ def test_pseudo_queries_have_rows_behind_the_others_and_the_others_stay(collecti
     assert extended.qrels == collection.qrels
 
 
-def test_their_own_document_is_among_their_candidates(collection):
-    drawn = distil.pseudo_queries(collection, 20, seed=1)
-    extended, rows = distil.add_queries(collection, drawn)
+def test_the_source_document_of_a_pseudo_query_is_among_its_candidates(collection):
+    drawn = pseudo_queries.pseudo_queries(collection, 20, seed=1)
+    extended, rows = pseudo_queries.add_queries(collection, drawn)
     own = [query.document for query in drawn]
     found = retrieve_unjudged(Retriever(kind="bm25"), extended, rows, None)
     assert found.queries.tolist() == rows
     assert np.isnan(found.positive_similarity).all()
     shallow = found.top(2)
     assert any(row not in shallow.documents[place] for place, row in enumerate(own))  # a title has five documents
-    kept = distil.with_own(shallow, own)
+    kept = from_teacher.with_source_documents(shallow, own)
     for place, row in enumerate(own):
         if row in shallow.documents[place]:
             assert kept.documents[place].tolist() == shallow.documents[place].tolist()
@@ -116,36 +117,37 @@ def candidates(documents: list[list[int]]) -> Candidates:
     return Candidates(np.arange(len(rows), dtype=np.int32), rows, scores, scores, positive, ranks, np.array(["bm25"]))
 
 
-def test_a_short_list_gets_the_own_document_behind_it():
-    kept = distil.with_own(candidates([[4, 5, NOTHING, NOTHING], [NOTHING] * 4]), [9, 8])
+def test_a_short_list_gets_the_source_document_at_its_end():
+    kept = from_teacher.with_source_documents(candidates([[4, 5, NOTHING, NOTHING], [NOTHING] * 4]), [9, 8])
     assert kept.documents.tolist() == [[4, 5, 9, NOTHING], [8, NOTHING, NOTHING, NOTHING]]
     assert kept.scores[0, 2] == kept.scores[0, 1]
     assert np.isnan(kept.similarities[0, 2])
     assert kept.ranks[0, :, 0].tolist() == [1, 1, 0, 1]
 
 
-def test_fewer_train_queries_are_drawn_by_seed():
-    some = distil.draw(candidates([[row] for row in range(50)]), 10, seed=3)
+def test_train_queries_are_sampled_by_seed():
+    fifty = candidates([[row] for row in range(50)])
+    some = from_teacher.sample_queries(fifty, 10, seed=3)
     assert some.queries.tolist() == sorted(some.queries.tolist())
     assert (len(some.queries), some.documents[:, 0].tolist()) == (10, some.queries.tolist())
-    assert some.queries.tolist() != distil.draw(candidates([[row] for row in range(50)]), 10, seed=4).queries.tolist()
-    assert distil.draw(some, 99, seed=3).queries.tolist() == some.queries.tolist()
+    assert some.queries.tolist() != from_teacher.sample_queries(fifty, 10, seed=4).queries.tolist()
+    assert from_teacher.sample_queries(some, 99, seed=3).queries.tolist() == some.queries.tolist()
 
 
 # Groups
 
 
-def test_groups_stand_in_the_teachers_order_and_lists_of_one_teach_nothing():
+def test_groups_are_in_the_teachers_order_and_lists_of_one_give_no_group():
     found = candidates([[4, 5, 6], [7, NOTHING, NOTHING], [1, 2, NOTHING]])
     scores = found.scored(lambda rows: np.array([document for _, document in rows], dtype=np.float32))
     assert scores.tolist() == [[4, 5, 6], [7, -np.inf, -np.inf], [1, 2, -np.inf]]
-    first, last = distil.groups(found, scores)
+    first, last = from_teacher.groups_by_teacher(found, scores)
     assert (first.query, first.documents, first.grades, first.teacher) == (0, [6, 5, 4], [2, 1], [6, 5, 4])
     assert (last.query, last.documents, last.grades, last.teacher) == (2, [2, 1], [1], [2, 1])
 
 
 def test_margin_mse_takes_the_difference_of_every_two_documents():
-    (group,) = distil.groups(candidates([[4, 5, 6]]), np.array([[1.0, 5.0, 2.0]]))
+    (group,) = from_teacher.groups_by_teacher(candidates([[4, 5, 6]]), np.array([[1.0, 5.0, 2.0]]))
     scores = torch.tensor([[3.0, 1.0, 2.0]])
     labels = torch.tensor([[*group.grades, 0]]) / 2
     loss = LOSSES["margin_mse"](scores, labels, torch.ones(1, 3, dtype=torch.bool), torch.tensor([group.teacher]))
@@ -153,12 +155,12 @@ def test_margin_mse_takes_the_difference_of_every_two_documents():
     assert loss.item() == pytest.approx((1 + 9 + 4) / 3)
 
 
-def test_fused_scores_come_back_on_the_scale_of_the_logits():
+def test_fused_scores_are_rescaled_to_the_logits():
     logits = np.array([[10.0, 30.0, 20.0, -np.inf], [5.0, -np.inf, -np.inf, -np.inf]], dtype=np.float32)
     unit = np.array([[-1.0, 2.0, -1.0, -np.inf], [0.7, -np.inf, -np.inf, -np.inf]])
     spread = (200 / 3) ** 0.5
     expected = [[20 - spread, 20 + 2 * spread, 20 - spread, -np.inf], [5, -np.inf, -np.inf, -np.inf]]
-    np.testing.assert_allclose(distil.on_scale(unit, logits), expected, rtol=1e-6)
+    np.testing.assert_allclose(from_teacher.rescale_to_logits(unit, logits), expected, rtol=1e-6)
 
 
 # The student
@@ -177,7 +179,7 @@ def test_the_student_has_the_tuned_encoder_and_scores_alike_in_sentence_transfor
         for weight in tuned.model.encoder.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
     tuned.save(tmp_path / "tuned")
-    student = distil.load_student(recipe_of(tiny[base]), tmp_path / "tuned")
+    student = student_of.load_student(recipe_of(tiny[base]), tmp_path / "tuned")
     own = student.model.base_model.state_dict()
     for name, weight in tuned.model.encoder.state_dict().items():
         assert torch.equal(own[name], weight), name
@@ -197,7 +199,7 @@ def test_the_student_has_the_tuned_encoder_and_scores_alike_in_sentence_transfor
 
 def test_a_base_with_an_interaction_head_of_its_own_is_distilled_too(tiny, tmp_path):
     Reranker.load(tiny["bert"], max_length=32).save(tmp_path / "base")
-    student = distil.load_student(recipe_of(tmp_path / "base"), tmp_path / "base")
+    student = student_of.load_student(recipe_of(tmp_path / "base"), tmp_path / "base")
     assert type(student.model).__name__ == "BertForSequenceClassification"
     base = load_file(tmp_path / "base" / "model.safetensors")
     for name, weight in student.model.base_model.state_dict().items():
@@ -206,19 +208,19 @@ def test_a_base_with_an_interaction_head_of_its_own_is_distilled_too(tiny, tmp_p
 
 def test_a_named_student_keeps_its_own_template_and_a_reranker_its_classifier(tiny, tmp_path):
     recipe = recipe_of(tiny["bert"], tiny["reranker"])
-    student = distil.load_student(recipe, tmp_path)
-    assert not distil.has_fresh_classifier(recipe)
+    student = student_of.load_student(recipe, tmp_path)
+    assert not student_of.has_fresh_classifier(recipe)
     np.testing.assert_array_equal(
         student.score(QUERY, DOCUMENTS), Reranker.load(tiny["reranker"], max_length=32).score(QUERY, DOCUMENTS)
     )
-    assert distil.has_fresh_classifier(recipe_of(tiny["bert"], tiny["roberta"]))
-    assert distil.has_fresh_classifier(recipe_of(tiny["bert"]))
+    assert student_of.has_fresh_classifier(recipe_of(tiny["bert"], tiny["roberta"]))
+    assert student_of.has_fresh_classifier(recipe_of(tiny["bert"]))
 
 
 def test_the_student_trains_by_its_own_keys_and_the_rest_of_train():
-    given = {"train": {"loss": "ranknet", "frozen_layers": 2, "head_learning_rate": 0.1, "warmup_share": 0.3}}
+    given = {"train": {"loss": "lambdarank", "frozen_layers": 2, "head_learning_rate": 0.1, "warmup_share": 0.3}}
     recipe = recipe_of(Path("base"), **given, distil={"loss": "kl", "epochs": 4, "learning_rate": 0.5})
-    settings = distil.student_recipe(recipe)
+    settings = student_of.student_recipe(recipe)
     expected = {"loss": "kl", "epochs": 4, "queries_per_step": 16, "learning_rate": 0.5}
     expected |= {"frozen_layers": 0, "head_learning_rate": None}
     assert settings.train == recipe.train.model_copy(update=expected)
@@ -245,13 +247,13 @@ def notes(folder: Path) -> dict:
     return json.loads((folder / "done.json").read_text())
 
 
-def test_the_section_leaves_the_stages_before_it_alone(exported, finished):
-    before, after = (Pipeline(load_recipe(exported[0], words), exported[1] / "exported") for words in ([], [DISTIL]))
-    assert list(after.stages) == ["data", "retrieve", "mine", "train", "distil", "evaluate", "export"]
-    assert "distil" not in before.stages
-    same = {name for name, stage in before.stages.items() if stage.fingerprint == after.stages[name].fingerprint}
+def test_the_section_does_not_change_the_stages_before_it(exported, finished):
+    before, after = (open_run(load_recipe(exported[0], words), exported[1]) for words in ([], [DISTIL]))
+    assert list(after.records) == ["data", "retrieve", "mine", "train", "distil", "evaluate", "export"]
+    assert "distil" not in before.records
+    same = {name for name, stage in before.records.items() if stage.fingerprint == after.records[name].fingerprint}
     assert same == {"data", "retrieve", "mine", "train"}
-    assert all((finished[1] / "exported" / name / "done.json").is_file() for name in after.stages)
+    assert all((finished[1] / "exported" / name / "done.json").is_file() for name in after.records)
 
 
 def test_the_student_learned_from_train_and_pseudo_queries_and_its_best_on_dev_is_kept(finished):
@@ -270,7 +272,7 @@ def test_the_student_learned_from_train_and_pseudo_queries_and_its_best_on_dev_i
     assert "bert.embeddings.word_embeddings.weight" in best
 
 
-def test_it_stands_in_the_table_and_is_what_leaves(finished):
+def test_the_student_is_in_the_results_table_and_is_exported(finished):
     recipe, runs = finished
     folder = runs / "exported"
     results = json.loads((folder / "evaluate" / "results.json").read_text())
@@ -304,20 +306,25 @@ def test_it_stands_in_the_table_and_is_what_leaves(finished):
     assert Recipe.model_validate(shown).distil == recipe.distil
 
 
-def test_killed_it_goes_on_with_its_own_pseudo_queries_and_the_last_checkpoint(finished, tmp_path, capsys):
+def distil(recipe, runs):
+    opened = open_run(recipe, runs)
+    run_stage(opened, next(stage for stage in opened.stages if stage.name == "distil"))
+
+
+def test_after_a_kill_it_resumes_with_its_pseudo_queries_and_the_last_checkpoint(finished, tmp_path, capsys):
     recipe, runs = finished
     shutil.copytree(runs, tmp_path / "runs")
     folder = tmp_path / "runs" / "exported"
     shutil.rmtree(folder / "distil")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(StageFolder, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            Pipeline(recipe, folder).carry_out("distil", force=False)
+            distil(recipe, folder.parent)
     capsys.readouterr()
     kept = {
         path: path.stat().st_mtime_ns for path in [*folder.glob("distil/pseudo*"), *folder.parent.glob(".teachers/*/*")]
     }
-    Pipeline(recipe, folder).carry_out("distil", force=False)
+    distil(recipe, folder.parent)
     assert "resumed at step 6" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(kept) == 3
@@ -325,7 +332,7 @@ def test_killed_it_goes_on_with_its_own_pseudo_queries_and_the_last_checkpoint(f
     assert notes(folder / "distil")["said"] == notes(runs / "exported" / "distil")["said"]
 
 
-def test_its_own_dev_values_decide_whether_it_leaves(finished):
+def test_the_students_own_dev_values_decide_whether_it_is_exported(finished):
     folder = finished[1] / "exported" / "evaluate"
     results = json.loads((folder / "results.json").read_text())
     ways = json.loads((folder / "dev.json").read_text())["ways"]
@@ -337,25 +344,25 @@ def test_its_own_dev_values_decide_whether_it_leaves(finished):
 def test_a_run_has_no_candidates_for_new_queries_and_the_stage_says_so(exported, tmp_path, capsys):
     runs, trec = tmp_path / "runs", tmp_path / "own.trec"
     shutil.copytree(exported[1], runs, ignore=shutil.ignore_patterns("export"))
-    pipeline = Pipeline(load_recipe(exported[0]), runs / "exported")
+    opened = open_run(load_recipe(exported[0]), runs)
     lines = []
     for split in ("train", "dev", "test"):
-        found = pipeline.candidates(split)
+        found = opened.candidates(split)
         for place, query in enumerate(found.queries.tolist()):
-            names = [pipeline.collection.document_ids[row] for row in found.found(place)]
-            query_id = pipeline.collection.query_ids[query]
+            names = [opened.collection.document_ids[row] for row in found.found(place)]
+            query_id = opened.collection.query_ids[query]
             lines += [f"{query_id} Q0 {name} {rank} {-rank} own\n" for rank, name in enumerate(names)]
     trec.write_text("".join(lines))
     recipe = load_recipe(exported[0], ["retriever.kind=run", f"retriever.run={trec}", "distil={queries: 20, depth: 3}"])
     run(recipe, runs, until="distil")
-    assert "a run finds nothing for new queries, so only 8 queries of train teach" in capsys.readouterr().out
+    assert "retriever.run has no candidates for pseudo-queries" in capsys.readouterr().out
     assert " pairs of 8 train and 0 pseudo-queries; " in notes(runs / "exported" / "distil")["said"]
 
 
 # What cannot be distilled
 
 
-def test_a_base_that_is_a_reranker_and_a_student_that_is_not_standard_are_told_at_once(tiny, beir, tmp_path):
+def test_a_reranker_base_and_a_non_standard_student_are_reported_at_once(tiny, beir, tmp_path):
     Reranker.load(tiny["bert"], max_length=32).save(tmp_path / "interaction")
     recipe = recipe_of(tiny["reranker"], tmp_path / "interaction", data={"path": beir}, retriever={"kind": "bm25"})
     with pytest.raises(RecipeError) as caught:

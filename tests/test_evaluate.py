@@ -78,7 +78,7 @@ def test_equal_scores_keep_the_order_of_the_first_stage():
     assert order(found([many]), scores[None].astype(np.float32)) == [many[expected].tolist()]
 
 
-def test_the_ceiling_is_the_best_order_of_what_was_found_and_adds_nothing():
+def test_the_ceiling_is_the_best_order_of_the_retrieved_documents():
     assert ceiling(found(FOUND), QRELS, depth=4) == [[0, 1, 3, 4], [6, 7, 8]]
 
 
@@ -201,10 +201,12 @@ def test_the_table_has_a_cell_for_every_column(collection, measured):
         (1, 8, "the tuned model is better than the first stage by"),
         (1, 3, "may be chance"),  # three gains out of three: p can be no less than 2 / 8
         (-1, 8, "the tuned model is no better than the first stage (-"),
-        (0, 8, "the tuned model is no better than the first stage (+0.000)"),
+        (0, 8, "the tuned model is no better than the first stage (+0.000; "),
     ],
 )
-def test_the_terminal_says_in_words_whether_the_tuned_model_helps(collection, capsys, sign, queries, verdict):
+def test_the_terminal_compares_the_tuned_model_with_the_first_stage_in_a_sentence(
+    collection, capsys, sign, queries, verdict
+):
     # The positive stands at rank 2, between two others, and is moved up, down or not at all.
     rows = collection.answerable("test")[:queries]
     qrels = {query: {row: 1} for row, query in enumerate(rows)}
@@ -217,14 +219,20 @@ def test_the_terminal_says_in_words_whether_the_tuned_model_helps(collection, ca
     assert "ceiling" in printed
 
 
-def test_a_distilled_model_stands_in_the_table_and_is_told_apart_from_the_tuned_one(by_hand, capsys):
+def test_a_distilled_model_has_a_row_and_a_sentence_of_its_own(by_hand, capsys):
     scores = {"tuned": np.array(SCORES), "distilled": found(FOUND).scores}
     results = evaluate(by_hand, "test", found(FOUND), scores, ["nDCG@10"], seed=1)
-    assert [row[0] for row in results.rows()] == ["first stage", "tuned model", "distilled model", "ceiling"]
+    assert [row[0] for row in results.rows()] == [
+        "first stage",
+        "tuned model",
+        "distilled model",
+        "ceiling",
+    ]
     show(results)
     printed = capsys.readouterr().out
-    assert "the tuned model is ahead of the first stage by" in printed
-    assert "the distilled model is no better than the first stage (+0.000)" in printed
+    gain = f"{NDCG['tuned'] - NDCG['first_stage']:.3f}"
+    assert f"the tuned model is better than the first stage by {gain}, which may be chance" in printed
+    assert "the distilled model is no better than the first stage (+0.000; " in printed
 
 
 def test_a_tuned_model_that_is_worse_than_its_base_is_not_praised_for_beating_the_first_stage(collection, capsys):
@@ -237,10 +245,10 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_not_praised_for_beating_th
     show(evaluate(judged, "test", candidates, scores, ["RR@10"], seed=1))
     printed = capsys.readouterr().out
     assert "the tuned model is better than the first stage by 0.167" in printed
-    assert "the tuned model is no better than the base model (-0.500) (0 queries better, 8 worse)" in printed
+    assert "the tuned model is no better than the base model (-0.500; 0 queries better, 8 worse)" in printed
 
 
-def test_what_the_first_stage_returns_without_tuning_is_measured_beside_it(by_hand, tmp_path):
+def test_the_untuned_first_stage_is_measured_too(by_hand, tmp_path):
     default = found([[4, 0, 1, 3], [6, 7, 8, NOTHING]])
     scores = {"tuned": np.array(SCORES)}
     results = evaluate(by_hand, "test", found(FOUND), scores, ["nDCG@10"], 0, tmp_path, default=default)
@@ -250,27 +258,32 @@ def test_what_the_first_stage_returns_without_tuning_is_measured_beside_it(by_ha
     assert results.systems["first_stage_default"]["nDCG@10"].mean == pytest.approx(untuned)
     assert [row["against"] for row in results.comparisons] == ["first_stage"]  # nothing is compared with it
     assert (tmp_path / "first_stage_default.trec").is_file()
-    assert [row[0] for row in results.rows()] == ["first, untuned", "first stage", "tuned model", "ceiling"]
+    assert [row[0] for row in results.rows()] == [
+        "first (untuned)",
+        "first stage",
+        "tuned model",
+        "ceiling",
+    ]
 
 
-# What is known of the model that leaves
+# The verdict on the exported model
 
 
 @pytest.fixture
 def released(by_hand, tmp_path):
     """Results of a fitted head that is better only fused, as they come back from the file."""
     scores = {"fitted": np.array(SCORES), "fused": found(FOUND).scores}
-    ways = {
+    findings = {
         "alone": Finding("worse", "first_stage", -0.02, -0.05),
         "fused": Finding("better", "first_stage", 0.03, 0.001),
     }
-    release = Release(verdict=ONLY_FUSED, shipped="fitted", ways=ways, first_stage_weight=0.3)
+    release = Release(verdict=ONLY_FUSED, shipped="fitted", findings=findings, first_stage_weight=0.3)
     results = evaluate(by_hand, "test", found(FOUND), scores, ["nDCG@10"], 1, tmp_path, release=release)
     assert Results.load(tmp_path) == results
     return results
 
 
-def test_results_say_first_what_dev_shows_of_the_model_that_leaves(released, tmp_path):
+def test_results_begin_with_the_verdict_on_the_exported_model(released, tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     assert next(iter(content.items())) == ("verdict", "better only with first-stage scores")
     assert (content["shipped"], content["first_stage_weight"]) == ("fitted", 0.3)
@@ -281,14 +294,14 @@ def test_results_say_first_what_dev_shows_of_the_model_that_leaves(released, tmp
 def test_the_terminal_begins_with_the_verdict_and_says_that_training_did_not_help(released, capsys):
     show(released)
     shown = " ".join(capsys.readouterr().out.split())
-    verdict = "evaluate better only with first-stage scores: on dev, alone -0.0200 against the first stage"
+    verdict = "evaluate better only with first-stage scores: on dev, the model alone -0.0200 against the first stage"
     assert shown.startswith(verdict)
-    assert "training did not help: no trained model was better on dev" in shown
-    assert "fitted + first" in shown
-    assert "(weight 0.3)" in shown
+    assert "training did not help: the model before training was the best one on dev" in shown
+    assert "fitted, fused" in shown
+    assert "the fitted head with first-stage scores (weight 0.3) is " in shown
 
 
-def test_a_trained_model_is_not_said_to_have_learned_nothing(measured, collection, capsys):
+def test_a_trained_model_is_not_reported_as_untrained(measured, collection, capsys):
     candidates, scores = measured
     show(evaluate(collection, "test", candidates, scores, ["nDCG@10"], seed=1))
     assert "did not help" not in capsys.readouterr().out

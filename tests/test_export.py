@@ -27,13 +27,13 @@ from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE, Finding
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import Parity, export, readers
-from trainer.export.card import card
+from trainer.export.card import model_card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
+from trainer.model import Fusion, Reranker
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
-from trainer.reranker import Fusion, Reranker
 
 # name: (tiny base, recipe's head, whether the interaction head scores)
 CASES = {
@@ -238,7 +238,7 @@ def test_the_graph_gives_the_trained_scores_in_one_padded_batch_and_alone(case):
         np.testing.assert_allclose(score_graph(case.folder, PAIRS[place : place + 1])[:, 0], batch[place], **CLOSE)
 
 
-def test_the_graph_takes_what_the_tokenizer_gives(case):
+def test_the_inputs_of_the_graph_are_outputs_of_the_tokenizer(case):
     names = AutoTokenizer.from_pretrained(case.folder).model_input_names
     inputs, outputs = graph_of(case.folder).get_inputs(), graph_of(case.folder).get_outputs()
     assert {tensor.name for tensor in inputs} == set(names)
@@ -253,7 +253,7 @@ def test_the_folder_holds_safetensors_in_float32_and_no_pickle(case):
     assert json.loads((case.folder / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_no_file_tells_where_it_was_made(case, tmp_path_factory):
+def test_no_file_contains_a_local_path(case, tmp_path_factory):
     places = [tmp_path_factory.getbasetemp(), Path(__file__).parents[1], Path(sys.prefix), Path.home()]
     for path in filter(Path.is_file, case.folder.rglob("*")):
         content = path.read_bytes()
@@ -265,7 +265,7 @@ def test_every_file_can_be_read_by_the_user_that_serves_it(case):
     assert set(readers.values()) == {readers["README.md"]}, readers  # all those whom the umask lets read
 
 
-def test_the_tokenizer_file_neither_cuts_nor_pads(case):
+def test_the_tokenizer_file_neither_truncates_nor_pads(case):
     tokenizer = json.loads((case.folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert tokenizer["truncation"] is None  # servers that read this file alone have their own limits
     assert tokenizer["padding"] is None
@@ -316,7 +316,7 @@ def test_a_folder_that_transformers_reads_differently_is_not_kept(tiny, tmp_path
 
 
 @pytest.mark.parametrize("amount", [-0.01, float("nan")])
-def test_a_graph_that_differs_costs_the_graph_and_the_folder_stays(tiny, tmp_path, capsys, amount):
+def test_a_graph_with_other_scores_is_removed_and_the_folder_is_kept(tiny, tmp_path, capsys, amount):
     reranker = Drift("onnx", amount).of(trained(tiny["reranker"]))
     parity = export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers"}
@@ -329,7 +329,7 @@ def test_a_graph_that_differs_costs_the_graph_and_the_folder_stays(tiny, tmp_pat
     assert not list(tmp_path.rglob("*onnx*"))
 
 
-def test_a_difference_of_rounding_is_kept_and_reported(tiny, tmp_path):
+def test_a_difference_explained_by_rounding_passes_and_is_reported(tiny, tmp_path):
     reranker = Drift("onnx", 2e-4).of(trained(tiny["reranker"]))
     recipe = make_recipe(tiny["reranker"])
     differences = export(reranker, recipe, make_results(), PAIRS, tmp_path).differences
@@ -338,7 +338,7 @@ def test_a_difference_of_rounding_is_kept_and_reported(tiny, tmp_path):
     assert (tmp_path / "model" / "README.md").is_file()
 
 
-def test_an_exporter_that_fails_costs_the_graph_and_nothing_else(tiny, tmp_path):
+def test_an_exporter_that_fails_only_loses_the_graph(tiny, tmp_path):
     reranker = trained(tiny["reranker"])
     reranker.model.bert.encoder.layer[1].register_forward_hook(lambda *_: _fft(_[2]))
     before = score(reranker)
@@ -418,7 +418,7 @@ class OwnForSequenceClassification(BertForSequenceClassification):
 """
 
 
-def test_a_base_with_its_own_code_leaves_with_it(tiny, tmp_path):
+def test_a_base_with_its_own_code_is_exported_with_the_code(tiny, tmp_path):
     base = shutil.copytree(tiny["reranker"], tmp_path / "base")
     (base / "own_code.py").write_text(OWN_CODE)
     names = {"AutoConfig": "OwnConfig", "AutoModelForSequenceClassification": "OwnForSequenceClassification"}
@@ -440,7 +440,7 @@ def test_an_export_without_any_candidates_is_checked_on_odd_pairs(tiny, tmp_path
     assert len(parity.pairs) > 20
 
 
-def test_the_settings_that_made_older_readers_squash_the_logit_are_removed(tiny, tmp_path):
+def test_settings_by_which_older_readers_apply_a_sigmoid_are_removed(tiny, tmp_path):
     base = shutil.copytree(tiny["reranker"], tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     old = {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid", "problem_type": "regression"}
@@ -449,7 +449,7 @@ def test_the_settings_that_made_older_readers_squash_the_logit_are_removed(tiny,
     assert not old.keys() & json.loads((tmp_path / "model" / "config.json").read_text()).keys()
 
 
-def test_formats_that_are_not_asked_for_are_not_written_and_old_ones_go(tiny, tmp_path):
+def test_unrequested_formats_are_not_written_and_old_ones_are_deleted(tiny, tmp_path):
     (tmp_path / "model" / "onnx").mkdir(parents=True)
     (tmp_path / "model" / "onnx" / "model.onnx").write_bytes(b"of an older export")
     reranker = trained(tiny["reranker"])
@@ -525,16 +525,16 @@ def base_model(text: str) -> str | None:
 def test_the_card_names_a_base_on_the_hub_and_no_local_one(any_reranker, tmp_path, monkeypatch, reference, named):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert base_model(card(any_reranker, make_recipe(reference), make_results(), no_parity())) == named
+    assert base_model(model_card(any_reranker, make_recipe(reference), make_results(), no_parity())) == named
 
 
-def test_the_card_holds_no_path_of_this_machine_and_no_address_to_push_to(any_reranker):
+def test_the_card_contains_no_local_path_and_no_push_repository(any_reranker):
     recipe = make_recipe(
         "/home/me/models/mine",
         retriever={"kind": "run", "run": "/home/me/engine.trec", "model": "/home/me/models/finder"},
         push={"repository": "me/secret-project"},
     )
-    text = card(any_reranker, recipe, make_results(), no_parity())
+    text = model_card(any_reranker, recipe, make_results(), no_parity())
     assert "/home/me" not in text
     assert "secret-project" not in text
 
@@ -547,11 +547,11 @@ def test_a_trained_model_is_called_fine_tuned(case):
 @pytest.mark.parametrize(("base", "head"), [("reranker", "unchanged"), ("bert", "head fitted")])
 def test_a_model_of_step_0_is_not_called_fine_tuned(tiny, base, head):
     reranker = Reranker.load(tiny[base], max_length=MAX_LENGTH)
-    text = card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=0)
-    assert "It is not fine-tuned: no checkpoint of the training on set was better on dev than the start" in text
+    text = model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=0)
+    assert "It is not fine-tuned: no checkpoint of the training on set was better on dev than the model" in text
     assert "fine-tuned" not in text.replace("not fine-tuned", "")
-    assert ("under a head fitted to the candidates" in text) == (head == "head fitted")
-    assert "fine-tuned on" in card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=7)
+    assert ("with a head fitted to the candidates" in text) == (head == "head fitted")
+    assert "fine-tuned on" in model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=7)
 
 
 @pytest.mark.parametrize(
@@ -563,18 +563,18 @@ def test_a_model_of_step_0_is_not_called_fine_tuned(tiny, base, head):
         (0.0, 1.0, "base", "the base model (difference +0.000, p = 1.000)"),
     ],
 )
-def test_a_model_that_is_not_shown_to_be_better_is_said_to_be_none(any_reranker, tiny, difference, p, against, named):
+def test_the_card_names_baselines_that_are_not_beaten_on_test(any_reranker, tiny, difference, p, against, named):
     row = {"system": "tuned", "against": against, "metric": "nDCG@10", "difference": difference, "p": p}
-    text = card(any_reranker, make_recipe(tiny["bert"]), replace(make_results(), comparisons=[row]), no_parity())
-    assert ("not shown to be better" in text) == (named is not None)
-    assert named is None or f"On these queries it is not shown to be better than {named}." in text
+    text = model_card(any_reranker, make_recipe(tiny["bert"]), replace(make_results(), comparisons=[row]), no_parity())
+    assert ("not significantly better" in text) == (named is not None)
+    assert named is None or f"On these queries it is not significantly better than {named}." in text
 
 
-def test_the_card_tells_what_reads_the_folder_and_what_does_not(any_reranker, tiny):
+def test_the_card_lists_the_readers_that_were_verified_and_that_failed(any_reranker, tiny):
     parity = no_parity()
     parity.left_out["sentence-transformers"] = "ValueError: `no` way\x1b[31m to [pad](http://pad)"
     parity.halves["float16"] = Half(0.01, 0.99)
-    text = card(any_reranker, make_recipe(tiny["bert"]), make_results(), parity)
+    text = model_card(any_reranker, make_recipe(tiny["bert"]), make_results(), parity)
     assert "- Weights loaded as float16: largest difference 1.0e-02, Kendall's tau 0.990." in text
     assert "- sentence-transformers: does not read the folder: `ValueError: no way[31m to [pad](http://pad)`." in text
     assert "4.51.3" in text
@@ -617,7 +617,7 @@ def unexported(exported: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]
     return exported[0], runs
 
 
-def test_a_model_that_is_no_better_on_dev_stays_here(
+def test_a_model_that_is_worse_on_dev_is_not_exported(
     unexported: tuple[Path, Path], command: Callable[..., subprocess.CompletedProcess[str]]
 ):
     recipe, runs = unexported
@@ -639,11 +639,11 @@ def judged(runs: Path, verdict: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "code", "leaves"),
+    ("verdict", "code", "is_exported"),
     [(BETTER, 0, True), (ONLY_FUSED, 0, True), (UNCLEAR, 3, True), (WORSE, 3, False)],
 )
-def test_the_verdict_decides_what_leaves_and_how_the_run_ends_each_time(
-    unexported, command, monkeypatch, verdict, code, leaves
+def test_the_verdict_decides_about_the_export_and_the_exit_code(
+    unexported, command, monkeypatch, verdict, code, is_exported
 ):
     recipe, runs = unexported
     judged(runs, verdict)
@@ -652,12 +652,12 @@ def test_the_verdict_decides_what_leaves_and_how_the_run_ends_each_time(
         assert done.returncode == code, done.stdout + done.stderr
         assert (f"export: {verdict}: on dev" in done.stderr) == (code == 3)
         model = runs / "exported" / "export" / "model"
-        assert (model / "model.safetensors").is_file() == leaves
-        assert (model / "fusion.json").is_file() == leaves
-    assert ("(stands)" in done.stdout.splitlines()[-1]) == leaves or code == 3
+        assert (model / "model.safetensors").is_file() == is_exported
+        assert (model / "fusion.json").is_file() == is_exported
+    assert ("(up to date)" in done.stdout.splitlines()[-1]) == is_exported or code == 3
 
 
-def test_a_forced_model_leaves_and_without_force_the_next_run_says_again_that_it_is_worse(unexported, command):
+def test_a_worse_model_is_exported_with_force_and_refused_again_without(unexported, command):
     recipe, runs = unexported
     forced = command(recipe, "--runs", runs, "--force", "export.formats=[]")
     assert forced.returncode == 0, forced.stderr
@@ -668,7 +668,7 @@ def test_a_forced_model_leaves_and_without_force_the_next_run_says_again_that_it
     assert "export: worse: on dev" in again.stderr
 
 
-def test_the_exported_model_has_the_weights_that_dev_left(exported, any_reranker):
+def test_the_exported_model_has_the_fusion_weights_of_the_evaluation(exported, any_reranker):
     folder = exported[1] / "exported"
     fusion = Fusion.load(folder / "export" / "model")
     assert fusion == Fusion.load(folder / "evaluate")
@@ -677,23 +677,23 @@ def test_the_exported_model_has_the_weights_that_dev_left(exported, any_reranker
 
 
 def test_the_card_begins_with_the_verdict(any_reranker, tiny):
-    ways = {"alone": Finding("cannot tell", "first_stage", 0.01, -0.03)}
-    results = replace(make_results(), verdict=UNCLEAR, ways=ways)
-    text = card(any_reranker, make_recipe(tiny["bert"], "auto"), results, no_parity())
+    findings = {"alone": Finding("cannot tell", "first_stage", 0.01, -0.03)}
+    results = replace(make_results(), verdict=UNCLEAR, findings=findings)
+    text = model_card(any_reranker, make_recipe(tiny["bert"], "auto"), results, no_parity())
     lines = text.split("\n---\n", 1)[1].split()
-    said = "**cannot tell: on dev, alone +0.0100 against the first stage (lower bound -0.0300)**"
-    assert " ".join(lines[2:]).startswith(said)  # behind the title
+    verdict = "**cannot tell: on dev, the model alone +0.0100 against the first stage (99 % lower bound -0.0300)**"
+    assert " ".join(lines[2:]).startswith(verdict)  # after the title
 
 
-def test_the_card_tells_how_to_use_the_first_stages_score(any_reranker, tiny):
+def test_the_card_explains_the_fusion_with_first_stage_scores(any_reranker, tiny):
     recipe = make_recipe(tiny["bert"], "auto")
-    assert "standardised" not in card(any_reranker, recipe, make_results(), no_parity())
+    assert "standardised" not in model_card(any_reranker, recipe, make_results(), no_parity())
     any_reranker.fusion = Fusion(0.3, 0.7)
     try:
-        text = card(any_reranker, recipe, make_results(), no_parity())
+        text = model_card(any_reranker, recipe, make_results(), no_parity())
     finally:
         any_reranker.fusion = None
-    assert "`tuned + first` puts" in text
-    assert "added, the first stage's 0.3 times" in text
-    assert "stands for its score, 0.7\ntimes" in text
+    assert "`tuned, fused` is the fusion" in text
+    assert "added, the first stage's with weight 0.3" in text
+    assert "is used as its\nscore, with weight 0.7" in text
     assert "first_stage_scores=" in text

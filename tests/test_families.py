@@ -42,8 +42,8 @@ from transformers import (
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import export
+from trainer.model import Reranker
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker
 
 TEXT = [
     "liveness probe restarts the container when its endpoint fails",

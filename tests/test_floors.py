@@ -1,4 +1,4 @@
-"""Imports only run down the map in the README, which names every module."""
+"""Imports only run down the map in docs/architecture.md, which names every room."""
 
 import ast
 import re
@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "trainer"
-README = PACKAGE.with_name("README.md").read_text(encoding="utf-8")
+MAP = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 ROOMS = sorted(
     {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")} - {"__init__"}
 )
 
 
-def read_map(readme: str) -> list[list[str]]:
-    """Return the names on each floor of README's map, the lowest floor first.
+def read_map(text: str) -> list[list[str]]:
+    """Return the names on each floor of the map, the lowest floor first.
 
     A line is a floor: names, then three or more spaces and what they are. A line of names alone belongs to the floor
     of the line before it.
     """
-    section = readme.partition("\n## Map of the code\n")[2].partition("\n## ")[0]
+    section = text.partition("\n## Map of the code\n")[2].partition("\n## ")[0]
     floors: list[list[str]] = []
     for line in section.split("```")[1].strip().splitlines():
         names, *meaning = re.split(r"\s{3,}", line.strip(), maxsplit=1)
@@ -29,7 +29,7 @@ def read_map(readme: str) -> list[list[str]]:
     return floors[::-1]
 
 
-FLOOR = {name: number for number, names in enumerate(read_map(README)) for name in names}
+FLOOR = {name: number for number, names in enumerate(read_map(MAP)) for name in names}
 
 
 def files(room: str) -> list[Path]:
@@ -44,7 +44,13 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module == "trainer":
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainer."):
-            found.add(str(node.module).removeprefix("trainer."))
+            module = str(node.module).removeprefix("trainer.")
+            files = {
+                name.name for name in node.names if (PACKAGE / module.replace(".", "/") / f"{name.name}.py").exists()
+            }
+            found |= {f"{module}.{file}" for file in files}
+            if len(files) < len(node.names):
+                found.add(module)
     return found
 
 
@@ -52,13 +58,13 @@ def rooms(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-def test_every_room_has_one_floor_in_the_readme():
-    assert sorted(name for names in read_map(README) for name in names) == ROOMS
+def test_every_room_has_one_floor_in_the_map():
+    assert sorted(name for names in read_map(MAP) for name in names) == ROOMS
 
 
 def test_a_line_of_names_alone_belongs_to_the_floor_above_it():
-    readme = "# x\n## Map of the code\nwords\n```\ntop          first\na  b       stages\nc\nlow   last\n```\n## Next\n"
-    assert read_map(readme) == [["low"], ["a", "b", "c"], ["top"]]
+    text = "# x\n## Map of the code\nwords\n```\ntop          first\na  b       stages\nc\nlow   last\n```\n## Next\n"
+    assert read_map(text) == [["low"], ["a", "b", "c"], ["top"]]
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -81,6 +87,6 @@ def test_imports_inside_a_room_run_down_in_the_order_that_its_docstring_gives(ro
         assert not upward, f"{room}/{name} imports {upward or room}"
 
 
-@pytest.mark.parametrize("name", ["interaction.py", "export/readers.py", "export/odd_pairs.py"])
+@pytest.mark.parametrize("name", ["model/interaction.py", "export/readers.py", "export/odd_pairs.py"])
 def test_files_that_run_elsewhere_stand_alone(name):
     assert imports(PACKAGE / name) == set()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import ModelError
 from trainer.evaluation.fusion import (
     GRID,
@@ -16,19 +17,18 @@ from trainer.evaluation.fusion import (
     choose_weight,
     fit,
     fitted_lists,
-    fuse,
+    fuse_with_first_stage,
     lists_to_fit,
     try_weights,
 )
-from trainer.groups import Group
+from trainer.model import Fusion, Reranker
+from trainer.model.fusion import numbers_of_order
+from trainer.model.scores import standardised
 from trainer.recipe import Data
-from trainer.reranker import Fusion, Reranker
-from trainer.reranker.fusion import numbers_of_order
 from trainer.retriever import NOTHING, Candidates
-from trainer.runs import read_json
-from trainer.scores import standardised
-from trainer.train import FITTED
-from trainer.train.head import Fit
+from trainer.runtime.run_folder import read_json
+from trainer.training import FITTED
+from trainer.training.head_init import Fit
 
 QUERY = "why does memory of the node run out"
 DOCUMENTS = [
@@ -66,27 +66,27 @@ def found(documents, scores=None, queries=None):
 # The numbers
 
 
-def test_fusion_standardises_both_scores_over_what_was_found():
+def test_fusion_standardises_both_scores_over_the_retrieved_documents():
     candidates = found([[3, 1, 0, NOTHING]])  # the first stage's scores are 4 3 2
     scores = np.array([[10.0, 30.0, 20.0, -np.inf]])
     expected = [-UNIT + 0.5 * UNIT, UNIT, 0.0 - 0.5 * UNIT]
-    by_hand = fuse(candidates, scores, 0.5)
+    by_hand = fuse_with_first_stage(candidates, scores, 0.5)
     np.testing.assert_allclose(by_hand[0, :3], expected, atol=1e-12)
     assert np.isneginf(by_hand[0, 3])
 
 
-def test_by_order_the_numbers_fall_as_the_discount_of_ndcg_does():
+def test_by_order_the_scores_fall_as_the_discount_of_ndcg_does():
     np.testing.assert_allclose(numbers_of_order(4), [-1.0, -math.log2(3), -2.0, -math.log2(5)])
     candidates = found([[3, 1, 0]], [[900.0, 2.0, 1.0]])
     scores = np.array([[10.0, 30.0, 20.0]])
     by_hand = np.array([-UNIT, UNIT, 0.0])
     order = np.array([-1.0, -math.log2(3), -2.0])
     by_hand += 0.7 * (order - order.mean()) / order.std()
-    np.testing.assert_allclose(fuse(candidates, scores, 0.7, "order")[0], by_hand, atol=1e-12)
+    np.testing.assert_allclose(fuse_with_first_stage(candidates, scores, 0.7, "order")[0], by_hand, atol=1e-12)
 
 
 @pytest.mark.parametrize("equal", [0.0, 7.0, -0.1, 1e300, 1e-310])
-def test_equal_numbers_and_a_lonely_document_are_zeros(equal):
+def test_equal_scores_and_a_single_document_are_standardised_to_zero(equal):
     some = np.ones((1, 3), dtype=bool)
     assert standardised(np.full((1, 3), equal), some).tolist() == [[0.0, 0.0, 0.0]]
     assert standardised(np.array([[equal, 5.0]]), np.array([[True, False]])).tolist() == [[0.0, 0.0]]
@@ -122,7 +122,7 @@ def test_without_scores_a_model_ranks_by_its_own(fused):
     assert [one.score for one in ranked] == np.sort(alone)[::-1].tolist()
 
 
-def test_by_order_the_weight_of_the_order_counts(fused):
+def test_by_order_the_weight_for_order_is_used(fused):
     alone = fused.score(QUERY, DOCUMENTS).astype(float)
     order = -np.log2([2.0, 3.0, 4.0])
     expected = (alone - alone.mean()) / alone.std() + 2.0 * (order - order.mean()) / order.std()
@@ -131,7 +131,7 @@ def test_by_order_the_weight_of_the_order_counts(fused):
 
 
 @pytest.mark.parametrize("first", [[5, 1, 3], np.array([5.0, 1.0, 3.0], dtype=np.float32), (5.0, 1.0, 3.0)])
-def test_scores_come_as_any_numbers(fused, first):
+def test_first_stage_scores_may_be_any_numbers(fused, first):
     ranked = fused.rank(QUERY, DOCUMENTS, first_stage_scores=first)
     assert ranked == fused.rank(QUERY, DOCUMENTS, first_stage_scores=[5.0, 1.0, 3.0])
 
@@ -170,7 +170,7 @@ def test_one_document_or_none_is_ranked_too(fused):
         (DOCUMENTS, {"top_k": -1}, "top_k must be 0 or more, not -1"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(fused, documents, options, message):
+def test_invalid_first_stage_options_are_refused_in_one_sentence(fused, documents, options, message):
     with pytest.raises(ValueError, match=message) as error:
         fused.rank(QUERY, documents, **options)
     assert "\n" not in str(error.value)
@@ -182,12 +182,12 @@ def test_a_model_without_weights_cannot_fuse(model, options):
         model.rank(QUERY, DOCUMENTS, **options)
 
 
-def test_options_have_names(fused):
+def test_options_are_keyword_only(fused):
     with pytest.raises(TypeError):
         fused.rank(QUERY, DOCUMENTS, [1.0, 2.0, 3.0])
 
 
-def test_a_model_that_is_better_only_fused_warns_once_when_it_is_not(model):
+def test_a_model_that_is_better_only_fused_warns_once_when_used_alone(model):
     model.fusion = Fusion(1.0, 1.0, alone=False)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -280,11 +280,11 @@ def test_the_fitted_weight_is_the_ratio_of_two_coefficients(collection):
     assert fit(collection, twice, first, "scores") == pytest.approx(1 / weight, rel=0.1)
 
 
-def test_the_fitted_weight_is_not_negative_and_not_without_end(collection):
+def test_the_fitted_weight_is_between_0_and_the_largest_weight(collection):
     queries, documents, relevant, _ = lists(collection)
     assert fit(collection, found(documents, -relevant, queries), relevant, "scores") == 0.0
     assert fit(collection, found(documents, relevant, queries), -relevant, "scores") == MOST
-    assert fit(collection, found(documents, relevant, queries).of([]), relevant[:0], "scores") == 0.0
+    assert fit(collection, found(documents, relevant, queries).select([]), relevant[:0], "scores") == 0.0
 
 
 def test_by_order_the_weight_is_fitted_to_the_order(collection):
@@ -298,7 +298,7 @@ def test_by_order_the_weight_is_fitted_to_the_order(collection):
     assert fit(collection, backwards, noise, "order") == 0.0
 
 
-def test_lists_with_a_positive_and_another_are_fitted_and_no_more_than_200(collection, monkeypatch):
+def test_at_most_200_lists_with_a_positive_and_another_candidate_are_fitted(collection, monkeypatch):
     queries, documents, _, _ = lists(collection)
     documents[0] = NOTHING
     documents[1, 1:] = NOTHING
@@ -310,7 +310,7 @@ def test_lists_with_a_positive_and_another_are_fitted_and_no_more_than_200(colle
     assert (len(few), few[0], few[-1]) == (5, queries[2], queries[-1])
 
 
-def test_dev_moves_the_weight_only_where_the_gain_is_above_its_standard_error():
+def test_dev_changes_the_weight_only_where_the_gain_is_above_its_standard_error():
     fitted = np.full(9, 0.5)
     gain = np.array([0.9, 0.3, *[0.5] * 7])  # of one query, and a loss of another: mean .022, standard error .052
     clear = np.array([0.9, 0.9, *[0.5] * 7])  # of two: mean .0889, standard error .0588
@@ -336,7 +336,7 @@ def test_weights_around_the_fitted_one_are_tried_and_0_is_one_of_them(collection
     assert Weights((0.3, 0.0), np.array([[0.5, 0.5], [0.4, 0.4]])).chosen == 0.3
 
 
-def test_what_a_head_was_fitted_to_is_read_again_in_the_order_of_the_candidates(tmp_path):
+def test_the_logits_of_a_fitted_head_are_read_in_the_order_of_the_candidates(tmp_path):
     lists = [Group(4, [7], [1], [9, 8], first=[0.0, 1.0, -1.0]), Group(6, [1], [2], [3], first=[1.0, -1.0])]
     Fit(lists, np.array([0.5, -1.0, 2.0, 3.0, 4.0], dtype=np.float32), 0.25).save(tmp_path)
     candidates = found([[5, 6, 7], [9, 7, 8], [3, 1, NOTHING]], queries=[2, 4, 6])

@@ -87,20 +87,20 @@ def test_faults_of_weights_are_what_they_say(sample):
 
 
 @pytest.mark.parametrize(
-    ("code", "output", "fault"),
+    ("code", "output", "failure"),
     [
         (0, "", ""),
         (2, "recipe.yaml:3: no such key\n", ""),
         (3, "stopped\n", ""),
-        (2, "\n", "exit 2 without a word"),
+        (2, "\n", "exit 2 without a message"),
         (1, "oh\n", "exit 1: oh"),
         (0, "Traceback (most recent call last):\nValueError: x\n", "exit 0: ValueError: x"),
         (-11, "", "ended by SIGSEGV"),
         (None, "still at it\n", "did not end"),
     ],
 )
-def test_an_end_is_a_fault_unless_it_is_success_or_a_message(code, output, fault):
-    assert fuzz.Ended(code, output).fault == fault
+def test_an_ending_is_a_failure_unless_it_is_success_or_a_message(code, output, failure):
+    assert fuzz.Ended(code, output).failure == failure
 
 
 @forks
@@ -110,7 +110,7 @@ def test_a_child_is_watched_to_its_end(tmp_path):
         sys.exit(2)
 
     assert fuzz.in_child(speak, tmp_path / "log", 30) == fuzz.Ended(2, "a sentence\n")
-    assert fuzz.in_child(lambda: 1 / 0, tmp_path / "log", 30).fault == "exit 1: ZeroDivisionError: division by zero"
+    assert fuzz.in_child(lambda: 1 / 0, tmp_path / "log", 30).failure == "exit 1: ZeroDivisionError: division by zero"
     assert fuzz.in_child(lambda: None, tmp_path / "log", 30) == fuzz.Ended(0, "")
     assert fuzz.in_child(lambda: time.sleep(60), tmp_path / "log", 0.1).code is None
 
@@ -125,7 +125,7 @@ def test_a_file_without_permissions_cannot_be_read_by_a_run_even_of_root(tmp_pat
         fuzz.obey_permissions()
         secret.read_bytes()
 
-    assert "PermissionError" in fuzz.in_child(read, tmp_path / "log", 30).fault
+    assert "PermissionError" in fuzz.in_child(read, tmp_path / "log", 30).failure
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def judge(tmp_path, monkeypatch):
         export(tmp_path / "finished", "runs", b"sound")
         written.update(runs=runs, fresh=fresh)
         case = fuzz.Case(0, kind, "finished", Path("models/base/model.safetensors"), fault)
-        return fuzz.judge(case, tmp_path / "case", tmp_path, 30)
+        return fuzz.run_and_compare(case, tmp_path / "case", tmp_path, 30)
 
     return judge
 

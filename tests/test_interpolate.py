@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer.train.checkpoints import START, TRAINED, Progress
-from trainer.train.interpolate import between, choose
+from trainer.training.checkpoints import START, TRAINED, Progress
+from trainer.training.interpolate import between, choose
 
 
 class Toy:
@@ -43,7 +43,7 @@ def trained(start, end, step=4):
 
 
 @pytest.mark.parametrize(("top", "weight"), [(1.0, 1.0), (1.3, 1.25), (1.5, 1.5), (1.8, 1.75), (2.0, 2.0)])
-def test_dev_chooses_how_far_to_go(tmp_path, top, weight):
+def test_dev_chooses_the_share_of_the_trained_weights(tmp_path, top, weight):
     def dev(value):
         return 1 - abs(value - top)
 
@@ -53,13 +53,13 @@ def test_dev_chooses_how_far_to_go(tmp_path, top, weight):
     assert curve[0] == pytest.approx((weight - 1, dev(weight)))
 
 
-def test_of_equal_ones_the_closest_to_the_start_leaves(tmp_path):
+def test_ties_go_to_the_model_closest_to_the_start(tmp_path):
     left, curve = chosen(tmp_path, lambda value: 0.5, trained(0.5, 0.5))
     assert left == 1.0
     assert curve[0] == (0.0, 0.5)
 
 
-def test_where_no_step_was_evaluated_the_start_leaves(tmp_path):
+def test_without_an_evaluated_step_the_start_is_saved(tmp_path):
     left, curve = chosen(tmp_path, lambda value: math.nan, Progress(curve=[(0, 0.4)]))
     assert left == 1.0
     assert curve == [(0.0, 0.4)]

@@ -13,22 +13,18 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.losses import (
-    ADRMSELoss,
     BinaryCrossEntropyLoss,
     LambdaLoss,
     LambdaRankScheme,
-    ListMLELoss,
     ListNetLoss,
     MarginMSELoss,
     MSELoss,
-    PListMLELoss,
-    RankNetLoss,
 )
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from torch.nn import functional
 
-from trainer.losses import DISTILLATION, LOSSES, adr_mse, kl, listwise, margin_mse, mse, plistmle, pointwise
 from trainer.recipe import Train
+from trainer.training.losses import DISTILLATION, LOSSES, kl, listwise, margin_mse, mse, pointwise
 
 SIZES = [[5, 5, 5], [2, 7, 4, 1]]
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -82,7 +78,7 @@ def theirs(make, scores, targets, mask):
     return make(Echo())([["q"] * len(documents), documents], wanted).item()
 
 
-def test_every_loss_of_the_recipe_is_there():
+def test_every_loss_of_the_recipe_is_implemented():
     assert set(LOSSES) == set(get_args(Train.model_fields["loss"].annotation))
 
 
@@ -109,54 +105,11 @@ BEST = 1 + GAIN / log2(3)
 GAINS = [(1 - GAIN) / BEST, 1 / BEST, GAIN / BEST]  # differences within the three pairs
 
 
-def test_ranknet_by_hand():
-    assert one(LOSSES["ranknet"], SCORES, LABELS) == pytest.approx(sum(BITS) / 3)
-
-
 def test_lambdarank_by_hand():
     # The scores put the second document first: ranks 2, 1, 3 with 1/log2(1 + rank) = 1/log2 3, 1, 1/2.
     swaps = [1 - 1 / log2(3), 1 / log2(3) - 1 / 2, 1 - 1 / 2]
     expected = sum(swap * gain * bits for swap, gain, bits in zip(swaps, GAINS, BITS, strict=True)) / 3
     assert one(LOSSES["lambdarank"], SCORES, LABELS) == pytest.approx(expected)
-
-
-def test_ndcg2pp_by_hand():
-    # Ranks 2, 1, 3 are 1, 1, 2 apart: 1/log2(1 + d) - 1/log2(2 + d) is 1 - 1/log2 3, the same, 1/log2 3 - 1/2.
-    swaps = [1 - 1 / log2(3), 1 / log2(3) - 1 / 2, 1 - 1 / 2]
-    bounds = [1 - 1 / log2(3), 1 - 1 / log2(3), 1 / log2(3) - 1 / 2]
-    weights = [swap + 10 * bound for swap, bound in zip(swaps, bounds, strict=True)]
-    expected = sum(weight * gain * bits for weight, gain, bits in zip(weights, GAINS, BITS, strict=True)) / 3
-    assert one(LOSSES["ndcg2pp"], SCORES, LABELS) == pytest.approx(expected)
-
-
-def test_listmle_by_hand():
-    # By label: e^s = 1, 3, 2. Chosen first 1 of 6, then 3 of 5, then the last one:  ln 6 + ln 5/3 = ln 10
-    assert one(LOSSES["listmle"], [0.0, log(2), log(3)], [1.0, 0.0, 0.5]) == pytest.approx(log(10))
-
-
-def test_listmle_takes_equal_labels_in_the_order_of_the_group():
-    # e^s = 1, 2, 3: 1 of 6, then 2 of 5; with the last two the other way round 3 of 5
-    assert one(LOSSES["listmle"], [0.0, log(2), log(3)], [1.0, 0.0, 0.0]) == pytest.approx(log(6) + log(5 / 2))
-    assert one(LOSSES["listmle"], [0.0, log(3), log(2)], [1.0, 0.0, 0.0]) == pytest.approx(log(6) + log(5 / 3))
-
-
-def test_plistmle_by_hand():
-    # As above with weights 2^2 - 1, 2^1 - 1, 2^0 - 1 = 3, 1, 0 of 4:  3/4 ln 6 + 1/4 ln 5/3
-    loss = one(plistmle, [0.0, log(2), log(3)], [1.0, 0.0, 0.5])
-    assert loss == pytest.approx(3 / 4 * log(6) + log(5 / 3) / 4)
-
-
-def test_adr_mse_by_hand():
-    # Labels 1, 0, 0 rank 1, 2.5, 2.5. Scores 0, ln 3, 0: 1 + 3/4 + 1/2 = 2.25 for the first and, as its equal, the
-    # third; 1 + 1/4 + 1/4 = 1.5 for the second. Errors 1.25, 1, 0.25; discounts log2 2 = 1 and log2 3.5.
-    expected = (1.25**2 + (1 + 0.25**2) / log2(3.5)) / 3
-    assert one(adr_mse, [0.0, log(3), 0.0], [1.0, 0.0, 0.0]) == pytest.approx(expected)
-
-
-def test_adr_mse_takes_the_order_of_the_teacher_before_that_of_the_labels():
-    # The teacher ranks 3, 1, 2: errors 0.75, 0.5, 0.25; discounts log2 4 = 2, log2 2 = 1, log2 3
-    expected = (0.75**2 / 2 + 0.5**2 + 0.25**2 / log2(3)) / 3
-    assert one(adr_mse, [0.0, log(3), 0.0], [1.0, 0.0, 0.0], [-4.0, 9.0, 0.5]) == pytest.approx(expected)
 
 
 def test_mse_by_hand():
@@ -191,51 +144,12 @@ def test_listwise_is_listnet_where_labels_are_its_softmax(sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("ranknet", RankNetLoss),
-        ("lambdarank", partial(LambdaLoss, weighting_scheme=LambdaRankScheme())),
-        ("ndcg2pp", LambdaLoss),
-    ],
-)
-def test_losses_of_pairs_are_sentence_transformers_weighted_by_pairs(name, make, sizes):
+def test_lambdarank_is_sentence_transformers_weighted_by_pairs(sizes):
     scores, labels, mask, _ = groups(sizes)
     pairs = [(row[keep][:, None] > row[keep]).sum().item() for row, keep in zip(labels, mask, strict=True)]
-    ours = (LOSSES[name](scores, labels, mask, None) * torch.tensor(pairs)).sum().item() / sum(pairs)
+    ours = (LOSSES["lambdarank"](scores, labels, mask, None) * torch.tensor(pairs)).sum().item() / sum(pairs)
+    make = partial(LambdaLoss, weighting_scheme=LambdaRankScheme())
     assert ours == pytest.approx(theirs(make, scores, labels, mask), rel=1e-5)
-
-
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(("name", "make"), [("listmle", ListMLELoss), ("plistmle", PListMLELoss)])
-def test_losses_of_orders_are_sentence_transformers(name, make, sizes):
-    scores, labels, mask, _ = groups(sizes)
-    order = labels.masked_fill(~mask, -1.0).argsort(dim=1, descending=True, stable=True)
-    ordered = [values.gather(1, order) for values in (scores, labels, mask)]
-    distinct = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1))
-
-    # Both average over groups. By default they take documents in the order of labels as given, equal ones included;
-    # told to sort them themselves, they leave open how equal ones fall.
-    ours = LOSSES[name](scores, labels, mask, None).mean().item()
-    assert ours == pytest.approx(theirs(make, *ordered), rel=1e-5)
-    ours = LOSSES[name](scores, distinct, mask, None).mean().item()
-    assert ours == pytest.approx(theirs(partial(make, respect_input_order=False), scores, distinct, mask), rel=1e-5)
-
-
-def test_plistmle_of_a_long_list_is_sentence_transformers():
-    scores, labels, mask, _ = groups([200])  # 2^199 is more than a float holds
-    labels = labels.sort(dim=1, descending=True).values
-    ours = plistmle(scores, labels, mask, None).item()
-    assert ours == pytest.approx(theirs(PListMLELoss, scores, labels, mask), rel=1e-5)
-
-
-@pytest.mark.parametrize("sizes", SIZES)
-def test_adr_mse_is_sentence_transformers_weighted_by_documents(sizes):
-    scores, labels, mask, teacher = groups(sizes)
-    counts = mask.sum(dim=1)
-    for given, target in ((None, labels), (teacher, teacher)):
-        ours = (adr_mse(scores, labels, mask, given) * counts).sum().item() / counts.sum().item()
-        assert ours == pytest.approx(theirs(ADRMSELoss, scores, target, mask), rel=1e-5)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -341,7 +255,7 @@ def test_padding_changes_neither_value_nor_gradient(loss, padding):
 
 
 @every_loss
-def test_a_group_is_worth_the_same_in_any_company(loss):
+def test_the_loss_of_a_group_does_not_depend_on_the_other_groups(loss):
     batch = groups([4, 6, 6])
     company = groups([4, 6, 6], seed=1)
     company = [torch.cat([ours[:1], others[1:]]) for ours, others in zip(batch, company, strict=True)]
@@ -389,7 +303,7 @@ def test_swapping_a_document_below_one_of_lower_grade_raises_the_loss(loss, high
 
 
 @every_loss
-def test_without_anything_to_tell_apart_there_is_no_loss_to_be_nan(loss):
+def test_a_group_of_one_document_has_a_finite_loss(loss):
     scores = torch.tensor([[0.5]], requires_grad=True)
     value = loss(scores, torch.ones(1, 1), everywhere(scores), torch.ones(1, 1))
     value.sum().backward()
@@ -398,7 +312,7 @@ def test_without_anything_to_tell_apart_there_is_no_loss_to_be_nan(loss):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_teacher_scores_are_needed_where_the_table_says_so(name):
+def test_exactly_the_distillation_losses_need_teacher_scores(name):
     scores, labels, mask, _ = groups([3, 5])
     if name in DISTILLATION:
         with pytest.raises(AssertionError):

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer import console
 from trainer.errors import MachineError, TrainerError
-from trainer.machine import explain, explained, folder_faults
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
+from trainer.runtime import console
+from trainer.runtime.machine import explain, explained, folder_problems
 
 BIG = np.arange(100_000.0)
 
@@ -69,7 +69,7 @@ def raised(function, *arguments):
     ],
     ids=["python", "torch", "safetensors", "numpy", "numpy zip", "arrow", "shutil"],
 )
-def test_a_disk_that_is_full_is_known_in_every_disguise(tmp_path, write):
+def test_a_full_disk_is_recognised_in_the_errors_of_all_libraries(tmp_path, write):
     with file_limit(1000):
         error = raised(write, tmp_path / "file")
     said = explain(error, tmp_path)
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_is_known_in_every_disguise(tmp_path, write):
     assert "the disk is full" not in said  # it is not; torch and NumPy do not say what it was
 
 
-def test_a_full_disk_without_a_path_names_the_fullest_that_a_run_writes_to(tmp_path):
+def test_a_full_disk_without_a_path_names_the_disk_with_least_space(tmp_path):
     with open("/dev/full", "w") as full:
         full.write("a")
         error = raised(full.flush)
@@ -87,11 +87,11 @@ def test_a_full_disk_without_a_path_names_the_fullest_that_a_run_writes_to(tmp_p
             full.close()
     said = explain(error, tmp_path / "runs" / "not made yet")
     assert f"{tmp_path}/runs/not made yet (" in said or f"{tmp_path.parents[2]} (" in said
-    assert "MB free): the disk is full; free some room" in said
+    assert "MB free): the disk is full; free some space" in said
 
 
 @pytest.mark.parametrize("allocate", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50)], ids=["numpy", "torch"])
-def test_memory_that_ran_out_is_told(allocate):
+def test_memory_that_ran_out_is_reported(allocate):
     assert explain(raised(allocate), Path("runs")).startswith("memory: memory ran out; end other programs")
 
 
@@ -110,7 +110,7 @@ def test_memory_runs_out_under_many_names(error):
     assert explain(error, Path("runs")).startswith("memory: memory ran out")
 
 
-def test_too_many_open_files_are_told(tmp_path):
+def test_too_many_open_files_are_reported(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -120,16 +120,16 @@ def test_too_many_open_files_are_told(tmp_path):
     assert explain(error, tmp_path) == f"{tmp_path}/one-more: too many open files; raise the limit (ulimit -n 65536)"
 
 
-def test_paths_that_cannot_be_are_told(tmp_path):
+def test_impossible_paths_are_reported(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     long = explain(raised((tmp_path / ("a" * 300)).mkdir), tmp_path)
     assert long.endswith("the path is too long; choose a shorter name or folder")
     assert len(long) < 300
     below = tmp_path / "file" / "below"
-    assert explain(raised(below.mkdir), tmp_path).startswith(f"{below}: a file stands where a folder is needed")
-    assert "links lead in a circle" in explain(raised((tmp_path / "circle").read_text), tmp_path)
-    assert "a folder stands where a file is needed" in explain(raised(tmp_path.read_text), tmp_path)
+    assert explain(raised(below.mkdir), tmp_path).startswith(f"{below}: a file exists where a folder is needed")
+    assert "links form a loop" in explain(raised((tmp_path / "circle").read_text), tmp_path)
+    assert "a folder exists where a file is needed" in explain(raised(tmp_path.read_text), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_paths_that_cannot_be_are_told(tmp_path):
     ],
     ids=repr,
 )
-def test_a_fault_of_ours_stays_what_it_is(error):
+def test_other_errors_are_unchanged(error):
     assert explain(error, Path("runs")) is None
 
     @explained
@@ -177,7 +177,7 @@ def test_an_error_that_was_handled_is_not_blamed_for_the_next_one_but_a_full_dis
     )
 
 
-def test_errors_that_are_told_already_are_left_alone():
+def test_trainer_errors_are_unchanged():
     @explained
     def fail():
         raise TrainerError("recipe.yaml:1: no space left on device")
@@ -190,29 +190,27 @@ def test_errors_that_are_told_already_are_left_alone():
 # The run folder
 
 
-def test_a_run_folder_that_can_be_made_or_is_there_has_no_fault_and_nothing_is_written(tmp_path):
-    assert folder_faults(tmp_path / "a" / "runs", "tiny") == []
+def test_a_writable_run_folder_has_no_problem_and_nothing_is_written(tmp_path):
+    assert folder_problems(tmp_path / "a" / "runs", "tiny") == []
     (tmp_path / "runs" / "tiny" / "train").mkdir(parents=True)
-    assert folder_faults(tmp_path / "runs", "tiny") == []
+    assert folder_problems(tmp_path / "runs", "tiny") == []
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["runs", "tiny", "train"]
 
 
-def test_files_and_dangling_links_in_the_place_of_folders_are_told(tmp_path):
+def test_files_and_dangling_links_instead_of_folders_are_reported(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
-    (fault,) = folder_faults(tmp_path / "runs", "tiny")
-    assert fault.startswith(f"{tmp_path}/runs/tiny: a file stands where a folder is needed")
-    (fault,) = folder_faults(tmp_path / "runs" / "tiny", "again")
-    assert fault.startswith(f"{tmp_path}/runs/tiny: a file stands where a folder is needed")
+    (fault,) = folder_problems(tmp_path / "runs", "tiny")
+    assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
+    (fault,) = folder_problems(tmp_path / "runs" / "tiny", "again")
+    assert fault.startswith(f"{tmp_path}/runs/tiny: a file exists where a folder is needed")
     (tmp_path / "linked").symlink_to(tmp_path / "gone")
-    (fault,) = folder_faults(tmp_path / "linked", "tiny")
-    assert fault == (
-        f"{tmp_path}/linked: a link to {tmp_path}/gone, which is not there; make that folder or remove the link"
-    )
+    (fault,) = folder_problems(tmp_path / "linked", "tiny")
+    assert fault == (f"{tmp_path}/linked: a link to {tmp_path}/gone, which does not exist; make it, or remove the link")
 
 
 @pytest.mark.parametrize("name", [".", "tiny", "tiny/train", ".embeddings"])
-def test_a_folder_of_another_user_is_told(tmp_path, name):
+def test_a_folder_of_another_user_is_reported(tmp_path, name):
     runs = tmp_path / "runs"
     for folder in ("tiny/train", ".embeddings"):
         (runs / folder).mkdir(parents=True)
@@ -224,14 +222,14 @@ def test_a_folder_of_another_user_is_told(tmp_path, name):
         if Path(tempfile.gettempdir()) in folder.parents:
             folder.chmod(0o755)  # pytest's own are for their owner alone
     with another_user():
-        faults = folder_faults(runs, "tiny")
-    assert any(fault.startswith(f"{locked}: permission denied; look at its owner") for fault in faults), faults
+        faults = folder_problems(runs, "tiny")
+    assert any(fault.startswith(f"{locked}: permission denied; check its owner") for fault in faults), faults
 
 
-def test_check_and_a_run_look_at_the_folder_before_anything_is_done(recipe_file, tmp_path):
+def test_check_and_run_check_the_folder_first(recipe_file, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").touch()
-    with pytest.raises(MachineError, match="runs/tiny: a file stands where a folder is needed"):
+    with pytest.raises(MachineError, match="runs/tiny: a file exists where a folder is needed"):
         run(load_recipe(recipe_file), tmp_path / "runs")
     assert (tmp_path / "runs" / "tiny").is_file()
 
@@ -254,7 +252,7 @@ def test_check_and_a_run_look_at_the_folder_before_anything_is_done(recipe_file,
         ("export", 20_000),
     ],
 )
-def test_a_disk_that_fills_ends_the_run_with_a_sentence_and_the_same_command_goes_on(
+def test_a_full_disk_ends_the_run_with_one_sentence_and_the_run_can_be_resumed(
     exported, tmp_path, monkeypatch, stage, size
 ):
     recipe_file, finished = exported
@@ -269,9 +267,9 @@ def test_a_disk_that_fills_ends_the_run_with_a_sentence_and_the_same_command_goe
         file_limit(size),
         pytest.raises(MachineError, match=r"^\S*.*: (the file would be larger|a file could not be written)"),
     ):
-        run(recipe, runs, stage, force=True)
+        run(recipe, runs, until=stage, force=True)
     assert {path: path.read_bytes() for path in whole} == whole
-    run(recipe, runs, stage, force=True)
+    run(recipe, runs, until=stage, force=True)
     for name in ("mine/groups.json", "evaluate/results.json"):
         if (runs / "exported" / name).is_file():
             assert (runs / "exported" / name).read_bytes() == (finished / "exported" / name).read_bytes()
@@ -286,16 +284,14 @@ def call(*words, stdout=subprocess.PIPE, **environment):
     return subprocess.Popen(words, stdout=stdout, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
 
-def test_where_nobody_reads_the_output_a_command_ends_without_a_word():
+def test_a_broken_pipe_ends_a_command_silently():
     with call("check", "--schema") as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_an_output_on_a_full_disk_is_told():
+def test_an_output_on_a_full_disk_is_reported():
     with open("/dev/full", "w") as full, call("check", "--schema", stdout=full) as process:
         said = process.stderr.read()
     assert process.returncode == 2
-    assert said == (
-        "standard output: the disk is full; free some room, then the same command goes on from what was finished\n"
-    )
+    assert said == ("standard output: the disk is full; free some space, then run the same command again to resume\n")

@@ -4,7 +4,8 @@ import ir_measures
 import numpy as np
 import pytest
 
-from trainer.metrics import can_choose, per_query, unknown_metrics
+from trainer.evaluation.metrics import can_choose, per_query
+from trainer.recipe.metric_names import unknown_metrics
 
 
 @pytest.mark.parametrize("metric", ["nDCG@10", "nDCG", "RR@10", "RR", "AP", "R@5", "P@3", "Success@1"])
@@ -27,7 +28,7 @@ def test_values_are_those_of_ir_measures_where_no_scores_tie(metric):
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
-def test_the_order_given_decides_where_evaluators_read_ties_by_document_id(names):
+def test_the_given_order_counts_where_evaluators_break_ties_by_document_id(names):
     # With equal scores trec_eval's nDCG puts the last id first and msmarco's RR the first id: for the same run and the
     # relevant document `a` one says rank 2 (1 / log2 3), the other rank 1.
     tied = {"q": {"a": 1.0, "b": 1.0}}
@@ -74,7 +75,7 @@ def test_queries_without_a_ranking_count_as_zero_and_those_without_judgements_do
         ("nDCG@10", 1, False),
     ],
 )
-def test_a_metric_chooses_only_where_a_better_order_is_worth_more(metric, depth, chooses):
+def test_a_metric_can_choose_only_where_a_better_order_has_a_higher_value(metric, depth, chooses):
     if unknown_metrics([metric]):
         pytest.skip(f"no tool here computes {metric}")
     assert can_choose(metric, depth) is chooses

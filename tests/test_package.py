@@ -16,13 +16,14 @@ def test_the_wheel_holds_only_the_package(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"trainer"}
-    assert "trainer/interaction.py" in names
+    assert "trainer/model/interaction.py" in names
     assert "trainer/py.typed" in names
     assert "trainer/serving/page.html" in names
 
 
 def test_public_names():
-    assert sorted(trainer.__all__) == ["Recipe", "TrainerError", "load_recipe"]
+    names = ["Collection", "Recipe", "Reranker", "RunResult", "TrainerError", "load_recipe", "run"]
+    assert sorted(trainer.__all__) == names
     assert all(hasattr(trainer, name) for name in trainer.__all__)
 
 

@@ -18,10 +18,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from trainer import packing
 from trainer.errors import ModelError
-from trainer.precision import autocast
-from trainer.reranker import Batches, Reranker, ScoringModel
+from trainer.model import Batches, Reranker, ScoringModel, packing
+from trainer.runtime.precision import autocast
 
 SIZE: dict[str, Any] = {
     "vocab_size": 50,
@@ -77,7 +76,7 @@ def test_both_layouts_score_as_transformers_does(plain, batch):
         torch.testing.assert_close(packing.logits(ours, batch, packed), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_both_layouts_learn_as_transformers_does(plain, batch):
+def test_both_layouts_have_the_gradients_of_transformers(plain, batch):
     expected = gradients(copy.deepcopy(plain), batch, packed=False)
     ours = copy.deepcopy(plain)
     packing.prepare(ours)
@@ -88,7 +87,7 @@ def test_both_layouts_learn_as_transformers_does(plain, batch):
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-6, msg=name)
 
 
-def test_what_is_saved_is_the_ordinary_checkpoint(plain, batch, tmp_path):
+def test_the_saved_checkpoint_is_an_ordinary_one(plain, batch, tmp_path):
     ours = copy.deepcopy(plain)
     packing.prepare(ours)
     assert ours.state_dict().keys() == plain.state_dict().keys()
@@ -126,14 +125,14 @@ def test_the_interaction_head_reads_packed_pairs_alike(kind, tiny, words):
         torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_scoring_and_training_take_the_layout_that_the_reranker_says(tiny, monkeypatch):
+def test_scoring_and_training_use_the_rerankers_layout(tiny, monkeypatch):
     reranker = Reranker.load(tiny["reranker"], max_length=48)
     assert not reranker.packed, "on a CPU pairs are padded"
     documents = ["consumer lag grows", "disk", "inodes run out although the disk shows free space"]
     padded = reranker.score("queue lag", documents)
     seen = []
-    attend = packing._one_by_one
-    monkeypatch.setattr(packing, "_one_by_one", lambda *inputs: seen.append(1) or attend(*inputs))
+    attend = packing._attend_pair_by_pair
+    monkeypatch.setattr(packing, "_attend_pair_by_pair", lambda *inputs: seen.append(1) or attend(*inputs))
     reranker.packed = True
     np.testing.assert_allclose(reranker.score("queue lag", documents), padded, atol=1e-5)
     assert len(seen) == reranker.model.config.num_hidden_layers
@@ -143,7 +142,7 @@ def test_scoring_and_training_take_the_layout_that_the_reranker_says(tiny, monke
     assert len(seen) == 4 * reranker.model.config.num_hidden_layers
 
 
-def test_without_memory_batches_shrink_and_scores_stay(tiny, capsys):
+def test_out_of_memory_batches_shrink_and_scores_are_the_same(tiny, capsys):
     reranker = Reranker.load(tiny["reranker"], max_length=48)
     documents = ["queue lag " * size for size in range(1, 12)]
     expected = reranker.score("disk", documents)
@@ -165,7 +164,7 @@ def test_without_memory_batches_shrink_and_scores_stay(tiny, capsys):
         reranker.score("disk", [small])
 
 
-def test_memory_that_suffices_for_no_batch_ends_after_as_many_attempts_as_halvings(tiny):
+def test_memory_too_small_for_any_batch_is_an_error_after_one_attempt_per_halving(tiny):
     reranker = Reranker.load(tiny["reranker"], max_length=48)
     attempts = []
 
@@ -211,7 +210,7 @@ def assert_layouts_agree_in_half_precision(reranker, batch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "reranker"])
-def test_on_a_gpu_packed_pairs_score_and_learn_as_padded_ones(kind, tiny, words):
+def test_on_a_gpu_packed_pairs_have_the_scores_and_gradients_of_padded_ones(kind, tiny, words):
     reranker, batch = pairs_of_many_lengths(kind, tiny, words)
     assert reranker.packed
     assert_layouts_agree_in_half_precision(reranker, batch)
@@ -219,9 +218,9 @@ def test_on_a_gpu_packed_pairs_score_and_learn_as_padded_ones(kind, tiny, words)
 
 @pytest.mark.parametrize("kind", ["boolean", "bias", None])
 @pytest.mark.parametrize("kept", [512, 8])
-def test_bf16_attention_that_learns_on_a_cpu_is_torch_s_attention(kind, kept, monkeypatch):
+def test_bf16_attention_with_gradients_on_a_cpu_equals_torchs(kind, kept, monkeypatch):
     """In products, and in float32 for pairs over the longest that are kept: output and gradients."""
-    monkeypatch.setattr(packing, "LONGEST_KEPT", kept)
+    monkeypatch.setattr(packing, "MAX_SAVED_LENGTH", kept)
     torch.manual_seed(3)
     masks = {"boolean": torch.rand(2, 1, 9, 9) < 0.7, "bias": torch.randn(2, 1, 9, 9), None: None}
     mask, slope = masks[kind], torch.randn(2, 9, 4, 8)
@@ -242,7 +241,7 @@ def test_bf16_attention_that_learns_on_a_cpu_is_torch_s_attention(kind, kept, mo
         assert 0 < (one.float() - other).abs().max() < 0.02 * other.abs().max()
 
 
-def test_a_step_in_bf16_keeps_away_from_torch_s_slow_backward_of_attention(batch):
+def test_a_step_in_bf16_avoids_torchs_slow_attention_backward(batch):
     """On a CPU it took ten times as long as that of float32."""
     torch.manual_seed(1)
     model = MODELS["bert"]()

@@ -2,16 +2,13 @@
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from trainer.groups import read_groups
+from trainer.data.groups import read_groups
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
 from trainer.retriever import embeddings
@@ -21,19 +18,19 @@ def test_a_second_run_skips_everything_and_a_change_redoes_from_there(command, r
     runs = tmp_path / "runs"
     first = command(recipe_file, "--runs", runs, "--force")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "(stands)" not in first.stdout
+    assert "(up to date)" not in first.stdout
     for name in ("data", "retrieve", "mine", "train", "evaluate", "export"):
         notes = json.loads((runs / "tiny" / name / "done.json").read_text())
         assert notes["seconds"] >= 0
         assert notes["versions"]["torch"]
 
     second = command(recipe_file, "--runs", runs, "--force")
-    assert second.stdout.count("(stands)") == 6
+    assert second.stdout.count("(up to date)") == 6
     assert "ceiling" in second.stdout  # the table is shown again
 
     third = command(recipe_file, "mine.negatives_per_positive=3", "--runs", runs, "--force")
     assert third.returncode == 0, third.stdout + third.stderr
-    assert third.stdout.count("(stands)") == 2  # data and retrieve
+    assert third.stdout.count("(up to date)") == 2  # data and retrieve
 
 
 def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
@@ -43,10 +40,10 @@ def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
     corpus.write_text(corpus.read_text().replace("inodes", "blocks", 1))
     again = command(*words)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "(stands)" not in again.stdout
+    assert "(up to date)" not in again.stdout
 
 
-def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny, tmp_path):
+def test_a_base_that_is_a_reranker_has_a_row_in_the_table(command, recipe_file, tiny, tmp_path):
     words = (f"reranker.model={tiny['reranker']}", "--runs", tmp_path / "runs", "--force")
     result = command(recipe_file, *words)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -57,7 +54,7 @@ def test_a_ready_reranker_stands_in_the_table_as_base(command, recipe_file, tiny
     assert config["architectures"] == ["BertForSequenceClassification"]
 
 
-def test_a_model_that_is_no_better_stays_here(command, recipe_file, tmp_path):
+def test_a_model_that_is_no_better_is_not_exported(command, recipe_file, tmp_path):
     result = command(recipe_file, "--runs", tmp_path / "runs")  # a random model under a good first stage
     assert result.returncode == 3
     assert "Traceback" not in result.stderr
@@ -84,8 +81,8 @@ run(load_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), until="mine")
 """
 
 
-def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
-    recipe_file, bi_encoder, tmp_path, monkeypatch, capsys
+def test_a_run_killed_while_embedding_resumes_with_the_missing_shards(
+    recipe_file, bi_encoder, tmp_path, monkeypatch, capsys, started
 ):
     words = ["retriever.kind=dense", f"retriever.model={bi_encoder}"]
     monkeypatch.setattr(embeddings, "SHARD", 1)
@@ -97,14 +94,9 @@ def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
     assert "40 of 40 shards of documents embedded" in capsys.readouterr().out
 
     killed = tmp_path / "killed"
-    started = subprocess.Popen([sys.executable, "-c", SMALL_SHARDS, recipe_file, killed, *words])
-    deadline = time.monotonic() + 120
-    while len(shards(killed)) < 45:  # 40 judged queries come first
-        assert time.monotonic() < deadline, "no shard came"
-        assert started.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    with started([sys.executable, "-c", SMALL_SHARDS, recipe_file, killed, *words]) as other:
+        other.wait_for(lambda: len(shards(killed)) >= 45)  # 40 judged queries come first
+        other.processes[0].kill()
     before = shards(killed)
 
     run(load_recipe(recipe_file, words), killed, until="mine")
@@ -114,7 +106,7 @@ def test_killed_while_it_embeds_it_goes_on_with_the_shards_that_are_missing(
     assert groups[0] == groups[1]
 
 
-def test_another_bi_encoder_in_the_same_place_embeds_anew(command, recipe_file, bi_encoder, tiny, tmp_path):
+def test_another_bi_encoder_in_the_same_folder_encodes_again(command, recipe_file, bi_encoder, tiny, tmp_path):
     words = (
         recipe_file,
         "retriever.kind=dense",
@@ -163,7 +155,7 @@ def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, 
     assert [group.negatives for group in first] != [group.negatives for group in second]
     assert (runs / "tiny" / "train-2" / "best" / "model.safetensors").is_file()
     again = command(recipe_file, "mine.rounds=2", "mine.groups=draws", "--runs", runs, "--force")
-    assert again.stdout.count("(stands)") == 8
+    assert again.stdout.count("(up to date)") == 8
 
 
 def test_reviewed_labels_come_back_as_judgements(recipe_file, tmp_path, capsys):

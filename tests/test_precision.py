@@ -1,4 +1,4 @@
-"""Which precision a model computes in, and how far half precision is from float32."""
+"""The precision of a model's computations, and the differences of half precision from float32."""
 
 import json
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from scipy.stats import kendalltau
 
-from trainer import precision
 from trainer.errors import RecipeError
-from trainer.launch import start_accelerator
-from trainer.precision import Precisions, autocast, bf16_speedup, faster, resolve
-from trainer.reranker import Reranker
+from trainer.model import Reranker
 from trainer.retriever import BiEncoder
+from trainer.runtime import precision
+from trainer.runtime.launch import start_accelerator
+from trainer.runtime.precision import Precisions, autocast, bf16_speedup, faster, resolve
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -29,7 +29,7 @@ def test_auto_is_fp32_on_a_cpu_without_bf16_units_and_measured_on_one_that_has_t
     assert resolve("bf16", CPU) == "bf16"
 
 
-def test_auto_on_a_gpu_is_what_the_launcher_was_told(monkeypatch):
+def test_auto_on_a_gpu_follows_the_launcher(monkeypatch):
     for told, expected in (("bf16", "bf16"), ("fp16", "fp16"), ("no", "fp32")):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
         assert resolve("auto", CUDA) == expected
@@ -38,7 +38,9 @@ def test_auto_on_a_gpu_is_what_the_launcher_was_told(monkeypatch):
 
 
 def test_fp16_needs_a_gpu_and_emulated_bf16_is_warned_about(capsys):
-    with pytest.raises(RecipeError, match="train.precision: fp16 needs a CUDA GPU, and there is none here; take auto"):
+    with pytest.raises(
+        RecipeError, match="train.precision: fp16 needs a CUDA GPU, and there is none here; set it to auto"
+    ):
         resolve("fp16", CPU)
     assert resolve("bf16", CPU) == "bf16"
     assert "this CPU emulates bf16" in " ".join(capsys.readouterr().out.split())
@@ -54,7 +56,7 @@ def test_fp16_needs_a_gpu_and_emulated_bf16_is_warned_about(capsys):
         ({"avx512_bf16": False, "amx_bf16": False}, False),
     ],
 )
-def test_native_bf16_is_what_the_processor_says(capabilities, native, monkeypatch):
+def test_native_bf16_depends_on_the_processors_units(capabilities, native, monkeypatch):
     monkeypatch.undo()  # of what conftest sets
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision.has_native_bf16() is native
@@ -77,7 +79,7 @@ def test_a_speedup_is_the_ratio_of_medians_and_decides(monkeypatch):
 
 def test_a_model_is_measured_once_on_a_machine(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(precision, "has_native_bf16", lambda: True)
-    choices = Precisions("auto", Accelerator(cpu=True), tmp_path / "measured.json")
+    choices = Precisions("auto", CPU, tmp_path / "measured.json")
     assert choices.of("train", "training", "a" * 64, lambda: 2.25) == "bf16"
     assert "training in bf16: bf16 is 2.2 times as fast as fp32" in " ".join(capsys.readouterr().out.split())
     assert choices.of("teacher", "scoring", "a" * 64, lambda: 1.1) == "fp32"
@@ -88,7 +90,7 @@ def test_a_model_is_measured_once_on_a_machine(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kind", ["bert", "reranker", "modernbert"])
-def test_precision_belongs_to_the_reranker_whoever_made_an_accelerator(tiny, kind):
+def test_precision_belongs_to_the_reranker_even_if_another_accelerator_exists(tiny, kind):
     documents = ["kernel kills the process", "certificate expired", "disk shows free space", ""]
     reranker = Reranker.load(tiny[kind], max_length=32, device="cpu")
     assert (reranker.precision, reranker.device) == ("fp32", CPU)
@@ -136,7 +138,7 @@ def test_a_model_can_be_measured_and_a_bi_encoder_too(tiny):
     assert BiEncoder(tiny["bert"], max_length=16).bf16_speedup("cpu") > 0
 
 
-def test_vectors_of_another_precision_are_other_vectors(tiny):
+def test_embeddings_of_another_precision_have_another_fingerprint(tiny):
     full = BiEncoder(tiny["bert"], max_length=16)
     half = BiEncoder(tiny["bert"], max_length=16, precision="bf16")
     assert full.fingerprint("query") != half.fingerprint("query")

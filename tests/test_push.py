@@ -19,8 +19,9 @@ import pytest
 
 from trainer.errors import NotBetterError, PushError, RecipeError, RunError
 from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE
-from trainer.pipeline import Pipeline
-from trainer.push import files_to_push, push
+from trainer.export.hub import files_to_push, upload
+from trainer.pipeline import open_run
+from trainer.pipeline import push as push_run
 from trainer.recipe import Push, load_recipe
 
 TOKEN = "hf_ThisMustNeverBePrinted"
@@ -164,7 +165,7 @@ def hub() -> Iterator[Hub]:
 # `reranker push RECIPE ... --runs RUNS push.repository=NAME`, once for each name; a process costs a second.
 SCRIPT = """
 import contextlib, io, json, sys, traceback
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 names, words = json.loads(sys.argv[1]), sys.argv[2:]
 for name in names:
     sys.argv = ["reranker", "push", *words, "push.repository=" + name]
@@ -224,7 +225,7 @@ def assert_one_sentence(done: Done, *parts: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "visibility"), [((), "private"), (("push.private=false",), "public")])
-def test_the_bytes_that_arrive_are_the_bytes_on_disk_in_a_repository_as_visible_as_asked(
+def test_the_uploaded_bytes_are_the_bytes_on_disk_in_a_repository_of_the_requested_visibility(
     hub, reranker_push, exported, asked, visibility
 ):
     done = reranker_push(hub.url, "push.message=First try", *asked)
@@ -265,7 +266,7 @@ def refused(exported: tuple[Path, Path]) -> dict[str, Done]:
     ("repository", "parts"),
     [
         ("expired", ["401", "token is not valid", "`hf auth login`", "Invalid username or password"]),
-        ("foreign", ["403", "may not write there", "choose a repository", "You don't have the rights to create"]),
+        ("foreign", ["403", "no write permission there", "choose a repository", "You don't have the rights to create"]),
         ("broken", ["500", "working hard to fix this"]),
         ("bad-card", ["README.md", '"base_model" is not a valid Hub id']),
         ("quota", ["No quota"]),
@@ -274,7 +275,7 @@ def refused(exported: tuple[Path, Path]) -> dict[str, Done]:
         ("moved", ["412", "A commit has happened since"]),
     ],
 )
-def test_a_refusal_of_the_hub_is_one_sentence_with_its_words(refused, repository, parts):
+def test_a_refusal_of_the_hub_is_one_sentence_with_its_message(refused, repository, parts):
     assert_one_sentence(refused[repository], "push", f"me/{repository}", *parts)
 
 
@@ -285,7 +286,7 @@ def test_an_existing_private_repository_takes_the_upload(hub, reranker_push, exp
     assert hub.files == on_disk(exported)
 
 
-def test_a_second_push_deletes_what_the_first_left_and_keeps_what_others_added(hub, reranker_push, exported):
+def test_a_second_push_deletes_files_of_the_first_and_keeps_files_of_others(hub, reranker_push, exported):
     hub.repository = {"private": True}
     old = ["onnx/model.onnx.data", "onnx/old.onnx", "model-00001-of-00002.safetensors", "vocab.txt", "modeling_mine.py"]
     others = ["LICENSE", ".gitattributes", "pictures/table.png", "evaluation/results.json", "notes/config.md"]
@@ -301,7 +302,7 @@ def test_a_private_repository_stays_private_and_is_reported_as_it_is(hub, rerank
     done = reranker_push(hub.url, "push.private=false")
     assert done.code == 0, done.err
     assert hub.files == on_disk(exported)
-    assert "existed and is private" in done.out
+    assert "existed already and is private" in done.out
     assert "done (private): " in done.out
     assert "(public)" not in done.out
 
@@ -318,7 +319,7 @@ def test_no_token_is_one_sentence_and_no_request(hub, reranker_push):
     assert hub.requests == []
 
 
-def test_a_token_that_no_header_can_hold_is_one_sentence_and_stays_unseen(hub, reranker_push):
+def test_a_token_with_invalid_characters_is_one_sentence_that_does_not_show_it(hub, reranker_push):
     assert_one_sentence(reranker_push(hub.url, HF_TOKEN=f"{TOKEN}é"), "push", "token", "ASCII")
     assert hub.requests == []
 
@@ -352,7 +353,7 @@ def test_a_name_that_is_not_owner_and_name_is_a_fault_of_the_recipe(exported, re
 def test_a_recipe_without_the_section_cannot_push(exported):
     recipe, runs = exported
     with pytest.raises(RecipeError, match="no push section; add `push:`"):
-        Pipeline(load_recipe(recipe), runs / "exported").push(force=True)
+        push_run(load_recipe(recipe), runs, force=True)
 
 
 def test_a_run_that_was_never_exported_refuses(hub, reranker_push, exported, tmp_path):
@@ -362,31 +363,32 @@ def test_a_run_that_was_never_exported_refuses(hub, reranker_push, exported, tmp
     assert hub.requests == []
 
 
-def test_an_export_of_another_recipe_does_not_leave(exported):
+def test_an_export_of_another_recipe_is_not_pushed(exported):
     recipe, runs = exported
     changed = load_recipe(recipe, ["train.learning_rate=3e-4", "push.repository=me/tiny"])
-    with pytest.raises(RunError, match="does not hold this recipe's model"):
-        Pipeline(changed, runs / "exported").push(dry_run=True, force=True)
+    with pytest.raises(RunError, match="does not contain this recipe's exported model"):
+        push_run(changed, runs, dry_run=True, force=True)
 
 
 # Dev scores: first stage, base before training, trained. The worst to beat is the first stage where the base is an
 # encoder, since its untrained head is nobody's model, and the better of both where the base is a reranker.
 @pytest.mark.parametrize(("verdict", "refused"), [(BETTER, False), (ONLY_FUSED, False), (UNCLEAR, True), (WORSE, True)])
 def test_only_a_model_that_dev_shows_to_be_better_is_pushed_unforced(exported, tmp_path, capsys, verdict, refused):
-    pipeline = Pipeline(load_recipe(exported[0], ["push.repository=me/tiny"]), tmp_path)
-    pipeline.stages["evaluate"].finish(verdict=verdict, judged=f"{verdict}: on dev, alone -0.1")
-    pipeline.stages["export"].finish()
+    recipe = load_recipe(exported[0], ["push.repository=me/tiny"])
+    opened = open_run(recipe, tmp_path)
+    opened.records["evaluate"].finish(verdict=verdict, judged=f"{verdict}: on dev, alone -0.1")
+    opened.records["export"].finish()
     if refused:
         with pytest.raises(NotBetterError, match=f"export: {verdict}: on dev, alone -0.1, so .*--force") as error:
-            pipeline.push(dry_run=True)
+            push_run(recipe, tmp_path, dry_run=True)
         assert error.value.exit_code == 3
-    pipeline.push(dry_run=True, force=refused)
+    push_run(recipe, tmp_path, dry_run=True, force=refused)
     said = capsys.readouterr().out
     assert "nothing was sent" in said
     assert ("; forced" in said) == refused
 
 
-def test_hidden_files_stay_here(tmp_path):
+def test_hidden_files_are_not_pushed(tmp_path):
     for name in ("onnx/model.onnx", "config.json", ".partial", ".cache/notes.json", "onnx/.swap"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1234")
@@ -396,4 +398,4 @@ def test_hidden_files_stay_here(tmp_path):
 def test_push_without_a_token_raises_for_callers_in_python(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(PushError, match="no Hugging Face token"):
-        push(Push(repository="me/tiny"), tmp_path)
+        upload(Push(repository="me/tiny"), tmp_path)

@@ -1,4 +1,4 @@
-"""The recipe: every fault at once, with its place, what was given and the nearest right word."""
+"""The recipe: all problems are reported at once, with line, key, value and the most similar valid word."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from trainer import Recipe, load_recipe
 from trainer.errors import RecipeError
-from trainer.recipe import OPTIONAL, Push, schema_table, sections
+from trainer.recipe import OPTIONAL_SECTIONS, Push, schema_table, sections
 
 LEAST = "name: least\ndata:\n  path: somewhere\n"  # three lines, so what a test adds begins on line 4
 
@@ -97,7 +97,7 @@ def test_the_best_20_candidates_are_reranked_unless_the_recipe_says_otherwise():
 # All at once, with places
 
 
-def test_five_faults_are_told_in_the_order_of_their_lines_and_those_of_the_command_line_last():
+def test_problems_are_reported_by_line_and_those_of_the_command_line_last():
     text = """name: two words
 data:
   path: somewhere
@@ -125,7 +125,7 @@ def test_lines_are_ordered_as_numbers():
     assert [line.split(": ")[0] for line in told] == ["r.yaml:9", "r.yaml:10"]
 
 
-def test_what_is_missing_is_placed_on_the_section_that_lacks_it():
+def test_a_missing_key_is_reported_at_its_section():
     assert fault("name: a\n") == "r.yaml:1: data: is required but missing"
     assert fault(f"{LEAST}push:\n  private: false\n") == "r.yaml:4: push.repository: is required but missing"
 
@@ -142,7 +142,7 @@ def test_what_is_missing_is_placed_on_the_section_that_lacks_it():
     ],
     ids=["top", "in a section", "section"],
 )
-def test_a_key_given_twice_is_a_fault_that_names_both_lines(text, told):
+def test_a_key_given_twice_is_an_error_that_names_both_lines(text, told):
     assert faults(text) == told
 
 
@@ -158,7 +158,7 @@ def test_a_key_given_twice_is_a_fault_that_names_both_lines(text, told):
         ("mine:\n  layers: [0]\n", "r.yaml:5: mine.layers: no such key; did you mean reranker.layers?"),
     ],
 )
-def test_an_unknown_key_comes_with_the_nearest_right_word_or_all_of_them(added, told):
+def test_an_unknown_key_is_reported_with_the_most_similar_one_or_all(added, told):
     assert fault(LEAST + added) == told
 
 
@@ -187,7 +187,7 @@ def test_an_unknown_key_comes_with_the_nearest_right_word_or_all_of_them(added, 
         ("retriever:\n  language: englisch\n", "r.yaml:5: retriever.language: ", "did you mean english?"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_place_and_what_was_given(added, place, said):
+def test_a_wrong_value_is_reported_with_line_key_and_value(added, place, said):
     told = fault(LEAST + added)
     assert told.startswith(place)
     assert said in told
@@ -236,8 +236,12 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         ("reranker:\n  depth: 51\n", "r.yaml:5: reranker.depth: ", "51 is more than retriever.depth 50"),
         ("mine:\n  first_rank: 9\n  last_rank: 8\n", "r.yaml:6: mine.last_rank: ", "first_rank is 9, last_rank 8"),
         ("mine:\n  first_rank: 2000\n", "r.yaml:", "2000"),
-        ("retriever:\n  kind: dense\nmine:\n  bm25_share: 0.5\n", "r.yaml:7: mine.bm25_share: ", "kind is dense"),
-        ("mine:\n  deeper_share: 0.6\n  random_share: 0.5\n", "r.yaml:6: mine.random_share: ", "more than all"),
+        (
+            "mine:\n  bm25_share: 0.5\n",
+            "r.yaml:5: mine.bm25_share: ",
+            "was removed; negatives come from the fused ranks",
+        ),
+        ("mine:\n  margin: 0.1\n", "r.yaml:5: mine.margin: ", "was removed; use mine.max_share_of_positive"),
         ("train:\n  loss: kl\n", "r.yaml:5: train.loss: ", "name one as mine.teacher"),
         ("reranker:\n  head: classifier\ndistil: {}\n", "r.yaml:6: distil: ", "with reranker.head: classifier"),
         ("distil:\n  depth: 1\n", "r.yaml:5: distil.depth: ", "greater than or equal to 2, got 1"),
@@ -250,7 +254,7 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         "run with default kind",
         "rerank deeper than retrieved",
         "rerank deeper than the default",
-        "window ends before it begins",
+        "the window is empty",
         "window begins behind the default end",
         "quota of an engine that is not asked",
         "more shares than negatives",
@@ -261,24 +265,24 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         "labels in distillation",
     ],
 )
-def test_a_contradiction_is_told_where_it_stands_and_with_both_sides(added, place, said):
+def test_a_contradiction_is_reported_with_its_line_and_both_values(added, place, said):
     told = fault(LEAST + added)
     assert told.startswith(place)
     assert said in told
 
 
-def test_a_contradiction_on_the_command_line_is_placed_there():
+def test_a_contradiction_on_the_command_line_is_reported_there():
     told = fault(f"{LEAST}reranker:\n  max_length: 64\n", "reranker.depth=51")
     assert told.startswith("command line: reranker.depth: ")
 
 
-def test_a_broken_value_is_not_told_a_second_time_as_a_contradiction():
+def test_a_wrong_value_is_not_reported_again_as_a_contradiction():
     assert len(faults(f"{LEAST}retriever:\n  kind: rnu\n  run: a.trec\n")) == 1
     assert len(faults(f"{LEAST}retriever:\n  depth: 0\nreranker:\n  depth: 60\n")) == 1
     assert len(faults(f"{LEAST}mine:\n  first_rank: 0\n  last_rank: 5\n")) == 1
 
 
-def test_limits_that_meet_are_no_contradiction():
+def test_equal_limits_are_no_contradiction():
     recipe = read(f"{LEAST}retriever:\n  depth: 20\nmine:\n  first_rank: 20\n  last_rank: 20\nreranker:\n  depth: 20\n")
     assert (recipe.mine.first_rank, recipe.rerank_depth) == (20, 20)
     assert read(f"{LEAST}retriever:\n  kind: run\n  run: a.trec\n").retriever.run == Path("a.trec")
@@ -288,8 +292,8 @@ def test_limits_that_meet_are_no_contradiction():
     ("section", "told"),
     [
         ("", "2: data.path: names no collection; give path: FOLDER, or corpus, queries and qrels, or pairs: FILE"),
-        ("path: a\n  corpus: b", "4: data.corpus: path and corpus are 2 ways in; keep one of them"),
-        ("pairs: b\n  path: a", "3: data.pairs: path and pairs are 2 ways in; keep one of them"),
+        ("path: a\n  corpus: b", "4: data.corpus: path and corpus cannot be combined; keep one of them"),
+        ("pairs: b\n  path: a", "3: data.pairs: path and pairs cannot be combined; keep one of them"),
         (
             "corpus: a\n  qrels: c",
             "2: data.queries: is missing: corpus, queries and qrels belong together; name its file",
@@ -299,15 +303,15 @@ def test_limits_that_meet_are_no_contradiction():
             "2: data.corpus: is missing: corpus, queries and qrels belong together; "
             "name its file (also missing: qrels)",
         ),
-        ("path: a\n  dev: b", "4: data.dev: is not read with path, which brings its own splits; remove one of them"),
-        ("path: a\n  pairs_query: b", "4: data.pairs_query: is not read with path; remove one of them"),
-        ("pairs: a\n  corpus_id: b", "4: data.corpus_id: is not read with pairs; remove one of them"),
+        ("path: a\n  dev: b", "4: data.dev: is not used with path, which has its own splits; remove one of them"),
+        ("path: a\n  pairs_query: b", "4: data.pairs_query: is not used with path; remove one of them"),
+        ("pairs: a\n  corpus_id: b", "4: data.corpus_id: is not used with pairs; remove one of them"),
         ("path: a\n  dev_share: 0.5\n  test_share: 0.5", "5: data.test_share: 0.5 and dev_share 0.5 leave nothing"),
         ("path: a\n  dev_share: 1", "4: data.dev_share: input should be less than 1, got 1"),
-        ("pairs: []", "3: data.pairs: names nothing; name at least one, or remove the key"),
+        ("pairs: []", "3: data.pairs: is an empty list; name at least one, or remove the key"),
     ],
 )
-def test_there_is_one_way_in(section, told):
+def test_exactly_one_data_format_is_allowed(section, told):
     assert fault(f"name: a\ndata:\n  {section}\n").startswith(f"r.yaml:{told}")
 
 
@@ -342,14 +346,14 @@ def test_a_set_on_the_hub_is_a_path():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_override_lies_over_the_file(overrides, key, value):
+def test_an_override_replaces_the_value_of_the_file(overrides, key, value):
     found = read(f"{LEAST}train:\n  epochs: 2\n", *overrides)
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value
 
 
-def test_an_override_mends_a_fault_of_the_file():
+def test_an_override_corrects_an_error_of_the_file():
     assert read(f"{LEAST}train:\n  epochs: 0\n", "train.epochs=1").train.epochs == 1
 
 
@@ -369,14 +373,14 @@ def test_an_override_mends_a_fault_of_the_file():
         ("train={epochs: 0}", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_a_wrong_override_is_placed_on_the_command_line(override, told):
+def test_a_wrong_override_is_reported_on_the_command_line(override, told):
     assert fault(f"{LEAST}train:\n  epochs: 2\n", override) == told
 
 
 # Files that are no recipe
 
 
-def test_a_missing_file_comes_with_the_name_of_the_nearest_recipe():
+def test_a_missing_recipe_is_reported_with_the_most_similar_name():
     Path("quickstart.yaml").touch()
     with pytest.raises(RecipeError, match=r"^quikstart.yaml: no such recipe; did you mean quickstart.yaml\?$"):
         load_recipe("quikstart.yaml")
@@ -390,10 +394,10 @@ def test_a_folder_is_no_recipe():
         load_recipe("folder")
 
 
-def test_a_link_to_nothing_is_told_and_not_taken_for_a_misspelt_name():
+def test_a_dangling_link_is_not_reported_as_a_misspelt_name():
     Path("r.yaml").unlink(missing_ok=True)
     Path("r.yaml").symlink_to("moved.yaml")
-    with pytest.raises(RecipeError, match="^r.yaml: is a link to moved.yaml, which is not there; mend the link$"):
+    with pytest.raises(RecipeError, match="^r.yaml: is a link to moved.yaml, which does not exist; correct the link$"):
         load_recipe("r.yaml")
 
 
@@ -436,7 +440,7 @@ def test_a_recipe_is_utf8():
         "key of two words",
     ],
 )
-def test_what_is_no_recipe_is_told_with_its_line(text, line):
+def test_invalid_recipes_are_reported_with_their_line(text, line):
     for told in faults(text):
         assert told.startswith(f"r.yaml:{line}: ")
         assert "Node(" not in told
@@ -452,7 +456,7 @@ def test_what_is_no_recipe_is_told_with_its_line(text, line):
         "[" * 30 + "]" * 30,
     ],
 )
-def test_endless_nesting_is_told(nested):
+def test_endless_nesting_is_reported(nested):
     assert "nested more than 20 levels deep" in fault(f"{LEAST}seed: {nested}\n")
     assert fault(LEAST, f"seed={nested}").startswith("command line: seed: ")
 
@@ -466,12 +470,12 @@ def bomb(levels):
 
 
 @pytest.mark.parametrize("levels", [6, 18])
-def test_aliases_that_repeat_without_end_are_told_at_once(levels):
+def test_aliases_that_repeat_too_much_are_reported_at_once(levels):
     text = f"{LEAST}{bomb(levels)}\ntrain:\n  epochs: *x{levels - 1}\n"
     assert "its aliases (*) repeat more than 5,000 values" in fault(text)
 
 
-def test_aliases_that_nest_without_end_are_told():
+def test_aliases_that_nest_too_deep_are_reported():
     assert "nested more than 20 levels deep" in fault(f"{LEAST}{bomb(60)}\ntrain:\n  epochs: *x59\n")
 
 
@@ -479,7 +483,7 @@ def test_aliases_of_a_few_values_are_fine():
     assert read(f"{LEAST}mine: {{last_rank: &n 20}}\nretriever: {{depth: *n}}\n").retriever.depth == 20
 
 
-def test_messages_stay_short_whatever_was_given():
+def test_messages_are_short_whatever_the_value():
     for given in ("a" * 100_000, "[" + "a, " * 1_000 + "a]", "0x" + "f" * 20_000, '"' + "\\e" * 5000 + '"'):
         for key in ("train.epochs", "retriever.kind", "evaluate.metrics", "retriever.language", "a" * 3000):
             section, _, name = key.partition(".")
@@ -502,7 +506,7 @@ def test_messages_stay_short_whatever_was_given():
     ],
     ids=["name", "seed", "seed of 1e20", "model", "NUL", "NUL in a list", "home", "home of a model"],
 )
-def test_values_that_no_machine_can_use_are_told_with_their_line(text, said):
+def test_values_beyond_the_limits_are_reported_with_their_line(text, said):
     assert fault(text).startswith(f"r.yaml:{said}")
 
 
@@ -516,7 +520,7 @@ def test_a_large_file_is_no_recipe():
         load_recipe("/dev/zero")
 
 
-def test_a_file_name_of_a_recipe_that_is_too_long_is_told_in_short():
+def test_a_too_long_file_name_is_shortened_in_the_message():
     with pytest.raises(RecipeError, match="cannot be read") as caught:
         load_recipe("a" * 5000)
     assert len(str(caught.value)) < 500
@@ -535,7 +539,7 @@ def apart():
     return Path("sub/r.yaml")
 
 
-def test_relative_paths_count_from_the_recipe_then_from_here(apart):
+def test_relative_paths_are_resolved_from_the_recipe_then_the_working_directory(apart):
     for given, found in (("near", "sub/near"), ("both", "sub/both"), ("far", "far"), ("../far", "sub/../far")):
         apart.write_text(f"name: a\ndata: {{path: {given}}}\nreranker: {{model: {given}}}\n")
         recipe = load_recipe(apart)
@@ -543,14 +547,14 @@ def test_relative_paths_count_from_the_recipe_then_from_here(apart):
         assert load_recipe(apart.absolute()).data.path == apart.parent.absolute() / given or given == "far"
 
 
-def test_on_the_command_line_they_count_from_here_first(apart):
+def test_relative_paths_of_overrides_are_resolved_from_the_working_directory_first(apart):
     apart.write_text("name: a\ndata: {path: near}\n")
     for given, found in (("both", "both"), ("near", "sub/near"), ("far", "far")):
         assert load_recipe(apart, [f"data.path={given}"]).data.path == Path(found)
     assert load_recipe(apart, ["data={pairs: [both, near]}"]).data.pairs == (Path("both"), Path("sub/near"))
 
 
-def test_globs_lists_runs_sets_and_homes_are_found_too(apart, monkeypatch):
+def test_globs_lists_runs_data_sets_and_home_folders_are_resolved(apart, monkeypatch):
     monkeypatch.setenv("HOME", "/home/of/mine")
     apart.write_text("name: a\ndata: {pairs: ['*.csv', b.csv]}\nretriever: {kind: run, run: my.trec}\n")
     recipe = load_recipe(apart)
@@ -562,11 +566,11 @@ def test_globs_lists_runs_sets_and_homes_are_found_too(apart, monkeypatch):
     assert load_recipe(apart, [f"reranker.model={model}"]).reranker.model == model
 
 
-def test_what_was_tried_is_told(apart):
+def test_the_searched_folders_are_reported(apart):
     apart.write_text("name: a\ndata: {path: nowhere}\n")
     here, there = Path.cwd(), Path.cwd() / "sub"
-    assert load_recipe(apart).tried == (f"data.path: nowhere was looked for in {there} and in {here}",)
-    assert load_recipe(apart, ["data.path=gone"]).tried == (f"data.path: gone was looked for in {here} and in {there}",)
+    assert load_recipe(apart).tried == (f"data.path: nowhere does not exist in {there} and {here}",)
+    assert load_recipe(apart, ["data.path=gone"]).tried == (f"data.path: gone does not exist in {here} and {there}",)
     assert load_recipe(apart, ["data.path=/gone"]).tried == ()
 
 
@@ -586,7 +590,9 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
     least = read(LEAST)
     for name, section in sections().items():
         for key, default, _ in schema_table(section):
-            if default != "required" and name not in OPTIONAL and (name, key) != ("data", "path"):  # the least has one
+            if (
+                default != "required" and name not in OPTIONAL_SECTIONS and (name, key) != ("data", "path")
+            ):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
     assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"}

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.cli import reranker_command
+from trainer.commands.cli import reranker_command
 from trainer.data import Collection, build_collection
 from trainer.errors import RunError
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.two_stage import evaluate, mean_score
+from trainer.model import Reranker
 from trainer.recipe import Data
 from trainer.reporting.charts import Axes, Series, line_chart, nice_ticks, sign
-from trainer.reporting.depths import depths_to, recommended, shallower
+from trainer.reporting.depths import depths_to, recommended, rerank_to
 from trainer.reporting.latency import measure_latency
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut, read_queries
 from trainer.reporting.write import write_details, write_report
-from trainer.reranker import Reranker
 from trainer.retriever import NOTHING, Candidates
 
 HOSTILE = [
@@ -139,30 +139,30 @@ def test_details_are_the_same_every_time(random_run):
     assert {path.name: path.read_bytes() for path in (run / "evaluate").iterdir()} == before
 
 
-def test_the_depth_curve_is_what_reranking_less_deep_gives(random_run):
+def test_the_depth_curve_equals_reranking_fewer_candidates(random_run):
     run, collection, candidates, scores = random_run
     curve = json.loads((run / "evaluate" / "depths.json").read_text())
     assert curve["depths"] == [5, 10, 12]
-    for place, depth in enumerate(curve["depths"]):
+    for index, depth in enumerate(curve["depths"]):
         expected = mean_score(collection, "test", candidates, "nDCG@10", scores["tuned"][:, :depth])
-        assert curve["systems"]["tuned"][place] == pytest.approx(expected, abs=1e-9)
+        assert curve["systems"]["tuned"][index] == pytest.approx(expected, abs=1e-9)
     assert curve["systems"]["ceiling"] == sorted(curve["systems"]["ceiling"])
     assert all(
         low <= mean <= high for mean, (low, high) in zip(curve["systems"]["tuned"], curve["intervals"], strict=True)
     )
 
 
-def test_shallower_keeps_the_first_stage_below():
-    assert shallower([1, 2, 3, 4, 5], [4, 1, 3, 2, 5], 3) == [1, 3, 2, 4, 5]
-    assert shallower([1, 2], [2, 1], 5) == [2, 1]
+def test_documents_below_the_depth_keep_the_order_of_the_first_stage():
+    assert rerank_to([1, 2, 3, 4, 5], [4, 1, 3, 2, 5], 3) == [1, 3, 2, 4, 5]
+    assert rerank_to([1, 2], [2, 1], 5) == [2, 1]
 
 
-def test_depths_end_where_reranking_ended():
+def test_the_last_depth_is_the_number_of_reranked_candidates():
     assert depths_to(50) == [5, 10, 20, 50]
     assert depths_to(3) == [3]
 
 
-def test_the_recommended_depth_is_the_shallowest_that_is_not_measurably_worse():
+def test_the_recommended_depth_is_the_smallest_that_is_not_significantly_worse():
     rng = np.random.default_rng(0)
     good = rng.uniform(0.4, 0.8, size=200)
     noise = rng.normal(scale=0.1, size=200)
@@ -193,7 +193,7 @@ def test_differences_have_a_sign(value, text):
     assert sign(value) == text
 
 
-def test_ticks_that_lie_close_are_told_apart():
+def test_close_ticks_have_different_labels():
     chart = line_chart([Series("dev", [(0, 0.6906), (35, 0.6933)], "gain")], Axes("steps", "dev", [(0, "0")]), "dev")
     labels = re.findall(r'class="tick">(0\.\d+)<', chart)
     assert len(labels) > 6
@@ -260,7 +260,7 @@ def hostile_run(tmp_path: Path, queries: int, run: str = "<b>run") -> Path:
     return tmp_path / run
 
 
-def test_nothing_of_the_users_becomes_code(tmp_path):
+def test_texts_of_the_user_never_become_code(tmp_path):
     run = hostile_run(tmp_path, 24)
     text = write_report(run).read_text(encoding="utf-8")
     page = Page(text)
@@ -309,25 +309,25 @@ def test_a_thousand_queries_stay_below_three_megabytes(tmp_path):
     text = page.read_text(encoding="utf-8")
     assert text.count('<details class="query" data-kind') == 1000
     assert "left out to keep this page small" in text
-    assert "8 more, without a change, are in evaluate/queries.jsonl" in " ".join(text.split())
+    assert "8 more are in evaluate/queries.jsonl" in " ".join(text.split())
 
 
-def test_the_report_counts_what_it_shows(by_hand):
+def test_the_report_shows_verdict_counts_and_causes(by_hand):
     _, run = by_hand
     text = write_report(run).read_text(encoding="utf-8")
     words = " ".join(" ".join(Page(text).texts).split())
     assert "Cannot tell" in words  # four queries
     assert "2 better, 2 the same, 0 worse" in words
     assert "For 1 of 4 queries no relevant document is among the reranked candidates" in words
-    assert "first relevant from rank 3 to 1" in words
+    assert "first relevant document from rank 3 to 1" in words
 
 
 def test_a_run_ends_with_a_report_that_can_be_made_again(exported, monkeypatch, capsys):
     recipe, runs = exported
     page, text = (runs / "exported" / name for name in ("report.html", "report.md"))
     words = " ".join(" ".join(Page(page.read_text(encoding="utf-8")).texts).split())
-    assert "ms a query (median" in words
-    assert "dev nDCG@10 while training" in words
+    assert "ms per query (median" in words
+    assert "dev nDCG@10 during training" in words
     assert "Recipe, with all defaults" in words
     assert json.loads((runs / "exported" / "evaluate" / "done.json").read_text())["latency"]["by_depth"]
     before = page.read_bytes(), text.read_bytes()
@@ -341,7 +341,7 @@ def test_a_run_ends_with_a_report_that_can_be_made_again(exported, monkeypatch, 
     assert str(page) in capsys.readouterr().out
 
 
-def test_a_damaged_record_is_told_with_its_line(random_run):
+def test_a_damaged_record_is_reported_with_its_line(random_run):
     run, *_ = random_run
     with (run / "evaluate" / "queries.jsonl").open("a") as file:
         file.write('{"id": "cut')
@@ -357,7 +357,7 @@ def test_a_folder_in_place_of_the_page_and_an_edited_recipe_do_no_harm(random_ru
 
 
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path):
-    with pytest.raises(RunError, match="holds no finished evaluation"):
+    with pytest.raises(RunError, match="has no finished evaluation"):
         write_report(tmp_path)
 
 

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
+from trainer.data.languages import detect_language
 from trainer.errors import DataError
-from trainer.languages import detect_language
 from trainer.recipe import Data, Retriever
 from trainer.retriever import (
     NOTHING,
     BiEncoder,
     Candidates,
     Embeddings,
-    Ranking,
+    RankedLists,
     Shards,
     embeddings,
     retrieve_splits,
@@ -28,8 +28,8 @@ from trainer.retriever import (
 from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.candidates import as_candidates
 from trainer.retriever.dense import choose_index, search_dense, search_on_device
-from trainer.retriever.fusion import fuse
-from trainer.retriever.own_run import read_run
+from trainer.retriever.fusion import reciprocal_rank_fusion
+from trainer.retriever.trec_run import read_run
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def bi_encoder(tiny, tmp_path):
 def ranking(*lists):
     """A ranking of (documents, scores) for each query."""
     documents, scores = zip(*lists, strict=True)
-    return Ranking(np.array(documents, dtype=np.int32), np.array(scores, dtype=np.float32))
+    return RankedLists(np.array(documents, dtype=np.int32), np.array(scores, dtype=np.float32))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def small(rng, *shape):
 
 @pytest.mark.parametrize("block", [70, 128, 4096])
 @pytest.mark.parametrize("depth", [1, 10, 100, 150, 400])
-def test_exact_search_is_brute_force(depth, block, kept, monkeypatch):
+def test_exact_search_equals_brute_force(depth, block, kept, monkeypatch):
     monkeypatch.setattr(Embeddings.blocks, "__defaults__", (block,))
     rng = np.random.default_rng(depth)
     queries, documents = small(rng, 25, 16), small(rng, 300, 16)
@@ -144,12 +144,11 @@ def test_auto_searches_exactly_while_the_device_needs_no_more_than_an_hour(docum
     assert choose_index(1, 1, 384, device) == "flat"
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_approximate_search_finds_nearly_all_that_exact_search_finds(kind, kept):
+def test_approximate_search_finds_nearly_all_that_exact_search_finds(kept):
     rng = np.random.default_rng(5)
     queries, documents = rng.normal(size=(20, 16)), rng.normal(size=(2000, 16))
     exact = search_dense(kept(queries), kept(documents), 10)
-    found = search_dense(kept(queries), kept(documents), 10, kind)
+    found = search_dense(kept(queries), kept(documents), 10, "ivf")
     shared = [len(set(one) & set(other)) / 10 for one, other in zip(exact.documents, found.documents, strict=True)]
     assert np.mean(shared) > 0.9
     assert np.all(np.diff(found.scores, axis=1) <= 0)
@@ -219,7 +218,7 @@ def test_shards_that_hold_the_vectors_of_other_texts_are_encoded_again(encode, t
     other.write_bytes(held[0])
     after, encoded = encode(texts)
     assert encoded == 2
-    assert "damaged embeddings, which are made again" in capsys.readouterr().out
+    assert "damaged embeddings; they are computed again" in capsys.readouterr().out
     np.testing.assert_array_equal(after, before)
 
 
@@ -239,7 +238,7 @@ def test_another_model_in_a_folder_length_prompt_or_role_embeds_everything_anew(
     assert encode(texts, query_prompt="queue ")[1] == 0  # which documents are not read with
 
 
-def test_rows_and_blocks_of_embeddings_do_not_mind_shards(kept):
+def test_rows_and_blocks_are_read_across_shard_boundaries(kept):
     vectors = small(np.random.default_rng(1), 50, 8)
     found = kept(vectors, size=7)
     assert (len(found), found.dimensions) == (50, 8)
@@ -332,7 +331,7 @@ def test_bm25_stems_and_drops_stop_words_by_language(language, query, found):
     assert search_bm25([query], documents, 1, language).documents.tolist() == [found]
 
 
-def test_a_stemmer_without_a_list_of_stop_words_will_do():
+def test_a_language_with_a_stemmer_but_no_stop_words_is_analyzed():
     assert search_bm25(["talot"], ["talo", "koira"], 1, "finnish").documents.tolist() == [[0]]
 
 
@@ -346,7 +345,7 @@ def test_an_unknown_language_is_a_fault_of_the_recipe(language, near):
     ("query", "found"),
     [("再起動", 0), ("ポッドが落ちる", 0), ("証明書", 1), ("tls", 1), ("盤", 2), ("海", NOTHING)],
 )
-def test_languages_without_spaces_are_searched_by_pairs_of_characters(query, found):
+def test_languages_without_spaces_are_searched_by_character_bigrams(query, found):
     documents = ["ポッドが落ちて再起動される", "TLS証明書の期限が切れた", "基盤 盤"]
     assert search_bm25([query], documents, 1, "japanese").documents.tolist() == [[found]]
 
@@ -363,11 +362,11 @@ def test_languages_without_spaces_are_searched_by_pairs_of_characters(query, fou
         ("", "none"),
     ],
 )
-def test_the_language_is_told_from_the_texts(text, language):
+def test_the_language_is_detected_from_the_texts(text, language):
     assert detect_language([text]) == language
 
 
-def test_bm25_is_bm25s_whatever_is_searched_at_once(monkeypatch):
+def test_bm25_equals_bm25s_for_any_block_size(monkeypatch):
     import bm25s
 
     from trainer.retriever import bm25
@@ -388,7 +387,7 @@ def test_bm25_is_bm25s_whatever_is_searched_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("documents", [[""], ["", "?", "the"], ["disk"]])
-def test_bm25_searches_collections_of_nothing_and_of_one_document(documents):
+def test_bm25_searches_empty_and_single_document_collections(documents):
     found = search_bm25(["disk", ""], documents, 5, "english")
     here = 0 if documents == ["disk"] else NOTHING
     assert found.documents.tolist() == [[here, *[NOTHING] * (len(documents) - 1)], [NOTHING] * len(documents)]
@@ -400,23 +399,23 @@ def test_bm25_searches_collections_of_nothing_and_of_one_document(documents):
 def test_fusion_by_hand():
     # 1 / (60 + rank), summed:  document 1: 1/61 + 1/62;  3: 1/63 + 1/61;  2: 1/62
     first, second = ranking(([1, 2, 3], [9, 8, 7])), ranking(([3, 1, NOTHING], [0.3, 0.2, 0]))
-    fused = fuse([first, second], 5)
+    fused = reciprocal_rank_fusion([first, second], 5)
     assert fused.documents.tolist() == [[1, 3, 2, NOTHING, NOTHING]]
     assert fused.scores[0].tolist() == pytest.approx([1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, 0, 0])
-    assert fuse([first, second], 2).documents.tolist() == [[1, 3]]
+    assert reciprocal_rank_fusion([first, second], 2).documents.tolist() == [[1, 3]]
 
 
 def test_fusion_keeps_queries_apart_and_ties_in_order_of_rows():
     first = ranking(([7, 5], [1, 0.5]), ([0, NOTHING], [1, 0]))
     second = ranking(([5, 7], [1, 0.5]), ([NOTHING, NOTHING], [0, 0]))
-    assert fuse([first, second], 2).documents.tolist() == [[5, 7], [0, NOTHING]]
+    assert reciprocal_rank_fusion([first, second], 2).documents.tolist() == [[5, 7], [0, NOTHING]]
 
 
-def test_fusion_of_lists_that_hold_nothing():
+def test_fusion_of_empty_lists():
     nothing = ranking(([NOTHING, NOTHING], [0, 0]), ([NOTHING, NOTHING], [0, 0]))
-    assert fuse([nothing, nothing], 3).documents.tolist() == [[NOTHING] * 3] * 2
+    assert reciprocal_rank_fusion([nothing, nothing], 3).documents.tolist() == [[NOTHING] * 3] * 2
     one = ranking(([0], [0.5]), ([NOTHING], [0]))
-    assert fuse([nothing, one], 2).documents.tolist() == [[0, NOTHING], [NOTHING, NOTHING]]
+    assert reciprocal_rank_fusion([nothing, one], 2).documents.tolist() == [[0, NOTHING], [NOTHING, NOTHING]]
 
 
 # The user's own run
@@ -465,12 +464,12 @@ def test_a_run_is_read_for_the_wanted_queries_in_their_order(read):
         ("q0 Q0 d0 2 2.0 own", "document 'd0' .*line 1"),
     ],
 )
-def test_a_fault_of_a_run_is_told_with_its_line(read, line, message):
+def test_a_fault_of_a_run_is_reported_with_its_line(read, line, message):
     with pytest.raises(DataError, match=rf"own\.trec:2: {message}"):
         read("q0 Q0 d0 1 3.0 own", line, "q1 Q0 d0 1 3.0 own")
 
 
-def test_all_faults_of_a_run_are_told_at_once(read):
+def test_all_faults_of_a_run_are_reported_at_once(read):
     with pytest.raises(DataError) as caught:
         read("q0 Q0 d9 1 2.0 own", "q0 d1", *["q1 Q0 dx 1 1 own"] * 12)
     text = str(caught.value)
@@ -479,14 +478,14 @@ def test_all_faults_of_a_run_are_told_at_once(read):
     assert "... and 3 more: missing documents" in text
 
 
-def test_a_judged_query_without_lines_is_told(read):
+def test_a_judged_query_without_lines_is_reported(read):
     with pytest.raises(DataError, match=r"own\.trec: 1 judged queries have no line, e\.g\. 'q1'"):
         read("q0 Q0 d0 1 3.0 own")
     with pytest.raises(DataError, match=r"own\.trec: 2 judged queries have no line"):
         read()
 
 
-def test_a_run_that_cannot_be_read_is_told(tmp_path):
+def test_an_unreadable_run_is_reported(tmp_path):
     with pytest.raises(DataError, match=r"none\.trec:1: cannot be read to its end: "):
         read_run(tmp_path / "none.trec", {}, {}, [], 1)
     (tmp_path / "latin.trec").write_bytes(b"q0 Q0 caf\xe9 1 1.0 own\n")
@@ -513,7 +512,7 @@ def test_a_run_is_read_like_every_other_text_file(tmp_path, change):
     assert found.documents.tolist() == [[1, 0], [0, NOTHING]]
 
 
-def test_ids_with_blanks_are_percent_encoded_in_a_run_or_stand_between_tabs(tmp_path):
+def test_ids_with_blanks_are_percent_encoded_or_separated_by_tabs_in_a_run(tmp_path):
     path = tmp_path / "own.trec"
     path.write_text("kb%2012 Q0 100%25%20d 1 2 own\nkb 12\tQ0\t50%\t2\t1\town\n")
     found = read_run(path, {"kb 12": 0}, {"100% d": 0, "50%": 1}, [0], 2)
@@ -589,19 +588,19 @@ def test_queries_without_any_candidate_are_kept_with_empty_lists(engine, kept):
 
 
 def test_candidates_of_no_query_at_all(kept):
-    nothing = Ranking(np.empty((0, 2), dtype=np.int32), np.empty((0, 2), dtype=np.float32))
+    nothing = RankedLists(np.empty((0, 2), dtype=np.int32), np.empty((0, 2), dtype=np.float32))
     vectors = np.eye(2, dtype=np.float32)
     for given in (None, (vectors[:0], kept(vectors))):
         candidates = as_candidates(nothing, {"dense": nothing}, [], {}, given)
         assert candidates.documents.shape == candidates.similarities.shape == (0, 2)
 
 
-def test_candidates_know_their_rank_in_every_engines_own_list():
+def test_candidates_have_their_ranks_in_every_engines_own_list():
     dense, bm25 = (
         ranking(([4, 2, 7], [3, 2, 1]), ([1, 0, 5], [3, 2, 1])),
         ranking(([7, 9], [2, 1]), ([NOTHING] * 2, [0, 0])),
     )
-    fused = fuse([dense, bm25], 5)
+    fused = reciprocal_rank_fusion([dense, bm25], 5)
     assert fused.documents.tolist() == [[7, 4, 2, 9, NOTHING], [1, 0, 5, NOTHING, NOTHING]]
     candidates = as_candidates(fused, {"dense": dense, "bm25": bm25}, [0, 1], {0: {4: 1}, 1: {0: 1}}, None)
     assert candidates.engines.tolist() == ["dense", "bm25"]
@@ -619,7 +618,7 @@ def vectors(collection, bi_encoder, tmp_path, accelerator):
 
 
 @pytest.mark.parametrize("kind", ["bm25", "dense", "hybrid"])
-def test_every_split_gets_candidates_and_they_are_kept(kind, collection, vectors, tmp_path):
+def test_every_split_gets_candidates_and_they_are_saved(kind, collection, vectors, tmp_path):
     section = Retriever(kind=kind, depth=12)
     found = retrieve_splits(section, collection, None if kind == "bm25" else vectors, tmp_path)
 
@@ -630,7 +629,7 @@ def test_every_split_gets_candidates_and_they_are_kept(kind, collection, vectors
         lists.append(search_dense(*vectors, 200))
     if kind != "dense":
         lists.append(search_bm25([texts[query] for query in everyone], passages, 200, "english"))
-    expected = fuse(lists, 200) if kind == "hybrid" else lists[0]
+    expected = reciprocal_rank_fusion(lists, 200) if kind == "hybrid" else lists[0]
 
     assert tuple(found) == SPLITS
     assert [query for candidates in found.values() for query in candidates.queries] == everyone
@@ -680,7 +679,7 @@ def test_a_collection_of_one_document_and_a_query_a_split(kind, bi_encoder, tmp_
     assert {split: candidates.found(0) for split, candidates in found.items()} == expected
 
 
-def test_an_own_run_takes_the_place_of_the_search(collection, tmp_path):
+def test_a_trec_run_replaces_the_search(collection, tmp_path):
     queries = [query for split in SPLITS for query in collection.answerable(split)]
     lines = [
         f"{collection.query_ids[query]} Q0 {collection.document_ids[(query + rank) % 40]} {rank} {10 - rank} own\n"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from trainer.commands.review import LONGEST, review, shortened
 from trainer.errors import DataError, RunError
-from trainer.lock import hold
-from trainer.review import LONGEST, review, shortened
+from trainer.runtime.lock import hold
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""The run folder: what is reused, done again, moved aside or refused; two runs at once; damage to every file."""
+"""The run folder: stages that are reused, run again, moved or refused; two runs at once; damage to every file."""
 
 import gc
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,11 +20,11 @@ from sentence_transformers import SentenceTransformer
 from trainer.errors import RecipeError, RunError, TrainerError
 from trainer.evaluation.results import Results
 from trainer.evaluation.two_stage import mean_score
-from trainer.lock import hold
-from trainer.pipeline import Pipeline, run
+from trainer.model import Reranker
+from trainer.pipeline import open_run, run
 from trainer.recipe import Recipe, load_recipe
-from trainer.reranker import Reranker
-from trainer.train import loop
+from trainer.runtime.lock import hold
+from trainer.training import loop
 
 STAGES = ("data", "retrieve", "mine", "train", "evaluate", "export")
 # What a finished run is known by: the model that leaves, what it is measured by, and what it was made from.
@@ -106,7 +107,7 @@ def outcome(runs: Path) -> dict[str, bytes]:
 
 
 def stands(said: str) -> list[str]:
-    return [line.split()[0] for line in said.splitlines() if "(stands)" in line]
+    return [line.split()[0] for line in said.splitlines() if "(up to date)" in line]
 
 
 def files(runs: Path) -> list[str]:
@@ -116,7 +117,7 @@ def files(runs: Path) -> list[str]:
 # What is reused, and what is done again.
 
 
-def test_a_finished_run_is_skipped_whole_and_keeps_no_checkpoint(finished, small, tmp_path, capsys):
+def test_a_finished_run_is_skipped_completely_and_keeps_no_checkpoint(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     before = {name: (runs / name).stat().st_mtime_ns for name in files(runs)}
     started = time.process_time()
@@ -133,8 +134,8 @@ def test_a_finished_run_is_skipped_whole_and_keeps_no_checkpoint(finished, small
     ["tokens_per_pass=512", "gradient_checkpointing=true", "checkpoint_steps=2", "compile=true"],
 )
 def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp_path, override):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], [f"train.{override}"]))
-    assert all(plain.stages[name].fingerprint == other.stages[name].fingerprint for name in STAGES)
+    plain, other = (open_run(small(*keys), tmp_path) for keys in ([], [f"train.{override}"]))
+    assert all(plain.records[name].fingerprint == other.records[name].fingerprint for name in STAGES)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,8 @@ def test_a_key_that_does_not_change_the_result_changes_no_fingerprint(small, tmp
     ],
 )
 def test_a_key_that_changes_the_result_changes_the_fingerprints_from_its_stage_on(small, tmp_path, override, first):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], [override]))
-    changed = [name for name in STAGES if plain.stages[name].fingerprint != other.stages[name].fingerprint]
+    plain, other = (open_run(small(*keys), tmp_path) for keys in ([], [override]))
+    changed = [name for name in STAGES if plain.records[name].fingerprint != other.records[name].fingerprint]
     assert changed == list(STAGES[STAGES.index(first) :])
 
 
@@ -175,16 +176,16 @@ def test_a_key_that_changes_the_result_changes_the_fingerprints_from_its_stage_o
     ],
 )
 def test_a_key_that_nothing_reads_changes_no_fingerprint(small, tmp_path, setting, unused):
-    plain, other = (Pipeline(small(setting, *keys), tmp_path) for keys in ([], [unused]))
-    assert plain.stages["export"].fingerprint == other.stages["export"].fingerprint
+    plain, other = (open_run(small(setting, *keys), tmp_path) for keys in ([], [unused]))
+    assert plain.records["export"].fingerprint == other.records["export"].fingerprint
 
 
-def test_a_depth_that_is_only_spelt_out_changes_nothing(small, tmp_path):
-    plain, other = (Pipeline(small(*keys), tmp_path) for keys in ([], ["reranker.depth=12"]))
-    assert plain.stages["export"].fingerprint == other.stages["export"].fingerprint
+def test_an_explicit_default_depth_changes_nothing(small, tmp_path):
+    plain, other = (open_run(small(*keys), tmp_path) for keys in ([], ["reranker.depth=12"]))
+    assert plain.records["export"].fingerprint == other.records["export"].fingerprint
 
 
-def test_a_killed_training_goes_on_under_the_memory_that_was_advised(unfinished, finished, small, tmp_path, capsys):
+def test_a_killed_training_resumes_with_the_advised_memory_settings(unfinished, finished, small, tmp_path, capsys):
     runs = copy(unfinished, tmp_path)
     advised = ("train.tokens_per_pass=4096", "train.gradient_checkpointing=true", "train.checkpoint_steps=9")
     run(small(*advised), runs, until="train")
@@ -196,42 +197,40 @@ def test_a_killed_training_goes_on_under_the_memory_that_was_advised(unfinished,
         torch.testing.assert_close(ours[name], weight, msg=name)
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(unfinished, finished, small, tmp_path):
+def test_a_killed_training_resumes_to_bitwise_the_same_model(unfinished, finished, small, tmp_path):
     runs = copy(unfinished, tmp_path)
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
 
 
-def test_the_tuned_first_stage_is_what_a_model_has_to_beat(finished, small):
-    pipeline = Pipeline(small(), finished / "small")
-    tuned, default = pipeline.candidates("dev"), pipeline.default_candidates("dev")
+def test_a_model_is_compared_with_the_tuned_first_stage(finished, small):
+    opened = open_run(small(), finished)
+    tuned, default = opened.candidates("dev"), opened.default_candidates("dev")
     assert default is not None
-    scores = [mean_score(pipeline.collection, "dev", one, "nDCG@10") for one in (tuned, default)]
+    scores = [mean_score(opened.collection, "dev", one, "nDCG@10") for one in (tuned, default)]
     assert scores[0] != scores[1]
     noted = json.loads((finished / "small" / "evaluate" / "done.json").read_text())["dev"]
     assert noted["first_stage"] == pytest.approx(scores[0])
     systems = Results.load(finished / "small" / "evaluate").systems
-    found = {"first_stage": pipeline.candidates("test"), "first_stage_default": pipeline.default_candidates("test")}
+    found = {"first_stage": opened.candidates("test"), "first_stage_default": opened.default_candidates("test")}
     for name, candidates in found.items():
         assert candidates is not None
         for metric in ("nDCG@10", "R@12"):
-            mean = mean_score(pipeline.collection, "test", candidates, metric)
+            mean = mean_score(opened.collection, "test", candidates, metric)
             assert systems[name][metric].mean == pytest.approx(mean)
 
 
 # Finished work is never deleted without a word.
 
 
-def test_finished_work_of_other_keys_moves_aside_and_the_terminal_says_why(finished, small, tmp_path, capsys):
+def test_a_finished_stage_of_other_keys_is_moved_and_the_terminal_says_why(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     folder, model = runs / "small", outcome(finished)["train/best/model.safetensors"]
     old = json.loads((folder / "train" / "done.json").read_text())["fingerprint"][:8]
     run(small("train.epochs=2", "train.dropout=0.1"), runs, force=True)
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "train train.epochs changed from 1 to 2, train.dropout changed from 0.0 to 0.1; the stage is done again" in said
-    )
-    assert f"what was there is kept in {folder}/train.{old}" in said
+    assert "train train.epochs changed from 1 to 2, train.dropout changed from 0.0 to 0.1; the stage runs again" in said
+    assert f"its old result is now in {folder}/train.{old}" in said
     assert (folder / f"train.{old}" / "best" / "model.safetensors").read_bytes() == model
     assert (folder / "train" / "best" / "model.safetensors").read_bytes() != model
     assert json.loads((folder / f"train.{old}" / "recipe.json").read_text())["train"]["epochs"] == 1
@@ -248,9 +247,7 @@ def test_a_changed_input_is_named(finished, small, tmp_path, tiny, capsys):
     config = other / "config.json"
     config.write_text(config.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 0.1'))
     run(small(f"mine.teacher={other}"), runs, until="mine")
-    assert "mine the content of mine.teacher changed; the stage is done again" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "mine the content of mine.teacher changed; the stage runs again" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_fails_leaves_the_finished_model(finished, small, tmp_path):
@@ -266,7 +263,7 @@ def test_a_run_that_fails_leaves_the_finished_model(finished, small, tmp_path):
     assert json.loads((runs / "small" / "export" / "recipe.json").read_text())["train"]["learning_rate"] == 0.001
 
 
-def test_unfinished_work_of_other_keys_is_deleted_with_a_word(unfinished, small, tmp_path, capsys):
+def test_unfinished_work_of_other_keys_is_deleted_and_reported(unfinished, small, tmp_path, capsys):
     runs = copy(unfinished, tmp_path)
     run(small("train.learning_rate=0.02"), runs, until="train")
     said = " ".join(capsys.readouterr().out.split())
@@ -274,9 +271,7 @@ def test_unfinished_work_of_other_keys_is_deleted_with_a_word(unfinished, small,
     assert "resumed" not in said
 
 
-def test_a_stage_that_comes_out_differently_when_it_is_repaired_makes_later_ones_be_done_again(
-    finished, small, tmp_path, capsys
-):
+def test_later_stages_run_again_after_a_repaired_stage_with_another_result(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     (runs / "small" / "train" / "best" / "config.json").unlink()
     settings = ("train.tokens_per_pass=512",)
@@ -286,7 +281,7 @@ def test_a_stage_that_comes_out_differently_when_it_is_repaired_makes_later_ones
         run(small(*settings), runs, force=True)
     said = capsys.readouterr().out
     assert stands(said) == ["data", "retrieve", "mine"]
-    assert "train came out differently than before; the stage is done again" in " ".join(said.split())
+    assert "the result of train changed; the stage runs again" in " ".join(said.split())
     for name in ("train/best", "export/model"):
         model = (runs / "small" / name / "model.safetensors").read_bytes()
         assert model != (finished / "small" / name / "model.safetensors").read_bytes()
@@ -295,7 +290,7 @@ def test_a_stage_that_comes_out_differently_when_it_is_repaired_makes_later_ones
 # Linked, foreign and undeletable folders.
 
 
-def test_a_linked_stage_folder_is_cleared_and_the_link_stays(finished, unfinished, small, tmp_path, capsys):
+def test_a_linked_stage_folder_is_cleared_and_the_link_is_kept(finished, unfinished, small, tmp_path, capsys):
     for runs, other in ((copy(finished, tmp_path / "a"), "a"), (copy(unfinished, tmp_path / "b"), "b")):
         scratch, stage = tmp_path / other / "scratch", runs / "small" / "train"
         stage.rename(scratch)
@@ -325,12 +320,12 @@ def test_a_checkpoint_of_another_recipe_is_never_resumed(unfinished, small, tmp_
     assert "resumed" not in said
 
 
-def test_a_link_to_nowhere_or_a_file_in_place_of_a_folder_is_named(finished, small, tmp_path):
+def test_a_dangling_link_or_a_file_instead_of_a_folder_is_named(finished, small, tmp_path):
     runs = copy(finished, tmp_path)
     stage = runs / "small" / "train"
     shutil.rmtree(stage)
     stage.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(RunError, match="small/train: a link to .*/nowhere, which is not there"):
+    with pytest.raises(RunError, match="small/train: a link to .*/nowhere, which does not exist"):
         run(small(), runs, until="train")
     stage.unlink()
     stage.write_text("mine")
@@ -351,7 +346,7 @@ def test_a_run_folder_that_is_a_file_is_named(small, tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from trainer import cli
+from trainer.commands import cli
 sys.argv = ["train", *sys.argv[1:]]
 cli.train_command()
 """
@@ -380,14 +375,14 @@ def test_a_second_run_of_the_name_is_refused_and_the_first_is_undisturbed(finish
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.lock import hold
+from trainer.runtime.lock import hold
 with hold(Path(sys.argv[1]), "run"):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_lock_ends_with_its_holder_however_that_ends(tmp_path):
+def test_a_lock_ends_whenever_its_holder_ends(tmp_path):
     path = tmp_path / "small" / ".lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -403,14 +398,11 @@ def test_a_lock_ends_with_its_holder_however_that_ends(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_share_embeddings_and_answers(recipe_path, finished, tmp_path):
-    command = [sys.executable, "-c", RUN, str(recipe_path), "--runs", str(tmp_path), "--force"]
-    started = [
-        subprocess.Popen([*command, f"name={name}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for name in ("one", "two", "one")
-    ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert sorted(process.returncode for process in started) == [0, 0, 2], said
+def test_two_runs_at_once_share_embeddings_and_answers(recipe_path, finished, tmp_path, started):
+    command = [sys.executable, "-c", RUN, recipe_path, "--runs", tmp_path, "--force"]
+    with started(*([*command, f"name={name}"] for name in ("one", "two", "one"))) as several:
+        ended = several.finish(grace=math.inf)  # one of the two runs of one name is refused
+    assert sorted(run.returncode for run in ended) == [0, 0, 2], ended
     model = outcome(finished)["train/best/model.safetensors"]
     for name in ("one", "two"):
         assert (tmp_path / name / "train" / "best" / "model.safetensors").read_bytes() == model
@@ -430,7 +422,7 @@ def test_two_processes_agree_about_damage_and_are_refused_together(finished, rec
     assert refused.stderr.count("another run is using it") == 1
     repaired = command(recipe_path, "--runs", runs, "--force", processes=2)
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    assert repaired.stdout.count("damaged embeddings, which are made again") == 2  # of queries and of documents
+    assert repaired.stdout.count("damaged embeddings; they are computed again") == 2  # of queries and of documents
     again = command(recipe_path, "--runs", runs, "--force", processes=2)
     assert stands(again.stdout) == list(STAGES)
 
@@ -481,7 +473,7 @@ TRAINING = [
 ]
 
 
-def test_no_file_is_forgotten(finished, unfinished):
+def test_every_file_of_a_run_is_covered_by_the_damage_tests(finished, unfinished):
     own = {name.removeprefix("small/") for name in files(finished) if name.startswith("small/")}
     assert own - {".lock", "report.html"} == set(FINISHED)
     own = {str(path.relative_to(unfinished / "small" / "train")) for path in (unfinished / "small/train").rglob("*")}
@@ -536,7 +528,7 @@ def test_a_damaged_file_of_a_killed_training_never_gives_another_model(
 
 @pytest.mark.parametrize("damage", [cut, empty, zero, directory])
 @pytest.mark.parametrize("kind", [".embeddings", ".teachers"])
-def test_a_damaged_cache_is_made_again(finished, small, tmp_path, capsys, kind, damage):
+def test_a_damaged_cache_is_rebuilt(finished, small, tmp_path, capsys, kind, damage):
     runs = copy(finished, tmp_path)
     for path in sorted((runs / kind).glob("*/*.np?")):
         damage(path)
@@ -545,7 +537,7 @@ def test_a_damaged_cache_is_made_again(finished, small, tmp_path, capsys, kind, 
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
     said = " ".join(capsys.readouterr().out.split())
-    assert {".embeddings": "damaged embeddings, which are made again", ".teachers": "is damaged; it is deleted"}[
+    assert {".embeddings": "damaged embeddings; they are computed again", ".teachers": "is damaged; it is deleted"}[
         kind
     ] in said
     for path in (finished / kind).glob("*/*.npy"):
@@ -553,14 +545,14 @@ def test_a_damaged_cache_is_made_again(finished, small, tmp_path, capsys, kind, 
 
 
 @pytest.mark.parametrize("missing", ["export/model", "train/best", "data"])
-def test_a_missing_folder_is_made_again(finished, small, tmp_path, missing):
+def test_a_missing_folder_is_rebuilt(finished, small, tmp_path, missing):
     runs = copy(finished, tmp_path)
     shutil.rmtree(runs / "small" / missing)
     run(small(), runs, force=True)
     assert outcome(runs) == outcome(finished)
 
 
-def test_labels_by_hand_in_the_suspects_file_stay(finished, small, tmp_path, capsys):
+def test_manual_labels_in_the_file_of_likely_false_negatives_are_kept(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     path = runs / "small" / "mine" / "suspected_false_negatives.jsonl"
     path.write_text('{"query_id": "q-probe-0", "document_id": "disk-1", "relevant": true}\n')
@@ -575,12 +567,12 @@ def test_labels_by_hand_in_the_suspects_file_stay(finished, small, tmp_path, cap
 def test_judgements_in_the_folder_of_a_stage_are_refused(finished, small, tmp_path):
     runs = copy(finished, tmp_path)
     path = runs / "small" / "mine" / "suspected_false_negatives.jsonl"
-    with pytest.raises(RecipeError, match="data.judgements: .*jsonl lies in the folder of a stage"):
+    with pytest.raises(RecipeError, match="data.judgements: .*jsonl is in the folder of a stage"):
         run(small(f"data.judgements={path}"), runs)
     run(small(f"data.judgements={path.rename(runs / 'small' / 'judgements.jsonl')}"), runs, until="data")
 
 
-def test_later_stages_that_are_not_done_again_are_named(finished, small, tmp_path, capsys):
+def test_later_stages_that_do_not_run_again_are_named(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     run(small("mine.last_rank=20"), runs, until="mine")
     assert "still of other inputs (their recipe.json): train, evaluate, export" in capsys.readouterr().out
@@ -592,7 +584,7 @@ def test_later_stages_that_are_not_done_again_are_named(finished, small, tmp_pat
 
 
 def test_a_wrong_stage_is_refused(small, tmp_path):
-    with pytest.raises(RecipeError, match="until: 'trian' is no stage; did you mean train?"):
+    with pytest.raises(RecipeError, match="until: 'trian' is not a stage; did you mean train?"):
         run(small(), tmp_path, until="trian")
     assert not list(tmp_path.iterdir())
 

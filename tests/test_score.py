@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from trainer import score as module
+from trainer.commands import score as module
+from trainer.commands.score import score
 from trainer.errors import DataError, RecipeError, RunError
+from trainer.model import Reranker
 from trainer.recipe import Data
-from trainer.reranker import Reranker
-from trainer.score import score
 
 TEXTS = [
     "kernel kills the process when memory runs out",

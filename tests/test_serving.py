@@ -23,9 +23,9 @@ import typer
 import yaml
 from httpx import ASGITransport, AsyncClient, Response
 
-from trainer.cli import reranker_app
+from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
-from trainer.reranker import Fusion, Reranker
+from trainer.model import Fusion, Reranker
 from trainer.serving.app import REASONS, create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
@@ -117,7 +117,7 @@ class TestProtocols:
         assert [set(row) for row in answer["results"]] == [{"index", "relevance_score"}] * 2
         assert ask("/v1/rerank", body).json()["meta"]["api_version"]["version"] == "1"
 
-    def test_documents_come_back_as_objects_where_they_are_asked_for(self, ask):
+    def test_documents_are_returned_as_objects_on_request(self, ask):
         body = {"query": QUERY, "documents": ["disk", {"text": "lock", "id": 7}], "return_documents": True}
         found = {row["index"]: row["document"] for row in ask("/v1/rerank", body).json()["results"]}
         assert found == {0: {"text": "disk"}, 1: {"text": "lock", "id": 7}}
@@ -145,7 +145,7 @@ class TestProtocols:
         same(rows(answer, "data"), expected(reranker)[: keys.get("top_k")])
         assert answer.json()["usage"]["total_tokens"] > 0
 
-    def test_tei_gives_nothing_but_what_elasticsearch_reads(self, ask, reranker):
+    def test_the_tei_response_has_only_the_keys_that_elasticsearch_reads(self, ask, reranker):
         body = {"query": QUERY, "texts": DOCUMENTS, "truncate": None, "truncation_direction": "Right"}
         plain = ask("/rerank", body | {"raw_scores": False}).json()
         assert [set(row) for row in plain] == [{"index", "score"}] * len(DOCUMENTS)
@@ -196,13 +196,13 @@ class TestProtocols:
     @pytest.mark.parametrize(
         ("limits", "count"), [({"top_n": 0}, 5), ({"top_n": 99}, 5), ({"top_n": 2, "top_k": 4}, 2)]
     )
-    def test_how_many_come_back(self, ask, limits, count):
+    def test_the_number_of_results(self, ask, limits, count):
         assert len(rows(ask("/rerank", {"query": QUERY, "documents": DOCUMENTS, **limits}))) == count
 
     def test_equal_scores_keep_the_order_of_the_request(self, ask):
         assert [index for index, _ in rows(ask("/rerank", {"query": QUERY, "documents": ["disk"] * 9}))] == [*range(9)]
 
-    def test_a_document_that_comes_again_is_computed_once(self, reranker):
+    def test_a_repeated_document_is_scored_once(self, reranker):
         slow = Slow(reranker)
 
         async def scenario(client):
@@ -216,12 +216,12 @@ class TestProtocols:
         alone = [reranker.score(query, ["a"])[0] for query in ("disk", "lock", "disk")]
         assert [row["score"] for row in scored] == pytest.approx(alone, abs=1e-7)
 
-    def test_scores_that_saturate_in_float32_are_told_apart(self):
-        from trainer.serving.protocol import shown
+    def test_scores_that_saturate_in_float32_remain_distinct(self):
+        from trainer.serving.protocol import public_scores
 
-        high, higher = shown(np.array([20.0, 25.0], dtype=np.float32), raw=False)
+        high, higher = public_scores(np.array([20.0, 25.0], dtype=np.float32), raw=False)
         assert 0.5 < high < higher < 1
-        assert shown(np.array([-1e4, 1e4], dtype=np.float32), raw=False) == pytest.approx([0, 1])
+        assert public_scores(np.array([-1e4, 1e4], dtype=np.float32), raw=False) == pytest.approx([0, 1])
 
     def test_documents_are_cut_to_their_own_limit_first(self, ask, reranker):
         body = {"query": QUERY, "documents": ["disk lock queue", "lock disk cert"], "max_tokens_per_doc": 1}
@@ -279,7 +279,7 @@ class TestErrors:
             (["a"], 422, "body: "),
         ],
     )
-    def test_what_a_client_can_mend_is_one_sentence_where_each_client_looks_for_it(self, ask, body, status, sentence):
+    def test_an_invalid_body_is_one_sentence_in_the_keys_of_every_protocol(self, ask, body, status, sentence):
         answer = ask("/rerank", body)
         assert answer.status_code == status
         found = answer.json()
@@ -323,11 +323,11 @@ class TestErrors:
     @pytest.mark.parametrize(
         "kind", ["application/json; charset=utf-8", "application/cloudevents+json", "APPLICATION/JSON"]
     )
-    def test_ways_to_declare_json(self, ask, kind):
+    def test_content_types_of_json(self, ask, kind):
         content = b'{"query": "a", "documents": ["b"]}'
         assert ask("/rerank", content=content, headers={"Content-Type": kind}).status_code == 200
 
-    def test_paths_and_methods_that_are_not_there(self, ask):
+    def test_unknown_paths_and_methods(self, ask):
         assert ask("/nope", {}).status_code == 404
         assert ask("/rerank", method="GET").status_code == 405
         assert ask("/docs", method="GET").status_code == 404
@@ -355,7 +355,7 @@ class TestErrors:
         answer = ask("/rerank", content=drip(), headers=kind, settings={"body_seconds": 0.05})
         assert (answer.status_code, answer.json()["detail"]) == (408, "the body did not arrive within 0.05 seconds")
 
-    def test_a_score_that_is_no_number_is_not_sent(self, reranker):
+    def test_a_score_that_is_not_finite_is_not_returned(self, reranker):
         class Broken(Engine):
             def score(self, pairs):
                 return np.full(len(pairs), np.nan, dtype=np.float32)
@@ -366,7 +366,7 @@ class TestErrors:
 
 
 class TestKey:
-    def test_routes_that_compute_need_it(self, ask):
+    def test_routes_that_compute_need_the_key(self, ask):
         body, settings = {"query": QUERY, "documents": ["a"]}, {"key": "secret"}
         for header in (
             {},
@@ -384,7 +384,7 @@ class TestKey:
             good = {"Authorization": f"{scheme} secret"}
             assert ask("/rerank", body, settings=settings, headers=good).status_code == 200
 
-    def test_what_probes_and_people_see_is_public(self, ask):
+    def test_probes_and_the_page_need_no_key(self, ask):
         settings = {"key": "secret"}
         public = {
             path: ask(path, method="GET", settings=settings) for path in ("/health", "/ready", "/ping", "/metrics", "/")
@@ -404,7 +404,7 @@ class TestKey:
     @pytest.mark.parametrize("key", ["", " ", "a\n", "schlüssel"])
     def test_a_key_that_no_client_can_send_is_refused(self, monkeypatch, key):
         monkeypatch.setenv(KEY, key)
-        with pytest.raises(ServeError, match="set, but empty or with characters"):
+        with pytest.raises(ServeError, match="is empty or has characters"):
             api_key()
 
 
@@ -465,7 +465,7 @@ class TestBatching:
         assert max(slow.batches) == 15
         assert len(slow.batches) <= 4
 
-    def test_what_would_wait_too_long_is_refused(self, reranker):
+    def test_requests_over_the_limit_of_waiting_documents_are_refused(self, reranker):
         slow = Slow(reranker, 0.2)
 
         async def scenario(client):
@@ -488,7 +488,7 @@ class TestBatching:
         body = {"query": QUERY, "documents": ["a"] * 9}
         assert ask("/rerank", body, settings={"max_documents": 9, "max_waiting": 1}).status_code == 200
 
-    def test_work_of_a_client_that_went_away_is_dropped(self, reranker):
+    def test_work_of_a_disconnected_client_is_dropped(self, reranker):
         slow = Slow(reranker, 0.05)
 
         async def scenario(client):
@@ -520,7 +520,7 @@ class TestBatching:
         assert fault["error"] == "the model could not compute this request: RuntimeError: device lost"
         assert health.status_code == 200, "one request says nothing about the device"
 
-    def test_a_server_that_cannot_compute_says_so(self, reranker):
+    def test_a_server_that_cannot_compute_fails_its_health_check(self, reranker):
         slow = Slow(reranker)
         slow.fails_on = 5
 
@@ -623,7 +623,7 @@ class TestPage:
         )
         assert len(answer.content) < 60_000
 
-    def test_it_can_be_left_out(self, ask):
+    def test_the_page_can_be_disabled(self, ask):
         assert ask("/", method="GET", settings={"page": False}).status_code == 405
 
 
@@ -636,7 +636,7 @@ class TestStart:
         assert model_folder(str(tmp_path)) == (str(tmp_path), tmp_path.name)
         assert model_folder("owner/name") == ("owner/name", "owner/name")
         (tmp_path / "unfinished" / "mine").mkdir(parents=True)
-        with pytest.raises(ServeError, match="holds no exported model"):
+        with pytest.raises(ServeError, match="has no exported model"):
             model_folder(str(tmp_path / "unfinished"))
 
     def test_a_port_in_use_is_an_error_before_a_model_is_loaded(self):
@@ -813,5 +813,5 @@ class TestProcess:
             same(rows(answer), expected(reranker, body["documents"], body["query"]))
         out, _ = server.communicate(timeout=20)
         assert server.returncode == 0
-        assert out.rstrip().endswith("stopped; what was accepted is answered")
+        assert out.rstrip().endswith("stopped; all accepted requests are answered")
         assert out.count('"status": 200, "documents": 32') == 3

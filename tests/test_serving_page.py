@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.reranker import Reranker
+from trainer.model import Reranker
 from trainer.serving.app import create_app
 from trainer.serving.engine import Engine
 from trainer.serving.settings import Settings
@@ -106,7 +106,7 @@ def test_hostile_texts_are_shown_as_they_are_and_in_the_order_of_the_reranker(vi
     assert tab.faults == []
 
 
-def test_moves_are_told_in_words_and_drawn(visit):
+def test_moves_are_shown_as_text_and_drawn(visit):
     tab = visit()
     order = tab.rerank("disk", ["disk full", "lock held", "cert expired", "queue lag"])
     chips = [chip.inner_text() for chip in tab.page.query_selector_all("#after .chip")]
@@ -149,7 +149,7 @@ def test_typed_text_survives_errors_and_a_reload_and_can_be_cleared(visit):
     tab.page.fill("#documents", "one\ntwo")
     tab.page.route("**/rerank", lambda route: route.abort())
     tab.page.click("#go")
-    tab.says("does not answer")
+    tab.says("does not respond")
     tab.page.reload()
     assert (tab.page.input_value("#query"), tab.page.input_value("#documents")) == ("disk", "one\ntwo")
     tab.page.click("#clear")
@@ -157,16 +157,16 @@ def test_typed_text_survives_errors_and_a_reload_and_can_be_cleared(visit):
     assert (tab.page.input_value("#query"), tab.page.input_value("#documents")) == ("", "")
 
 
-def test_what_is_missing_is_said(visit):
+def test_missing_input_is_reported(visit):
     tab = visit()
     tab.page.click("#go")
-    assert tab.state() == "Type a query first."
+    assert tab.state() == "Enter a query first."
     tab.page.fill("#query", "disk")
     tab.page.click("#go")
     assert tab.state() == "Paste at least one document."
     tab.page.fill("#documents", "\n".join(map(str, range(1001))))
     tab.page.click("#go")
-    assert tab.state() == "These are 1,001 documents; the server takes 1,000 at once."
+    assert tab.state() == "There are 1,001 documents; the server accepts at most 1,000 in one request."
 
 
 def test_a_busy_server_says_when_to_try_again(visit):
@@ -175,7 +175,7 @@ def test_a_busy_server_says_when_to_try_again(visit):
     tab.page.click("#example")
     tab.page.click("#go")
     tab.says("busy")
-    assert tab.state() == "The server is busy. Try again in 7 seconds; your text is kept."
+    assert tab.state() == "The server is busy. Try again in 7 seconds; your text is still here."
 
 
 @pytest.mark.parametrize("address", [Settings(key="secret")], indirect=True)
@@ -185,7 +185,7 @@ def test_the_key_is_asked_for_and_kept_out_of_storage(visit):
     tab.page.click("#example")
     tab.page.click("#go")
     tab.says("key")
-    assert tab.state() == "The API key is missing or wrong. Type it above and try again."
+    assert tab.state() == "The API key is missing or wrong. Enter it above and try again."
     tab.page.fill("#key", "secret")
     tab.page.click("#go")
     tab.page.wait_for_selector("#after .row")
@@ -193,7 +193,7 @@ def test_the_key_is_asked_for_and_kept_out_of_storage(visit):
     assert "secret" not in tab.page.text_content("#curl")
 
 
-def test_of_many_documents_the_first_are_shown_and_all_on_demand(visit):
+def test_of_many_documents_only_the_first_are_shown_until_all_are_requested(visit):
     tab = visit()
     order = tab.rerank("disk", [f"disk {number}" for number in range(100)])
     assert len(order) == 20

@@ -7,9 +7,9 @@ import pytest
 from accelerate import Accelerator
 
 from trainer.data import build_collection
+from trainer.model import Reranker
+from trainer.model.teacher import Teacher
 from trainer.recipe import Data
-from trainer.reranker import Reranker
-from trainer.teacher import Teacher
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def ask(tiny, collection, tmp_path):
 
     def ask(rows, model=tiny["reranker"], collection=collection, max_length=32):
         teacher = Teacher(str(model), collection, tmp_path / "kept", Accelerator(cpu=True), max_length=max_length)
-        return teacher(rows), teacher.asked
+        return teacher(rows), teacher.num_scored
 
     return ask
 
 
-def test_answers_are_the_cross_encoders_in_the_order_asked(ask, tiny, collection):
+def test_scores_are_the_cross_encoders_in_the_order_of_the_pairs(ask, tiny, collection):
     rows = [(3, 7), (0, 1), (3, 2), (0, 1)]
     reranker = Reranker.load(tiny["reranker"], max_length=32)
     expected = [
@@ -40,7 +40,7 @@ def test_answers_are_the_cross_encoders_in_the_order_asked(ask, tiny, collection
     assert (scores.dtype, asked) == (np.float32, 3)
 
 
-def test_a_pair_is_scored_once_and_kept_for_the_next_teacher(ask):
+def test_a_pair_is_scored_once_and_cached_for_the_next_teacher(ask):
     first, _ = ask([(0, 1), (0, 2)])
     again, asked = ask([(0, 2), (0, 1), (5, 5)])
     assert asked == 1
@@ -48,7 +48,7 @@ def test_a_pair_is_scored_once_and_kept_for_the_next_teacher(ask):
     assert ask([(5, 5)])[1] == 0
 
 
-def test_another_model_length_or_text_is_asked_anew(ask, tiny, beir, tmp_path):
+def test_another_model_length_or_text_is_scored_again(ask, tiny, beir, tmp_path):
     ask([(0, 1), (0, 2)])
     assert ask([(0, 1)], max_length=16)[1] == 1
     other = tmp_path / "other"
@@ -65,7 +65,7 @@ def test_another_model_length_or_text_is_asked_anew(ask, tiny, beir, tmp_path):
     assert ask([(0, 1), (0, 2)], collection=changed)[1] == 1
 
 
-def test_a_deleted_file_of_answers_costs_its_own_pairs_only(ask, tmp_path):
+def test_a_deleted_cache_file_loses_only_its_own_pairs(ask, tmp_path):
     for row in range(3):
         ask([(0, row)])
     sorted(tmp_path.glob("kept/*/*.npz"))[0].unlink()
@@ -74,7 +74,7 @@ def test_a_deleted_file_of_answers_costs_its_own_pairs_only(ask, tmp_path):
     assert len(list(tmp_path.glob("kept/*/*.npz"))) == 4
 
 
-def test_another_teachers_answers_are_not_taken(ask, tiny, tmp_path, capsys):
+def test_another_teachers_scores_are_not_used(ask, tiny, tmp_path, capsys):
     other = shutil.copytree(tiny["reranker"], tmp_path / "other")
     (other / "config.json").write_text(
         (other / "config.json").read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 0.1')
@@ -88,7 +88,7 @@ def test_another_teachers_answers_are_not_taken(ask, tiny, tmp_path, capsys):
     assert "is damaged; it is deleted" in capsys.readouterr().out
 
 
-def test_answers_cut_off_by_a_kill_are_not_read(ask, tmp_path):
+def test_scores_cut_off_by_a_kill_are_not_read(ask, tmp_path):
     ask([(0, 1)])
     (kept,) = tmp_path.glob("kept/*/*.npz")
     kept.with_name("000001.partial").write_bytes(kept.read_bytes()[:100])

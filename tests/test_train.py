@@ -1,30 +1,26 @@
 """The training loop: the plan of steps, exact losses on several processes, exact resume after a kill."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from trainer.context import models
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.groups import Group
-from trainer.launch import check_launch
-from trainer.losses import LOSSES
-from trainer.pipeline import Pipeline
+from trainer.model import Reranker, TokenizedCollection
+from trainer.pipeline import open_run, run
 from trainer.recipe import Train, load_recipe
-from trainer.reranker import Reranker, TokenizedCollection
-from trainer.train import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train
+from trainer.runtime.launch import check_launch
+from trainer.training import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train_reranker
+from trainer.training.losses import LOSSES
 
 
 def test_every_group_is_seen_once_in_each_epoch():
@@ -113,7 +109,7 @@ def test_several_processes_give_the_losses_of_one(command, recipe_file, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, tmp_path, precision):
+def test_killed_and_started_again_ends_with_the_same_bits(command, started, recipe_file, tmp_path, precision):
     words = [
         f"train.precision={precision}",
         "train.dropout=0.2",  # random numbers must go on where they were, not only batches
@@ -125,18 +121,9 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, recipe_file, 
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert command(recipe_file, *words, "--runs", undisturbed).returncode == 0
 
-    started = subprocess.Popen(
-        [sys.executable, "-m", "trainer", str(recipe_file), *words, "--runs", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
-        assert time.monotonic() < deadline, "no checkpoint came"
-        assert started.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    with started([sys.executable, "-m", "trainer", recipe_file, *words, "--runs", killed]) as run:
+        run.wait_for(lambda: list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")))
+        run.processes[0].kill()
     resumed = command(recipe_file, *words, "--runs", killed)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "resumed at step" in resumed.stdout
@@ -161,8 +148,8 @@ def test_in_bf16_several_processes_give_the_losses_of_one_to_its_rounding(comman
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_fewer_processes(
-    command, recipe_file, tmp_path
+def test_after_a_lost_process_the_run_resumes_with_the_same_bits_or_with_fewer_processes(
+    command, started, recipe_file, tmp_path
 ):
     words = [
         "train.dropout=0.2",
@@ -176,24 +163,15 @@ def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_f
     assert done.returncode == 0, done.stdout + done.stderr
 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
-    started = subprocess.Popen(
-        [*launch, str(recipe_file), *words, "--runs", str(killed)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")):
-        assert time.monotonic() < deadline, "no checkpoint came"
-        assert started.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    workers = {worker.environ().get("RANK"): worker for worker in psutil.Process(started.pid).children()}
-    workers["0"].kill()  # the one that speaks for all as long as it is there
-    _, told = started.communicate(timeout=60)
-    assert started.returncode not in (0, None)
+    with started([*launch, recipe_file, *words, "--runs", killed]) as run:
+        run.wait_for(lambda: list((killed / "tiny" / "train").glob("checkpoint-*[0-9]")))
+        workers = {worker.environ().get("RANK"): worker for worker in run.processes[0].children()}
+        workers["0"].kill()  # the one that speaks for all as long as it is there
+        (ended,) = run.finish()
+    told = ended.stderr
+    assert ended.returncode != 0
     assert told.count("another process of this run was lost") == 1
-    assert "the same command goes on from the last checkpoint" in told
+    assert "run the same command again to resume from the last checkpoint" in told
     assert "/trainer/" not in told, "no traceback of ours"
     shutil.copytree(killed, fewer)
 
@@ -206,11 +184,11 @@ def test_a_lost_process_ends_the_run_and_it_goes_on_with_the_same_bits_or_with_f
 
     alone = command(recipe_file, *words, "--runs", fewer)
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert "2 processes before, 1 now: same steps, but not the same bits" in alone.stdout
+    assert "2 processes before, 1 now: the same steps, but results may differ in the last bits" in alone.stdout
     assert len(losses(fewer)) == 36
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_step(command, recipe_file, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_saves_the_groups_of_the_step(command, recipe_file, tmp_path):
     result = command(recipe_file, "train.learning_rate=1e30", "train.epochs=4", "--runs", tmp_path / "runs")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
@@ -235,18 +213,20 @@ def train_here(recipe_file, beir, tmp_path):
         measure = lambda: next(left)  # noqa: E731
         accelerator = Accelerator(cpu=True)
         folder = tmp_path / "train"
-        progress = train(recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False)
+        progress = train_reranker(
+            recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False
+        )
         return progress, list(left)
 
     return train_here
 
 
-def test_training_ends_where_patience_does_and_a_run_killed_then_ends_the_same(train_here, tmp_path):
+def test_early_stopping_is_the_same_in_a_run_killed_and_resumed(train_here, tmp_path):
     dev_scores = [0.1, 0.2, 0.4, 0.3, 0.4, 0.9]  # at steps 0, 1, 2 ...
     progress, left = train_here(dev_scores, "train.patience=2")
     assert left == [0.9]
     assert (progress.step, progress.best_step, progress.best_score) == (4, 2, 0.4)
-    assert progress.ending == "stopped at step 4 of 8: no better since step 2"
+    assert progress.ending == "stopped at step 4 of 8: no improvement since step 2"
     resumed, left = train_here([], "train.patience=2")
     assert resumed == progress
     steps_done = [json.loads(line)["step"] for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
@@ -257,8 +237,8 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
-@pytest.mark.parametrize(("killed_in", "best_step"), [("save_checkpoint", 1), ("settle_best", 2)])
-def test_killed_around_a_checkpoint_the_best_model_is_the_one_that_the_checkpoint_knows_of(
+@pytest.mark.parametrize(("killed_in", "best_step"), [("save_checkpoint", 1), ("commit_best", 2)])
+def test_killed_around_a_checkpoint_the_best_model_is_the_one_recorded_in_the_checkpoint(
     train_here, tmp_path, monkeypatch, killed_in, best_step
 ):
     """Steps that are done again score less here, as they may on a GPU."""
@@ -310,18 +290,17 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(train_
     assert [len(group["documents"]) for group in kept] == [29 + position for position in plan[number]]
 
 
-def test_scores_that_are_no_numbers_never_pass_for_the_order_of_the_first_stage(recipe_file, tmp_path):
+def test_nan_scores_are_an_error_and_not_the_order_of_the_first_stage(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file)
-    pipeline = Pipeline(recipe, tmp_path / "runs" / "tiny")
-    for stage in ("data", "retrieve"):
-        pipeline.carry_out(stage, force=False)
-    reranker = pipeline.load_base()
+    run(recipe, tmp_path / "runs", until="retrieve")
+    opened = open_run(recipe, tmp_path / "runs")
+    reranker = models.load_base(opened)
     torch.nn.init.constant_(reranker.model.classifier.bias, torch.nan)
     with pytest.raises(RunError, match=r"dev: \d+ of \d+ scores of the model are not numbers"):
-        pipeline.measure("dev", reranker, TokenizedCollection(pipeline.collection, reranker.pairs))
+        models.measure(opened, "dev", reranker, TokenizedCollection(opened.collection, reranker.pairs))
 
 
-def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
+def test_all_faults_of_the_fsdp_settings_are_reported_at_once():
     told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     with pytest.raises(RunError) as caught:
         check_launch(told, cuda=False)
@@ -330,7 +309,7 @@ def test_what_the_launcher_was_told_about_fsdp_is_judged_all_at_once():
         "fsdp_version",
         "fsdp_cpu_ram_efficient_loading",
     ]
-    assert "fsdp_version: 1, but only 2 can be trained with; set it to 2" in str(caught.value)
+    assert "fsdp_version: 1, but only version 2 is supported; set it to 2" in str(caught.value)
     check_launch({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, cuda=True)
     check_launch({}, cuda=False)
 
@@ -350,7 +329,7 @@ def test_frozen_layers_stay_as_they_are_and_the_others_learn(train_here, tiny, t
         assert stayed == name.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1.")), name
 
 
-def test_more_frozen_layers_than_there_are_is_told(command, recipe_file, tmp_path):
+def test_more_frozen_layers_than_layers_is_an_error(command, recipe_file, tmp_path):
     result = command(recipe_file, "train.frozen_layers=9", "--runs", tmp_path / "runs")
     assert result.returncode == 2
     assert "train.frozen_layers: 9, but the model has 3 layers" in result.stderr

@@ -1,9 +1,6 @@
 """A model that is shared out over devices learns what a whole one does, and leaves the same checkpoint."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -13,12 +10,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from trainer.errors import RunError
+from trainer.model import Reranker
 from trainer.recipe import Train
-from trainer.reranker import Reranker
-from trainer.runs import write_json
-from trainer.train import devices
-from trainer.train.checkpoints import resume
-from trainer.train.model import make_optimizer
+from trainer.runtime.run_folder import write_json
+from trainer.training import parallel
+from trainer.training.checkpoints import resume
+from trainer.training.optimizer import make_optimizer
 
 # Accelerate shares models out over GPUs only; torch does over CPU processes too, so here the state that Accelerate
 # would have come to on GPUs is set by hand. Everything behind it is as it would be there, but for NCCL.
@@ -28,24 +25,24 @@ import sys
 from pathlib import Path
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
-from trainer.pipeline import Pipeline
+from trainer.pipeline import open_run, run_stage
 from trainer.recipe import load_recipe
-from trainer.train import loop
+from trainer.training import loop
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
-pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+opened = open_run(recipe, sys.argv[2])
 save_checkpoint = loop.save_checkpoint
 def save_and_die(progress, *rest):
     save_checkpoint(progress, *rest)
     if str(progress.step) == os.environ.get("DIE_AT"):
         os._exit(9)
 loop.save_checkpoint = save_and_die
-state = pipeline.accelerator.state
+state = opened.accelerator.state
 state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 state.fsdp_plugin = FullyShardedDataParallelPlugin(
     fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", state_dict_type="FULL_STATE_DICT"
 )
-for name in ("data", "retrieve", "mine", "train"):
-    pipeline.carry_out(name, force=True)
+for stage in opened.stages[:4]:
+    run_stage(opened, stage, force=True)
 """
 
 
@@ -56,23 +53,28 @@ WORDS += ["train.evaluations_per_epoch=1", "train.checkpoint_steps=5"]
 
 
 @pytest.fixture
-def train_sharded(recipe_file, tmp_path):
+def on_two_processes(started, tmp_path):
+    """`on_two_processes(program, word, ..., NAME=value)` runs a program on two processes and returns how it ended."""
+
+    def run(program, *words, **environment):
+        script = tmp_path / "program.py"
+        script.write_text(program)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+        with started([*launch, *words], **environment) as launched:
+            return launched.finish()[0]
+
+    return run
+
+
+@pytest.fixture
+def train_sharded(on_two_processes, recipe_file):
     """Train into a folder of runs on two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-
-    def train(runs, **more):
-        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | more
-        command = [*launch, str(script), str(recipe_file), str(runs), *WORDS]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-    return train
+    return lambda runs, **environment: on_two_processes(SHARDED, recipe_file, runs, *WORDS, **environment)
 
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, train_sharded, recipe_file, tmp_path):
+def test_a_sharded_model_has_the_losses_of_an_unsharded_one(command, train_sharded, recipe_file, tmp_path):
     whole = command(recipe_file, *WORDS, "--force", "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
     sharded = train_sharded(tmp_path / "sharded")
@@ -91,7 +93,7 @@ def test_a_model_shared_out_over_processes_learns_like_a_whole_one(command, trai
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_killed_run_of_a_shared_out_model_goes_on_as_if_nothing_had_been(train_sharded, tmp_path):
+def test_a_killed_run_of_a_sharded_model_resumes_with_the_same_results(train_sharded, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert train_sharded(undisturbed).returncode == 0
     assert train_sharded(killed, DIE_AT="5").returncode != 0
@@ -108,28 +110,28 @@ CRAMPED = """
 import sys
 from pathlib import Path
 import torch
-from trainer.pipeline import Pipeline
+from trainer.pipeline import open_run, run_stage
 from trainer.recipe import load_recipe
-from trainer.reranker import ScoringModel
+from trainer.model import ScoringModel
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
-pipeline = Pipeline(recipe, Path(sys.argv[2]) / recipe.name)
+opened = open_run(recipe, sys.argv[2])
 forward, calls = ScoringModel.forward, []
 def cramped(self, batches):
-    if pipeline.accelerator.process_index == 1 and self.training and len(batches.parts) > 1:
+    if opened.accelerator.process_index == 1 and self.training and len(batches.parts) > 1:
         calls.append(batches)
         if len(calls) == 3:
             raise torch.OutOfMemoryError("out of memory")
     return forward(self, batches)
 ScoringModel.forward = cramped
-for name in ("data", "retrieve", "mine", "train"):
-    pipeline.carry_out(name, force=True)
-assert pipeline.accelerator.process_index == 0 or len(calls) > 3
+for stage in opened.stages[:4]:
+    run_stage(opened, stage, force=True)
+assert opened.accelerator.process_index == 0 or len(calls) > 3
 """
 
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_process_does_its_part_of_a_step_again_while_the_other_waits(command, recipe_file, tmp_path):
+def test_a_process_repeats_its_part_of_a_step_while_the_other_waits(command, on_two_processes, recipe_file, tmp_path):
     words = [
         "mine.groups=draws",
         "mine.negatives_per_positive=30",
@@ -138,47 +140,92 @@ def test_a_process_does_its_part_of_a_step_again_while_the_other_waits(command, 
     ]
     whole = command(recipe_file, *words, "--force", "--runs", tmp_path / "whole")
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    script = tmp_path / "cramped.py"
-    script.write_text(CRAMPED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    arguments = [str(recipe_file), str(tmp_path / "cramped"), *words]
-    cramped = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    cramped = on_two_processes(CRAMPED, recipe_file, tmp_path / "cramped", *words)
     assert cramped.returncode == 0, cramped.stdout + cramped.stderr
     rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "cramped")]
     losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
 
 
+@pytest.fixture
+def on_two_machines(started, free_port):
+    """`on_two_machines([word, ...], [word, ...])` is `train` as it is started on each of two machines."""
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", free_port]
+    launch = [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank"]
+
+    def run(*machines):
+        lines = [[*launch, rank, "-m", "trainer", *words] for rank, words in enumerate(machines)]
+        with started(*lines) as launched:
+            return launched.finish()
+
+    return run
+
+
 @pytest.mark.slow
-def test_two_machines_learn_what_one_process_does(command, recipe_file, tmp_path):
+def test_two_machines_give_the_losses_of_one_process(command, on_two_machines, recipe_file, tmp_path):
     one = command(recipe_file, "--force", "--runs", tmp_path / "one")
     assert one.returncode == 0, one.stdout + one.stderr
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    machines = []
-    for rank in range(2):
-        launch = [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank", str(rank), "-m", "trainer"]
-        with (tmp_path / f"machine-{rank}.log").open("wb") as log:
-            words = [str(recipe_file), "--force", "--runs", str(tmp_path / "two")]
-            machines.append(subprocess.Popen([*launch, *words], env=environment, stdout=log, stderr=log))
-    assert [machine.wait(timeout=240) for machine in machines] == [0, 0]
+    machines = on_two_machines(*[[recipe_file, "--force", "--runs", tmp_path / "two"]] * 2)
+    assert [machine.returncode for machine in machines] == [0, 0], machines
     rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("one", "two")]
     losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
-    said = [(tmp_path / f"machine-{rank}.log").read_text() for rank in range(2)]
-    assert "best dev" in said[0]
-    assert "best dev" not in said[1]  # one machine speaks
+    assert "best dev" in machines[0].stdout
+    assert "best dev" not in machines[1].stdout  # one machine speaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_one_machine_cannot_do_ends_the_run_on_both(on_two_machines, recipe_file, tmp_path, number):
+    words = [[recipe_file, "--runs", tmp_path / "runs"] for _ in range(2)]
+    words[number].append(f"data.path={tmp_path / 'not-mounted'}")
+    machines = on_two_machines(*words)
+    assert all(machine.returncode for machine in machines)
+    said = "".join(machine.stdout + machine.stderr for machine in machines)
+    assert "not-mounted" in said
+    assert "/trainer/" not in said, "no traceback of ours"
+
+
+# Two processes of different machines: what the second finds out by itself is not what the first does.
+DIFFERENT = """
+import sys
+from pathlib import Path
+from trainer.runtime import launch, precision
+from trainer.evaluation import fusion, two_stage
+from trainer.pipeline import run
+from trainer.recipe import load_recipe
+from trainer.model import Reranker
+from trainer.training import FITTED
+recipe = load_recipe(sys.argv[1], sys.argv[3:])
+accelerator = launch.start_accelerator(recipe.train.precision)
+first = accelerator.is_main_process
+precision.has_native_bf16 = lambda: first
+Reranker.bf16_speedup = lambda *_, **__: 1.0
+is_file, scores = Path.is_file, two_stage.query_scores
+Path.is_file = lambda path: is_file(path) and (first or path.name != FITTED)
+calls = []
+def rounded_otherwise(*arguments):
+    calls.append(arguments)
+    return {query: value - (0 if first else 0.01 * len(calls)) for query, value in scores(*arguments).items()}
+two_stage.query_scores = fusion.query_scores = rounded_otherwise
+run(recipe, Path(sys.argv[2]), until="evaluate", force=True)
+"""
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_processes_agree_where_their_machines_do_not(on_two_processes, recipe_file, tmp_path):
+    words = ["train.precision=auto", "train.patience=3", "train.epochs=4"]
+    ended = on_two_processes(DIFFERENT, recipe_file, tmp_path / "runs", *words)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "training in fp32: bf16 is 1.0 times as fast" in " ".join(ended.stdout.split())
 
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_checkpoint_of_a_shared_out_model_is_refused_by_a_whole_one(tmp_path):
+def test_a_checkpoint_of_a_sharded_model_is_refused_without_fsdp(tmp_path):
     checkpoint = tmp_path / "train" / "checkpoint-0000005"
     write_json(checkpoint / "progress.json", {"step": 5, "processes": 2, "sharded": True})
     with pytest.raises(RunError, match=r"was made with FSDP, this is without, .* or delete .*/train to train anew"):
@@ -190,7 +237,7 @@ def test_a_checkpoint_of_the_second_round_holds_the_second_model(tiny, tmp_path)
     for number in (1, 2):
         reranker = Reranker.load(tiny["reranker"])
         torch.nn.init.constant_(reranker.model.classifier.bias, number)
-        devices.spread(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
+        parallel.prepare_model(accelerator, reranker, make_optimizer(Train(), reranker, fresh_head=False))
     accelerator.save_state(str(tmp_path))
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors")["model.classifier.bias"] == 2

@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from trainer.batches import TOKENS_PER_BUCKET
 from trainer.data import build_collection
+from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.groups import Group
+from trainer.model import Reranker, ScoringModel, TokenizedCollection
+from trainer.model.batching import TOKENS_PER_BUCKET
 from trainer.recipe import Data, Train
-from trainer.reranker import Reranker, ScoringModel, TokenizedCollection
-from trainer.train.gradients import Engine
-from trainer.train.model import prepare_model
+from trainer.training.gradients import GradientStep
+from trainer.training.optimizer import configure_model
 
 
 @pytest.fixture
@@ -50,19 +50,19 @@ class Gradients:
 
     def __init__(self, folder, collection):
         self.folder, self.collection = folder, collection
-        self.engine: Engine
+        self.step: GradientStep
 
     def __call__(self, groups, tokens_per_pass, wrap=lambda model: model, **settings):
         section = Train(tokens_per_pass=tokens_per_pass, **settings)
         torch.manual_seed(5)
         reranker = Reranker.load(self.folder, max_length=64)
-        prepare_model(section, reranker)
+        configure_model(section, reranker)
         accelerator = Accelerator(cpu=True)
         model = accelerator.prepare(wrap(ScoringModel(reranker)))
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
-        self.engine = Engine(section, groups, reranker, tokenized, accelerator, model)
+        self.step = GradientStep(section, groups, reranker, tokenized, accelerator, model)
         torch.manual_seed(7)
-        loss, pairs = self.engine.gradients(range(len(groups)))
+        loss, pairs = self.step.accumulate(range(len(groups)))
         assert pairs == sum(len(group.documents) for group in groups)
         assert reranker.model.training
         named = {name: weight.grad for name, weight in reranker.model.named_parameters()}
@@ -87,12 +87,12 @@ def assert_same(one, other, within=1e-6):
 def test_a_group_over_the_budget_gives_the_gradients_of_one_that_fits(gradients, dropout):
     groups = [group(0, 40)]
     at_once = gradients(groups, 100_000, dropout=dropout)
-    tokens = gradients.engine.real_tokens, gradients.engine.read_tokens
+    tokens = gradients.step.real_tokens, gradients.step.computed_tokens
     assert tokens[0] > 4 * 512
     assert_same(at_once, gradients(groups, 512, dropout=dropout))
     # Read twice, but counted once.
-    assert tokens == (gradients.engine.real_tokens, gradients.engine.read_tokens)
-    assert gradients.engine.padding > 0
+    assert tokens == (gradients.step.real_tokens, gradients.step.computed_tokens)
+    assert gradients.step.padding > 0
 
 
 def test_large_and_small_groups_of_a_step_give_the_gradients_of_one_pass(gradients):
@@ -149,22 +149,22 @@ class Small(torch.nn.Module):
         return scores
 
 
-def test_a_step_that_ran_out_of_memory_is_done_again_as_if_the_budget_had_been_half(gradients, capsys):
+def test_a_step_that_runs_out_of_memory_is_repeated_with_half_the_budget(gradients, capsys):
     groups = [group(0, 11), group(1, 8), group(2, 8)]
     whole = gradients(groups, 1024, dropout=0.1)
     capsys.readouterr()
     again = gradients(groups, 1024, wrap=lambda model: Small(model, 720), dropout=0.1)
-    assert gradients.engine.model.held[:2] == [True, False], "there were gradients to throw away"
+    assert gradients.step.model.held[:2] == [True, False], "there were gradients to throw away"
     told = capsys.readouterr().out
-    assert told.count("out of memory with 1024 tokens in a pass; the step is done again with 512") == 1
+    assert told.count("out of memory with 1024 tokens in a pass; the step is repeated with 512") == 1
     assert "Set train.tokens_per_pass=512" in told
-    assert gradients.engine.budget == 512
+    assert gradients.step.budget == 512
     half = gradients(groups, 512, dropout=0.1)
     assert_same(half, again, within=0)
     assert whole[0] != again[0]
 
 
-def test_memory_that_never_suffices_ends_with_what_to_lower(gradients):
+def test_memory_that_never_suffices_is_an_error_with_advice(gradients):
     with pytest.raises(RunError) as caught:
         gradients([group(0, 15)], 600, wrap=lambda model: Small(model, 100))
     assert str(caught.value) == (
@@ -176,11 +176,11 @@ def test_memory_that_never_suffices_ends_with_what_to_lower(gradients):
 def test_memory_that_never_suffices_is_tried_once_for_each_halving_of_the_budget(gradients):
     with pytest.raises(RunError, match="out of memory with only 512 tokens in a pass"):
         gradients([group(0, 15)], 8192, wrap=lambda model: Small(model, 0))
-    assert len(gradients.engine.model.held) == len([8192, 4096, 2048, 1024, 512])
+    assert len(gradients.step.model.held) == len([8192, 4096, 2048, 1024, 512])
 
 
 @pytest.mark.parametrize("base", ["bert", "roberta", "modernbert", "reranker"])
-def test_layers_that_are_computed_again_give_the_same_gradients(tiny, collection, base):
+def test_gradient_checkpointing_gives_the_same_gradients(tiny, collection, base):
     gradients = Gradients(tiny[base], collection)
     found, most = [], []
     for checkpointing in (False, True):
@@ -198,7 +198,7 @@ def test_a_compiled_model_is_saved_under_plain_names(tiny, tmp_path):
     names = []
     for compiled in (False, True):
         reranker = Reranker.load(tiny["bert"], max_length=64)
-        prepare_model(Train(compile=compiled), reranker)
+        configure_model(Train(compile=compiled), reranker)
         assert (reranker.model._compiled_call_impl is not None) == compiled
         accelerator = Accelerator(cpu=True)
         accelerator.prepare(ScoringModel(reranker))
@@ -216,12 +216,12 @@ def test_the_loss_is_the_mean_of_the_model_alone_and_with_the_first_stage(gradie
 
     def loss(weight, *groups):
         gradients([*groups], 100_000)
-        engine = gradients.engine
-        engine.first_stage_weight = weight
-        engine.model.zero_grad()
-        value, _ = engine.gradients(range(len(groups)))
-        pairs = gradients.engine.tokenized.pairs([(0, row) for row in asked.documents])
-        scores["now"] = engine.reranker.score_tokens(pairs)
+        step = gradients.step
+        step.first_stage_weight = weight
+        step.model.zero_grad()
+        value, _ = step.accumulate(range(len(groups)))
+        pairs = gradients.step.tokenized.pairs([(0, row) for row in asked.documents])
+        scores["now"] = step.reranker.score_tokens(pairs)
         return value
 
     def listwise(values):

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from sentence_transformers import SentenceTransformer
 
 from trainer.data import SPLITS, build_collection
-from trainer.metrics import per_query
-from trainer.pipeline import Pipeline
+from trainer.evaluation.metrics import per_query
+from trainer.pipeline import open_run, run
 from trainer.recipe import Data, load_recipe
 from trainer.recipe import Retriever as RetrieverSection
-from trainer.retriever import NOTHING, BiEncoder, Candidates, Ranking, Settings, Tuning, retrieve_splits, shards
+from trainer.retriever import NOTHING, BiEncoder, Candidates, RankedLists, Settings, Tuning, retrieve_splits, shards
 from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.engines import Engines, Pool
-from trainer.retriever.fusion import fuse, ordered, standardised, union
+from trainer.retriever.fusion import ordered, reciprocal_rank_fusion, union, z_scores
 from trainer.retriever.retrieve import judged_queries, retrieve_unjudged
 from trainer.retriever.tuning import choose, cross_validate, ideal_gains, ndcg
 
@@ -29,7 +29,7 @@ Retriever = partial(RetrieverSection, tune="auto")
 
 def ranking(*lists):
     documents, scores = zip(*lists, strict=True)
-    return Ranking(np.array(documents, dtype=np.int32), np.array(scores, dtype=np.float32))
+    return RankedLists(np.array(documents, dtype=np.int32), np.array(scores, dtype=np.float32))
 
 
 def write(folder, documents, queries):
@@ -78,7 +78,7 @@ def vectors(songs, tiny, tmp_path_factory):
 # What it is made of
 
 
-def test_ndcg_is_that_of_ir_measures():
+def test_ndcg_equals_ir_measures():
     rng = np.random.default_rng(1)
     judged = [{int(d): int(rng.integers(-1, 4)) for d in rng.choice(40, 14, replace=False)} for _ in range(30)]
     for grades in judged:
@@ -104,18 +104,18 @@ def test_union_by_hand():
 def test_scores_are_standardised_over_the_best_hundred():
     scores = np.concatenate([np.arange(150.0), [1e6]])[None]
     documents = np.array([[*range(150), NOTHING]])
-    found = standardised(scores, documents)[0, :150]
+    found = z_scores(scores, documents)[0, :150]
     assert found[50:].mean() == pytest.approx(0, abs=1e-6)
     assert found[50:].std() == pytest.approx(1)
     assert found[149] - found[148] == pytest.approx(1 / np.arange(100).std(), rel=1e-4)
 
 
 def test_equal_scores_and_no_documents_at_all_standardise_to_zero():
-    assert standardised(np.full((1, 3), 7.0), np.array([[1, 2, 3]])).tolist() == [[0, 0, 0]]
-    assert standardised(np.zeros((1, 2)), np.full((1, 2), NOTHING)).tolist() == [[0, 0]]
+    assert z_scores(np.full((1, 3), 7.0), np.array([[1, 2, 3]])).tolist() == [[0, 0, 0]]
+    assert z_scores(np.zeros((1, 2)), np.full((1, 2), NOTHING)).tolist() == [[0, 0]]
 
 
-def test_documents_are_ordered_by_score_ties_by_row_and_gaps_last():
+def test_documents_are_ordered_by_score_ties_by_row_and_padding_last():
     documents = np.array([[NOTHING, 9, 4, 2]])
     found = ordered(documents, np.array([[99.0, -1.0, 3.0, -1.0]]), 5)
     assert found.documents.tolist() == [[4, 2, 9, NOTHING, NOTHING]]
@@ -140,7 +140,7 @@ def test_bm25_scores_any_document_as_its_search_does(analyzer):
 
 
 @pytest.mark.parametrize(("language", "number"), [("english", 4), ("finnish", 2), ("none", 1), ("japanese", 1)])
-def test_an_analyzer_has_no_variants_that_its_language_does_not_tell_apart(language, number):
+def test_the_variants_of_an_analyzer_are_distinct(language, number):
     variants = Analyzer(language).variants()
     assert len(set(variants)) == len(variants) == number
     assert variants[0] == Analyzer(language)
@@ -168,17 +168,17 @@ def test_weighted_fusion_is_the_sum_over_the_whole_corpus(songs, vectors, monkey
     )
 
 
-def test_a_pool_fuses_by_reciprocal_ranks_as_the_lists_do(songs, vectors):
+def test_reciprocal_rank_fusion_of_a_pool_equals_that_of_its_lists(songs, vectors):
     engines = Engines(Retriever(), songs, judged_queries(songs), vectors)
     lists = engines.lists(Settings())
     pool = engines.pool(lists, Settings(), np.arange(len(engines.queries)))
     found = ordered(pool.documents, pool.fused(Settings()), 56)
-    expected = fuse(list(lists.values()), 56)
+    expected = reciprocal_rank_fusion(list(lists.values()), 56)
     np.testing.assert_array_equal(found.documents, expected.documents)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
 
 
-def test_a_run_gives_what_it_does_not_list_its_lowest_score():
+def test_documents_missing_from_a_run_get_its_lowest_score():
     pool = Pool(np.array([[1, 2, 3]]), {"run": np.array([[1.0, 0.0, -1.0]])}, None)
     assert pool.fused(Settings(weights={"run": 1.0})).tolist() == [[1, 0, -1]]
 
@@ -212,7 +212,7 @@ def test_no_engine_lists_the_query_itself_and_each_lists_as_many_as_before(songs
             assert not set(own.get(query, [])) & set(candidates.found(place))
 
 
-def test_only_grades_that_say_relevant_tune(songs, tmp_path):
+def test_only_positive_grades_count_for_tuning(songs, tmp_path):
     # Grade 1 of another document in every qrel: where 2 is asked for, it must not count.
     noisy = {
         query: {row: 2 for row in grades} | {(next(iter(grades)) + 1) % 56: 1}
@@ -244,7 +244,7 @@ def test_the_choice_is_the_closest_to_the_defaults_within_the_standard_error():
     assert choose(np.array([[0.5] * 20, [0.5] * 20, [0.6] * 20]), np.array([0, 1, 1])) == 2
 
 
-def test_cross_validation_takes_no_query_for_its_own_choice():
+def test_cross_validation_holds_each_query_out_of_its_choice():
     # Each setting is good for one query alone, so what the other queries choose is good for nobody.
     values = np.eye(10)
     assert cross_validate(values, np.zeros(10)).sum() < values.max(axis=0).sum() / 2
@@ -253,7 +253,7 @@ def test_cross_validation_takes_no_query_for_its_own_choice():
 
 
 @pytest.mark.parametrize("kind", ["bm25", "hybrid"])
-def test_stop_words_are_kept_where_train_queries_need_them(kind, songs, vectors, tmp_path):
+def test_stop_words_are_indexed_where_train_queries_need_them(kind, songs, vectors, tmp_path):
     given = vectors if kind == "hybrid" else None
     found = retrieve_splits(Retriever(kind=kind, depth=20), songs, given, tmp_path)
     tuning = Tuning.load(tmp_path)
@@ -305,7 +305,7 @@ def test_nothing_changes_with_tuning_off_or_too_few_train_queries(songs, vectors
     assert Tuning.load(tmp_path).describe("") == "first stage not tuned: 9 train queries, and 10 are needed"
 
 
-def test_a_tuning_without_gain_leaves_the_defaults(tmp_path):
+def test_tuning_without_a_gain_keeps_the_defaults(tmp_path):
     # Every document answers equally well under every setting: there is nothing to choose.
     documents = [f"word{row}" for row in range(60)]
     queries = [(["train", "dev", "test"][row // 50 if row < 55 else 2], f"word{row}", {row: 1}) for row in range(60)]
@@ -382,13 +382,13 @@ def test_a_run_is_fused_by_rank_without_tuning_and_stays_alone_where_fusion_does
 
 
 @pytest.mark.parametrize(("written", "tune"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'off'", "off")])
-def test_on_and_off_are_read_as_they_are_written(written, tune, tmp_path):
+def test_on_and_off_are_read_as_words_not_as_booleans(written, tune, tmp_path):
     (tmp_path / "r.yaml").write_text(f"{{name: r, data: {{path: {tmp_path}}}, retriever: {{tune: {written}}}}}\n")
     assert load_recipe(tmp_path / "r.yaml").retriever.tune == tune
     assert load_recipe(tmp_path / "r.yaml", [f"retriever.tune={written}"]).retriever.tune == tune
 
 
-def test_only_a_run_is_fused():
+def test_fuse_run_needs_a_run():
     with pytest.raises(ValueError, match="there is no run to fuse with kind: hybrid"):
         Retriever(fuse_run=True)
 
@@ -396,22 +396,21 @@ def test_only_a_run_is_fused():
 # In a run of the recipe
 
 
-def test_the_run_says_what_was_chosen_and_keeps_it(tiny, tmp_path, capsys):
+def test_the_chosen_settings_are_reported_and_saved(tiny, tmp_path, capsys):
     folder = write(tmp_path / "songs", *titles(60))
     recipe = tmp_path / "songs.yaml"
     recipe.write_text(
         f"{{name: songs, data: {{path: {folder}}}, retriever: {{kind: bm25, depth: 20, tune: auto}}, "
         f"reranker: {{model: {tiny['bert']}}}}}\n"
     )
-    pipeline = Pipeline(load_recipe(recipe, []), tmp_path / "runs")
-    for stage in ("data", "retrieve"):
-        pipeline.carry_out(stage, force=False)
+    run(recipe, tmp_path / "runs", until="retrieve")
+    opened = open_run(load_recipe(recipe), tmp_path / "runs")
     out = " ".join(capsys.readouterr().out.split())
     assert "first stage tuned on 60 train queries: BM25 k1 1.2, b 0.75, stop words kept: train nDCG@10" in out
     assert "dev nDCG@10 1.0000, default 0." in out
-    before, after = pipeline.default_candidates("test"), pipeline.candidates("test")
+    before, after = opened.default_candidates("test"), opened.candidates("test")
     assert before is not None
     assert (before.documents != after.documents).any()
-    off = Pipeline(load_recipe(recipe, ["retriever.tune=off"]), tmp_path / "runs")
-    assert off.stages["data"].done is not None
-    assert off.stages["retrieve"].done is None
+    off = open_run(load_recipe(recipe, ["retriever.tune=off"]), tmp_path / "runs")
+    assert off.records["data"].done is not None
+    assert off.records["retrieve"].done is None

@@ -1,4 +1,4 @@
-"""Loaded weights all come from the files: only a head that is meant to be new may be new, and the terminal says so."""
+"""Loaded weights all come from the files; only the tensors of a new head may be missing."""
 
 import json
 import shutil
@@ -17,9 +17,9 @@ from transformers import (
     BertModel,
 )
 
-from trainer import weights
 from trainer.errors import ModelError
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model_files import weights
 from trainer.retriever import BiEncoder
 
 WORD = "embeddings.word_embeddings.weight"
@@ -69,15 +69,15 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
         (without(WORD), f"not in its files, such as (bert.)?{WORD}"),
         (
             lambda held: held | {"encoder.layer.1.attention.self.more.weight": held[QUERY]},
-            "1 tensors that config.json has",
+            "1 tensors that do not belong to the model in config.json",
         ),
         (
             lambda held: held | {QUERY: held[QUERY][:16]},
-            rf"{QUERY} is \(16, 32\) in its files, but \(32, 32\) by config",
+            rf"{QUERY} has the shape \(16, 32\) in its files, but \(32, 32\) by config",
         ),
         (lambda held: held | {QUERY: held[QUERY] * np.nan}, f"{QUERY} holds values that are not finite"),
         (lambda held: held | {QUERY: held[QUERY] + np.inf}, f"{QUERY} holds values that are not finite"),
-        (lambda held: held | {WORD: held[WORD] * 0}, "its token embedding is zero throughout"),
+        (lambda held: held | {WORD: held[WORD] * 0}, "its token embedding is all zero"),
     ],
     ids=["prefix", "missing", "no embedding", "left over", "mismatched", "nan", "infinite", "zero"],
 )
@@ -91,13 +91,13 @@ def test_weights_that_do_not_fit_are_an_error_in_every_use(folder, change, fault
     assert capfd.readouterr().err == ""  # transformers' own report of it is not printed
 
 
-def test_a_ready_reranker_brings_its_whole_head(ready):
+def test_a_trained_reranker_keeps_its_complete_head(ready):
     rewrite(ready, without("classifier.bias"))
     with pytest.raises(ModelError, match="1 of its .* tensors are not in its files, such as classifier.bias"):
         Reranker.load(ready)
 
 
-def test_a_ready_reranker_brings_its_pooler(ready):
+def test_a_trained_reranker_keeps_its_pooler(ready):
     rewrite(ready, without("bert.pooler.dense.weight", "bert.pooler.dense.bias"))
     with pytest.raises(ModelError, match=r"2 of its .* such as bert\.pooler\.dense\.bias"):
         Reranker.load(ready)
@@ -105,7 +105,9 @@ def test_a_ready_reranker_brings_its_pooler(ready):
 
 def test_the_head_of_another_size_is_no_reranker(ready):
     rewrite(ready, lambda held: held | {"classifier.weight": np.zeros((2, 32), np.float32)})
-    with pytest.raises(ModelError, match=r"classifier\.weight is \(2, 32\) in its files, but \(1, 32\) by config.json"):
+    with pytest.raises(
+        ModelError, match=r"classifier\.weight has the shape \(2, 32\) in its files, but \(1, 32\) by config.json"
+    ):
         Reranker.load(ready)
 
 
@@ -132,12 +134,12 @@ def test_heads_of_another_task_are_left_out_and_the_encoder_is_kept(tiny, tmp_pa
     assert f"{tmp_path / 'base'}: the {name} is new;" in capsys.readouterr().out
 
 
-def test_nothing_is_said_to_be_new_where_nothing_is(tiny, capfd):
+def test_no_weights_are_reported_as_new_if_none_are(tiny, capfd):
     Reranker.load(tiny["reranker"], max_length=32)
     assert capfd.readouterr() == ("", "")
 
 
-def test_buffers_of_old_files_are_nobodys_business(folder):
+def test_buffers_in_old_files_are_ignored(folder):
     rewrite(folder, lambda held: held | {"embeddings.position_ids": np.arange(66)[None]})
     for load in loads(folder):
         load()
@@ -153,7 +155,7 @@ def test_a_bi_encoder_whose_sizes_differ_is_an_error(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(
-        ModelError, match=r"intermediate\.dense\.bias is \(48,\) in its files, but \(64,\) by config.json"
+        ModelError, match=r"intermediate\.dense\.bias has the shape \(48,\) in its files, but \(64,\) by config.json"
     ):
         BiEncoder(folder).load("cpu")
 
@@ -171,7 +173,7 @@ def test_a_bi_encoder_whose_sizes_differ_is_an_error(folder):
         ("tokenizer_config.json", {"sep_token": 7}),
     ],
 )
-def test_what_other_libraries_raise_is_one_sentence(folder, name, change):
+def test_errors_of_other_libraries_are_one_sentence(folder, name, change):
     settings = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(settings | change))
     outcomes = [outcome(load) for load in loads(folder)]
@@ -191,7 +193,7 @@ def outcome(load) -> str | None:
     return None
 
 
-def test_a_tokenizer_that_does_not_part_the_texts_is_refused(folder):
+def test_a_tokenizer_that_does_not_separate_the_texts_is_refused(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
     with pytest.raises(ModelError, match="puts no special token between query and document"):
@@ -208,7 +210,7 @@ def test_tokens_added_when_loading_are_counted_too(folder):
             load()
 
 
-def test_a_teacher_or_tuned_model_must_bring_its_own_head(folder):
+def test_a_teacher_or_tuned_model_must_have_a_trained_head(folder):
     with pytest.raises(ModelError, match="is an encoder without a trained head"):
         Reranker.load(folder, head="trained")
 
@@ -218,12 +220,12 @@ def test_a_classifier_saved_with_two_labels_is_refused(tiny, tmp_path):
     model.save_pretrained(tmp_path / "two")
     AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "two")
     for head in ("auto", "classifier", "interaction"):
-        with pytest.raises(ModelError, match="classifier with 2 labels, whose trained head cannot be kept"):
+        with pytest.raises(ModelError, match="classifier with 2 labels, whose trained head would be lost"):
             Reranker.load(tmp_path / "two", head=head)
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])
-def test_a_bi_encoder_reads_no_more_than_its_positions(tiny, tmp_path, name):
+def test_a_bi_encoder_is_limited_to_its_positions(tiny, tmp_path, name):
     """RoBERTa's begin behind the padding's id, here 0, and its tokenizer names no length."""
     folder = Path(shutil.copytree(tiny[name], tmp_path / name))
     settings = json.loads((folder / "tokenizer_config.json").read_text())

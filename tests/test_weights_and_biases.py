@@ -1,4 +1,4 @@
-"""Weights & Biases: no wait for a network that is not there, no run of another training, nothing local sent."""
+"""Weights & Biases: no wait for a missing network, one run per training, no local path sent."""
 
 import json
 import socket
@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import wandb
 
-from trainer import weights_and_biases
 from trainer.errors import RunError
 from trainer.recipe import Recipe
-from trainer.track import Log
-from trainer.weights_and_biases import _run_id, answers, key_fault, start, without_local_paths
+from trainer.tracking import weights_and_biases
+from trainer.tracking.log import Log
+from trainer.tracking.weights_and_biases import _run_id, answers, key_problem, start, without_local_paths
 
 
 @pytest.fixture
@@ -53,24 +53,24 @@ def recipe(mode="online", **more):
 
 
 @pytest.mark.parametrize("server", ["hanging", "nobody"])
-def test_without_a_network_the_run_goes_on_offline_in_seconds(home, monkeypatch, capsys, hanging, server):
+def test_without_a_network_the_run_continues_offline_within_seconds(home, monkeypatch, capsys, hanging, server):
     address = hanging if server == "hanging" else "http://127.0.0.1:1"
     monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(weights_and_biases, "REACHED_IN", 0.5)
+    monkeypatch.setattr(weights_and_biases, "CONNECT_TIMEOUT", 0.5)
     started = time.monotonic()
     log = Log(home / "train", recipe())
     log.write(1, loss=0.5)
     log.close()
     wandb.teardown()
     assert time.monotonic() - started < 30  # seconds; without the look beforehand it is more than 90
-    assert f"{address} does not answer, so W&B is kept offline" in capsys.readouterr().out
+    assert f"{address} does not respond, so W&B records offline" in capsys.readouterr().out
     assert list((home / "train" / "wandb").glob("offline-run-*/*.wandb"))
     assert json.loads((home / "train" / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.5}
 
 
-def test_what_a_server_is(hanging, answering, monkeypatch):
-    monkeypatch.setattr(weights_and_biases, "REACHED_IN", 0.5)
+def test_any_response_counts_as_a_server(hanging, answering, monkeypatch):
+    monkeypatch.setattr(weights_and_biases, "CONNECT_TIMEOUT", 0.5)
     assert not answers(hanging)
     assert not answers("http://127.0.0.1:1")
     assert not answers("nonsense")
@@ -78,23 +78,23 @@ def test_what_a_server_is(hanging, answering, monkeypatch):
 
 
 def test_a_missing_or_broken_key_is_found_before_any_compute(home, monkeypatch):
-    assert key_fault(recipe("off")) == key_fault(recipe("offline")) == ""
-    assert key_fault(recipe()).startswith("track.mode: online, but no key is known; run `wandb login`")
+    assert key_problem(recipe("off")) == key_problem(recipe("offline")) == ""
+    assert key_problem(recipe()).startswith("track.mode: online, but no key is known; run `wandb login`")
     wandb.teardown()
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert "API key" in key_fault(recipe())
+    assert "API key" in key_problem(recipe())
     wandb.teardown()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert key_fault(recipe()) == ""
+    assert key_problem(recipe()) == ""
 
 
-def test_settings_that_cannot_be_are_told(home, monkeypatch):
+def test_refused_settings_are_reported(home, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
     with pytest.raises(RunError, match="track: W&B did not start"):
         start(home, recipe(), resumed=False)
 
 
-def test_a_resumed_training_goes_on_with_its_run_and_another_never_does(tmp_path):
+def test_only_a_resumed_training_continues_its_run(tmp_path):
     first = _run_id(tmp_path, resumed=False)
     assert _run_id(tmp_path, resumed=True) == first
     assert _run_id(tmp_path, resumed=False) != first

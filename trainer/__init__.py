@@ -1,18 +1,22 @@
-"""Fine-tune a reranker on your own domain. The path is told in `trainer.pipeline`; start there."""
+"""Fine-tune a reranker on your own domain: corpus, queries and judgements in, a measured and exported model out.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+The path through the code begins in `trainer.pipeline`.
+"""
+
+from typing import TYPE_CHECKING
+
+from trainer.lazy import face
 
 if TYPE_CHECKING:
-    from trainer.errors import TrainerError
-    from trainer.recipe import Recipe, load_recipe
+    from trainer.context.result import RunResult as RunResult
+    from trainer.data import Collection as Collection
+    from trainer.errors import TrainerError as TrainerError
+    from trainer.model import Reranker as Reranker
+    from trainer.pipeline import run as run
+    from trainer.recipe import Recipe as Recipe
+    from trainer.recipe import load_recipe as load_recipe
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "TrainerError", "load_recipe"]
+__all__ = ["Collection", "Recipe", "Reranker", "RunResult", "TrainerError", "load_recipe", "run"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that a command starts, and stops, without delay."""
-    if name not in __all__:
-        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    return getattr(import_module("trainer.errors" if name == "TrainerError" else "trainer.recipe"), name)
+__getattr__ = face(__name__)

@@ -5,13 +5,13 @@ Ctrl-C is taken care of before anything slow is imported.
 
 import signal
 
-from trainer import processes
+from trainer.runtime import processes
 
 
 def train() -> None:
     """Run the command `train`."""
     _stop_quietly_while_importing()
-    from trainer.cli import train_command
+    from trainer.commands.cli import train_command
 
     train_command()
 
@@ -19,7 +19,7 @@ def train() -> None:
 def reranker() -> None:
     """Run the command `reranker`."""
     _stop_quietly_while_importing()
-    from trainer.cli import reranker_command
+    from trainer.commands.cli import reranker_command
 
     reranker_command()
 

@@ -1,4 +1,4 @@
-"""Before any compute: recipe, model references and data judged without loading a model, every fault at once."""
+"""Check recipe, models and data before anything runs, without loading a model, and report all errors at once."""
 
 from __future__ import annotations
 
@@ -8,59 +8,60 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer import console, model_files, models
-from trainer.architectures import longest_text
-from trainer.data import LONGEST_BY_ITSELF, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
-from trainer.languages import detect_language
-from trainer.machine import folder_faults
-from trainer.metrics import can_choose
+from trainer.evaluation.metrics import can_choose
+from trainer.model_files import checks, references
+from trainer.model_files.architectures import longest_text
 from trainer.recipe import ModelReference, Recipe
-from trainer.runs import read_record, write_json
-from trainer.weights_and_biases import key_fault
+from trainer.runtime import console, processes
+from trainer.runtime.machine import folder_problems
+from trainer.runtime.run_folder import read_record, write_json
+from trainer.tracking.weights_and_biases import key_problem
 
-VERSION = 1  # raised when the check would find something else in the same collection
-KEPT = "check.json"  # in the run folder
-# Shares of tokens that a tokenizer does not know: of a language that the model never read, and of noise.
+VERSION = 1  # raised when the check would give another result for the same collection
+CACHE = "check.json"  # in the run folder
+# Shares of tokens unknown to a tokenizer: typical of a language that the model was not trained on, and of noise.
 UNREADABLE = 0.9
 SUSPICIOUS = 0.1
-MANY_CUT = 0.2  # share of the documents above which it is a warning that they are cut
-LONG_ENOUGH = 100  # characters of a text whose language can be told
-SEVERAL = 0.1  # share of the texts from which a second language counts
-FEWEST_TEXTS = 20  # whose language was told
+MANY_CUT = 0.2  # share of truncated documents that is a warning
+LONG_ENOUGH = 100  # characters that a text needs for its language to be detected
+SEVERAL = 0.1  # smallest share of texts at which a language counts
+FEWEST_TEXTS = 20  # texts with a detected language that the shares need
 
 
 def check(
     recipe: Recipe, runs: Path = Path("runs"), *, weights: bool = False, pushes: bool = True, keep: bool = False
 ) -> Summary:
-    """Judge recipe, run folder, model folders and data without loading a model, and print what is good to know.
+    """Check recipe, run folder, model folders and data without loading a model, and print notes and warnings.
 
-    Of models on the Hub only the small files are fetched, unless `weights` are wanted too; `pushes` says whether what
-    an upload needs is judged. What an earlier check found in the same collection is read from the run folder; `keep`
-    writes it there. Raises TrainerError with every fault.
+    Of models on the Hub only the small files are fetched, with `weights` all files; with `pushes` the requirements of
+    an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
+    there. Raise TrainerError with all errors.
     """
-    errors = _faults_beside_the_data(recipe, pushes)
-    if faults := folder_faults(runs, recipe.name):
-        errors.append(MachineError(faults))
+    errors = _errors_besides_data(recipe, pushes)
+    if problems := folder_problems(runs, recipe.name):
+        errors.append(MachineError(problems))
     try:
         fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
-        kept = runs / recipe.name / KEPT
-        known = _known(kept, fingerprint)
-        summary = known or check_collection(recipe.data)
-        if faults := _faults_of_mining(summary, recipe):
-            raise DataError(faults)
+        cache = runs / recipe.name / CACHE
+        cached = _read_cache(cache, fingerprint)
+        summary = cached or check_collection(recipe.data)
+        if problems := _mining_problems(summary, recipe):
+            raise DataError(problems)
     except TrainerError as error:
         errors.append(error)
         if recipe.tried:
             errors.append(RecipeError(recipe.tried))
     else:
-        if not errors and weights:  # a long download only for what can run otherwise
-            errors += _faults_of_models(recipe, weights=True)
+        if not errors and weights:  # a long download only where nothing else prevents the run
+            errors += _model_errors(recipe, weights=True)
         if not errors:
-            errors += _unreadable(recipe, summary)
+            errors += _unknown_token_errors(recipe, summary)
         if not errors:
-            if keep and known is None and not console.console.quiet:  # one process writes
-                write_json(kept, {"fingerprint": fingerprint, "summary": asdict(summary)})
+            if keep and cached is None and processes.is_main():
+                write_json(cache, {"fingerprint": fingerprint, "summary": asdict(summary)})
             _show(summary, recipe)
             return summary
     raise (
@@ -70,9 +71,9 @@ def check(
     )
 
 
-def _known(kept: Path, fingerprint: str) -> Summary | None:
-    """Return what an earlier check found in the very same collection, None where there was none or it is damaged."""
-    content = read_record(kept) or {}
+def _read_cache(path: Path, fingerprint: str) -> Summary | None:
+    """Return the summary of an earlier check of the same collection; None where it is missing or damaged."""
+    content = read_record(path) or {}
     if content.get("fingerprint") != fingerprint:
         return None
     try:
@@ -81,25 +82,26 @@ def _known(kept: Path, fingerprint: str) -> Summary | None:
         return None
 
 
-def _faults_of_mining(summary: Summary, recipe: Recipe) -> list[str]:
-    """What would leave every query without a negative, known before anything is searched."""
+def _mining_problems(summary: Summary, recipe: Recipe) -> list[str]:
+    """Return the problems by which no train query can have a negative, as far as they are known before retrieval."""
     section = recipe.mine
     if summary.judged_negatives:
         return []
     if summary.spare[1] <= 0:
         return [
-            f"data: no train query can get a negative: each of the {summary.documents} documents is relevant for it "
-            "or repeats one that is; give more documents"
+            f"data: no train query can have a negative: each of the {summary.documents} documents is relevant for it "
+            "or a duplicate of a relevant one; give more documents"
         ]
     if section.first_rank > summary.documents and not section.random_share:
         return [
-            f"mine.first_rank: {section.first_rank} is beyond the {summary.documents} documents, so no query can get a "
-            "negative; lower it"
+            f"mine.first_rank: {section.first_rank} is beyond the {summary.documents} documents, so no query can have "
+            "a negative; lower it"
         ]
     return []
 
 
-def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
+def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
+    """Return the errors of the recipe, of installed packages and of models."""
     errors: list[TrainerError] = []
     if recipe.retriever.run is not None and not recipe.retriever.run.is_file():
         errors.append(RecipeError(f"retriever.run: no such file: {recipe.retriever.run}"))
@@ -107,139 +109,140 @@ def _faults_beside_the_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
     if not can_choose(metric, depth):
         errors.append(
             RecipeError(
-                f"evaluate.metrics: {metric} comes first and would choose the checkpoint, but no order of the {depth} "
-                "reranked candidates changes it for the better; put nDCG@10 first, or rerank deeper"
+                f"evaluate.metrics: {metric} comes first and would choose the checkpoint, but reordering the {depth} "
+                "reranked candidates cannot improve it; put nDCG@10 first, or increase reranker.depth"
             )
         )
     if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
-    if fault := key_fault(recipe):
-        errors.append(RunError(fault))
+    if problem := key_problem(recipe):
+        errors.append(RunError(problem))
     if recipe.push is not None and pushes:
         try:
-            models.require_upload()
+            references.require_upload()
         except TrainerError as error:
             errors.append(error)
-    return errors + _faults_of_models(recipe, weights=False)
+    return errors + _model_errors(recipe, weights=False)
 
 
-def _faults_of_models(recipe: Recipe, weights: bool) -> list[TrainerError]:
-    """Return what speaks against each model that the recipe names, and against distilling with them."""
+def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
+    """Return the errors of the models in the recipe, and of distilling with them."""
     lines: list[str] = []
-    kinds: dict[str, models.Kind] = {}
+    kinds: dict[str, references.BaseKind] = {}
     for reference in recipe.model_references:
         try:
-            folder = models.locate(reference.name, weights=weights)
-            faults = _faults_of_model(reference, folder, recipe, weights or models.is_local(reference.name))
-            if not faults:
-                kinds[reference.name] = models.kind_of(folder)
+            folder = references.locate(reference.name, weights=weights)
+            problems = _model_problems(reference, folder, recipe, weights or references.is_local(reference.name))
+            if not problems:
+                kinds[reference.name] = references.kind_of(folder)
         except ModelError as error:
-            faults = error.faults
-        lines += [f"{reference.key}: {fault}" for fault in faults]
+            problems = error.faults
+        lines += [f"{reference.key}: {problem}" for problem in problems]
     errors: list[TrainerError] = [ModelError(lines)] if lines else []
-    if faults := faults_of_distil(recipe, kinds):
-        errors.append(RecipeError(faults))
+    if problems := distil_problems(recipe, kinds):
+        errors.append(RecipeError(problems))
     return errors
 
 
-def _faults_of_model(reference: ModelReference, folder: Path, recipe: Recipe, weights: bool) -> list[str]:
-    """Return what the files of one model show, for what it is used as."""
+def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, weights: bool) -> list[str]:
+    """Return the problems of one model's files for its use in the recipe."""
     trusted, trust = reference.trust_remote_code, reference.trust_key
     if reference.key == "retriever.model":
-        return model_files.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
-    heads: dict[str, model_files.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
+        return checks.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
+    heads: dict[str, checks.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
-    return model_files.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
+    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
 
 
-def faults_of_distil(recipe: Recipe, kinds: Mapping[str, models.Kind]) -> list[str]:
-    """Return what speaks against distilling, as far as the kinds of the models are known."""
+def distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
+    """Return the problems of the section `distil` with models of these kinds."""
     if recipe.distil is None:
         return []
-    base, student, faults = recipe.reranker.model, recipe.distil.model, []
+    base, student, problems = recipe.reranker.model, recipe.distil.model, []
     if kinds.get(base) == "reranker":
-        faults.append(
+        problems.append(
             f"distil: {base} is a reranker with a standard classifier, so the tuned model is a standard checkpoint "
             "already; remove the section"
         )
     if student is not None and kinds.get(student) == "interaction":
-        faults.append(
+        problems.append(
             f"distil.model: {student} has the interaction head, which no server loads without its modeling file; "
             "name an encoder or a standard reranker"
         )
-    return faults
+    return problems
 
 
-def _unreadable(recipe: Recipe, summary: Summary) -> list[TrainerError]:
-    """Return an error for each model whose tokenizer knows next to nothing of the collection; warn of lesser shares."""
+def _unknown_token_errors(recipe: Recipe, summary: Summary) -> list[TrainerError]:
+    """Return an error for each model to whose tokenizer most tokens are unknown; warn of smaller shares."""
     documents, queries = summary.document_lengths.texts, summary.query_lengths.texts
     errors: list[TrainerError] = []
     for reference in recipe.model_references:
-        folder = models.locate(reference.name, weights=False)
+        folder = references.locate(reference.name, weights=False)
         if not (folder / "tokenizer.json").is_file():
             continue
-        share = model_files.unknown_share(folder, [*documents, *queries])
-        fault = (
+        share = checks.unknown_share(folder, [*documents, *queries])
+        problem = (
             f"{reference.key}: model {reference.name}: its tokenizer does not know {share:.0%} of the tokens in a "
             "sample of the collection"
         )
         if share >= UNREADABLE:
-            errors.append(ModelError(f"{fault}; take a model of the collection's language"))
+            errors.append(ModelError(f"{problem}; use a model for the collection's language"))
         elif share >= SUSPICIOUS:
-            console.warn("check", f"{fault}; a model of the collection's language would read more")
+            console.warn("check", f"{problem}; a model for the collection's language would know more of them")
     return errors
 
 
 def _show(summary: Summary, recipe: Recipe) -> None:
-    """What the collection holds, what was done to it, and what to look at before believing a number."""
+    """Print the size of the collection, notes on how it was read, and warnings."""
     judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
     console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
     for note in summary.notes:
         console.stage("check", note)
     warnings = [*summary.warnings, *_few_negatives(summary, recipe), *_several_languages(summary, recipe)]
-    tokenizer = models.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
+    tokenizer = references.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
     if tokenizer.is_file():
         lengths = summary.document_lengths, summary.query_lengths
-        longest = longest_text(models.read_config(tokenizer.parent)) or LONGEST_BY_ITSELF
+        longest = longest_text(references.read_config(tokenizer.parent)) or MAX_AUTO_LENGTH
         cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length, longest)
         if max(cut.documents, cut.queries) < MANY_CUT:
-            console.stage("check", cut.said)
+            console.stage("check", cut.message)
         else:
-            warnings.append(f"{cut.said}; raise it, or split long documents into passages")
+            warnings.append(f"{cut.message}; raise it, or split long documents into passages")
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)
 
 
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
+    """Yield a warning where some train query cannot have as many negatives as the recipe asks for."""
     wanted, (fewest, _) = recipe.mine.negatives_per_positive, summary.spare
     if fewest < wanted:
         yield (
-            f"{summary.documents} documents leave some train query {max(0, fewest)} that are neither relevant nor a "
-            f"duplicate, fewer than the {wanted} negatives of mine.negatives_per_positive"
+            f"for some train query only {max(0, fewest)} of the {summary.documents} documents are neither relevant nor "
+            f"duplicates of relevant ones, fewer than the {wanted} negatives of mine.negatives_per_positive"
         )
 
 
 def _several_languages(summary: Summary, recipe: Recipe) -> Iterator[str]:
-    """Where one stemmer, told from the first documents, would be wrong for many of them."""
+    """Yield a warning where the stemmer, chosen from the first documents, does not fit many other documents."""
     section = recipe.retriever
     if section.kind not in ("bm25", "hybrid") or section.language != "auto":
         return
     shares = _languages(summary.document_lengths.texts)
     if len(shares) > 1:
-        found = ", ".join(f"{language} {share:.0%}" for language, share in shares.items())
+        languages = ", ".join(f"{language} {share:.0%}" for language, share in shares.items())
         yield (
-            f"the documents are in several languages ({found} of a sample), but BM25 takes one stemmer; set "
-            "retriever.language, none perhaps, and see that both models know all of them"
+            f"the documents are in several languages ({languages} of a sample), but BM25 uses one stemmer; set "
+            "retriever.language, perhaps to none, and use models that support all of these languages"
         )
 
 
 def _languages(texts: Sequence[str]) -> dict[str, float]:
-    """Return the languages that are common among the texts with their shares; of short texts none can be told."""
-    found = Counter(detect_language([text]) for text in texts if len(text) >= LONG_ENOUGH)
-    found["japanese"] += found.pop("chinese", 0) if found["japanese"] else 0  # kanji alone look like Chinese
-    known = +Counter({language: count for language, count in found.items() if language != "none"})
+    """Return the shares of the common languages among the texts; short texts are ignored."""
+    counts = Counter(detect_language([text]) for text in texts if len(text) >= LONG_ENOUGH)
+    counts["japanese"] += counts.pop("chinese", 0) if counts["japanese"] else 0  # kanji alone look like Chinese
+    known = +Counter({language: count for language, count in counts.items() if language != "none"})
     if known.total() < FEWEST_TEXTS:
         return {}
     shares = {language: count / known.total() for language, count in known.most_common()}
@@ -247,7 +250,7 @@ def _languages(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _without_threshold(recipe: Recipe) -> Iterator[str]:
-    """Metrics that count from grade 1 on although the recipe calls relevant only what is above."""
+    """Yield a warning on metrics that count grade 1 as relevant where the recipe has a higher threshold."""
     import ir_measures
 
     least = recipe.data.relevant_from

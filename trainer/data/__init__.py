@@ -1,28 +1,31 @@
 """The collection: documents, queries and relevance judgements (qrels).
 
-`check_collection` reads every line once, without heavy imports, and lists every fault with file and line.
-`build_collection` does the same on its way to Arrow files; `Collection` maps those into memory, so a corpus larger
-than memory is no problem. Everything behind this package speaks in row numbers; ids come back at the very end.
+`check_collection` reads every line once, without heavy imports, and reports all problems with file and line.
+`build_collection` runs the same checks while it writes Arrow files; `Collection` memory-maps these, so a corpus may be
+larger than memory. The rest of the code uses row numbers; ids are restored when results are written.
 
 Imports inside run down, like the package's own:
 
-    collection                  check it, build it, map it
-    audit                       what makes numbers doubtful
-    reviews  pairs              people's corrections; texts without ids
+    groups  pseudo_queries      training examples of a query; texts of the corpus as queries
+    collection                  check, build and memory-map the collection
+    audit                       counts and warnings about a collection
+    reviews  pairs              reviewed labels; pairs of texts without ids
     reader                      rows to documents, queries and judgements
-    sources  layout             the files or the data set that the recipe names; what a folder holds
-    hub  columns                data sets; which column is which
+    sources  layout             the files or data set in the recipe; recognition of a folder's files
+    hub  columns                data sets of the Hub; the columns of each role
     tables                      files to rows
-    lines  splits  lengths      text files to lines; dev and test where there are none; what is too long to be read
+    lines  splits  lengths      text files to lines; dev and test split off; texts over the length limit
     self_documents  values      documents that are queries too; texts of pairs
-    records  faults  twins      what all speak of; documents that are alike
+    records  faults             shared types; problems by kind
+    near_duplicates             documents with (nearly) the same text
+    languages                   the language of texts
 """
 
 from trainer.data.audit import Summary
 from trainer.data.collection import Collection, build_collection, check_collection
 from trainer.data.faults import Faults
 from trainer.data.layout import Layout, recognise
-from trainer.data.lengths import LONGEST_BY_ITSELF, covering_length, describe_lengths
+from trainer.data.lengths import MAX_AUTO_LENGTH, covering_length, describe_lengths
 from trainer.data.lines import read_lines
 from trainer.data.records import SPLITS, Judgement, Record, trec_id
 from trainer.data.sources import fingerprint_data
@@ -38,7 +41,7 @@ __all__ = [
     "Summary",
     "build_collection",
     "check_collection",
-    "LONGEST_BY_ITSELF",
+    "MAX_AUTO_LENGTH",
     "covering_length",
     "describe_lengths",
     "fingerprint_data",

@@ -1,4 +1,4 @@
-"""What makes numbers doubtful without making them impossible, seen before anything is computed."""
+"""Counts, notes and warnings about a collection: problems that make metrics unreliable but stop nothing."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.lengths import LengthCounter, Lengths
+from trainer.data.near_duplicates import NEAR_DOCUMENTS, NEAR_WORDS, NearDuplicates, unjudged_duplicates
 from trainer.data.reader import Reader
-from trainer.data.records import SPLITS, Judged, Qrels, Record, has_positive
+from trainer.data.records import SPLITS, Qrels, Record, SplitQrels, has_positive
 from trainer.data.self_documents import DocumentTexts, find_self_documents
-from trainer.data.twins import NEAR_DOCUMENTS, NEAR_WORDS, Twins, hidden_positives
 
 EXAMPLES = 3
 FEW_QUERIES = 50
-SPREAD = 0.30  # standard deviation of a query's difference in nDCG@10 between two systems; assumed, see below
-# Tags that pages and articles hold; names of types in code (`List<String>`) are none of them.
+SPREAD = 0.30  # assumed standard deviation of a query's difference in nDCG@10 between two systems, see `detectable`
+# Tags of web pages; type names in code (`List<String>`) are not among them.
 _TAG = re.compile(
     r"</?(?:p|div|span|br|hr|li|ul|ol|table|td|th|tr|h[1-6]|a|b|i|em|strong|img|font|script|style|pre|code)"
     r"(?:\s[^<>]*)?/?>|&(?:nbsp|amp|lt|gt|quot|#\d+);",
     re.IGNORECASE,
 )
-TAGS = 2  # in one document, before it counts as HTML
+MIN_TAGS = 2  # in one document, for it to count as HTML
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a checked collection holds; `notes` say what was done, `warnings` are for the eye and stop nothing.
+    """Counts of a checked collection, with notes on what was done and warnings, which stop nothing.
 
-    `spare` are the least and the most documents that can serve as negatives of one train query: all but its positives,
-    their duplicates and itself.
+    `spare` is the lowest and the highest number of documents that can be negatives of a train query: all except its
+    positives, their duplicates and the query's own document.
     """
 
     documents: int
@@ -45,16 +45,16 @@ class Summary:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Summary:
-        """Make it again from what `dataclasses.asdict` and JSON made of it."""
+        """Return the summary from the JSON form of its `dataclasses.asdict`."""
         lengths = {name: Lengths(**content[name]) for name in ("document_lengths", "query_lengths")}
         return cls(**{**content, **lengths, "spare": tuple(content["spare"])})
 
 
 class Audit:
-    """Watches the records of a check as they stream by, and judges the collection when all were seen."""
+    """Collects statistics while the records are read once, and summarises the collection afterwards."""
 
     def __init__(self) -> None:
-        self.twins = Twins(NEAR_DOCUMENTS, NEAR_WORDS)
+        self.duplicates = NearDuplicates(NEAR_DOCUMENTS, NEAR_WORDS)
         self.documents = LengthCounter()
         self.queries = LengthCounter()
         self.texts = DocumentTexts()
@@ -62,24 +62,24 @@ class Audit:
         self.html: list[str] = []
 
     def watch_documents(self, documents: Iterable[Record]) -> None:
-        """See every document once."""
+        """Read all documents."""
         for document in documents:
-            self.twins.add(document.passage)
+            self.duplicates.add(document.passage)
             self.documents.add(document.passage)
             self.texts.add(document.title, document.passage)
             if not document.text.strip():
                 self.empty.append(document.id)
-            if len(_TAG.findall(document.passage)) >= TAGS:
+            if len(_TAG.findall(document.passage)) >= MIN_TAGS:
                 self.html.append(document.id)
 
     def watch_queries(self, queries: Iterable[Record]) -> Iterator[Record]:
-        """See every query on its way."""
+        """Pass the queries on while counting them."""
         for query in queries:
             self.queries.add(query.text)
             yield query
 
-    def summary(self, reader: Reader, qrels: Qrels, texts: Mapping[str, str], notes: list[str]) -> Summary:
-        """Judge the whole collection; `notes` are those of reading, `texts` the normalised queries by id."""
+    def summary(self, reader: Reader, qrels: SplitQrels, texts: Mapping[str, str], notes: list[str]) -> Summary:
+        """Return the summary; `notes` are those of the reader, `texts` the normalised queries by id."""
         own = find_self_documents(texts, self.texts, reader.document_ids, qrels, reader.section)
         least = reader.section.relevant_from
         return Summary(
@@ -94,22 +94,22 @@ class Audit:
             judged_negatives=sum(grade < least for grades in qrels["train"].values() for grade in grades.values()),
         )
 
-    def _spare(self, reader: Reader, train: Judged, own: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """The least and the most documents that can be negatives of one query, duplicates counted once."""
+    def _spare(self, reader: Reader, train: Qrels, own: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+        """Return the lowest and the highest number of possible negatives of a query, duplicates counted once."""
         least = reader.section.relevant_from
         wanted = {document for grades in train.values() for document, grade in grades.items() if grade >= least}
         rows = {identity: row for row, identity in enumerate(reader.document_ids) if identity in wanted}
-        different = self.twins.rows - len(self.twins.leader)
+        different = self.duplicates.rows - len(self.duplicates.leader)
         counts = []
         for query, grades in train.items():
             positives = [rows[document] for document, grade in grades.items() if grade >= least]
             if positives:
-                taken = {self.twins.leader.get(row, row) for row in (*positives, *own.get(query, ()))}
+                taken = {self.duplicates.leader.get(row, row) for row in (*positives, *own.get(query, ()))}
                 counts.append(different - len(taken))
         return (min(counts), max(counts)) if counts else (0, 0)
 
-    def notes(self, reader: Reader, qrels: Qrels) -> list[str]:
-        """What is good to know and no reason to worry."""
+    def notes(self, reader: Reader, qrels: SplitQrels) -> list[str]:
+        """Return information about the splits that is no warning."""
         least = reader.section.relevant_from
         judged = sum(map(len, qrels.values()))
         notes = [self._detectable(qrels[split], split, least) for split in ("dev", "test")]
@@ -120,25 +120,25 @@ class Audit:
             f"{shared} of {len(tested)} documents that are positives in test ({100 * shared // len(tested)}%) "
             "are positives in train too: test measures new queries, not new documents"
             if shared
-            else "no positive of test is one in train: test measures new queries on new documents"
+            else "no document is a positive in both test and train: test measures new queries on new documents"
         )
         if unjudged := len(reader.query_ids) - judged:
-            notes.append(f"{unjudged} queries are in no split; nothing is done with them")
-        if self.twins.looked_at < self.twins.rows:
+            notes.append(f"{unjudged} queries are in no split and are not used")
+        if self.duplicates.compared < self.duplicates.rows:
             notes.append(
-                f"near duplicates were looked for in the first {self.twins.looked_at} documents "
+                f"only the first {self.duplicates.compared} documents were searched for near-duplicates "
                 f"(up to {NEAR_DOCUMENTS:,} documents and {NEAR_WORDS:,} words)"
             )
         return notes
 
     @staticmethod
-    def _detectable(judged: Judged, split: str, relevant_from: int) -> str:
+    def _detectable(judged: Qrels, split: str, relevant_from: int) -> str:
         count = sum(has_positive(grades, relevant_from) for grades in judged.values())
         least = f"{detectable(count):.3f} nDCG@10"
         return f"with {count} {split} queries only differences of {least} or more can be detected (power 80 %)"
 
-    def warnings(self, reader: Reader, qrels: Qrels, texts: Mapping[str, str]) -> list[str]:
-        """What makes numbers doubtful; each with a count and a few places."""
+    def warnings(self, reader: Reader, qrels: SplitQrels, texts: Mapping[str, str]) -> list[str]:
+        """Return the problems that make metrics unreliable, each with a count and a few examples."""
         least = reader.section.relevant_from
         return [
             *_shared_queries(reader, qrels, texts),
@@ -150,47 +150,48 @@ class Audit:
         ]
 
     def _bodies(self, reader: Reader) -> Iterator[str]:
-        for found, what in (
+        for ids, problem in (
             (self.empty, "have a title and no text; models read the title alone"),
             (self.html, "hold HTML, which models read as text; strip the tags before training"),
         ):
-            if found:
-                examples = [f"{identity} ({reader.document_place(identity)})" for identity in found]
-                yield f"{len(found)} of {self.twins.rows} documents {what}; {_some(examples)}"
+            if ids:
+                examples = [f"{identity} ({reader.document_location(identity)})" for identity in ids]
+                yield f"{len(ids)} of {self.duplicates.rows} documents {problem}; {_some(examples)}"
 
-    def _duplicates(self, reader: Reader, qrels: Qrels) -> Iterator[str]:
+    def _duplicates(self, reader: Reader, qrels: SplitQrels) -> Iterator[str]:
         ids = list(reader.document_ids)
         repeated = [
-            f"{ids[row]} = {ids[first]} ({reader.document_place(ids[row])})" for row, first in self.twins.leader.items()
+            f"{ids[row]} = {ids[first]} ({reader.document_location(ids[row])})"
+            for row, first in self.duplicates.leader.items()
         ]
         if repeated:
             counts = [
-                f"{count} documents {what}"
-                for count, what in (
-                    (self.twins.exact, "repeat another one but for case, punctuation and white space"),
-                    (self.twins.near, "nearly repeat another one (8 of 10 word triples are shared)"),
+                f"{count} documents {relation}"
+                for count, relation in (
+                    (self.duplicates.exact, "repeat another one except for case, punctuation and white space"),
+                    (self.duplicates.near, "nearly repeat another one (8 of 10 word triples are shared)"),
                 )
                 if count
             ]
             yield f"{' and '.join(counts)}; {_some(repeated)}"
-        hidden = hidden_positives(self.twins.groups().values(), ids, qrels, reader.section.relevant_from)
+        hidden = unjudged_duplicates(self.duplicates.groups().values(), ids, qrels, reader.section.relevant_from)
         if hidden:
             shown = [
-                f"query {query}: {positive} is relevant, {twin} ({reader.document_place(twin)}) is not judged so"
-                for query, positive, twin in hidden
+                f"query {query}: {positive} is relevant, {duplicate} ({reader.document_location(duplicate)}) is not"
+                for query, positive, duplicate in hidden
             ]
             yield (
-                f"{len(hidden)} times a document is judged relevant and its duplicate is not: training would take it "
-                f"for a negative; {_some(shown)}"
+                f"{len(hidden)} times a document is judged relevant and its duplicate is not, so it could become a "
+                f"false negative in training; {_some(shown)}"
             )
 
 
 def detectable(queries: int) -> float:
-    """The smallest true difference in mean nDCG@10 that so many queries show with a power of 80 %.
+    """Return the smallest true difference in mean nDCG@10 that so many queries detect with a power of 80 %.
 
-    2.8 standard errors, of which 1.96 for a two-sided test at 5 % and 0.84 for the power. The standard deviation of the
-    differences is taken to be 0.30, about what a reranker and its first stage show with one positive a query; systems
-    that are more alike show smaller ones.
+    It is 2.8 standard errors: 1.96 for a two-sided test at 5 % and 0.84 for the power. The standard deviation of the
+    differences is assumed to be 0.30, about that between a reranker and its first stage with one positive per query; it
+    is smaller for more similar systems.
     """
     return 2.8 * SPREAD / max(queries, 1) ** 0.5
 
@@ -200,7 +201,7 @@ def _some(examples: Sequence[str]) -> str:
     return f"e.g. {'; '.join(examples[:EXAMPLES])}{more}"
 
 
-def _positives(judged: Judged, relevant_from: int) -> Iterator[str]:
+def _positives(judged: Qrels, relevant_from: int) -> Iterator[str]:
     return (document for grades in judged.values() for document, grade in grades.items() if grade >= relevant_from)
 
 
@@ -208,55 +209,55 @@ def _self_documents(own: Mapping[str, Sequence[int]], reader: Reader) -> Iterato
     if not own:
         return
     by_id = [query for query in own if query in reader.document_ids]
-    examples = [f"{query} ({reader.query_place(query)})" for query in own]
+    examples = [f"{query} ({reader.query_location(query)})" for query in own]
     yield (
         f"{len(own)} queries are documents themselves ({len(by_id)} by their id, {len(own) - len(by_id)} by their text "
         f"alone); such a document is no candidate and no negative of its query (data.self_documents); {_some(examples)}"
     )
 
 
-def _shared_queries(reader: Reader, qrels: Qrels, texts: Mapping[str, str]) -> Iterator[str]:
-    home: dict[str, tuple[str, str]] = {}
+def _shared_queries(reader: Reader, qrels: SplitQrels, texts: Mapping[str, str]) -> Iterator[str]:
+    first_seen: dict[str, tuple[str, str]] = {}
     shared: dict[tuple[str, str], list[str]] = {}
     for split, judged in qrels.items():
         for query in judged:
-            first, twin = home.setdefault(texts[query], (split, query))
+            first, other = first_seen.setdefault(texts[query], (split, query))
             if first != split:
-                places = f"{reader.query_place(twin)} and {reader.query_place(query)}"
-                shared.setdefault((first, split), []).append(f"{texts[query][:60]!r} ({places})")
+                locations = f"{reader.query_location(other)} and {reader.query_location(query)}"
+                shared.setdefault((first, split), []).append(f"{texts[query][:60]!r} ({locations})")
     for (first, second), examples in shared.items():
         yield (
-            f"{len(examples)} query texts stand in {first} and in {second}: what is learned there is measured here; "
-            f"{_some(examples)}"
+            f"{len(examples)} query texts are in both {first} and {second}, so {second} measures queries that {first} "
+            f"has seen; {_some(examples)}"
         )
 
 
-def _repeated_queries(reader: Reader, qrels: Qrels, texts: Mapping[str, str]) -> Iterator[str]:
-    """Queries of one split with one text whose judgements differ: each holds a part of what is known."""
+def _repeated_queries(reader: Reader, qrels: SplitQrels, texts: Mapping[str, str]) -> Iterator[str]:
+    """Yield a warning for each split in which queries with the same text have different judgements."""
     for split, judged in qrels.items():
         first: dict[str, str] = {}
         different = []
         for query, grades in judged.items():
             other = first.setdefault(texts[query], query)
             if other != query and judged[other] != grades:
-                different.append(f"{other} and {query} ({reader.query_place(query)})")
+                different.append(f"{other} and {query} ({reader.query_location(query)})")
         if different:
             yield (
-                f"{len(different)} {split} queries repeat the text of another one with other judgements; what is "
-                f"relevant for one of them is no negative of the other; {_some(different)}"
+                f"{len(different)} {split} queries repeat the text of another one with other judgements; positives of "
+                f"one of them are no negatives of the other; {_some(different)}"
             )
 
 
-def _without_positives(reader: Reader, qrels: Qrels, relevant_from: int) -> Iterator[str]:
+def _without_positives(reader: Reader, qrels: SplitQrels, relevant_from: int) -> Iterator[str]:
     for split in SPLITS:
         without = [query for query, grades in qrels[split].items() if not has_positive(grades, relevant_from)]
         if without:
-            examples = [f"{query} ({reader.query_place(query)})" for query in without]
-            yield f"{len(without)} {split} queries have no positive and are passed over; {_some(examples)}"
+            examples = [f"{query} ({reader.query_location(query)})" for query in without]
+            yield f"{len(without)} {split} queries have no positive and are left out; {_some(examples)}"
 
 
-def _few_queries(qrels: Qrels, relevant_from: int) -> Iterator[str]:
+def _few_queries(qrels: SplitQrels, relevant_from: int) -> Iterator[str]:
     for split in ("dev", "test"):
         count = sum(has_positive(grades, relevant_from) for grades in qrels[split].values())
         if count < FEW_QUERIES:
-            yield f"{count} {split} queries can hardly tell two models apart; 100 or more do"
+            yield f"{count} {split} queries are too few to compare models reliably; use 100 or more"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.data.audit import Audit, Summary
+from trainer.data.near_duplicates import BUILD_DOCUMENTS, BUILD_WORDS, NearDuplicates
 from trainer.data.pairs import PairReader
 from trainer.data.reader import Reader
-from trainer.data.records import SPLITS, Qrels, Record, has_positive, normalised
+from trainer.data.records import SPLITS, Record, SplitQrels, has_positive, normalised
 from trainer.data.reviews import overrule
 from trainer.data.self_documents import DocumentTexts, find_self_documents
 from trainer.data.sources import find_sources
 from trainer.data.splits import require_positives, split_off
-from trainer.data.twins import BUILD_DOCUMENTS, BUILD_WORDS, Twins
 from trainer.recipe import Data
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _reader(section: Data) -> Reader:
     return PairReader(sources, section) if sources.pairs else Reader(sources, section)
 
 
-def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qrels, list[str]]:
+def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[SplitQrels, list[str]]:
     """The judgements of all three splits, reviews included, and what was done for them; raises every fault."""
     qrels = reader.qrels()
     given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
@@ -57,7 +57,7 @@ def _qrels(reader: Reader, section: Data, texts: Mapping[str, str]) -> tuple[Qre
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
-    reader, twins, texts, read = _reader(section), Twins(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
+    reader, twins, texts, read = _reader(section), NearDuplicates(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)
 
     def documents() -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""Which column is which: the names that the recipe gives, else the usual ones."""
+"""The columns of each role: those that the recipe names, else columns with usual names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.recipe import READING, Data
 IDS = ("_id", "id")
 DOCUMENT = ("corpus-id", "corpus_id", "docid", "doc_id", "docno", "did", "pid", "document_id", "passage_id", "document")
 QUERY = ("query-id", "query_id", "qid", "topic")
-USUAL = {
+USUAL_NAMES = {
     "corpus_id": (*IDS, *DOCUMENT[:-1]),
     "corpus_title": ("title",),
     "corpus_text": ("text", "body", "content", "contents", "passage", "document", "document_text"),
@@ -33,10 +33,10 @@ USUAL = {
     ),
     "pairs_label": ("label", "labels", "score", "grade", "relevance", "rel"),
 }
-OPTIONAL = ("corpus_title", "pairs_negatives", "pairs_label")
-SEVERAL = ("corpus_text", "pairs_negatives")  # roles that all named columns have together
+OPTIONAL_ROLES = ("corpus_title", "pairs_negatives", "pairs_label")
+MULTI_COLUMN_ROLES = ("corpus_text", "pairs_negatives")  # roles that several columns can have at once
 NUMBERED = re.compile(r"(negative|neg)_?\d+")
-WHAT = {
+ROLE_NAMES = {
     "corpus_id": "document id",
     "corpus_text": "document's text",
     "query_id": "query id",
@@ -47,24 +47,27 @@ WHAT = {
     "pairs_query": "query's text",
     "pairs_positive": "relevant text",
 }
-Chosen = dict[str, tuple[str, ...]]  # role, which is the recipe's key, to columns
+Chosen = dict[str, tuple[str, ...]]  # columns by role, which is the recipe's key
 
 
 def chooser(table: Table, section: Data, roles: Sequence[str], chosen: Chosen, faults: Faults) -> Choose:
-    """Return the `choose` of a table, which fills `chosen` with the columns of the roles or notes what is missing."""
+    """Return the `choose` callback of a table, which fills `chosen` with the columns of the roles.
+
+    It adds missing columns to `faults`.
+    """
 
     def choose(columns: Sequence[str]) -> list[str] | None:
         before = len(faults.kinds.get(COLUMNS, ()))
-        if fault := _no_name(columns):
-            faults.add(COLUMNS, table.name, fault)
+        if problem := _bad_name(columns):
+            faults.add(COLUMNS, table.name, problem)
         for role in roles:
             given = getattr(section, role)
             names = (given,) if isinstance(given, str) else given
             if role == "pairs_label" and not names and section.pairs_positive:
-                names = ()  # who names the column of the relevant text says that it is relevant
+                names = ()  # a column that the recipe names as positive needs no label
             chosen[role] = usual(role, columns) if names is None else _named(role, names, columns)
-            for fault in _missing(role, names or (), chosen[role], columns):
-                faults.add(COLUMNS, table.name, fault)
+            for problem in _missing(role, names or (), chosen[role], columns):
+                faults.add(COLUMNS, table.name, problem)
         failed = len(faults.kinds.get(COLUMNS, ())) > before
         return None if failed else [name for names in chosen.values() for name in names]
 
@@ -78,33 +81,33 @@ PAIRS_ROLES = ("pairs_query", "pairs_positive", "pairs_negatives", "pairs_label"
 
 
 def _named(role: str, names: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the recipe's columns that a table has: all of them, or the first where one is wanted."""
-    there = tuple(name for name in names if name in columns)
-    return there if role in SEVERAL else there[:1]
+    """Return those of the recipe's columns that a table has: all of them, or the first if the role takes one."""
+    existing = tuple(name for name in names if name in columns)
+    return existing if role in MULTI_COLUMN_ROLES else existing[:1]
 
 
-def _missing(role: str, names: Sequence[str], found: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Return what is wrong about the columns of one role."""
-    if role in SEVERAL and names:
+def _missing(role: str, names: Sequence[str], chosen: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return a message for each missing column of one role."""
+    if role in MULTI_COLUMN_ROLES and names:
         return [_no_such(role, name, columns) for name in names if name not in columns]
-    if names and not found:
+    if names and not chosen:
         return [_no_such(role, name, columns) for name in names[:1]]
-    return [] if found or role in OPTIONAL else [_none_usual(role, columns)]
+    return [] if chosen or role in OPTIONAL_ROLES else [_none_usual(role, columns)]
 
 
 def usual(role: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the first usual name that is there (of negatives: all), empty where there is none.
+    """Return the first column with a usual name (for negatives: all of them), empty if there is none.
 
-    Case and punctuation make no difference. Keys of JSON lines may be missing in the first object and stand in later
-    ones, so titles and negatives keep their usual names where none is there.
+    Case and punctuation are ignored. Keys of JSON lines may be missing in the first object and present in later ones,
+    so titles and negatives get their usual names if there is no such column.
     """
     known = {_loose(name): name for name in reversed(columns)} | {name.lower(): name for name in reversed(columns)}
-    found = [known.get(name) or known.get(_loose(name)) for name in USUAL[role]]
-    names = list(dict.fromkeys(filter(None, found)))
+    matches = [known.get(name) or known.get(_loose(name)) for name in USUAL_NAMES[role]]
+    names = list(dict.fromkeys(filter(None, matches)))
     if role == "pairs_negatives":
         names += [name for name in columns if NUMBERED.fullmatch(name.lower()) and name not in names]
-        return tuple(names) or USUAL[role]
-    return tuple(names[:1]) or (USUAL[role] if role == "corpus_title" else ())
+        return tuple(names) or USUAL_NAMES[role]
+    return tuple(names[:1]) or (USUAL_NAMES[role] if role == "corpus_title" else ())
 
 
 def _loose(name: str) -> str:
@@ -112,15 +115,15 @@ def _loose(name: str) -> str:
 
 
 def shown(columns: Sequence[str]) -> str:
-    """The columns of a file for a message."""
+    """Return a list of columns for a message, shortened if it is long."""
     return ", ".join(name[:40] for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
 
 
-def _no_name(columns: Sequence[str]) -> str:
+def _bad_name(columns: Sequence[str]) -> str:
     if "" in columns:
         return f"column {list(columns).index('') + 1} has no name; name it or remove it"
-    doubled = [name for place, name in enumerate(columns) if name in columns[:place]]
-    return f"column {doubled[0]!r} stands twice; rename one of them" if doubled else ""
+    repeated = [name for index, name in enumerate(columns) if name in columns[:index]]
+    return f"column {repeated[0]!r} appears twice; rename one of them" if repeated else ""
 
 
 def _no_such(role: str, name: str, columns: Sequence[str]) -> str:
@@ -130,22 +133,24 @@ def _no_such(role: str, name: str, columns: Sequence[str]) -> str:
 
 
 def _none_usual(role: str, columns: Sequence[str]) -> str:
-    mark = next((mark for mark in SEPARATORS if any(mark in name for name in columns)), None)
-    hint = f"; if {mark!r} separates the fields, set data.separator" if mark else ""
+    separator = next((mark for mark in SEPARATORS if any(mark in name for name in columns)), None)
+    hint = f"; if {separator!r} separates the fields, set data.separator" if separator else ""
     return (
-        f"no column for the {WHAT[role]}; columns here: {shown(columns)}; "
-        f"name it with data.{role} (tried: {', '.join(USUAL[role])}){hint or _no_head_line(columns)}"
+        f"no column for the {ROLE_NAMES[role]}; columns here: {shown(columns)}; "
+        f"name it with data.{role} (tried: {', '.join(USUAL_NAMES[role])}){hint or _missing_header(columns)}"
     )
 
 
-def _no_head_line(columns: Sequence[str]) -> str:
+def _missing_header(columns: Sequence[str]) -> str:
     return (
-        "; if this is no head line, put one above it" if any(" " in name or name.isdigit() for name in columns) else ""
+        "; if the first line is no header, add one above it"
+        if any(" " in name or name.isdigit() for name in columns)
+        else ""
     )
 
 
 def settings(section: Data) -> Mapping[str, object]:
-    """Return the recipe's keys that decide how files are read, as far as they are given."""
-    keys = [*USUAL, *(key for key in READING if key != "judgements")]
+    """Return the recipe's keys for the reading of files that differ from their defaults."""
+    keys = [*USUAL_NAMES, *(key for key in READING if key != "judgements")]
     fields = type(section).model_fields
     return {key: value for key in keys if (value := getattr(section, key)) != fields[key].default}

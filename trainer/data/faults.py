@@ -1,4 +1,4 @@
-"""Faults by kind: all are told at once, and ten thousand alike do not bury the one that differs."""
+"""Problems of a collection by kind: all are reported at once, at most ten of each kind."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 
 from trainer.errors import DataError
 
-SHOWN = 10  # faults of one kind that are listed; the rest are counted
+SHOWN = 10  # problems of one kind that are listed; the others are counted
 
 
 @dataclass
 class Faults:
-    """Faults by kind, so that ten thousand alike do not bury the one that differs."""
+    """Problems by kind, so that ten thousand of one kind do not hide one of another."""
 
     kinds: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, kind: str, place: str, message: str) -> None:
-        """Note one fault; `place` is file:line."""
-        self.kinds[kind].append(f"{place}: {message}")
+    def add(self, kind: str, location: str, message: str) -> None:
+        """Add one problem; `location` is file:line."""
+        self.kinds[kind].append(f"{location}: {message}")
 
     def any_of(self, *kinds: str) -> bool:
-        """Whether a fault of one of these kinds was noted."""
+        """Return True if there is a problem of one of these kinds."""
         return any(kind in self.kinds for kind in kinds)
 
     def lines(self) -> list[str]:
-        """All kinds, each with its first ten places and the count of the rest."""
+        """Return the first ten problems of each kind and the count of the others."""
         shown = []
         for kind, faults in self.kinds.items():
             shown += faults[:SHOWN]
@@ -34,6 +34,6 @@ class Faults:
         return shown
 
     def stop(self) -> None:
-        """Raise DataError if anything was found."""
+        """Raise DataError if there are any problems."""
         if self.kinds:
             raise DataError(self.lines())

@@ -1,7 +1,7 @@
-"""Data sets that the `datasets` library loads: from the Hugging Face Hub, or from a folder that is laid out like one.
+"""Data sets that the `datasets` library loads: from the Hugging Face Hub, or from a folder with the same layout.
 
-Two layouts are known: BEIR's (configurations corpus and queries; the judgements in the configuration default or qrels,
-or in a sister set NAME-qrels) and pairs or triplets of texts. Code that a set brings along is never run.
+Two layouts are supported: BEIR's (configurations corpus and queries; the judgements in the configuration default or
+qrels, or in another data set NAME-qrels) and pairs or triplets of texts. Python code in a data set is never run.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Tables = list[Table]
 
 
 class SetTable(NamedTuple):
-    """One split of a loaded set."""
+    """One split of a loaded data set."""
 
     name: str
     dataset: Dataset
 
-    def place(self, number: int) -> str:
-        """Set and row."""
+    def location(self, number: int) -> str:
+        """Return the data set and row number, for messages."""
         return f"{self.name}: row {number}"
 
     def rows(self, choose: Choose, faults: Faults) -> Rows:
-        """Numbered rows of the chosen columns."""
+        """Yield numbered rows of the chosen columns."""
         del faults  # the library has read the files already
         names = self.dataset.column_names
         wanted = choose(names)
@@ -48,7 +48,7 @@ class SetTable(NamedTuple):
                 yield number, row
 
     def sha256(self) -> str:
-        """Hash of the Arrow content."""
+        """Return the sha256 of the Arrow content."""
         digest = hashlib.sha256(" ".join(self.dataset.column_names).encode())
         for batch in _batches(self.dataset):
             digest.update(batch.serialize())
@@ -61,7 +61,10 @@ def _batches(dataset: Dataset) -> Iterator[pyarrow.RecordBatch]:
 
 
 def find_set(reference: str) -> tuple[Tables, Tables, dict[str, Tables], dict[str, Tables]]:
-    """Corpus, queries and qrels by split, or pairs by split; raises DataError for what cannot be loaded or read."""
+    """Return corpus, queries, qrels by split and pairs by split; either the first three or the pairs are empty.
+
+    Raises DataError if the data set cannot be loaded or has another layout.
+    """
     name, _, configuration = reference.partition(":")
     configurations = _configurations(name)
     if configuration and configuration not in configurations:
@@ -81,61 +84,61 @@ def _judgements(name: str, configurations: list[str]) -> dict[str, Tables]:
     for configuration in ("qrels", "default"):
         if configuration in configurations:
             return _by_split(name, configuration)
-    sister = f"{name}-qrels"
-    return _by_split(sister, _configurations(sister)[0])
+    qrels_set = f"{name}-qrels"
+    return _by_split(qrels_set, _configurations(qrels_set)[0])
 
 
 def _all(name: str, configuration: str) -> Tables:
-    """All splits of a configuration: what a set calls the only split of its corpus differs."""
+    """Return all splits of a configuration, since data sets name the only split of their corpus differently."""
     loaded = _load(name, configuration)
     return [SetTable(f"hub:{name}/{configuration}/{split}", dataset) for split, dataset in loaded.items()]
 
 
 def _by_split(name: str, configuration: str) -> dict[str, Tables]:
     loaded = _load(name, configuration)
-    found: dict[str, Tables] = {}
+    parts: dict[str, Tables] = {}
     for split, dataset in loaded.items():
         if split not in PARTS:
             raise DataError(
-                f"hub:{name}/{configuration}: split {split!r} is none of {', '.join(PARTS)}; rename it, or download "
+                f"hub:{name}/{configuration}: split {split!r} is not one of {', '.join(PARTS)}; rename it, or download "
                 "the files and name them one by one (data.qrels or data.pairs, data.dev, data.test)"
             )
-        found.setdefault(PARTS[split], []).append(SetTable(f"hub:{name}/{configuration}/{split}", dataset))
-    if "train" not in found:
+        parts.setdefault(PARTS[split], []).append(SetTable(f"hub:{name}/{configuration}/{split}", dataset))
+    if "train" not in parts:
         raise DataError(f"hub:{name}/{configuration}: has no split train, only {', '.join(loaded)}")
-    return {part: found[part] for part in ("train", "dev", "test") if part in found}
+    return {part: parts[part] for part in ("train", "dev", "test") if part in parts}
 
 
 def _configurations(name: str) -> list[str]:
     from datasets import get_dataset_config_names
 
-    return list(_asked(name, get_dataset_config_names, _place(name)))
+    return list(_call(name, get_dataset_config_names, _path_or_name(name)))
 
 
 def _load(name: str, configuration: str) -> Mapping[str, Dataset]:
     from datasets import load_dataset
 
-    return _asked(name, load_dataset, _place(name), configuration)
+    return _call(name, load_dataset, _path_or_name(name), configuration)
 
 
-def _place(name: str) -> str:
-    """A folder as the library takes it; the name of a set on the Hub as it is."""
+def _path_or_name(name: str) -> str:
+    """Return the expanded path of a folder, or the unchanged name of a data set on the Hub."""
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name
 
 
-def _asked(name: str, ask: Any, *words: str) -> Any:
-    """What the library answers; its many errors become one sentence."""
+def _call(name: str, function: Any, *arguments: str) -> Any:
+    """Call a function of the library, and raise its various errors as one DataError."""
     import datasets
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
 
     datasets.disable_progress_bars()
     try:
-        return ask(*words)
+        return function(*arguments)
     except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
         reason = one_line(error.__cause__ or error)[:200]
         raise DataError(
-            f"hub:{name}: cannot be loaded ({reason}); check the name and the network, run `hf auth login` where it is "
+            f"hub:{name}: cannot be loaded ({reason}); check the name and the network, run `hf auth login` if it is "
             "private or gated, or download its files and name them one by one"
         ) from None

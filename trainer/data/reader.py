@@ -1,4 +1,4 @@
-"""Rows to documents, queries and judgements with ids: hands out what is good and notes every fault with its place."""
+"""Rows to documents, queries and judgements with ids; invalid rows are collected as problems with file and line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from trainer.data.columns import CORPUS_ROLES, QRELS_ROLES, QUERIES_ROLES, Chosen, chooser
 from trainer.data.faults import Faults
 from trainer.data.lines import ENCODING, UNREADABLE
-from trainer.data.records import Judgement, Qrels, Record, trec_id
+from trainer.data.records import Judgement, Record, SplitQrels, trec_id
 from trainer.data.sources import Sources
 from trainer.data.tables import COLUMNS, Table
 from trainer.recipe import Data
@@ -21,11 +21,11 @@ _WHOLE = re.compile(r"-?[0-9]{1,9}(\.0{1,9})?")
 _TRUTH = {"true": 1, "false": 0}
 GRADE = "the grade is a whole number (below 1: not relevant)"
 NO_RECORD = "no record"
-TABLE_SHIFT = 40  # a place is the number of the table and, below these bits, of the row: one int for each id
+TABLE_SHIFT = 40  # a packed position is one int per id: the table's number, shifted by these bits, and the row's number
 
 
 class Reader:
-    """Reads corpus, queries and qrels, in this order; ids map to places, and thereby keep the order of the rows."""
+    """Reads corpus, queries and qrels, in this order; the ids map to packed positions, in the order of the rows."""
 
     def __init__(self, sources: Sources, section: Data) -> None:
         self.sources = sources
@@ -33,25 +33,25 @@ class Reader:
         self.faults = Faults()
         self.document_ids: dict[str, int] = {}
         self.query_ids: dict[str, int] = {}
-        self.collected = Collected(self.faults, section)
-        self.skipped: dict[str, set[str]] = {"document": set(), "query": set()}  # unknown ids that were left out
+        self.collected = JudgementCollector(self.faults, section)
+        self.skipped: dict[str, set[str]] = {"document": set(), "query": set()}  # unknown ids
         self.skipped_judgements = 0
 
     def documents(self) -> Iterator[Record]:
-        """Every good document."""
+        """Yield every valid document."""
         return self._records(self.sources.corpus, CORPUS_ROLES, self.document_ids, "document")
 
     def queries(self) -> Iterator[Record]:
-        """Every good query."""
+        """Yield every valid query."""
         return self._records(self.sources.queries, QUERIES_ROLES, self.query_ids, "query")
 
-    def document_place(self, identity: str) -> str:
-        """Where a document stands."""
-        return place_of(self.document_ids[identity], self.sources.corpus)
+    def document_location(self, identity: str) -> str:
+        """Return the location of a document, e.g. file:line."""
+        return location_of(self.document_ids[identity], self.sources.corpus)
 
-    def query_place(self, identity: str) -> str:
-        """Where a query stands."""
-        return place_of(self.query_ids[identity], self.sources.queries)
+    def query_location(self, identity: str) -> str:
+        """Return the location of a query, e.g. file:line."""
+        return location_of(self.query_ids[identity], self.sources.queries)
 
     def _records(
         self, tables: Sequence[Table], roles: Sequence[str], seen: dict[str, int], what: str
@@ -65,30 +65,30 @@ class Reader:
                 if record is None:
                     continue
                 if record.id in seen:
-                    self._doubled(record.id, seen, tables, (index, number), what)
+                    self._report_duplicate(record.id, seen, tables, (index, number), what)
                     continue
                 seen[record.id] = (index << TABLE_SHIFT) + number
                 if trec_id(record.id) != record.id:
                     spaced.append(record.id)
                 yield record
             if before == (len(seen), sum(map(len, self.faults.kinds.values()))):
-                message = f"holds no readable {what}; one a row is expected"
+                message = f"holds no readable {what}; one per row is expected"
                 self.faults.add(NO_RECORD, table.name, message)
         for identity in spaced:
             if trec_id(identity) in seen:
                 message = (
                     f"{what} id {identity!r} is {trec_id(identity)!r} in run files, which is another id; rename one"
                 )
-                self.faults.add("ids with white space", place_of(seen[identity], tables), message)
+                self.faults.add("ids with white space", location_of(seen[identity], tables), message)
 
-    def _doubled(
-        self, identity: str, seen: Mapping[str, int], tables: Sequence[Table], place: tuple[int, int], what: str
+    def _report_duplicate(
+        self, identity: str, seen: Mapping[str, int], tables: Sequence[Table], position: tuple[int, int], what: str
     ) -> None:
-        index, number = place
+        index, number = position
         first, line = divmod(seen[identity], 1 << TABLE_SHIFT)
-        where = f"on line {line}" if first == index else f"in {place_of(seen[identity], tables)}"
-        message = f"{what} id {identity!r} stands {where} already; ids must be unique"
-        self.faults.add(f"duplicate {what} ids", tables[index].place(number), message)
+        where = f"on line {line}" if first == index else f"in {location_of(seen[identity], tables)}"
+        message = f"{what} id {identity!r} is {where} already; ids must be unique"
+        self.faults.add(f"duplicate {what} ids", tables[index].location(number), message)
 
     def _record(self, row: Mapping[str, Any], chosen: Chosen, table: Table, number: int, what: str) -> Record | None:
         document = what == "document"
@@ -104,14 +104,14 @@ class Reader:
         record = Record(identity, title, text)
         if not record.passage:
             message = f"{what} {identity!r} is empty; give it a text, or remove it and its judgements"
-            self.faults.add(f"empty {what} texts", table.place(number), message)
+            self.faults.add(f"empty {what} texts", table.location(number), message)
         return record
 
     def _identity(self, row: Mapping[str, Any], name: str, table: Table, number: int) -> str | None:
         value = row.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             message = f'needs "{name}" as a text or whole number, got {value!r}; keys here: {", ".join(row)}'
-            self.faults.add("missing ids", table.place(number), message)
+            self.faults.add("missing ids", table.location(number), message)
             return None
         identity = str(value).strip()
         return identity if self._is_sound(identity, name, table, number) else None
@@ -119,7 +119,7 @@ class Reader:
     def _text(
         self, row: Mapping[str, Any], names: Sequence[str], what: str, table: Table, number: int, needed: bool = False
     ) -> str | None:
-        """The text of one column, or of several joined by a space; None after a fault."""
+        """Return the text of one column, or of several joined by a space; None after a problem."""
         values = [row.get(name) for name in names]
         texts = [value for value in values if value is not None]
         wrong = next((at for at, value in enumerate(values) if not isinstance(value, str | None)), None)
@@ -128,24 +128,25 @@ class Reader:
         if wrong is not None:
             nested = "; it is nested, write the text into a column of its own" * isinstance(values[wrong], list | dict)
             given = f"got {values[wrong]!r:.60}; keys here: {', '.join(row)}{nested}"
-            self.faults.add("missing texts", table.place(number), f'{what} needs "{names[wrong]}" as a text, {given}')
+            message = f'{what} needs "{names[wrong]}" as a text, {given}'
+            self.faults.add("missing texts", table.location(number), message)
             return None
         text = texts[0] if len(texts) == 1 else " ".join(filter(None, texts))
         return text if self._is_sound(text, what, table, number) else None
 
     def _is_sound(self, text: str, what: str, table: Table, number: int) -> bool:
         if "\0" in text:
-            fault = "a NUL character"
+            problem = "a NUL character"
         elif not text.isascii() and _SURROGATE.search(text):
-            fault = "half a character (a lone surrogate, \\ud800 to \\udfff)"
+            problem = "half a character (a lone surrogate, \\ud800 to \\udfff)"
         else:
             return True
-        self.faults.add("broken characters", table.place(number), f"{what} holds {fault}; remove it")
+        self.faults.add("broken characters", table.location(number), f"{what} holds {problem}; remove it")
         return False
 
-    def qrels(self) -> Qrels:
-        """Judgements of the splits that have files; call it after documents and queries were read."""
-        # What was lost with a whole file is told once, there, and not again for each of its ids.
+    def qrels(self) -> SplitQrels:
+        """Return the judgements of the splits that have files; call it after `documents` and `queries`."""
+        # An unreadable file is reported once, not again for each of its ids.
         complete = not self.faults.any_of(COLUMNS, UNREADABLE, ENCODING, NO_RECORD)
         for split, tables in self.sources.qrels.items():
             self.collected.qrels[split] = {}
@@ -156,7 +157,7 @@ class Reader:
         return self.collected.qrels
 
     def notes(self) -> list[str]:
-        """What was done to the judgements on the way."""
+        """Return notes on judgements that were left out or merged."""
         notes = []
         if self.skipped_judgements:
             counts = [f"{len(ids)} unknown {what} ids" for what, ids in self.skipped.items() if ids]
@@ -177,10 +178,10 @@ class Reader:
             row = {name: value.strip() if isinstance(value, str) else value for name, value in row.items()}
             query = self._identity(row, query_name, table, number)
             document = self._identity(row, document_name, table, number)
-            grade = whole_grade(row.get(grade_name))
+            grade = parse_grade(row.get(grade_name))
             if grade is None:
                 message = f"{GRADE}, got {row.get(grade_name)!r:.60}"
-                self.faults.add("broken grades", table.place(number), message)
+                self.faults.add("broken grades", table.location(number), message)
             elif query is not None and document is not None:
                 yield number, Judgement(query, document, grade)
 
@@ -197,17 +198,18 @@ class Reader:
                 self.skipped[what].add(identity)
             elif complete:
                 kind = "missing queries" if what == "query" else "missing documents"
-                remedy = self.near(what, identity) or "; mend the id, or set data.unknown_ids: skip"
-                self.faults.add(kind, table.place(number), f"{what} {identity!r} is not in {names_of(tables)}{remedy}")
+                remedy = self.near(what, identity) or "; correct the id, or set data.unknown_ids: skip"
+                message = f"{what} {identity!r} is not in {names_of(tables)}{remedy}"
+                self.faults.add(kind, table.location(number), message)
         self.skipped_judgements += not known
         return known
 
     def near(self, what: str, identity: str) -> str:
-        """What to do where an id differs from a known one by its form alone."""
+        """Return a hint if an id differs from a known one only in its form, else an empty string."""
         seen = self.query_ids if what == "query" else self.document_ids
         whole = identity.removesuffix(".0")
         if whole != identity and whole in seen:
-            return f", but {whole!r} is: write the ids as whole numbers"
+            return f", but {whole!r} is: write ids as whole numbers"
         near = self._by_form[what].get(_form(identity))
         if near is None:
             return ""
@@ -216,43 +218,43 @@ class Reader:
                 f", but the same characters in another Unicode form are ({ascii(near)} there, {ascii(identity)} here): "
                 "write all files in one form, e.g. with uconv -x nfc"
             )
-        return f", but {near!r} is: write the ids alike"
+        return f", but {near!r} is: spell the ids in the same way"
 
     @cached_property
     def _by_form(self) -> dict[str, dict[str, str]]:
-        """Known ids by their form; made when the first id is unknown."""
+        """Known ids by their normalised form; computed at the first unknown id."""
         seen = {"query": self.query_ids, "document": self.document_ids}
         return {what: {_form(identity): identity for identity in ids} for what, ids in seen.items()}
 
 
 def _form(identity: str) -> str:
-    """An id without what a program may have changed about it: Unicode form, case, zeros in front, white space."""
+    """Return an id in a normalised form, without differences of Unicode form, case, leading zeros and white space."""
     plain = unicodedata.normalize("NFC", identity).casefold()
     return "".join(plain.split()).lstrip("0") or "0"
 
 
-Place = tuple[Table, int]
+Position = tuple[Table, int]  # a table and the number of a row in it
 
 
-class Collected:
-    """Judgements by split, each query in one of them and each document with one grade."""
+class JudgementCollector:
+    """Collects judgements by split, with each query in one split and each document with one grade."""
 
     def __init__(self, faults: Faults, section: Data) -> None:
         self.faults = faults
         self.repeated = section.repeated
-        self.qrels: Qrels = {}
+        self.qrels: SplitQrels = {}
         self.repeats = 0
-        self._home: dict[str, tuple[str, Place]] = {}
+        self._first: dict[str, tuple[str, Position]] = {}  # split and position of a query's first judgement
 
-    def add(self, split: str, place: Place, judgement: Judgement, name: str = "") -> None:
-        """Note one judgement; `name` is what the user knows the query by, where it is not its id."""
+    def add(self, split: str, position: Position, judgement: Judgement, name: str = "") -> None:
+        """Add one judgement; `name` is the query's name for the user, if that is not its id."""
         query, document, grade = judgement
-        home, (table, number) = self._home.setdefault(query, (split, place))
-        if home != split:
-            first = table.place(number)
-            message = f"query {name or query!r} is in two splits: {home} ({first}) and {split}; keep it in one"
-            self._fault("queries in two splits", place, message)
-            self._home[query] = (split, place)  # one fault a query and file, not one a line
+        first_split, (table, number) = self._first.setdefault(query, (split, position))
+        if first_split != split:
+            first = table.location(number)
+            message = f"query {name or query!r} is in two splits: {first_split} ({first}) and {split}; keep it in one"
+            self._add_problem("queries in two splits", position, message)
+            self._first[query] = (split, position)  # one problem per query and file, not per line
         grades = self.qrels[split].setdefault(query, {})
         if document not in grades:
             grades[document] = grade
@@ -266,18 +268,18 @@ class Collected:
                 f"query {query!r}, document {document!r} has grade {grade} here and {before} before; keep one, or set "
                 "data.repeated: sum or max"
             )
-            self._fault("contradicting judgements", place, message)
+            self._add_problem("contradicting judgements", position, message)
 
-    def _fault(self, kind: str, place: Place, message: str) -> None:
-        table, number = place
-        self.faults.add(kind, table.place(number), message)
+    def _add_problem(self, kind: str, position: Position, message: str) -> None:
+        table, number = position
+        self.faults.add(kind, table.location(number), message)
 
 
-def whole_grade(value: object) -> int | None:
-    """Return a grade as a number of 0 or more, None where it is none.
+def parse_grade(value: object) -> int | None:
+    """Return a grade as a number of 0 or more, None if the value is no grade.
 
-    It may be written as 1, 1.0, true, or as text; negative grades, by which TREC marks spam and what nobody judged,
-    say that a document is not relevant.
+    It may be written as 1, 1.0, true, or as text. Negative grades, which TREC uses for spam and unjudged documents,
+    count as not relevant.
     """
     if isinstance(value, str):
         truth = _TRUTH.get(value.lower())
@@ -287,13 +289,13 @@ def whole_grade(value: object) -> int | None:
     return None
 
 
-def place_of(place: int, tables: Sequence[Table]) -> str:
-    """file:line of a packed place."""
-    index, number = divmod(place, 1 << TABLE_SHIFT)
-    return tables[index].place(number)
+def location_of(position: int, tables: Sequence[Table]) -> str:
+    """Return the location of a packed position, e.g. file:line."""
+    index, number = divmod(position, 1 << TABLE_SHIFT)
+    return tables[index].location(number)
 
 
 def names_of(tables: Sequence[Table]) -> str:
-    """The files in a message."""
+    """Return the names of files for a message."""
     more = f" (and {len(tables) - 1} more)" if len(tables) > 1 else ""
     return f"{tables[0].name}{more}"

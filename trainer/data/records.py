@@ -1,4 +1,4 @@
-"""What a collection is made of: documents, queries and judgements by split."""
+"""The records of a collection: documents, queries and judgements by split."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 SPLITS = ("train", "dev", "test")
-Judged = dict[str, dict[str, int]]  # {query id: {document id: grade}}
-Qrels = dict[str, Judged]  # by split
+Qrels = dict[str, dict[str, int]]  # {query id: {document id: grade}}
+SplitQrels = dict[str, Qrels]  # by split
 
 
 class Record(NamedTuple):
@@ -21,12 +21,12 @@ class Record(NamedTuple):
 
     @property
     def passage(self) -> str:
-        """What models read: title and text."""
+        """Title and text, which are the input of models."""
         return f"{self.title} {self.text}".strip()
 
 
 class Judgement(NamedTuple):
-    """One line of qrels; grade 0 says that somebody looked and found the document not relevant."""
+    """One line of qrels; grade 0 means that the document was judged as not relevant."""
 
     query: str
     document: str
@@ -34,12 +34,12 @@ class Judgement(NamedTuple):
 
 
 def normalised(query: str) -> str:
-    """Return a text in the form in which equal ones are found: in lower case, with single blanks."""
+    """Return a text in the form in which texts are compared: lower case, single blanks."""
     return " ".join(query.lower().split())
 
 
 def has_positive(grades: Mapping[Any, int], relevant_from: int) -> bool:
-    """Whether a query can be measured or learned from."""
+    """Return True if a query has a relevant document, without which it can neither be measured nor trained on."""
     return any(grade >= relevant_from for grade in grades.values())
 
 
@@ -47,9 +47,9 @@ _BLANK = re.compile(r"[\s%]")
 
 
 def trec_id(identity: str) -> str:
-    """Return an id as run files spell it, where white space separates the columns.
+    """Return an id as it is written in run files, in which white space separates the columns.
 
-    Without white space that is the id itself; else white space and percent signs are percent-encoded.
+    White space and percent signs are percent-encoded in ids with white space; other ids are unchanged.
     """
     if identity.split() == [identity]:
         return identity

@@ -1,9 +1,9 @@
-"""Documents that are queries too, as in collections of questions where each question is asked of all the others.
+"""Documents that are queries too, as in collections of questions in which each question is searched among the others.
 
-Such a document is found first for its own query and was never judged for it, so it would be the hardest negative of all
-and push down every positive. BEIR leaves out documents with the query's id when it measures; a text says the same where
-ids do not. Numbers say nothing where queries and documents are both counted from one, as in Cranfield: if the equal ids
-are numbers, they count only where at least half of them come with equal texts.
+Such a document is retrieved first for its own query and is never judged for it, so it would be the hardest negative and
+lower the ranks of all positives. BEIR leaves out documents with the query's id in evaluation; here documents with its
+text are left out too. Equal numbers as ids mean nothing if queries and documents are both numbered from one, as in
+Cranfield: if all equal ids are numbers, they count only if at least half of them have equal texts.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping
 
-from trainer.data.records import Qrels, normalised
+from trainer.data.records import SplitQrels, normalised
 from trainer.recipe import Data
 
-SAME_TEXTS = 0.5  # share of equal numbers with equal texts from which on they name the same thing
+SAME_TEXTS = 0.5  # minimum share of equal numeric ids that have equal texts, for all of them to count
 _EDGES = " .?!…。？！"
 
 
 class DocumentTexts:
-    """Collects documents as they stream by, 16 bytes of each, and finds those that have a query's text.
+    """Keeps 16 bytes of each document that is added, and finds the documents with a query's text.
 
-    A text is compared in lower case, with single blanks and without the marks that end a sentence, both with and
-    without the document's title.
+    Texts are compared in lower case, with single blanks and without final punctuation, both with and without the
+    document's title.
     """
 
     def __init__(self) -> None:
         self._passages, self._texts = array("q"), array("q")
 
     def add(self, title: str, passage: str) -> None:
-        """Take the next document; `passage` is its title and text."""
+        """Add the next document; `passage` is its title and text."""
         key = hash(_key(passage))
         self._passages.append(key)
         text = passage[len(title) :] if title and passage.startswith(title) else ""
@@ -40,11 +40,11 @@ class DocumentTexts:
         wanted: dict[int, list[str]] = {}
         for query, text in texts.items():
             wanted.setdefault(hash(_key(text)), []).append(query)
-        found: dict[str, list[int]] = {}
+        matches: dict[str, list[int]] = {}
         for row, keys in enumerate(zip(self._passages, self._texts, strict=True)):
             for query in {query for key in keys for query in wanted.get(key, ())}:
-                found.setdefault(query, []).append(row)
-        return found
+                matches.setdefault(query, []).append(row)
+        return matches
 
 
 def _key(text: str) -> str:
@@ -52,16 +52,16 @@ def _key(text: str) -> str:
 
 
 def find_self_documents(
-    texts: Mapping[str, str], read: DocumentTexts, document_ids: Iterable[str], qrels: Qrels, section: Data
+    texts: Mapping[str, str], read: DocumentTexts, document_ids: Iterable[str], qrels: SplitQrels, section: Data
 ) -> dict[str, list[int]]:
-    """Return the rows of the documents that are a judged query themselves, without those judged relevant for it.
+    """Return by judged query the rows of the documents that are the query itself, except those judged relevant for it.
 
-    `texts` are those of all queries; empty where the recipe keeps such documents.
+    `texts` are those of all queries. The result is empty if the recipe keeps such documents.
     """
     if section.self_documents == "keep":
         return {}
     judged = {query: grades for queries in qrels.values() for query, grades in queries.items()}
-    rows = {query: set(found) for query, found in read.find({query: texts[query] for query in judged}).items()}
+    rows = {query: set(matches) for query, matches in read.find({query: texts[query] for query in judged}).items()}
     wanted = set().union(*rows.values())
     names: dict[int, str] = {}
     by_id: dict[str, int] = {}
@@ -74,8 +74,8 @@ def find_self_documents(
     if same >= len(by_id) * SAME_TEXTS or not all(map(str.isdecimal, by_id)):
         for query, row in by_id.items():
             rows.setdefault(query, set()).add(row)
-    kept = {
-        query: sorted(row for row in found if judged[query].get(names[row], 0) < section.relevant_from)
-        for query, found in rows.items()
+    irrelevant = {
+        query: sorted(row for row in matches if judged[query].get(names[row], 0) < section.relevant_from)
+        for query, matches in rows.items()
     }
-    return {query: found for query, found in kept.items() if found}
+    return {query: matches for query, matches in irrelevant.items() if matches}

@@ -1,4 +1,4 @@
-"""Where the rows come from: the files or the data set that a recipe's data section names."""
+"""The sources of rows: the files or the data set that a recipe's data section names."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from trainer.data.records import SPLITS
 from trainer.data.tables import (
     READERS,
     FileTable,
-    Headless,
+    Headerless,
     Table,
     ending,
     qrels_columns,
     record_columns,
-    with_head_line,
+    with_header,
 )
 from trainer.errors import DataError
 from trainer.recipe import Data
+from trainer.runtime.verify import sha256
 
 BLOCK = 1 << 20  # bytes hashed at once
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Tables by what they hold: corpus, queries and qrels, or pairs."""
+    """Tables by content: corpus, queries and qrels, or pairs."""
 
     corpus: list[Table] = field(default_factory=list)
     queries: list[Table] = field(default_factory=list)
@@ -40,18 +41,18 @@ class Sources:
 
     @property
     def judged(self) -> dict[str, list[Table]]:
-        """The tables that say which split a query is in."""
+        """The tables that assign queries to splits."""
         return self.pairs or self.qrels
 
     @property
     def named(self) -> list[tuple[str, Table]]:
-        """Every table with its part, in a fixed order."""
+        """Every table with its content or split, in a fixed order."""
         parts = {"corpus": self.corpus, "queries": self.queries, **self.qrels, **self.pairs}
         return [(part, table) for part, tables in parts.items() for table in tables]
 
 
 def find_sources(section: Data) -> Sources:
-    """Locate what the section names; raises DataError naming all that misses."""
+    """Return the tables that the section names; raises DataError with all missing files."""
     if section.hub:
         corpus, queries, judged, pairs = find_set(section.hub)
         return Sources(corpus, queries, judged, pairs)
@@ -59,17 +60,18 @@ def find_sources(section: Data) -> Sources:
         return _beir_folder(section.path, section.separator)
     missing: list[str] = []
 
-    def tables(key: str, formats: Iterable[str], headless: Headless = with_head_line) -> list[Table]:
+    def tables(key: str, formats: Iterable[str], headerless: Headerless = with_header) -> list[Table]:
         paths = _files(key, getattr(section, key) or (), formats, missing)
-        return [FileTable(path, headless, section.separator) for path in paths]
+        return [FileTable(path, headerless, section.separator) for path in paths]
 
     records = [suffix for suffix in READERS if suffix not in (".qrels", ".trec", ".txt")]
     if section.pairs:
         parts = {"train": "pairs", "dev": "dev", "test": "test"}
-        sources = Sources(pairs={part: found for part, key in parts.items() if (found := tables(key, records))})
+        pairs = {part: existing for part, key in parts.items() if (existing := tables(key, records))}
+        sources = Sources(pairs=pairs)
     else:
         parts = {"train": "qrels", "dev": "dev", "test": "test"}
-        qrels = {part: found for part, key in parts.items() if (found := tables(key, READERS, qrels_columns))}
+        qrels = {part: existing for part, key in parts.items() if (existing := tables(key, READERS, qrels_columns))}
         corpus, queries = (tables(key, records, record_columns) for key in ("corpus", "queries"))
         sources = Sources(corpus, queries, qrels)
     if missing:
@@ -78,45 +80,45 @@ def find_sources(section: Data) -> Sources:
 
 
 def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: list[str]) -> list[Path]:
-    """The files of one key, each a name or a glob; what cannot be used is noted in `missing`."""
-    found: list[Path] = []
+    """Return the files of one key, given as names or globs; messages about unusable ones are added to `missing`."""
+    files: list[Path] = []
     for pattern in patterns:
         matches = [pattern] if pattern.exists() else sorted(map(Path, glob.glob(str(pattern), recursive=True)))
         if not matches:
-            beside = sorted(path.name for path in pattern.parent.glob("*"))[:12] if pattern.parent.is_dir() else []
+            siblings = sorted(path.name for path in pattern.parent.glob("*"))[:12] if pattern.parent.is_dir() else []
             missing.append(
-                f"{pattern}: no such file (data.{key}); {pattern.parent} holds {', '.join(beside) or 'nothing'}"
+                f"{pattern}: no such file (data.{key}); {pattern.parent} holds {', '.join(siblings) or 'nothing'}"
             )
         for path in matches:
             if path.is_dir():
                 missing.append(f"{path}: is a folder (data.{key}); name its files, e.g. {path / '*.parquet'}")
-            elif fault := _fault_of_entry(path):
-                missing.append(f"{path}: {fault} (data.{key})")
+            elif reason := _why_unreadable(path):
+                missing.append(f"{path}: {reason} (data.{key})")
             elif ending(path) not in formats:
                 missing.append(
                     f"{path}: unknown ending {ending(path)!r} (data.{key}); "
                     f"known here: {', '.join(formats)}, the text formats also with {', '.join(PACKED)}"
                 )
-            elif path in found:
+            elif path in files:
                 missing.append(f"{path}: named twice by data.{key}; keep it once")
             else:
-                found.append(path)
-    return found
+                files.append(path)
+    return files
 
 
-def _fault_of_entry(path: Path) -> str:
-    """Return why a name that exists is no file that can be read as often as needed, or nothing."""
+def _why_unreadable(path: Path) -> str:
+    """Return the reason why an existing path is no file that can be read repeatedly, or an empty string."""
     if path.is_dir():
         return "is a folder; a file is needed, move the folder away"
     if not path.exists():
-        return f"is a link to {os.readlink(path)}, which is not there; mend or remove the link"
+        return f"is a link to {os.readlink(path)}, which does not exist; correct or remove the link"
     if not path.is_file():
-        return "is a pipe or a device, and the files are read more than once; write it to a file first"
-    return "" if os.access(path, os.R_OK) else "cannot be read: permission denied; look at its owner and mode (ls -l)"
+        return "is a pipe or a device, but the files are read more than once; save the content as a file first"
+    return "" if os.access(path, os.R_OK) else "cannot be read: permission denied; check its owner and mode (ls -l)"
 
 
 def _beir_folder(folder: Path, separator: str | None) -> Sources:
-    """corpus.jsonl, queries.jsonl and qrels/*.tsv, each plain or packed; of the splits only train has to be there."""
+    """Return corpus.jsonl, queries.jsonl and qrels/*.tsv of a folder, plain or compressed; only train is required."""
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; data.path names a folder with corpus.jsonl, queries.jsonl and qrels/"
@@ -126,19 +128,21 @@ def _beir_folder(folder: Path, separator: str | None) -> Sources:
     def find(name: str, needed: bool = True) -> list[Path]:
         plain = folder / name
         names = (plain, *(folder / f"{name}{packed}" for packed in PACKED))
-        found = [path for path in names if os.path.lexists(path)]
-        missing.extend(f"{path}: {fault}" for path in found if (fault := _fault_of_entry(path)))
-        if len(found) > 1:
-            missing.append(f"{found[0]}: stands beside {found[1].name}; keep one of them")
-        if needed and not found:
-            beside = sorted(path.name for path in plain.parent.glob("*")) if plain.parent.is_dir() else []
-            missing.append(f"{plain}: missing (plain or .gz); {plain.parent} holds {', '.join(beside) or 'nothing'}")
-        return found
+        existing = [path for path in names if os.path.lexists(path)]
+        missing.extend(f"{path}: {reason}" for path in existing if (reason := _why_unreadable(path)))
+        if len(existing) > 1:
+            missing.append(f"{existing[0]}: {existing[1].name} exists too; keep one of them")
+        if needed and not existing:
+            siblings = sorted(path.name for path in plain.parent.glob("*")) if plain.parent.is_dir() else []
+            missing.append(f"{plain}: missing (plain or .gz); {plain.parent} holds {', '.join(siblings) or 'nothing'}")
+        return existing
 
     corpus, queries = find("corpus.jsonl"), find("queries.jsonl")
     qrels = {split: find(f"qrels/{split}.tsv", needed=split == "train") for split in SPLITS}
     if not qrels["train"] and (qrels["dev"] or qrels["test"]):
-        missing.append(f"{folder / 'qrels'}: to split one file, name it: data.corpus, data.queries and data.qrels")
+        missing.append(
+            f"{folder / 'qrels'}: to split one file of judgements, use data.corpus, data.queries and data.qrels"
+        )
     if missing:
         raise DataError(missing)
     judged: dict[str, list[Table]] = {
@@ -148,23 +152,15 @@ def _beir_folder(folder: Path, separator: str | None) -> Sources:
 
 
 def fingerprint_data(section: Data) -> str:
-    """sha256 over the content of all inputs and the settings that decide how they are read."""
+    """Return the sha256 over the content of all inputs and the settings for reading them."""
     digest = hashlib.sha256()
-    for part, table in find_sources(section).named:  # each by itself: a line moved to the next file is a change
+    for part, table in find_sources(section).named:  # per file, since a line moved to the next file is a change
         assert isinstance(table, FileTable | SetTable), table
         kind, content = (
-            (table.path.suffix, _sha256(table.path)) if isinstance(table, FileTable) else ("", table.sha256())
+            (table.path.suffix, sha256(table.path)) if isinstance(table, FileTable) else ("", table.sha256())
         )
         digest.update(f"{part} {kind} {content}\n".encode())
     if section.judgements is not None and section.judgements.is_file():
-        digest.update(f"judgements {_sha256(section.judgements)}\n".encode())
+        digest.update(f"judgements {sha256(section.judgements)}\n".encode())
     digest.update(f"{section.dev_share} {section.test_share} {settings(section)}".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            content.update(block)
-    return content.hexdigest()

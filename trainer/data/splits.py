@@ -1,6 +1,7 @@
-"""dev and test where the user gave none: queries leave train by a hash of their text.
+"""dev and test split off train, by a hash of the query's text.
 
-The hash alone decides, so equal texts stay together, and more queries, another order or another seed move nobody.
+The split of a query depends on its text alone: equal texts are in the same split, and more queries, another order or
+another seed do not move a query.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ import hashlib
 from collections.abc import Mapping
 
 from trainer.data.faults import Faults
-from trainer.data.records import SPLITS, Qrels, has_positive
+from trainer.data.records import SPLITS, SplitQrels, has_positive
 from trainer.recipe import Data
 
 
-def split_off(qrels: Qrels, texts: Mapping[str, str], section: Data) -> list[str]:
-    """Move queries out of train to the splits that are missing; returns what was done, for the eye.
+def split_off(qrels: SplitQrels, texts: Mapping[str, str], section: Data) -> list[str]:
+    """Move queries from train to the splits that are missing, and return a note for each.
 
-    dev is taken from the low end of the hashes and test from the high end, so that giving one of them does not
-    change the other.
+    dev gets the lowest hashes and test the highest, so that giving one of them does not change the other.
     """
     missing = [split for split in SPLITS if split not in qrels]
     train = qrels["train"]
@@ -38,17 +38,17 @@ def split_off(qrels: Qrels, texts: Mapping[str, str], section: Data) -> list[str
 
 
 def hash_position(text: str) -> float:
-    """A normalised text's place between 0 and 1."""
+    """Return the hash of a normalised text as a number from 0 to 1."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def require_positives(qrels: Qrels, given: Mapping[str, str], section: Data, faults: Faults) -> None:
-    """A fault for each split in which no query has a positive; `given` names the file of those that have one."""
+def require_positives(qrels: SplitQrels, given: Mapping[str, str], section: Data, faults: Faults) -> None:
+    """Add a problem for each split in which no query has a positive; `given` has the file of each split with one."""
     for split in SPLITS:
         if any(has_positive(grades, section.relevant_from) for grades in qrels[split].values()):
             continue
         if split in given:
-            message = f"no judgement above {section.relevant_from - 1}, so {split} can teach or measure nothing"
+            message = f"no judgement above {section.relevant_from - 1}, so {split} has no relevant document"
             faults.add("no positive", given[split], message)
         else:
             share = getattr(section, f"{split}_share")

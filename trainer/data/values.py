@@ -1,4 +1,4 @@
-"""Values of pairs to texts: a text, a list of texts, objects with title and text, or messages of a chat."""
+"""Values in pairs to texts: a text, a list of texts, objects with title and text, or chat messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NESTED = "it is nested, write the text into a column of its own"
 
 
 class NoTextError(ValueError):
-    """A value that holds no text."""
+    """A value contains no text."""
 
 
 def texts_of(value: Any) -> list[str]:
-    """Return the texts of a field; None and an empty list hold none. Raises NoTextError for anything else."""
+    """Return the texts of a field, empty for None and an empty list; raises NoTextError for values of other types."""
     if value is None:
         return []
     if isinstance(value, list) and not _is_chat(value):
@@ -37,7 +37,7 @@ def _is_chat(value: Sequence[Any]) -> bool:
 
 
 def _text_of_chat(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return what a chat says, without the instructions of its system."""
+    """Return the messages of a chat joined by line ends, without system messages."""
     contents = [message["content"] for message in messages if message["role"] != "system"]
     if not contents or not all(isinstance(content, str) for content in contents):
         raise NoTextError(f"got {list(messages)!r:.60}; each message has its text as content")
@@ -45,7 +45,7 @@ def _text_of_chat(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _text_of_object(value: Mapping[str, Any]) -> str:
-    """Return title and text of a passage."""
+    """Return title and text of an object, joined by a space."""
     text = next((value[key] for key in TEXT_KEYS if value.get(key) is not None), None)
     title = value.get("title") or ""
     if not isinstance(text, str) or not isinstance(title, str):

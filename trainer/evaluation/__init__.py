@@ -1,12 +1,31 @@
-"""The measurement: a first stage and what reranks its candidates, on dev for the gate and on test for people.
+"""Evaluation of the first stage and of rerankers: on dev for the release gate, on test for the results table.
 
 Imports inside run down, like the package's own:
 
-    release                             what dev shows of the model that leaves
-    fusion                              the first stage's weight beside a model: fitted on train, checked on dev
-    two_stage                           systems measured on a split, as a table and as TREC runs
-    results                             what is kept and shown
-    gate  statistics                    the verdict on the model that leaves; intervals and a paired test
+    release                             the verdict on the exported model, from dev
+    fusion                              the weight of first-stage scores: fitted on train, checked on dev
+    two_stage  calibration              systems measured on a split, as a table and as TREC runs
+    results                             results.json, and the table on the terminal
+    gate  statistics  metrics           the release gate; intervals and paired tests; values of ir_measures
 
-Nothing is imported here, so that a finished run shows its table without loading torch.
+Names are imported when they are first used, so that a finished run shows its table without importing torch.
 """
+
+from typing import TYPE_CHECKING
+
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.evaluation.fusion import describe as describe
+    from trainer.evaluation.fusion import fuse_with_first_stage as fuse_with_first_stage
+    from trainer.evaluation.gate import WORSE as WORSE
+    from trainer.evaluation.gate import advice as advice
+    from trainer.evaluation.gate import passes as passes
+    from trainer.evaluation.release import decide_release as decide_release
+    from trainer.evaluation.results import Results as Results
+    from trainer.evaluation.results import show as show
+    from trainer.evaluation.two_stage import evaluate as evaluate
+    from trainer.evaluation.two_stage import mean_score as mean_score
+    from trainer.evaluation.two_stage import query_scores as query_scores
+
+__getattr__ = face(__name__)

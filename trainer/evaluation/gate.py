@@ -1,11 +1,12 @@
-"""The release gate: whether the model that leaves is shown to be better than what the user had, on dev in float32.
+"""The release gate: decide on dev, in float32, if the exported model is better than the baselines.
 
-It is judged in both ways of use: alone, and fused with first-stage scores. What the user had is the tuned first stage,
-and the base where that ranks already; a way of use is better only where it is better than both.
+A model is used in one of two modes: alone, or fused with first-stage scores. The baselines are what the user had
+before: the tuned first stage and, where the base model is a reranker already, the base model. A mode is better only
+where it beats both baselines.
 
-Dev also chose what leaves (how far to go from the fitted to the trained weights, the weight of the first stage), which
-flatters it. So the bootstrap over dev queries repeats the choice in each resample, and takes the whole of dev for the
-truth there: how much a resample flatters its own choice is how much dev flatters ours.
+The exported model and the first-stage weight were chosen on dev, so their dev means are optimistic. The bootstrap over
+dev queries repeats the choice in each resample and takes the full dev set as the truth: the optimism of the choice in
+the resamples estimates the optimism of our choice on dev.
 """
 
 from __future__ import annotations
@@ -23,68 +24,69 @@ LEVEL = 0.99  # one-sided; at .90 a model worse by the margin passes more than o
 RESAMPLES = 4000
 BLOCK = 1 << 20  # counts drawn at once
 
-Judged = Literal["better", "worse", "cannot tell"]
+Outcome = Literal["better", "worse", "cannot tell"]
 BETTER, WORSE, UNCLEAR = "better", "worse", "cannot tell"
 ONLY_FUSED = "better only with first-stage scores"
-NAMES = {"first_stage": "the first stage", "base": "the base model"}
-Choose = Callable[[np.ndarray, np.ndarray], np.ndarray]
+BASELINES = {"first_stage": "the first stage", "base": "the base model"}
+MODES = {"alone": "the model alone", "fused": "the model with first-stage scores"}
+Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Finding(NamedTuple):
-    """One way of use beside the opponent over which it is least ahead: means and bounds of the first metric."""
+    """The result of one mode against one baseline, in the first metric; the field names are keys of results.json."""
 
-    judged: Judged
-    against: str
-    difference: float  # mean over dev queries, less what the choice flatters it
+    judged: Outcome
+    against: str  # name of the baseline
+    difference: float  # mean over dev queries, corrected for the optimism of the choice
     low: float  # lower end of its one-sided interval
 
 
 def best_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the place of the best mean (resamples,) of values (alternatives, queries), the first of equal ones."""
+    """Return the index of the best mean (resamples,) of values (alternatives, queries); ties go to the first one."""
     return np.argmax(counts @ values.T, axis=1)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of use: each dev query's value under all that dev chose from, and how it chose.
+class DevChoice:
+    """The choice on dev in one mode: `values` (alternatives, queries), the chosen index, and the selection rule.
 
-    `choose` takes values (alternatives, queries) and counts (resamples, queries), and returns places (resamples,).
+    `choose` takes values (alternatives, queries) and counts (resamples, queries), and returns indices (resamples,).
     """
 
     values: np.ndarray
     chosen: int = 0
-    choose: Choose = best_mean
+    choose: Rule = best_mean
 
 
-def judge(way: Way, opponents: Mapping[str, np.ndarray], seed: int) -> Finding:
-    """Return the finding over the opponent, of {name: (queries,) values}, that leaves the least."""
-    queries = way.values.shape[1]
-    found = [compare(way, name, values, resamples(queries, seed)) for name, values in opponents.items()]
-    order: list[Judged] = [WORSE, UNCLEAR, BETTER]
-    return min(found, key=lambda one: (order.index(one.judged), one.low))
+def weakest_finding(choice: DevChoice, baselines: Mapping[str, np.ndarray], seed: int) -> Finding:
+    """Return the finding against the hardest of the baselines, given as {name: (queries,) values}."""
+    queries = choice.values.shape[1]
+    findings = [compare(choice, name, values, resamples(queries, seed)) for name, values in baselines.items()]
+    order: list[Outcome] = [WORSE, UNCLEAR, BETTER]
+    return min(findings, key=lambda finding: (order.index(finding.judged), finding.low))
 
 
 def compare(
-    way: Way, against: str, opponent: np.ndarray, counts: Iterable[np.ndarray], level: float = LEVEL
+    choice: DevChoice, against: str, baseline: np.ndarray, counts: Iterable[np.ndarray], level: float = LEVEL
 ) -> Finding:
-    """Judge one way of use beside one opponent's values (queries,); `counts` are blocks of (resamples, queries)."""
-    gains = way.values - opponent
+    """Compare one mode with one baseline's values (queries,); `counts` are blocks of (resamples, queries)."""
+    gains = choice.values - baseline
     means = gains.mean(axis=1)
-    errors, flattery = [], []
+    errors, optimism = [], []
     for block in counts:
         error = block @ gains.T / gains.shape[1] - means
-        chosen = np.take_along_axis(error, way.choose(way.values, block)[:, None], axis=1)[:, 0]
+        chosen = np.take_along_axis(error, choice.choose(choice.values, block)[:, None], axis=1)[:, 0]
         errors.append(chosen)
-        # The error of what was chosen on all of dev has mean 0; taking it off leaves less noise.
-        flattery.append(chosen - error[:, way.chosen])
-    difference = float(means[way.chosen] - max(0.0, np.concatenate(flattery).mean()))
-    most = np.quantile(np.concatenate(errors), level) * _widened(gains.shape[1], level)
-    low = float(means[way.chosen] - most) if gains.shape[1] > 1 else -1.0  # a single query bounds nothing
-    return Finding(judged(difference, low), against, difference, low)
+        # The error of the alternative chosen on the full dev set has mean 0; subtracting it reduces the variance.
+        optimism.append(chosen - error[:, choice.chosen])
+    difference = float(means[choice.chosen] - max(0.0, np.concatenate(optimism).mean()))
+    most = np.quantile(np.concatenate(errors), level) * _small_sample_factor(gains.shape[1], level)
+    low = float(means[choice.chosen] - most) if gains.shape[1] > 1 else -1.0  # a single query bounds nothing
+    return Finding(outcome_of(difference, low), against, difference, low)
 
 
-def judged(difference: float, low: float) -> Judged:
-    """Return what a difference and the lower end of its interval show.
+def outcome_of(difference: float, low: float) -> Outcome:
+    """Return the outcome for a difference and the lower end of its interval.
 
     Better: above 0, and a loss of .01 is ruled out. Worse: not above 0.
     """
@@ -93,17 +95,18 @@ def judged(difference: float, low: float) -> Judged:
     return BETTER if low > -MARGIN else UNCLEAR
 
 
-def _widened(queries: int, level: float) -> float:
-    """Return by how much the bootstrap's interval is too narrow for so few queries (Hesterberg 2015, section 5.3).
+def _small_sample_factor(queries: int, level: float) -> float:
+    """Return the factor by which the bootstrap's interval is too narrow for few queries (Hesterberg 2015, section 5.3).
 
-    It knows neither that the spread is estimated (Student's t) nor that a sample's own is too small.
+    The bootstrap ignores that the standard deviation is estimated (Student's t) and that the one of a sample is biased
+    downwards.
     """
     freedom = max(1, queries - 1)
     return float(stdtrit(freedom, level) / ndtri(level) * math.sqrt(queries / freedom))
 
 
 def resamples(queries: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each query is drawn: (resamples, queries) blocks."""
+    """Yield blocks (resamples, queries) of the number of times that each query is drawn."""
     rng = np.random.default_rng(seed)
     rows = max(1, BLOCK // queries)
     for start in range(0, RESAMPLES, rows):
@@ -112,25 +115,26 @@ def resamples(queries: int, seed: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """The model that leaves: which system it is, what dev shows of it, and the first stage's weight in the fusion."""
+    """The verdict on the exported model: its system, the finding in each mode, and the first stage's weight."""
 
     verdict: str = ""
     shipped: str = "tuned"
-    ways: dict[str, Finding] = field(default_factory=dict)  # alone, fused
+    findings: dict[str, Finding] = field(default_factory=dict)  # by mode
     first_stage_weight: float = 0.0
 
     @property
     def sentence(self) -> str:
-        """The verdict with the differences on dev that it rests on."""
-        said = [
-            f"{way} {one.difference:+.4f} against {NAMES[one.against]} (lower bound {one.low:+.4f})"
-            for way, one in self.ways.items()
+        """The verdict with the dev differences that it is based on."""
+        differences = [
+            f"{MODES[mode]} {finding.difference:+.4f} against {BASELINES[finding.against]} "
+            f"({100 * LEVEL:.0f} % lower bound {finding.low:+.4f})"
+            for mode, finding in self.findings.items()
         ]
-        return f"{self.verdict}: on dev, {', '.join(said)}"
+        return f"{self.verdict}: on dev, {', '.join(differences)}"
 
 
 def verdict_of(alone: Finding, fused: Finding) -> str:
-    """Return the verdict on a model that is used in both ways."""
+    """Return the verdict on a model from its findings in both modes."""
     if alone.judged == BETTER:
         return BETTER
     if fused.judged == BETTER:
@@ -138,19 +142,19 @@ def verdict_of(alone: Finding, fused: Finding) -> str:
     return WORSE if alone.judged == fused.judged == WORSE else UNCLEAR
 
 
-def leaves(verdict: str) -> bool:
-    """Whether a model of this verdict may leave the machine without being forced."""
+def passes(verdict: str) -> bool:
+    """Return whether a model with this verdict may be pushed without `--force`."""
     return verdict in (BETTER, ONLY_FUSED)
 
 
 def advice(verdict: str) -> str:
-    """Return what to do about a model that may not leave."""
+    """Return the next step for a model that does not pass the gate."""
     if verdict == WORSE:
         return (
-            "so the model is not exported; look at mine/report.md, try more or better judgements or another base, or "
-            "take it all the same with --force"
+            "so the model is not exported; look at mine/report.md, try more or better judgements or another base "
+            "model, or export it anyway with --force"
         )
     return (
-        "so the model is exported here, marked, and not pushed; more judged dev queries would tell, or take it all the "
-        "same with --force"
+        "so the model is exported to the run folder with this verdict in its card, but not pushed; judge more dev "
+        "queries for a clear verdict, or push it anyway with --force"
     )

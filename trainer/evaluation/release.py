@@ -1,4 +1,4 @@
-"""What dev shows of the model that leaves: measured, judged by the gate, and kept with what the verdict rests on."""
+"""Apply the release gate to a run: measure all systems on dev, and write the verdict and the values it is based on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.evaluation.fusion import Weights, choose_weight
-from trainer.evaluation.gate import NAMES, ONLY_FUSED, Release, Way, judge, verdict_of
+from trainer.evaluation.gate import BASELINES, ONLY_FUSED, DevChoice, Release, verdict_of, weakest_finding
 from trainer.evaluation.two_stage import query_scores
-from trainer.reranker import Fusion
-from trainer.reranker.fusion import Kind
+from trainer.model import Fusion
+from trainer.model.fusion import Kind
 from trainer.retriever import Candidates
-from trainer.runs import write_json
+from trainer.runtime.run_folder import write_json
 
-CHOSEN_ON_DEV = ("base", "fitted", "tuned")  # among these, and what lies between, dev chose what leaves
+CHOSEN_ON_DEV = ("base", "fitted", "tuned")  # dev chose the exported model among these and their interpolations
 FILE = "dev.json"
 
 
-def judge_release(
+def decide_release(
     collection: Collection,
     candidates: Candidates,
     metric: str,
@@ -32,8 +32,8 @@ def judge_release(
 ) -> tuple[Release, dict[str, float]]:
     """Return the verdict on the last system of `scores` (queries, depth of dev), and each system's mean on dev.
 
-    `between` holds each dev query's value under the other models that dev chose from. Writes fusion.json, and dev.json
-    with each query's values, from which `scripts/gate_table.py` draws.
+    `between` holds each dev query's value under the other models that dev chose from. Write fusion.json, and dev.json
+    with each query's values, which `scripts/gate_table.py` resamples.
     """
     values = {
         name: np.array(list(query_scores(collection, "dev", candidates, metric, one).values()))
@@ -45,21 +45,24 @@ def judge_release(
         names, others = [shipped], []
     alone = np.array([*(values[name] for name in names), *others])
     fused = weights["scores"]
-    ways = {"alone": Way(alone, names.index(shipped)), "fused": Way(fused.values, fused.place, choose_weight)}
-    opponents = {name: values[name] for name in NAMES if name in values}
-    findings = {name: judge(way, opponents, seed) for name, way in ways.items()}
+    choices = {
+        "alone": DevChoice(alone, names.index(shipped)),
+        "fused": DevChoice(fused.values, fused.chosen_index, choose_weight),
+    }
+    baselines = {name: values[name] for name in BASELINES if name in values}
+    findings = {mode: weakest_finding(choice, baselines, seed) for mode, choice in choices.items()}
     verdict = verdict_of(findings["alone"], findings["fused"])
     Fusion(fused.chosen, weights["order"].chosen, alone=verdict != ONLY_FUSED).save(folder)
-    _write(ways, opponents, metric, folder)
-    means = {name: float(one.mean()) for name, one in [*values.items(), ("fused", fused.values[fused.place])]}
-    return Release(verdict=verdict, shipped=shipped, ways=findings, first_stage_weight=fused.chosen), means
+    _write(choices, baselines, metric, folder)
+    means = {name: float(one.mean()) for name, one in [*values.items(), ("fused", fused.values[fused.chosen_index])]}
+    return Release(verdict=verdict, shipped=shipped, findings=findings, first_stage_weight=fused.chosen), means
 
 
-def _write(ways: Mapping[str, Way], opponents: Mapping[str, np.ndarray], metric: str, folder: Path) -> None:
-    """Keep each dev query's values: of the opponents, and of all that was chosen from in each way of use."""
+def _write(choices: Mapping[str, DevChoice], baselines: Mapping[str, np.ndarray], metric: str, folder: Path) -> None:
+    """Write dev.json: each dev query's value under the baselines, and under all alternatives of each mode."""
     content = {
         "metric": metric,
-        "opponents": {name: values.tolist() for name, values in opponents.items()},
-        "ways": {name: {"chosen": way.chosen, "values": way.values.tolist()} for name, way in ways.items()},
+        "opponents": {name: values.tolist() for name, values in baselines.items()},
+        "ways": {mode: {"chosen": one.chosen, "values": one.values.tolist()} for mode, one in choices.items()},
     }
     write_json(folder / FILE, content)

@@ -1,4 +1,4 @@
-"""What an evaluation found, as a file for programs and a table for people."""
+"""The results of an evaluation: a file for programs, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import console
-from trainer.evaluation.gate import NAMES, Finding, Release, leaves
+from trainer.evaluation.gate import BASELINES, Finding, Release, passes
 from trainer.evaluation.statistics import Interval
-from trainer.runs import read_json, write_json
+from trainer.runtime import console
+from trainer.runtime.run_folder import read_json, write_json
 
-LABELS = {
-    "first_stage_default": "first, untuned",
+LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a terminal of 80 columns
+    "first_stage_default": "first (untuned)",
     "first_stage": "first stage",
     "base": "base model",
     "fitted": "fitted head",
@@ -21,16 +21,16 @@ LABELS = {
     "distilled": "distilled model",
     "ceiling": "ceiling",
 }
-BEFORE = NAMES  # what the user had
+KEYS = {"findings": "ways"}  # in results.json, which other programs read
 SIGNIFICANT = 0.05
-UNTRAINED = "training did not help: no trained model was better on dev than the one before training, which is kept"
+UNTRAINED = "training did not help: the model before training was the best one on dev, so that one is used"
 
 
 @dataclass(frozen=True)
 class Results(Release):
-    """What evaluation found; `systems` is {system: {metric: interval}}.
+    """The results on one split; `systems` is {system: {metric: interval}}.
 
-    `fused` among the systems is the one that is shipped, with first-stage scores beside its own.
+    The system `fused` is the exported one with its scores fused with the first stage's.
     """
 
     split: str
@@ -40,42 +40,43 @@ class Results(Release):
     comparisons: list[dict[str, Any]]
 
     def save(self, folder: Path) -> None:
-        """Write results.json; other programs read it, so its shape stays."""
+        """Write results.json, whose keys other programs read."""
         systems = {
             system: {metric: interval._asdict() for metric, interval in metrics.items()}
             for system, metrics in self.systems.items()
         }
-        ways = {way: finding._asdict() for way, finding in self.ways.items()}
-        write_json(folder / "results.json", {**vars(self), "systems": systems, "ways": ways})
+        findings = {mode: finding._asdict() for mode, finding in self.findings.items()}
+        content = {**vars(self), "systems": systems, "findings": findings}
+        write_json(folder / "results.json", {KEYS.get(name, name): value for name, value in content.items()})
 
     @classmethod
     def load(cls, folder: Path) -> Results:
-        """Read what `save` wrote."""
+        """Return the results that `save` wrote."""
         content = read_json(folder / "results.json")
         content["systems"] = {
             system: {metric: Interval(**interval) for metric, interval in metrics.items()}
             for system, metrics in content["systems"].items()
         }
-        content["ways"] = {way: Finding(**finding) for way, finding in content["ways"].items()}
+        content["findings"] = {mode: Finding(**finding) for mode, finding in content.pop("ways").items()}
         return cls(**content)
 
     @property
     def training_helped(self) -> bool:
-        """Whether some trained model was better on dev than the one before training."""
+        """True where a trained model was better on dev than the model before training."""
         return "tuned" in self.systems
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics; the first one chose the checkpoint and is compared."""
+        """Names of the metrics; the first one chose the checkpoint, and systems are compared by it."""
         return list(next(iter(self.systems.values())))
 
     def columns(self) -> list[str]:
-        """Headings of `rows`."""
+        """Return the headings of `rows`."""
         return ["", self.metrics[0], "95 % interval", *self.metrics[1:], "gain", "p"]
 
     def rows(self) -> list[list[str]]:
-        """The table's rows; `gain` is the first metric's difference to the first stage, `p` its paired test's."""
-        gains = {row["system"]: row for row in self.compared() if row["against"] == "first_stage"}
+        """Return the table's rows; `gain` is the difference to the first stage in the first metric, `p` its p-value."""
+        gains = {row["system"]: row for row in self.main_comparisons() if row["against"] == "first_stage"}
         rows = []
         for system, intervals in self.systems.items():
             first, *others = intervals.values()
@@ -89,10 +90,10 @@ class Results(Release):
 
     def label(self, system: str) -> str:
         """Return the system's name in the table."""
-        return f"{self.shipped} + first" if system == "fused" else LABELS[system]
+        return f"{self.shipped}, fused" if system == "fused" else LABELS[system]
 
-    def compared(self) -> list[dict[str, Any]]:
-        """The comparisons by the first metric."""
+    def main_comparisons(self) -> list[dict[str, Any]]:
+        """Return the comparisons by the first metric."""
         return [row for row in self.comparisons if row["metric"] == self.metrics[0]]
 
 
@@ -101,31 +102,34 @@ def _p(p: float) -> str:
 
 
 def show(results: Results) -> None:
-    """Print the verdict, the table, and in words whether what was trained helps."""
+    """Print the verdict, the table, and a sentence for each comparison of a trained system with a baseline."""
     if results.verdict:
-        style = "green" if leaves(results.verdict) else "red"
+        style = "green" if passes(results.verdict) else "red"
         console.stage("evaluate", results.sentence, style=style)
-    title = f"{results.split}: {results.queries} queries, the best {results.depth} candidates of each reranked"
+    title = f"{results.split}: {results.queries} queries, the first {results.depth} candidates of each reranked"
+    title += "; fused: with first-stage scores" if "fused" in results.systems else ""
+    title += "; ceiling: perfect order of the candidates"
     console.table(title, results.columns(), results.rows())
     if not results.training_helped:
         console.warn("evaluate", UNTRAINED)
     names = {
         **{system: f"the {label}" for system, label in LABELS.items() if system in ("fitted", "tuned", "distilled")},
-        "fused": f"with the first stage's score beside it (weight {results.first_stage_weight:g}) it",
+        "fused": f"the {LABELS[results.shipped]} with first-stage scores (weight {results.first_stage_weight:g})",
     }
-    for row in results.compared():
+    for row in results.main_comparisons():
         if row["system"] in names:
-            _say(names[row["system"]], row)
+            _show_comparison(names[row["system"]], row)
 
 
-def _say(what: str, row: Mapping[str, Any]) -> None:
-    """One sentence about a system beside what was there before."""
-    before, difference, p = BEFORE[row["against"]], row["difference"], row["p"]
+def _show_comparison(system: str, row: Mapping[str, Any]) -> None:
+    """Print one sentence that compares a system with a baseline."""
+    baseline, difference, p = BASELINES[row["against"]], row["difference"], row["p"]
     queries = f"{row['wins']} queries better, {row['losses']} worse"
     if difference > 0 and p < SIGNIFICANT:
-        console.stage("evaluate", f"{what} is better than {before} by {difference:.3f} ({queries})", style="green")
+        console.stage("evaluate", f"{system} is better than {baseline} by {difference:.3f} ({queries})", style="green")
     elif difference > 0:
         chance = f"which may be chance (p = {p:.2f}; {queries})"
-        console.warn("evaluate", f"{what} is ahead of {before} by {difference:.3f}, {chance}")
+        console.warn("evaluate", f"{system} is better than {baseline} by {difference:.3f}, {chance}")
     else:
-        console.stage("evaluate", f"{what} is no better than {before} ({difference:+.3f}) ({queries})", style="red")
+        message = f"{system} is no better than {baseline} ({difference:+.3f}; {queries})"
+        console.stage("evaluate", message, style="red")

@@ -1,8 +1,8 @@
-"""The two-stage measurement: what was retrieved, reranked, measured against all judgements.
+"""Two-stage evaluation: rerank the retrieved candidates and measure the result against all judgements.
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
-system is compared with the first stage, and with the base where that ranks already, by bootstrap intervals and a paired
-test, and listed with the ceiling: the perfect order of what was retrieved.
+system is compared with the first stage, and with the base model where that is a reranker already, by bootstrap
+intervals and a paired test. The ceiling is the perfect order of the retrieved candidates.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from trainer.data import Collection, trec_id
-from trainer.evaluation.gate import Release
-from trainer.evaluation.results import BEFORE, Results
+from trainer.evaluation.gate import BASELINES, Release
+from trainer.evaluation.metrics import RankingById, best_order, per_query
+from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import bootstrap, paired_p
-from trainer.metrics import Ranking, per_query
 from trainer.retriever import NOTHING, Candidates
 
 
@@ -25,7 +25,7 @@ def order(candidates: Candidates, scores: np.ndarray | None = None) -> list[list
     """Return the document rows of each query, best first; equal scores keep the order of the first stage.
 
     `scores` (queries, depth) are those of the first `depth` candidates. The others follow in the first stage's order,
-    so that a metric deeper than what was reranked is that of the list which a user would see.
+    so a metric deeper than `depth` is computed on the list that a user would see.
     """
     documents = candidates.documents
     if scores is not None:
@@ -37,12 +37,10 @@ def order(candidates: Candidates, scores: np.ndarray | None = None) -> list[list
 
 def ceiling(candidates: Candidates, qrels: Mapping[int, Mapping[int, int]], depth: int) -> list[list[int]]:
     """Return the best order that any reranker of the first `depth` candidates could give."""
-    documents = candidates.documents[:, :depth]
-    grades = [
-        [qrels[query].get(document, 0) for document in row]
-        for query, row in zip(candidates.queries.tolist(), documents.tolist(), strict=True)
+    return [
+        best_order(rows, qrels[query], depth)
+        for query, rows in zip(candidates.queries.tolist(), order(candidates), strict=True)
     ]
-    return order(candidates, np.where(documents == NOTHING, -np.inf, np.array(grades, dtype=np.float64)))
 
 
 def mean_score(
@@ -55,8 +53,8 @@ def mean_score(
 def query_scores(
     collection: Collection, split: str, candidates: Candidates, metric: str, scores: np.ndarray | None = None
 ) -> dict[str, float]:
-    """{query id: value} of one metric, of the first stage's order or of `scores` (queries, depth)."""
-    ranking = _named(collection, candidates, order(candidates, scores))
+    """Return {query id: value} of one metric, of the first stage's order or of `scores` (queries, depth)."""
+    ranking = _by_id(collection, candidates, order(candidates, scores))
     return per_query([metric], collection.named_qrels(split), ranking)[metric]
 
 
@@ -72,11 +70,11 @@ def evaluate(
     default: Candidates | None = None,
     release: Release | None = None,
 ) -> Results:
-    """Measure the first stage, each scored system and the ceiling; with a folder, keep TREC runs and results.
+    """Measure the first stage, each scored system and the ceiling; with a folder, write TREC runs and results there.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
-    `default` is what the first stage returns without tuning, for the system `first_stage_default`. `release`, what dev
-    showed of the model that leaves, is only recorded here.
+    `default` are the candidates of the first stage before tuning, for the system `first_stage_default`. `release`, the
+    verdict from dev, is only copied to the results.
     """
     orders = {"first_stage_default": order(default)} if default else {}
     orders["first_stage"] = order(candidates)
@@ -85,7 +83,7 @@ def evaluate(
     orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
     qrels = collection.named_qrels(split)
     values = {
-        system: per_query(metrics, qrels, _named(collection, candidates, rows)) for system, rows in orders.items()
+        system: per_query(metrics, qrels, _by_id(collection, candidates, rows)) for system, rows in orders.items()
     }
     results = Results(
         split=split,
@@ -93,34 +91,34 @@ def evaluate(
         depth=depth,
         **vars(release or Release()),
         systems={
-            system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
+            system: {metric: bootstrap(list(by_query.values()), seed) for metric, by_query in by_metric.items()}
             for system, by_metric in values.items()
         },
         comparisons=[
-            _compared(values, system, before, metric, seed)
-            for before in BEFORE
-            if before in values
+            _compare(values, system, baseline, metric, seed)
+            for baseline in BASELINES
+            if baseline in values
             for system in scores
-            if system != before
+            if system != baseline
             for metric in metrics
         ],
     )
     if folder is not None:
         for system in (system for system in orders if system != "ceiling"):
-            _write_trec(folder / f"{system}.trec", _named(collection, candidates, orders[system]), system)
+            _write_trec(folder / f"{system}.trec", _by_id(collection, candidates, orders[system]), system)
         results.save(folder)
     return results
 
 
-def _compared(
-    values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, before: str, metric: str, seed: int
+def _compare(
+    values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, baseline: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """How much better a system is than what was there before, how likely by chance, and on how many queries."""
-    ours, theirs = (list(values[name][metric].values()) for name in (system, before))
+    """Return a system's mean difference to a baseline, its p-value, and the numbers of queries won and lost."""
+    ours, theirs = (list(values[name][metric].values()) for name in (system, baseline))
     differences = np.subtract(ours, theirs)
     return {
         "system": system,
-        "against": before,
+        "against": baseline,
         "metric": metric,
         "difference": float(np.mean(ours) - np.mean(theirs)),
         "p": paired_p(ours, theirs, seed),
@@ -129,16 +127,16 @@ def _compared(
     }
 
 
-def _named(collection: Collection, candidates: Candidates, orders: Sequence[Sequence[int]]) -> Ranking:
-    """Rows back to ids."""
+def _by_id(collection: Collection, candidates: Candidates, orders: Sequence[Sequence[int]]) -> RankingById:
+    """Return the orders with ids instead of query and document rows."""
     return {
         collection.query_ids[query]: [collection.document_ids[row] for row in rows]
         for query, rows in zip(candidates.queries.tolist(), orders, strict=True)
     }
 
 
-def _write_trec(path: Path, ranking: Ranking, tag: str) -> None:
-    """A TREC run whose scores strictly fall, so that every evaluator reads the same order."""
+def _write_trec(path: Path, ranking: RankingById, tag: str) -> None:
+    """Write a TREC run with strictly decreasing scores, so that every evaluator reads the same order."""
     lines = [
         f"{trec_id(query)} Q0 {trec_id(document)} {rank} {len(documents) - rank + 1} {tag}\n"
         for query, documents in ranking.items()

@@ -1,14 +1,22 @@
-"""The serving folder: what transformers, sentence-transformers and ONNX servers load, checked before it is kept.
+"""Export of a model folder for transformers, sentence-transformers and ONNX servers, verified with these readers.
 
 Imports inside run down, like the package's own:
 
-    folder                              the standard layout, its check, and what of it is kept
+    folder                              write the standard layout, verify it, and leave out formats that fail
     card  graph                         the model card; the ONNX graph
-    parity                              differences to the trained model's scores
-    odd_pairs  readers                  texts that are often read wrongly; other libraries, which stand alone
+    parity                              differences to the trained model's scores, by reader and precision
+    odd_pairs  readers                  texts that readers often differ on; scores by other libraries
+    hub                                 the upload to the Hugging Face Hub
 """
 
-from trainer.export.folder import export
-from trainer.export.parity import Parity
+from typing import TYPE_CHECKING
 
-__all__ = ["Parity", "export"]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.export.folder import export as export
+    from trainer.export.hub import files_to_push as files_to_push
+    from trainer.export.hub import upload as upload
+    from trainer.export.parity import Parity as Parity
+
+__getattr__ = face(__name__)

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what was measured, how to use it, and the recipe."""
+"""The model card: a description of the model, its test results, its use, and the recipe."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import transformers
 
-from trainer import models
-from trainer.evaluation.gate import NAMES
+from trainer.evaluation.gate import BASELINES
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
+from trainer.model import Fusion, Reranker
+from trainer.model_files import references
 from trainer.recipe import Data, Recipe
-from trainer.reranker import Fusion, Reranker
 
-READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers, by scripts/check_readers.py (docs/results.md)
+READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers in scripts/check_readers.py (docs/results.md)
 
 
 def _public_data(section: Data) -> dict[str, Any]:
-    """Return the data section without the paths of this machine; a collection on the Hub keeps its name."""
+    """Return the data section without local paths; a collection on the Hub has its name."""
     shown = section.model_dump(mode="json", exclude_defaults=True)
     for key, value in dict(section).items():
         if isinstance(value, Path):
@@ -33,23 +33,23 @@ def _public_data(section: Data) -> dict[str, Any]:
 
 
 def _public_name(reference: str) -> str:
-    """Return a model reference without the folders of this machine."""
-    hidden = models.is_local(reference) and not reference.startswith("package:")
+    """Return a model reference without local folders."""
+    hidden = references.is_local(reference) and not reference.startswith("package:")
     return Path(reference).name if hidden else reference
 
 
 def _fusion(results: Results, fusion: Fusion | None) -> str:
-    """Say how to put the first stage's score beside the model's, where the model has weights for that."""
+    """Return the paragraph on fusion with first-stage scores; empty where the model has no weights for it."""
     if fusion is None:
         return ""
     return f"""
-`{results.label("fused")}` puts the first stage's score beside the model's: both are standardised over the documents of
-a request (mean 0, variance 1) and added, the first stage's {fusion.scores:g} times. The weight was fitted on train and
-checked on dev. Where only the first stage's order is known, -log2(1 + rank) stands for its score, {fusion.order:g}
-times. Both weights are in `fusion.json`; domain-reranker applies them:
+`{results.label("fused")}` is the fusion of the model's scores with the first stage's: both are standardised over the
+documents of a request (mean 0, variance 1) and added, the first stage's with weight {fusion.scores:g}. The weight was
+fitted on train and checked on dev. Where only the order of the first stage is known, -log2(1 + rank) is used as its
+score, with weight {fusion.order:g}. Both weights are in `fusion.json`; domain-reranker applies them:
 
 ```python
-from trainer.reranker import Reranker
+from trainer.model import Reranker
 
 model = Reranker.load("FOLDER_OR_REPOSITORY")
 model.rank("a query", ["a document", "another document"], first_stage_scores=[12.5, 11.0])
@@ -58,17 +58,17 @@ model.rank("a query", ["a document", "another document"], first_stage_scores=[12
 
 
 def _lineage(recipe: Recipe) -> str:
-    """Say which of the models in the table this one is, where it learned from the other."""
+    """Return the paragraph on distilled models; empty for other models."""
     if recipe.distil is None:
         return ""
     return """
-This is the distilled model: a standard classifier, taught on queries without labels by the tuned model, which is not
-in this folder.
+This is the distilled model: a standard classifier trained on the scores of the tuned model, which is not in this
+folder, for queries without labels.
 """
 
 
 def _public_recipe(recipe: Recipe) -> str:
-    """Return the recipe as JSON without the paths of this machine and the repository."""
+    """Return the recipe as JSON without local paths and the repository."""
     shown = recipe.model_dump(mode="json", exclude_none=True)
     shown["data"] = _public_data(recipe.data)
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
@@ -93,7 +93,7 @@ def _front_matter(recipe: Recipe, results: Results) -> str:
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
         tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
-        base_model=None if models.is_local(base) else base,
+        base_model=None if references.is_local(base) else base,
         model_name=recipe.name,
         eval_results=[
             EvalResult(
@@ -111,34 +111,36 @@ def _front_matter(recipe: Recipe, results: Results) -> str:
 
 
 def _origin(recipe: Recipe, is_interaction: bool, best_step: int | None) -> str:
-    """Say whether the weights are trained ones."""
+    """Return the end of the first sentence: the base model, and whether its weights were trained."""
     name, title = _public_name(_base(recipe)), recipe.data.title
     if best_step != 0:
         return f"fine-tuned on {title} with\ndomain-reranker from {name}."
-    head = ", under a head fitted to the candidates of the training queries" if is_interaction else ""
+    head = ", with a head fitted to the candidates of the training queries" if is_interaction else ""
     return f"""made with domain-reranker from
-{name}. It is not fine-tuned: no checkpoint of the training on {title} was better on dev than the start, so these are
-the weights from before the training{head}."""
+{name}. It is not fine-tuned: no checkpoint of the training on {title} was better on dev than the model before
+training, so these are the weights before training{head}."""
 
 
 def _first_line(results: Results) -> str:
-    """Return the verdict, which comes before anything else."""
+    """Return the verdict as the first paragraph; empty where there is none."""
     return f"\n**{results.sentence}**\n" if results.verdict else ""
 
 
 def _on_test(results: Results) -> str:
-    """Say where test does not show the model to be better than what was there before."""
+    """Return a sentence for each baseline that the model does not significantly beat on test."""
     sentences = []
-    for row in results.compared():
+    for row in results.main_comparisons():
         better = row["difference"] > 0 and row["p"] < SIGNIFICANT
         if row["system"] == results.shipped and not better:
             figures = f"difference {row['difference']:+.3f}, p = {row['p']:.3f}"
-            sentences.append(f"On these queries it is not shown to be better than {NAMES[row['against']]} ({figures}).")
+            sentences.append(
+                f"On these queries it is not significantly better than {BASELINES[row['against']]} ({figures})."
+            )
     return "\n".join(["", *sentences, ""]) if sentences else ""
 
 
 def _example(trust: str, left_out: Mapping[str, str]) -> str:
-    """Return code that scores documents with the first library that reads the folder."""
+    """Return example code for sentence-transformers, or for transformers where that alone reads the folder."""
     if "sentence-transformers" not in left_out:
         return f"""from sentence_transformers import CrossEncoder
 
@@ -154,11 +156,11 @@ print(model(**inputs).logits)"""
 
 
 def _readers(parity: Parity) -> str:
-    """Say what reads the folder, how exactly, and what does not."""
+    """Return the list of libraries and precisions that were verified or left out, with their differences."""
     exact = ", ".join(f"{name} ({difference:.1e})" for name, difference in parity.differences.items())
     lines = [
-        f"Largest difference of a score to the trained model's in float32, over {len(parity.pairs)} pairs: {exact}.",
-        f"Written with transformers {transformers.__version__}; folders of this kind were read with {READ_BY}.",
+        f"Largest difference to the trained model's float32 scores over {len(parity.pairs)} pairs: {exact}.",
+        f"Written with transformers {transformers.__version__}; such folders were also verified with {READ_BY}.",
     ]
     for name, half in parity.halves.items():
         lines.append(
@@ -166,13 +168,13 @@ def _readers(parity: Parity) -> str:
         )
     if "onnx" in parity.differences:
         graph = f"`{GRAPH.as_posix()}` returns `logits`"
-        lines.append(f"{graph}; its inputs are named like the tokenizer's outputs, of which it need not have all.")
+        lines.append(f"{graph}; its inputs are named as the tokenizer's outputs, and may be only some of them.")
     lines += [f"{name}: {consequence(name)}: {_plain(reason)}." for name, reason in parity.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 
 
 def consequence(name: str) -> str:
-    """Return what follows from a reader, format or precision that failed."""
+    """Return the consequence of a reader, format or precision that failed."""
     if name in HALVES:
         return "do not load the weights in this precision"
     if name == "padded batches":
@@ -181,11 +183,13 @@ def consequence(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return another library's words without what Markdown or a terminal would act on."""
+    """Return another library's message without characters that Markdown or a terminal would interpret."""
     return "`" + "".join(letter for letter in text if letter.isprintable() and letter != "`").rstrip(".") + "`"
 
 
-def card(reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, best_step: int | None = None) -> str:
+def model_card(
+    reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, best_step: int | None = None
+) -> str:
     """Return the model card; `best_step` is the training step of the weights, 0 where they are untrained."""
     table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
     table += [f"| {' | '.join(row)} |" for row in results.rows()]
@@ -197,16 +201,16 @@ def card(reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, b
 
 # {recipe.name}
 {_first_line(results)}
-A cross-encoder that reorders what a first stage retrieved, {_origin(recipe, reranker.is_interaction, best_step)}
-It reads query and document together, up to {reranker.max_length} tokens, and returns one logit; only the order of the
-logits means anything.
+A cross-encoder that reranks the candidates of a first stage, {_origin(recipe, reranker.is_interaction, best_step)}
+It reads query and document together, up to {reranker.max_length} tokens, and returns one logit. Use only the order of
+the logits; their values have no absolute meaning.
 
-## Measured
+## Results
 
-{results.split}: {results.queries} queries; the first stage's best {results.depth} candidates were reranked.
-Intervals are bootstrapped over queries; `gain` is the difference to the first stage in {results.metrics[0]}, `p` that
-of a paired sign-flip permutation test. Positives that the first stage missed count as missed; `ceiling` is the perfect
-order of what it found.
+Split {results.split}: {results.queries} queries; the first {results.depth} candidates of each were reranked.
+Intervals are bootstrapped over queries; `gain` is the difference to the first stage in {results.metrics[0]}, and `p`
+its p-value in a paired sign-flip permutation test. Relevant documents that the first stage missed count as missed;
+`ceiling` is the perfect order of the candidates.
 
 {chr(10).join(table)}
 {_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}

@@ -1,8 +1,8 @@
-"""Write and check the serving folder.
+"""Write the model folder for serving, and verify it with other libraries.
 
-Standard classifiers, distilled ones among them, leave in the standard `ForSequenceClassification` layout; the
-interaction head leaves with its own modeling file. Other libraries read what was saved and score real and odd pairs; a
-format whose scores are not the trained model's is left out, and the model card says why.
+Standard classifiers, including distilled ones, are written in the standard `ForSequenceClassification` layout; the
+interaction head is written with its own modeling file. Other libraries load the folder and score real and odd pairs; a
+format whose scores differ from the trained model's is left out, and the model card gives the reason.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from trainer import console, interaction
 from trainer.errors import ExportError
 from trainer.evaluation.results import Results
-from trainer.export.card import card, consequence
+from trainer.export.card import consequence, model_card
 from trainer.export.graph import write_graph
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
 from trainer.export.readers import GRAPH, Pairs, score_onnx
+from trainer.model import Reranker, interaction
 from trainer.recipe import Recipe
-from trainer.reranker import Reranker
-from trainer.runs import read_json, write_json
+from trainer.runtime import console
+from trainer.runtime.run_folder import read_json, write_json
 
-# Settings of the base that made older readers squash the logit.
+# Settings of the base model that make older readers apply a sigmoid to the logit.
 SQUASHING = ("sbert_ce_default_activation_function", "problem_type")
 
 
@@ -37,27 +37,29 @@ def export(
     folder: Path,
     best_step: int | None = None,
 ) -> Parity:
-    """Write `folder/model` from a float32 model and return how its readers' scores compare with the model's.
+    """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
     `pairs` are real (query, document) texts of mixed length, or none; `best_step` is the training step of the weights,
-    0 where they are untrained. Raises ExportError where transformers does not read the trained model's scores from the
-    folder; any other reader that does not is named in `left_out`.
+    0 where they are untrained. Raise ExportError where transformers does not compute the trained model's scores from
+    the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
     texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
     parity = Parity(texts, _scores(reranker, texts))
     _write(reranker, unverified)
-    parity.check_folder(unverified, reranker.model.device.type)
+    parity.compare_folder(unverified, reranker.model.device.type)
     if "transformers" in parity.left_out:
         shutil.rmtree(unverified)
         raise ExportError(
             f"export: transformers does not read the trained model from the saved folder: "
-            f"{parity.left_out['transformers']}; nothing was exported, the trained model stays in the run folder; "
-            "please report it with the name of the base"
+            f"{parity.left_out['transformers']}; nothing was exported, the trained model is still in the run folder; "
+            "please report this with the name of the base model"
         )
-    if "onnx" in recipe.export.formats and not parity.check("onnx", lambda: _score_graph(reranker, texts, unverified)):
+    if "onnx" in recipe.export.formats and not parity.compare(
+        "onnx", lambda: _score_graph(reranker, texts, unverified)
+    ):
         shutil.rmtree((unverified / GRAPH).parent, ignore_errors=True)
-    (unverified / "README.md").write_text(card(reranker, recipe, results, parity, best_step), encoding="utf-8")
+    (unverified / "README.md").write_text(model_card(reranker, recipe, results, parity, best_step), encoding="utf-8")
     shutil.rmtree(model, ignore_errors=True)
     unverified.rename(model)
     _report(parity)
@@ -75,7 +77,7 @@ def _write(reranker: Reranker, folder: Path) -> None:
 
 
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
-    """Return the trained model's scores (pairs,), each pair by itself, so that no padding has a part in them."""
+    """Return the trained model's scores (pairs,), each pair in a batch of its own, so that nothing is padded."""
     queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs, strict=True))
     return np.concatenate([reranker.score_tokens([pair]) for pair in zip(queries, documents, strict=True)])
 
@@ -93,10 +95,10 @@ def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
 
 
 def _finish_config(folder: Path, reranker: Reranker) -> None:
-    """Say in config.json what servers look for there.
+    """Add the settings that servers need to config.json.
 
-    vLLM and sentence-transformers read the activation: none, so that what they return is the logit (a float32 sigmoid
-    cannot tell logits above 17 apart). `auto_map` is how transformers finds the modeling file beside the weights.
+    vLLM and sentence-transformers read the activation: none, so that they return the logit (a float32 sigmoid cannot
+    distinguish logits above 17). `auto_map` tells transformers where the modeling file is.
     """
     config = read_json(folder / "config.json")
     config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
@@ -113,7 +115,7 @@ def _finish_config(folder: Path, reranker: Reranker) -> None:
 
 
 def _names_before_5(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what transformers 4 calls by another name: rotary positions, and which layers attend to a window."""
+    """Return the settings that transformers 4 names differently: rotary positions and layers with global attention."""
     names: dict[str, Any] = {}
     rotary = config.get("rope_parameters") or {}
     if "rope_theta" in rotary:
@@ -123,23 +125,23 @@ def _names_before_5(config: dict[str, Any]) -> dict[str, Any]:
             names[name] = rotary[kind]["rope_theta"]
     layers = config.get("layer_types") or []
     if config.get("model_type") == "modernbert" and layers:
-        again = [place for place, kind in enumerate(layers) if kind == "full_attention" and place]
-        names["global_attn_every_n_layers"] = again[0] if again else len(layers)
+        full = [layer for layer, kind in enumerate(layers) if kind == "full_attention" and layer]
+        names["global_attn_every_n_layers"] = full[0] if full else len(layers)
     return names
 
 
 def _finish_tokenizer(folder: Path, reranker: Reranker) -> None:
-    """Say in tokenizer_config.json what other versions of transformers would take from their own defaults."""
+    """Write settings to tokenizer_config.json for which other versions of transformers have other defaults."""
     path = folder / "tokenizer_config.json"
     config = read_json(path)
     config["model_input_names"] = reranker.tokenizer.model_input_names
     if config["tokenizer_class"] == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before transformers 5, which knows both
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name before transformers 5, which accepts both
     write_json(path, config)
 
 
 def _report(parity: Parity) -> None:
-    """Say on the terminal what was measured and what is left out."""
+    """Print the measured differences, and the formats and precisions that are left out."""
     for name, difference in parity.differences.items():
         console.stage("export", f"{name}: largest score difference to the trained model {difference:.1e}")
     for name, half in parity.halves.items():

@@ -1,4 +1,4 @@
-"""The ONNX graph of a model: one file, or one more beside it with the weights where that file would be too large."""
+"""Export of a model as an ONNX graph, with the weights in a second file where one file would be too large."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from trainer.packing import Batch
+from trainer.model.packing import Batch
 
 OPSET = 17  # what the TorchScript exporter writes with the fewest surprises; old runtimes read it
 LARGEST_FILE = 2**31 - 1  # bytes: a protobuf message cannot be larger
 
 
 class _Graph(nn.Module):
-    """Positional tensors in, logits out: what an ONNX graph can hold."""
+    """A model that takes positional tensors and returns logits, as an ONNX graph needs it."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -32,16 +32,16 @@ class _Graph(nn.Module):
 def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int = LARGEST_FILE) -> None:
     """Write a graph with dynamic batch and length and output `logits` (batch, 1) of a float32 model on the CPU.
 
-    Above `largest_file` bytes the weights go to `model.onnx.data` beside it; the exporter alone would write a file for
-    each of them. Raises whatever the exporter does.
+    Above `largest_file` bytes all weights go to one file `model.onnx.data` next to it; the exporter by itself would
+    write a file for each weight. Exceptions of the exporter are not caught.
     """
     import onnx
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent) as place:
-        written = Path(place) / path.name
+    with TemporaryDirectory(dir=path.parent) as temporary:
+        written = Path(temporary) / path.name
         _trace(model, example, written)
-        files = list(Path(place).iterdir())
+        files = list(Path(temporary).iterdir())
         if len(files) == 1 and written.stat().st_size <= largest_file:
             written.replace(path)
             path.chmod(0o644)
@@ -53,7 +53,9 @@ def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int 
 
 def _trace(model: nn.Module, example: Batch, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():  # the exporter's own deprecation and tracing notices; the scores decide
+    with (
+        warnings.catch_warnings()
+    ):  # the exporter's deprecation and tracing warnings; the graph is verified by its scores
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _Graph(model.eval(), list(example)),

@@ -1,4 +1,4 @@
-"""How far the scores of an exported folder are from the trained model's, as other libraries compute them."""
+"""Compare the scores of an exported folder, as other libraries compute them, with the trained model's."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy.stats import kendalltau
 
 from trainer.errors import one_line
 from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
-from trainer.machine import explain
+from trainer.runtime.machine import explain
 
-# Largest difference of a float32 logit that is rounding and not another model; logits here reach about 30.
+# Largest difference of float32 logits that rounding explains; the logits reach about 30.
 TOLERANCE = 1e-3
-# In half precision: largest difference as a share of the range of scores, and least Kendall's tau. Tiny random models
-# of ten families came to .041 and .943 in bfloat16, to .005 and .990 in float16.
+# In half precision: largest difference as a share of the range of scores, and smallest Kendall's tau. Tiny random
+# models of ten families have .041 and .943 in bfloat16, .005 and .990 in float16.
 HALVES = {"bfloat16": 0.05, "float16": 0.01}
 LEAST_TAU = 0.9
 READERS = {"transformers": score_transformers, "sentence-transformers": score_sentence_transformers}
@@ -26,7 +26,7 @@ READERS = {"transformers": score_transformers, "sentence-transformers": score_se
 
 @dataclass(frozen=True)
 class Half:
-    """Scores in half precision beside those in float32: the largest difference, and Kendall's tau over all pairs."""
+    """Scores in half precision compared with float32: the largest difference, and Kendall's tau over all pairs."""
 
     difference: float
     tau: float
@@ -34,16 +34,16 @@ class Half:
 
 @dataclass
 class Parity:
-    """What was measured: the largest float32 difference of each reader, half precision, and what failed and why."""
+    """The largest float32 difference of each reader, the figures in half precision, and the failures with reasons."""
 
     pairs: Pairs
-    expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair by itself
+    expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair in a batch of its own
     differences: dict[str, float] = field(default_factory=dict)
     halves: dict[str, Half] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def check(self, name: str, score: Callable[[], np.ndarray]) -> bool:
-        """Compare a reader's float32 scores; whatever it raises is the reason why it is left out."""
+    def compare(self, name: str, score: Callable[[], np.ndarray]) -> bool:
+        """Compare a reader's float32 scores and return True where they match; else record the reason in `left_out`."""
         try:
             difference = largest_difference(score(), self.expected)
         except Exception as error:  # exporters and runtimes raise anything
@@ -52,24 +52,24 @@ class Parity:
         if difference <= TOLERANCE:
             self.differences[name] = difference
         else:
-            self.left_out[name] = f"its scores differ by {difference:.1e}, more than {TOLERANCE} of rounding"
+            self.left_out[name] = f"its scores differ by {difference:.1e}, more than the {TOLERANCE} of rounding errors"
         return name in self.differences
 
-    def check_folder(self, folder: Path, device: str) -> None:
+    def compare_folder(self, folder: Path, device: str) -> None:
         """Read the folder with both libraries, pair by pair and in padded batches, in float32 and in half precision.
 
         Where transformers alone fails, nothing else is read.
         """
-        self.check("transformers", partial(score_transformers, folder, self.pairs, device=device, batch=1))
+        self.compare("transformers", partial(score_transformers, folder, self.pairs, device=device, batch=1))
         if "transformers" not in self.differences:
             return
-        self.check("padded batches", partial(score_transformers, folder, self.pairs, device=device))
-        self.check("sentence-transformers", partial(score_sentence_transformers, folder, self.pairs, device=device))
+        self.compare("padded batches", partial(score_transformers, folder, self.pairs, device=device))
+        self.compare("sentence-transformers", partial(score_sentence_transformers, folder, self.pairs, device=device))
         for dtype in HALVES:
             self._check_half(folder, dtype, device)
 
     def _check_half(self, folder: Path, dtype: str, device: str) -> None:
-        """Keep the worse of both libraries' figures."""
+        """Compare the scores in half precision, and record the worse of both libraries' figures."""
         try:
             readers = [READERS[name] for name in READERS if name in self.differences]
             scores = [score(folder, self.pairs, dtype, device) for score in readers]
@@ -77,22 +77,22 @@ class Parity:
             self.left_out[dtype] = _reason(error)
             return
         half = Half(
-            max(largest_difference(found, self.expected) for found in scores),
-            min(_kendalls_tau(self.expected, found) for found in scores),
+            max(largest_difference(one, self.expected) for one in scores),
+            min(_kendalls_tau(self.expected, one) for one in scores),
         )
         most = HALVES[dtype] * float(np.nanmax(self.expected) - np.nanmin(self.expected))
         if half.difference <= most and not half.tau < LEAST_TAU:
             self.halves[dtype] = half
         else:
-            found = f"its scores differ by {half.difference:.1e} (at most {most:.1e}), Kendall's tau {half.tau:.3f}"
-            self.left_out[dtype] = f"{found} (at least {LEAST_TAU})"
+            figures = f"its scores differ by {half.difference:.1e} (at most {most:.1e}), Kendall's tau {half.tau:.3f}"
+            self.left_out[dtype] = f"{figures} (at least {LEAST_TAU})"
 
 
 def largest_difference(scores: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference; infinite where only one of both is a number, nothing where neither is."""
-    found = np.abs(scores - expected)
-    found[np.isnan(scores) & np.isnan(expected)] = 0.0
-    return float(np.nan_to_num(found, nan=np.inf).max())
+    """Return the largest absolute difference; two NaN count as equal, a NaN and a number as infinitely different."""
+    differences = np.abs(scores - expected)
+    differences[np.isnan(scores) & np.isnan(expected)] = 0.0
+    return float(np.nan_to_num(differences, nan=np.inf).max())
 
 
 def _kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
@@ -101,7 +101,7 @@ def _kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _reason(error: Exception) -> str:
-    """Return another library's error in one line; raises it where the disk or the memory is at fault."""
+    """Return another library's error in one line; raise it where the cause is a full disk or too little memory."""
     if explain(error, Path("runs")):
         raise error
     return f"{type(error).__name__}: {one_line(error)}"[:300]

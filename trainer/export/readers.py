@@ -1,7 +1,7 @@
-"""Scores of an exported folder as other libraries compute them, each with the folder's own tokenizer.
+"""Score pairs with an exported folder in other libraries, each with the folder's own tokenizer.
 
-Nothing of this package is imported, so that scripts/check_readers.py can run the file beside other versions:
-transformers 4.51 to 5 and sentence-transformers 4 to 6.
+Nothing of this package is imported, so that scripts/check_readers.py can run this file in environments with other
+versions: transformers 4.51 to 5 and sentence-transformers 4 to 6.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 Pairs = Sequence[tuple[str, str]]
 BATCH = 8
 GRAPH = Path("onnx") / "model.onnx"  # in the exported folder
-# The name of the argument for the type of the weights changed with transformers 4.56.
+# transformers 4.56 renamed the argument for the dtype of the weights.
 _DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 
 
@@ -58,7 +58,7 @@ def score_sentence_transformers(folder: Path, pairs: Pairs, dtype: str = "float3
 
 
 def score_onnx(folder: Path, pairs: Pairs) -> np.ndarray:
-    """Return logits (pairs,) float32 by ONNX Runtime on the CPU, fed with the inputs that the graph has."""
+    """Return logits (pairs,) float32 by ONNX Runtime on the CPU, with those tokenizer outputs that the graph takes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
@@ -78,7 +78,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _brings_code(folder: Path) -> bool:
-    """Whether the model's code lies in the folder."""
+    """Return whether the folder contains the model's own code."""
     return "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 

@@ -1,15 +1,28 @@
-"""What a run shows to people: a record per test query, quality by depth, times, and the report.
+"""Reports of a run for people: a record for each test query, quality by depth, latency, and the report itself.
 
-All of it comes from files in the run folder, so that it can be made again for a finished run.
+All of it is computed from files in the run folder, so that it can be written again for a finished run.
 
 Imports inside run down, like the package's own:
 
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
-    facts                               what a report tells
-    charts  latency                     SVG; milliseconds by depth
+    facts                               the content of a report
+    charts  latency                     SVG charts; milliseconds by depth
     depths                              quality by depth
-    queries                             a record per test query
+    queries                             a record for each test query
 
-Nothing is imported here, so that a finished run, whose report is there, ends at once.
+Names are imported when they are first used, so that a finished run whose report exists ends at once.
 """
+
+from typing import TYPE_CHECKING
+
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.reporting.latency import measure_latency as measure_latency
+    from trainer.reporting.queries import read_queries as read_queries
+    from trainer.reporting.write import PAGE as PAGE
+    from trainer.reporting.write import write_details as write_details
+    from trainer.reporting.write import write_report as write_report
+
+__getattr__ = face(__name__)

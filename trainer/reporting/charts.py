@@ -1,7 +1,7 @@
-"""Charts as inline SVG: functions of numbers, without scripts and without styles of their own.
+"""Charts as inline SVG, without scripts and styles of their own.
 
-Colours and line styles are classes that the page's style sheet knows. Sizes are in pixels of the view box; a chart is
-drawn once for a wide page and once for a narrow one, so that its text keeps its size.
+Colours and line styles are classes of the page's style sheet. Sizes are in pixels of the view box; a chart is drawn
+once for a wide page and once for a narrow one, so that its text has the same size on both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 Point = tuple[float, float]
-LABEL_GAP = 15  # pixels between the labels at the ends of lines
+LABEL_GAP = 15  # least pixels between the labels at the ends of lines
 TICKS = 7
 
 
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """Labels and ticks of the axes, whether x is logarithmic, and a vertical line with its label."""
+    """Labels, ticks and scales of the axes, and a vertical line (`mark`) with its label."""
 
     x_label: str
     y_label: str
@@ -43,7 +43,7 @@ class Axes:
 
 @dataclass
 class Frame:
-    """Where the values of a chart lie on the page."""
+    """The size of a chart, the functions that map values to pixels, and the elements drawn so far."""
 
     width: int
     height: int
@@ -57,7 +57,7 @@ class Frame:
 
 
 def element(tag: str, *content: str | Markup, **attributes: object) -> Markup:
-    """Return an element; text and values are escaped, `_` in a name stands for `-`, `kind` for `class`."""
+    """Return an element with escaped text and values; in names `_` becomes `-`, and `kind` becomes `class`."""
     names = {"kind": "class"}
     written = Markup("").join(
         Markup(' {}="{}"').format(names.get(name, name.replace("_", "-")), _number(value))
@@ -78,12 +78,12 @@ def svg(width: int, height: float, title: str, parts: Sequence[Markup], kind: st
 
 
 def both(draw: Callable[[int, str], Markup]) -> Markup:
-    """Return a chart drawn for a wide and for a narrow page; the style sheet shows one of them."""
+    """Return a chart drawn twice, for a wide and a narrow page; the style sheet shows one of them."""
     return Markup("").join((draw(680, "wide"), draw(358, "narrow")))
 
 
 def line_chart(series: Sequence[Series], axes: Axes, title: str, height: int = 280) -> Markup:
-    """Return lines with markers and labels at their ends."""
+    """Return a chart of lines with markers, and labels at their ends."""
     return both(lambda width, kind: _line_chart(series, axes, title, width, height if width > 400 else 250, kind))
 
 
@@ -96,16 +96,16 @@ def _line_chart(series: Sequence[Series], axes: Axes, title: str, width: int, he
             lower = [(frame.x(x), frame.y(low)) for x, low, _ in reversed(one.band)]
             frame.parts.append(element("polygon", points=_joined([*upper, *lower]), kind=f"band {one.kind}"))
     for one in series:
-        places = [(frame.x(x), frame.y(y)) for x, y in one.points]
-        frame.parts.append(element("polyline", points=_joined(places), kind=f"line {one.kind}"))
+        points = [(frame.x(x), frame.y(y)) for x, y in one.points]
+        frame.parts.append(element("polyline", points=_joined(points), kind=f"line {one.kind}"))
         if one.markers:
-            frame.parts += [element("circle", cx=x, cy=y, r=3.5, kind=f"dot {one.kind}") for x, y in places]
+            frame.parts += [element("circle", cx=x, cy=y, r=3.5, kind=f"dot {one.kind}") for x, y in points]
     _label_ends(frame, series)
     return svg(width, height, title, frame.parts, kind)
 
 
 def _frame(series: Sequence[Series], axes: Axes, width: int, height: int) -> Frame:
-    """Return the scales: x by the points (logarithmic or not), y by points and bands with some room."""
+    """Return the frame: x fits the points, y fits points and bands with a margin of 8 %."""
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
     ys += [value for one in series for _, low, high in one.band for value in (low, high)]
@@ -117,11 +117,11 @@ def _frame(series: Sequence[Series], axes: Axes, width: int, height: int) -> Fra
     names = max((len(one.name) for one in series), default=0)
     left, right, top, bottom = 52, width - min(int(names * 6.8) + 16, width // 3), 26, height - 44
 
-    def place_x(x: float) -> float:
+    def to_pixel(x: float) -> float:
         return left + (scale(x) - first) / ((last - first) or 1.0) * (right - left)
 
     return Frame(
-        width, height, place_x, lambda y: bottom - (y - low) / (high - low) * (bottom - top), left, right, top, bottom
+        width, height, to_pixel, lambda y: bottom - (y - low) / (high - low) * (bottom - top), left, right, top, bottom
     )
 
 
@@ -152,13 +152,13 @@ def _draw_axes(frame: Frame, series: Sequence[Series], axes: Axes) -> None:
 
 
 def _range(frame: Frame) -> tuple[float, float]:
-    """Return the values of y at the bottom and at the top, found from two places of a linear scale."""
+    """Return the values of y at the bottom and at the top, computed from two points of the linear scale."""
     at_0, at_1 = frame.y(0.0), frame.y(1.0)
     return ((frame.bottom - at_0) / (at_1 - at_0), (frame.top - at_0) / (at_1 - at_0))
 
 
 def nice_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
-    """Return about `count` round values between two."""
+    """Return about `count` round values between two numbers."""
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -166,15 +166,15 @@ def nice_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def _label_ends(frame: Frame, series: Sequence[Series]) -> None:
-    """Write each name beside the end of its line, far enough from the others to be read."""
+    """Write each name next to the end of its line, with at least LABEL_GAP between two names."""
     ends = sorted(((frame.y(one.points[-1][1]) + 4, one) for one in series), key=lambda end: end[0])
     lowest = -math.inf
-    placed = []
+    spread = []
     for y, one in ends:
         lowest = max(y, lowest + LABEL_GAP)
-        placed.append((lowest, one))
+        spread.append((lowest, one))
     over = max(0.0, lowest - frame.bottom)
-    for y, one in placed:
+    for y, one in spread:
         x = frame.x(one.points[-1][0]) + 10
         frame.parts.append(element("text", one.name, x=x, y=y - over, kind=f"name {one.kind}"))
 
@@ -194,7 +194,7 @@ class Difference:
 
 
 def forest(rows: Sequence[Difference], title: str) -> Markup:
-    """Return one line per difference: a dot, filled where the interval excludes 0, and the interval."""
+    """Return a forest plot: a line for each difference with its interval and a dot, filled where 0 is excluded."""
     return both(lambda width, kind: _forest(rows, title, width, kind))
 
 
@@ -231,13 +231,13 @@ def _forest(rows: Sequence[Difference], title: str, width: int, kind: str) -> Ma
 
 
 def sorted_bars(values: Sequence[float], title: str) -> Markup:
-    """Return the values around zero, the lowest first; of many, evenly chosen ones."""
+    """Return a bar chart of the values, the lowest first; of too many, an evenly spaced sample."""
     return both(lambda width, kind: _sorted_bars(values, title, width, kind))
 
 
 def _sorted_bars(values: Sequence[float], title: str, width: int, kind: str, height: int = 120) -> Markup:
     ordered, count = sorted(values), min(len(values), width // 2)
-    shown = [ordered[round(place * (len(ordered) - 1) / max(1, count - 1))] for place in range(count)]
+    shown = [ordered[round(number * (len(ordered) - 1) / max(1, count - 1))] for number in range(count)]
     low, high = min(0.0, *shown), max(0.0, *shown)
     scale, step = (height - 8) / ((high - low) or 1.0), width / max(1, count)
     zero = 4 + high * scale
@@ -258,7 +258,7 @@ def _sorted_bars(values: Sequence[float], title: str, width: int, kind: str, hei
 
 
 def sign(value: float, decimals: int = 3) -> str:
-    """Return a difference with its sign; what rounds to nothing has none."""
+    """Return a difference with its sign, without one where it rounds to 0."""
     text = f"{abs(value):.{decimals}f}"
     if not float(text):
         return text

@@ -1,6 +1,6 @@
-"""Quality by the number of reranked candidates, from one scoring of the deepest list: `evaluate/depths.json`.
+"""Quality by the number of reranked candidates, computed from one scoring of all of them: `evaluate/depths.json`.
 
-The order that a model gives to the first k candidates is the order of the whole reranked list without the others, so
+The order that a model gives to the first k candidates is the order of the full reranked list without the others, so
 the TREC runs of one evaluation suffice. That does not hold for the fusion with the first stage, whose scores are
 standardised over the reranked candidates; it has no curve.
 """
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from trainer.data import Collection
+from trainer.evaluation.metrics import best_order
 from trainer.evaluation.statistics import bootstrap
-from trainer.reporting.queries import Order, by_grade, main_metric, read_orders, score_orders, shipped_system
-from trainer.runs import read_json, write_json
+from trainer.reporting.queries import Order, main_metric, read_orders, score_orders, shipped_system
+from trainer.runtime.run_folder import read_json, write_json
 
 FILE = "depths.json"
 STEPS = (5, 10, 20, 50, 100, 200, 500, 1000)
@@ -24,18 +25,18 @@ WITHOUT_CURVE = ("fused", "first_stage", "first_stage_default", "ceiling")
 
 
 def depths_to(deepest: int) -> list[int]:
-    """Return the depths of the curve: the usual ones below the deepest, and that."""
+    """Return the depths of the curve: those of STEPS below the deepest one, and the deepest one."""
     return [*(step for step in STEPS if step < deepest), deepest]
 
 
-def shallower(first_stage: Sequence[int], reranked: Sequence[int], depth: int) -> list[int]:
-    """Return the list that reranking only the first `depth` candidates gives."""
-    head = set(first_stage[:depth])
-    return [row for row in reranked if row in head] + list(first_stage[depth:])
+def rerank_to(first_stage: Sequence[int], reranked: Sequence[int], depth: int) -> list[int]:
+    """Return the order after reranking only the first `depth` candidates, from the order of all reranked ones."""
+    top = set(first_stage[:depth])
+    return [row for row in reranked if row in top] + list(first_stage[depth:])
 
 
 def write_depths(collection: Collection, folder: Path, seed: int) -> None:
-    """Write `depths.json` beside the TREC runs and results.json of an evaluation."""
+    """Write `depths.json` to the folder of an evaluation, from its TREC runs and results.json."""
     results = read_json(folder / "results.json")
     write_json(folder / FILE, depth_curve(collection, read_orders(collection, folder, results), results, seed))
 
@@ -43,9 +44,9 @@ def write_depths(collection: Collection, folder: Path, seed: int) -> None:
 def depth_curve(
     collection: Collection, orders: Mapping[str, Order], results: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Return the mean of the main metric by system and depth, the shipped one's with intervals, and a depth to choose.
+    """Return the main metric's mean by system and depth, the exported system's intervals, and a recommended depth.
 
-    That is the shallowest depth whose paired difference to the best one has a 95 % interval that includes 0.
+    Recommended is the smallest depth whose paired difference to the best one has a 95 % interval that includes 0.
     """
     split, metric, shipped = results["split"], main_metric(results), shipped_system(results)
     depths = depths_to(results["depth"])
@@ -53,10 +54,10 @@ def depth_curve(
     values: dict[str, list[np.ndarray]] = {}
     for system in (system for system in orders if system not in WITHOUT_CURVE):
         values[system] = [
-            _scored(collection, split, metric, {q: shallower(first[q], rows, k) for q, rows in orders[system].items()})
+            _scored(collection, split, metric, {q: rerank_to(first[q], rows, k) for q, rows in orders[system].items()})
             for k in depths
         ]
-    ceilings = [{q: by_grade(rows, grades[q], k) for q, rows in first.items()} for k in depths]
+    ceilings = [{q: best_order(rows, grades[q], k) for q, rows in first.items()} for k in depths]
     values["ceiling"] = [_scored(collection, split, metric, order) for order in ceilings]
     return {
         "metric": metric,
@@ -70,7 +71,7 @@ def depth_curve(
 
 
 def recommended(depths: Sequence[int], values: Sequence[np.ndarray], seed: int) -> int:
-    """Return the shallowest depth that is not measurably below the best, given per-query values of each depth."""
+    """Return the smallest depth not significantly worse than the best one, given per-query values of each depth."""
     best = max(values, key=lambda v: float(v.mean()))
     return next(
         depth

@@ -1,4 +1,4 @@
-"""What a report tells, read from the files of a run folder."""
+"""The content of a report, read from the files of a run folder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 
 from trainer.errors import RunError
 from trainer.evaluation.statistics import Interval, bootstrap
-from trainer.mine.suspects import FILE as SUSPECTS
+from trainer.mining.likely_false_negatives import FILE as LIKELY_FALSE_NEGATIVES
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import FILE as DEPTHS
 from trainer.reporting.queries import NOT_RETRIEVED, TOP, main_metric, read_queries, shipped_system
-from trainer.runs import read_json, read_record
+from trainer.runtime.run_folder import read_json, read_record
 
 STAGES = ("data", "retrieve", "mine", "train", "mine-2", "train-2", "distil", "evaluate")
-SUSPECTS_SHOWN = 50
-FEW_QUERIES = 50  # below which a difference of means says little
-MORE_UNJUDGED = 0.02  # than at the first stage's top, as a share of the documents
+MOST_SHOWN = 50  # likely false negatives in a report
+FEW_QUERIES = 50  # below this number a difference of means says little
+MORE_UNJUDGED = 0.02  # increase of the share of unjudged documents over the first stage that is a warning
 WORDS = {
     "better": "Better",
     "better only with first-stage scores": "Better only with the first stage’s scores",
@@ -32,33 +32,34 @@ WORDS = {
     "worse": "Worse",
 }
 NAMES = {
-    "first_stage_default": ("First stage, untuned", "what the first stage returns with its default settings"),
+    "first_stage_default": ("First stage, untuned", "the candidates of the first stage with its default settings"),
     "first_stage": ("First stage", "the candidates in the order in which they were retrieved"),
-    "base": ("Base model", "the same candidates reordered by the model before any training"),
-    "fitted": ("Fitted head", "the encoder as it was, with a head fitted to your train queries; nothing else trained"),
+    "base": ("Base model", "the same candidates reranked by the model before any training"),
+    "fitted": (
+        "Fitted head",
+        "the unchanged encoder with a head fitted to your train queries; nothing else is trained",
+    ),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
-    "fused": ("Model + first stage", "the exported model’s score and the first stage’s, added with a fitted weight"),
+    "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
 }
 
-
 MEANINGS = {
-    "nDCG": "How good the order is, from 0 to 1: relevant documents count more the higher they stand and the better "
-    "they were judged; 1 is the best possible order of all judged documents.",
-    "RR": "1 divided by the rank of the first relevant document: 1 where it is the first, 0.5 where it is the second, "
-    "0 where there is none.",
-    "R": "The share of the relevant documents that is found.",
-    "P": "The share of the listed documents that is relevant.",
-    "AP": "The mean share of relevant documents down to each relevant one.",
-    "Success": "1 where a relevant document is found, else 0.",
-    "Judged": "The share of the listed documents that somebody judged.",
+    "nDCG": "Quality of the order, from 0 to 1: relevant documents count more the higher their rank and their grade; "
+    "1 is the best possible order of all judged documents.",
+    "RR": "1 divided by the rank of the first relevant document: 1 at rank 1, 0.5 at rank 2, 0 where there is none.",
+    "R": "The share of the relevant documents that are retrieved.",
+    "P": "The share of the listed documents that are relevant.",
+    "AP": "The mean of the precision at the rank of each relevant document.",
+    "Success": "1 where a relevant document is listed, else 0.",
+    "Judged": "The share of the listed documents that have a judgement.",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; `gain` is its difference to the first stage in the main metric."""
+    """A row of the table; `gain` is the system's difference to the first stage in the main metric."""
 
     system: str
     label: str
@@ -73,29 +74,29 @@ class Row:
 
     @property
     def direction(self) -> str:
-        """Return gain, loss or same: whether the interval of the difference excludes 0."""
+        """Gain or loss where the interval of the difference excludes 0, else same."""
         if self.gain is None or self.gain.low <= 0 <= self.gain.high:
             return "same"
         return "gain" if self.gain.low > 0 else "loss"
 
 
 class Facts:
-    """A finished evaluation and the stages before it."""
+    """The facts of a finished evaluation and the stages before it."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.evaluate = run / "evaluate"
         if not (self.evaluate / "results.json").is_file():
-            raise RunError(f"{run}: holds no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
+            raise RunError(f"{run}: has no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
         self.results: dict[str, Any] = read_json(self.evaluate / "results.json")
         self.notes = {stage: notes for stage in STAGES if (notes := read_record(run / stage / "done.json"))}
-        # Documents are most of a record; those that are shown are read when it is known which.
+        # Documents are most of a record; `documents_of` reads those that are shown.
         records = ({key: record[key] for key in record if key != "documents"} for record in read_queries(self.evaluate))
         self.queries = sorted(records, key=lambda record: (self.gain_of(record), record["id"]))
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The recipe as the last stage read it."""
+        """The recipe of the evaluation."""
         return read_record(self.evaluate / "recipe.json") or {}
 
     @property
@@ -105,13 +106,13 @@ class Facts:
 
     @property
     def date(self) -> str:
-        """When the evaluation was finished, in UTC."""
+        """Date and time of the evaluation in UTC."""
         finished = (self.evaluate / "results.json").stat().st_mtime
         return datetime.fromtimestamp(finished, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
     @property
     def data(self) -> str:
-        """The beginning of the data's fingerprint, by which two runs of the same data are known."""
+        """The first characters of the data's fingerprint, equal for two runs on the same data."""
         return str(self.notes.get("data", {}).get("fingerprint", ""))[:8]
 
     @property
@@ -121,7 +122,7 @@ class Facts:
 
     @property
     def shipped(self) -> str:
-        """The system whose model is exported."""
+        """Name of the exported system."""
         return shipped_system(self.results)
 
     def label(self, system: str) -> str:
@@ -131,27 +132,27 @@ class Facts:
         return NAMES.get(system, (system, ""))[0]
 
     def gain_of(self, record: Mapping[str, Any]) -> float:
-        """Return by how much the exported model's value of one query differs from the first stage's."""
+        """Return the exported model's value for one query less the first stage's."""
         return record["scores"][self.shipped] - record["scores"]["first_stage"]
 
     def documents_of(self, identities: Container[str]) -> dict[str, list[dict[str, Any]]]:
-        """Return the documents of some queries, by the query's id."""
+        """Return {query id: documents} of the queries with these ids."""
         records = read_queries(self.evaluate)
         return {record["id"]: record["documents"] for record in records if record["id"] in identities}
 
     @cached_property
     def kinds(self) -> Counter[str]:
-        """How many queries won, lost and stayed the same."""
+        """Numbers of queries that are won, lost and the same."""
         return Counter(kind_of(self.gain_of(record)) for record in self.queries)
 
     @cached_property
     def causes(self) -> Counter[str]:
-        """How many queries do not end with a relevant document at the top, by cause."""
+        """Numbers of queries without a relevant document at the top, by cause."""
         return Counter(record["cause"] for record in self.queries if record["cause"])
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The table, in the order of results.json."""
+        """The rows of the table, in the order of results.json."""
         return [self._row(system) for system in self.results["systems"]]
 
     def _row(self, system: str) -> Row:
@@ -185,7 +186,7 @@ class Facts:
         return seed_of(self.recipe)
 
     def judged(self, system: str) -> float:
-        """Return the share of the documents in a system's top 10 that somebody judged."""
+        """Return the share of the documents in a system's top 10 that have a judgement."""
         top = sum(min(TOP, record["candidates"]) for record in self.queries)
         unjudged = sum(record["unjudged"].get(system, 0) for record in self.queries)
         return 1 - unjudged / top if top else 0.0
@@ -197,7 +198,7 @@ class Facts:
 
     @property
     def word(self) -> str:
-        """The verdict in a word or two: that of the run where it gives one, else by the interval on test."""
+        """The verdict in a word or two: the run's own, or for runs without one that of the interval on test."""
         if verdict := self.results.get("verdict"):
             return WORDS.get(verdict, str(verdict))
         if len(self.queries) < FEW_QUERIES:
@@ -206,7 +207,7 @@ class Facts:
 
     @property
     def sentence(self) -> str:
-        """The verdict's figures in a sentence."""
+        """The test figures in a sentence."""
         row, first = self.shipped_row, next(row for row in self.rows if row.system == "first_stage")
         gain = row.gain or Interval(0.0, 0.0, 0.0)
         count, before, after = len(self.queries), first.values[self.metric].mean, row.values[self.metric].mean
@@ -217,34 +218,36 @@ class Facts:
         )
 
     @property
-    def judged_on_dev(self) -> str:
-        """What decides whether the model is exported, in a sentence; empty where the run does not tell."""
+    def gate_sentence(self) -> str:
+        """The verdict of the release gate in a sentence; empty for runs without one."""
         return str(self.notes.get("evaluate", {}).get("judged") or "")
 
     @property
     def warnings(self) -> list[str]:
-        """What should not be overlooked: the fact, what follows, what to do."""
-        count, found = len(self.queries), []
+        """Warnings, each with the fact, the consequence and the remedy."""
+        count, warnings = len(self.queries), []
         if "tuned" not in self.results["systems"]:
-            found.append(
-                "Training did not help: no trained model was better on dev than the one before training, which is "
-                "kept. Look at the labels of the train queries."
+            warnings.append(
+                "Training did not help: the model before training was the best one on dev, so that one is used. Look "
+                "at the labels of the train queries."
             )
         if count < FEW_QUERIES:
-            found.append(f"{count} test {plural(count, 'query')} say little. Judge more of them, 100 at least.")
+            warnings.append(
+                f"{count} test {plural(count, 'query')} are too few for reliable figures. Judge more, at least 100."
+            )
         if missing := self.causes[NOT_RETRIEVED]:
-            found.append(
-                f"For {missing} of {count} queries no relevant document is among the reranked candidates: no reranker "
-                "can mend that. A deeper or better first stage can."
+            warnings.append(
+                f"For {missing} of {count} queries no relevant document is among the reranked candidates, so no "
+                "reranker can help them. Rerank more candidates, or improve the first stage."
             )
         before, after = (1 - self.judged(system) for system in ("first_stage", self.shipped))
         if after - before > MORE_UNJUDGED:
-            found.append(
-                f"{100 * after:.0f} % of the documents in the model’s top 10 were never judged and count as not "
-                f"relevant (first stage: {100 * before:.0f} %), so its figures may be too low. See the queries "
-                "that are probably unlabelled."
+            warnings.append(
+                f"{100 * after:.0f} % of the documents in the model’s top 10 have no judgement and count as not "
+                f"relevant (first stage: {100 * before:.0f} %), so the model’s figures may be too low. Look at the "
+                "queries with the cause “probably unlabelled”."
             )
-        return found
+        return warnings
 
     @cached_property
     def depth_curve(self) -> dict[str, Any]:
@@ -253,17 +256,17 @@ class Facts:
 
     @property
     def latency(self) -> dict[str, Any] | None:
-        """Milliseconds by depth on the machine of the evaluation, where they were measured."""
+        """Latency by depth on the machine of the evaluation; None where it was not measured."""
         return self.notes.get("evaluate", {}).get("latency")
 
     @property
     def training(self) -> str:
-        """The last training stage."""
+        """Folder name of the last training stage."""
         return "train-2" if "train-2" in self.notes else "train"
 
     @cached_property
     def curves(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-        """(step, dev score) and (step, loss) of the last training."""
+        """Lists of (step, dev score) and of (step, loss) of the last training."""
         lines = list(_json_lines(self.run / self.training / "metrics.jsonl"))
         return tuple(  # type: ignore[return-value]
             [(float(line["step"]), float(line[key])) for line in lines if _are_numbers(line.get("step"), line.get(key))]
@@ -272,57 +275,57 @@ class Facts:
 
     @property
     def interpolation(self) -> list[tuple[float, float]]:
-        """(share of the trained weights, dev score), empty where it was not tried."""
+        """List of (share of the trained weights, dev score); empty where interpolation was not tried."""
         return [(share, score) for share, score in self.notes.get(self.training, {}).get("interpolation") or []]
 
     @property
     def mining(self) -> Path:
-        """The folder of the last mining."""
+        """Folder of the last mining stage."""
         return self.run / ("mine-2" if "mine-2" in self.notes else "mine")
 
     @cached_property
     def mined(self) -> dict[str, Any]:
-        """What mining counted (report.json); empty where it is not there."""
+        """The counts of the mining stage (report.json); empty where the file is missing."""
         return read_record(self.mining / "report.json") or {}
 
     @cached_property
-    def suspects(self) -> tuple[list[dict[str, Any]], int]:
-        """The most suspicious labels, and how many there are."""
-        lines = _json_lines(self.mining / SUSPECTS)
-        first = list(islice(lines, SUSPECTS_SHOWN))
+    def likely_false_negatives(self) -> tuple[list[dict[str, Any]], int]:
+        """The likeliest false negatives of the mining stage, and the number of all of them."""
+        lines = _json_lines(self.mining / LIKELY_FALSE_NEGATIVES)
+        first = list(islice(lines, MOST_SHOWN))
         return first, len(first) + sum(1 for _ in lines)
 
     @property
     def versions(self) -> dict[str, str]:
-        """Packages that the evaluation ran with."""
+        """Versions of the packages that the evaluation used."""
         return self.notes.get("evaluate", {}).get("versions", {})
 
     @property
-    def seconds(self) -> list[tuple[str, float, str]]:
-        """(stage, seconds, what it said) of the finished stages."""
+    def stages(self) -> list[tuple[str, float, str]]:
+        """List of (stage, seconds, message) of the finished stages."""
         return [(stage, notes.get("seconds", 0.0), notes.get("said", "")) for stage, notes in self.notes.items()]
 
 
 def seed_of(recipe: Mapping[str, Any]) -> int:
-    """Return the seed of a recipe that was read from a run folder, 0 where it has none that can be used."""
+    """Return the seed of a recipe from a run folder, 0 where it has no valid one."""
     seed = recipe.get("seed")
     return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
 def meaning_of(metric: str) -> str:
-    """Return what a metric says, for people who have not heard of it; `@k` cuts the list after k documents."""
+    """Return a metric's meaning for people who do not know it; `@k` cuts the list after k documents."""
     name, _, depth = metric.partition("@")
     meaning = MEANINGS.get(name.partition("(")[0], "See ir_measures (ir-measur.es) for its definition.")
-    return f"{meaning} Of the first {depth} documents." if depth else meaning
+    return f"{meaning} Only the first {depth} documents count." if depth else meaning
 
 
 def kind_of(gain: float) -> str:
-    """Return won, lost or same."""
+    """Return won, lost or same for a query's gain."""
     return "won" if gain > 0 else "lost" if gain < 0 else "same"
 
 
 def plural(count: int, word: str) -> str:
-    """Return the word for a count: query, queries."""
+    """Return the singular or plural of a word: query, queries."""
     return word if count == 1 else f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
 
 
@@ -337,7 +340,7 @@ def _are_numbers(*values: object) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file that people may have edited; other lines and a missing file are skipped."""
+    """Yield the JSON objects of a file that people may have edited; skip other lines, and a missing file."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:

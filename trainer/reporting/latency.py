@@ -1,4 +1,4 @@
-"""Milliseconds that reranking one query takes on this machine, by the number of candidates."""
+"""Measure the milliseconds that reranking one query takes on this machine, by the number of candidates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainer.data import Collection
 from trainer.reporting.depths import depths_to
 
 if TYPE_CHECKING:
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
     from trainer.retriever import Candidates
 
-SECONDS = 8.0  # after which no further query is timed
-QUERIES = 24  # timed at most
+SECONDS = 8.0  # time limit, after which no further query is timed
+QUERIES = 24  # most queries timed
 
 
 def measure_latency(
@@ -28,18 +28,18 @@ def measure_latency(
     candidates: Candidates,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """Time single queries of `candidates` at each depth of the curve, one after the other, tokenisation included.
+    """Time queries of `candidates` one after the other at each depth of the curve, tokenisation included.
 
-    Returns p50 and p95 in milliseconds by depth, pairs per second at the deepest one measured, and on what they were
-    measured. A slow model is timed on fewer queries, and perhaps not at all depths.
+    Return p50 and p95 in milliseconds and pairs per second by depth, and a description of the machine. A slow model is
+    timed on fewer queries, and perhaps not at all depths.
     """
     depths = depths_to(candidates.documents.shape[1])
-    places = np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), QUERIES)).astype(int).tolist()
+    sample = np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), QUERIES)).astype(int).tolist()
     taken: dict[int, list[tuple[int, float]]] = {depth: [] for depth in depths}
     begun = clock()
-    for number, place in enumerate([places[0], *places]):
-        rows = candidates.found(place, max(depths))
-        query = collection.query_texts([int(candidates.queries[place])])[0]
+    for number, index in enumerate([sample[0], *sample]):
+        rows = candidates.found(index, max(depths))
+        query = collection.query_texts([int(candidates.queries[index])])[0]
         passages = collection.passages(rows) if rows else []
         for depth in depths:
             if clock() - begun > SECONDS:
@@ -67,7 +67,7 @@ def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 
 def describe_machine(reranker: Reranker) -> str:
-    """Return device, precision and the longest input in words."""
+    """Return device, precision and the longest input as text."""
     import torch
 
     if reranker.device.type == "cuda":
@@ -78,7 +78,7 @@ def describe_machine(reranker: Reranker) -> str:
 
 
 def _processor() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the processor's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""`report.html`: one file that opens without a network and asks for nothing.
+"""`report.html`: one file that opens without a network and loads nothing else.
 
-Everything of the user's is escaped by the template engine. The page's own style sheet and script are allowed by their
-hashes and nothing else is, so no text can become code.
+The template engine escapes the user's texts. The content security policy allows only the page's own style sheet and
+script, by their hashes, so no text can become code.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from trainer.console import visible
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
 from trainer.reporting.facts import NAMES, Facts, kind_of, meaning_of, plural
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut
+from trainer.runtime.console import visible
 
 FILES = Path(__file__).with_name("page")
-BUDGET = 2_200_000  # bytes of the queries and their documents in the page
+BUDGET = 2_200_000  # most bytes of the queries and their documents in the page
 MOST_ROWS = 1000  # queries in the page
-QUERY_LETTERS = 240  # of a query's text
-LETTERS = 320  # of a document's text
-MARKUP = 900, 300  # bytes around the texts of a query and of a document
-RANKS = 5  # of each list are shown
-MOST_POINTS = 240  # of a curve
+QUERY_LETTERS = 240  # most characters of a query's text
+LETTERS = 320  # most characters of a document's text
+MARKUP = 900, 300  # bytes of HTML around the texts of a query and of a document
+RANKS = 5  # documents shown from the top of each list
+MOST_POINTS = 240  # points of a curve
 CAUSES = {NOT_RETRIEVED: "missing", LOW: "low", UNLABELLED: "unlabelled"}
 
 
 def render(facts: Facts) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     style, script = (Markup((FILES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FILES),
@@ -63,7 +63,7 @@ def render(facts: Facts) -> str:
 
 
 def tables(facts: Facts) -> dict[str, list[Any]]:
-    """Return the figures behind the charts as rows of text."""
+    """Return the values of the charts as rows of text."""
     curve = facts.depth_curve
     by_depth = zip(curve["depths"], *curve["systems"].values(), strict=True)
     return {
@@ -79,9 +79,9 @@ def _hash(text: str) -> str:
 
 
 def query_rows(facts: Facts) -> tuple[list[dict[str, Any]], int]:
-    """Return the queries of the page, largest loss first, and how many are left out.
+    """Return the queries of the page, largest loss first, and the number of queries left out.
 
-    Documents are shown for the largest losses and wins first, then for failures, then for the others, until the
+    Documents are included for the largest losses and wins first, then for failures, then for the others, until the
     page's budget is used up.
     """
     changed = [record for record in facts.queries if facts.gain_of(record)]
@@ -119,7 +119,7 @@ def _size(text: str) -> int:
 
 
 def _shown(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the documents of a query that the page shows, by rank afterwards, with what their move is called."""
+    """Return the documents of a query that the page shows, by final rank, with labels for their move and grade."""
     shown = [
         {**one, "text": cut(one["text"], LETTERS), "move": _move(one), "word": _grade(one)}
         for one in documents
@@ -129,7 +129,7 @@ def _shown(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _move(document: Mapping[str, Any]) -> tuple[str, str]:
-    """Return gain, loss or same, and the move from the first stage's rank in words."""
+    """Return gain, loss or same, and the move from the first stage's rank as text."""
     before, after = document["before"], document["after"]
     if before is None or after is None:
         return "same", "not retrieved"
@@ -146,7 +146,7 @@ def _grade(document: Mapping[str, Any]) -> str:
 
 
 def draw(facts: Facts) -> dict[str, Markup]:
-    """Return the charts that the run has figures for, by name."""
+    """Return the charts that the run has values for, by name."""
     gains = [facts.gain_of(record) for record in facts.queries]
     differences = [Difference(row.label, *row.gain) for row in facts.rows if row.gain and row.system != "ceiling"]
     charts = {
@@ -192,23 +192,23 @@ def _latency(by_depth: Sequence[Mapping[str, Any]]) -> Markup:
         Series("median", [(row["depth"], row["p50_ms"]) for row in by_depth], "gain"),
     ]
     ticks = [(float(row["depth"]), str(row["depth"])) for row in by_depth]
-    axes = Axes("candidates reranked", "ms a query", ticks, log_x=True, from_zero=True, decimals=0)
-    return line_chart(series, axes, "Milliseconds a query by the number of reranked candidates", height=220)
+    axes = Axes("candidates reranked", "ms per query", ticks, log_x=True, from_zero=True, decimals=0)
+    return line_chart(series, axes, "Milliseconds per query by the number of reranked candidates", height=220)
 
 
 def _dev(facts: Facts, dev: Sequence[tuple[float, float]]) -> Markup:
     step = facts.notes.get(facts.training, {}).get("best_step")
-    mark = (float(step), f"kept: step {step}") if step is not None and any(x == step for x, _ in dev) else None
+    mark = (float(step), f"best: step {step}") if step is not None and any(x == step for x, _ in dev) else None
     axes = Axes("optimizer steps", f"dev {facts.metric}", _step_ticks(dev), mark=mark, decimals=3)
-    return line_chart([Series("dev", dev, "gain")], axes, f"dev {facts.metric} while training", height=240)
+    return line_chart([Series("dev", dev, "gain")], axes, f"dev {facts.metric} during training", height=240)
 
 
 def _loss(loss: Sequence[tuple[float, float]]) -> Markup:
-    size = -(-len(loss) // MOST_POINTS)  # neighbours are averaged where there are too many
+    size = -(-len(loss) // MOST_POINTS)  # neighbouring points are averaged where there are too many
     parts = [loss[start : start + size] for start in range(0, len(loss), size)]
     points = [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
     axes = Axes("optimizer steps", "loss", _step_ticks(points))
-    return line_chart([Series("loss", points, "same", markers=False)], axes, "Loss while training", height=220)
+    return line_chart([Series("loss", points, "same", markers=False)], axes, "Training loss", height=220)
 
 
 def _interpolation(facts: Facts) -> Markup:
@@ -216,13 +216,13 @@ def _interpolation(facts: Facts) -> Markup:
     best = max(points, key=lambda point: (point[1], -point[0]))
     ticks = [(share, f"{share:.0%}") for share, _ in points]
     axes = Axes(
-        "share of the trained weights", f"dev {facts.metric}", ticks, mark=(best[0], f"kept: {best[0]:.0%}"), decimals=3
+        "share of the trained weights", f"dev {facts.metric}", ticks, mark=(best[0], f"best: {best[0]:.0%}"), decimals=3
     )
     title = f"dev {facts.metric} between the model before training and the trained one"
     return line_chart([Series("dev", points, "gain")], axes, title, height=240)
 
 
 def _step_ticks(points: Sequence[tuple[float, float]]) -> list[tuple[float, str]]:
-    """Return about six of the steps, the first and the last among them."""
-    chosen = {round(place * (len(points) - 1) / 5) for place in range(6)}
-    return [(points[place][0], f"{points[place][0]:.0f}") for place in sorted(chosen)]
+    """Return about six of the steps, including the first and the last."""
+    chosen = {round(part * (len(points) - 1) / 5) for part in range(6)}
+    return [(points[index][0], f"{points[index][0]:.0f}") for index in sorted(chosen)]

@@ -1,7 +1,7 @@
-"""One record per test query, with texts: `evaluate/queries.jsonl`.
+"""A record for each test query, with texts: `evaluate/queries.jsonl`.
 
-Everything is read from the TREC runs that evaluation left, the collection and the judgements, so the file can be made
-again for a finished run.
+Everything is read from the collection and the evaluation's TREC runs, so the file can be written again for a finished
+run.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.console import visible
 from trainer.data import Collection, trec_fields, trec_id
 from trainer.errors import RunError
-from trainer.metrics import per_query
-from trainer.runs import read_json, replacing
+from trainer.evaluation.metrics import best_order, per_query
+from trainer.runtime.console import visible
+from trainer.runtime.run_folder import read_json, replacing
 
 FILE = "queries.jsonl"
-TOP = 10  # documents of each list that a record holds
-LETTERS = 600  # of a text in a record
-MISSED = 2  # relevant documents that the first stage did not return, shown in a record
+TOP = 10  # documents of each list in a record
+LETTERS = 600  # most characters of a text in a record
+MISSED = 2  # most relevant documents in a record that the first stage did not return
 NOT_RETRIEVED, LOW, UNLABELLED = "not retrieved", "retrieved but low", "probably unlabelled"
 Order = dict[int, list[int]]  # {query row: document rows, best first}
 
 
 def shipped_system(results: Mapping[str, Any]) -> str:
-    """Return the system whose model is exported."""
+    """Return the name of the exported system."""
     return results.get("shipped") or ("distilled" if "distilled" in results["systems"] else "tuned")
 
 
@@ -36,7 +36,7 @@ def main_metric(results: Mapping[str, Any]) -> str:
 
 
 def read_orders(collection: Collection, folder: Path, results: Mapping[str, Any]) -> dict[str, Order]:
-    """Return the order of each system that has a TREC run in `folder`, and that of the ceiling."""
+    """Return the orders of the systems that have a TREC run in `folder`, and of the ceiling."""
     queries = {trec_id(identity): row for row, identity in enumerate(collection.query_ids)}
     documents = {trec_id(identity): row for row, identity in enumerate(collection.document_ids)}
     orders: dict[str, Order] = {}
@@ -50,18 +50,13 @@ def read_orders(collection: Collection, folder: Path, results: Mapping[str, Any]
                     orders[system][queries[query]].append(documents[document])
     grades = collection.qrels[results["split"]]
     orders["ceiling"] = {
-        query: by_grade(rows, grades[query], results["depth"]) for query, rows in orders["first_stage"].items()
+        query: best_order(rows, grades[query], results["depth"]) for query, rows in orders["first_stage"].items()
     }
     return orders
 
 
-def by_grade(rows: Sequence[int], grades: Mapping[int, int], depth: int) -> list[int]:
-    """Return the best order that a reranker of the first `depth` candidates could give; the others stay behind."""
-    return sorted(rows[:depth], key=lambda row: -grades.get(row, 0)) + list(rows[depth:])
-
-
 def score_orders(collection: Collection, split: str, order: Order, metric: str) -> dict[int, float]:
-    """Return {query row: value} of one metric."""
+    """Return {query row: value} of one metric for an order."""
     queries, documents = collection.query_ids, collection.document_ids
     ranking = {queries[query]: [documents[row] for row in rows] for query, rows in order.items()}
     values = per_query([metric], collection.named_qrels(split), ranking)[metric]
@@ -69,7 +64,7 @@ def score_orders(collection: Collection, split: str, order: Order, metric: str) 
 
 
 def write_queries(collection: Collection, folder: Path) -> None:
-    """Write `queries.jsonl` beside the TREC runs and results.json of an evaluation, in the order of the judgements."""
+    """Write `queries.jsonl` to the folder of an evaluation, in the order of the judgements."""
     results = read_json(folder / "results.json")
     with replacing(folder / FILE) as partial, partial.open("w", encoding="utf-8") as file:
         for record in describe_queries(collection, folder, results):
@@ -77,7 +72,7 @@ def write_queries(collection: Collection, folder: Path) -> None:
 
 
 def read_queries(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records that `write_queries` wrote, one after the other; raises RunError where one is damaged."""
+    """Yield the records that `write_queries` wrote; raise RunError where one is damaged."""
     with (folder / FILE).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -89,7 +84,7 @@ def read_queries(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def describe_queries(collection: Collection, folder: Path, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a record per test query: scores, ranks of the first relevant document, cause of failure, documents."""
+    """Yield a record for each test query: scores, ranks of the first relevant document, cause of failure, documents."""
     split, metric, shipped = results["split"], main_metric(results), shipped_system(results)
     orders = read_orders(collection, folder, results)
     scores = {system: score_orders(collection, split, order, metric) for system, order in orders.items()}
@@ -116,8 +111,8 @@ def describe_queries(collection: Collection, folder: Path, results: Mapping[str,
 
 
 def cut(text: str, letters: int = LETTERS) -> str:
-    """Return a text in one line of bounded length, with control characters as escapes."""
-    line = " ".join(text[: 4 * letters].split())  # blanks may be most of it
+    """Return a text as one line of bounded length, with control characters escaped."""
+    line = " ".join(text[: 4 * letters].split())  # most of it may be white space
     shown = visible(line[:letters])
     return f"{shown} …" if len(line) > letters or len(text) > 4 * letters else shown
 
@@ -134,10 +129,10 @@ def _cause(
     shipped: str,
     depth: int,
 ) -> str | None:
-    """Return why the final list does not begin with a relevant document; None where it does.
+    """Return the reason why the final list does not begin with a relevant document; None where it does.
 
-    An unjudged document at the top that the first stage, too, ranks above every relevant one is probably relevant
-    itself: two independent systems agree on it.
+    An unjudged document at the top that the first stage also ranks above every relevant one is probably relevant: two
+    independent systems agree on it.
     """
     rank, rank_before = first[shipped], first["first_stage"]
     if rank == 1:
@@ -151,7 +146,7 @@ def _cause(
 def _documents(
     collection: Collection, before: Sequence[int], after: Sequence[int], grades: Mapping[int, int], missed: list[int]
 ) -> list[dict[str, Any]]:
-    """Return the top of both lists and some of what was missed: id, text, grade (None: unjudged), rank in each."""
+    """Return the top of both lists and some missed documents: id, text, grade (None: unjudged), rank in each list."""
     ranks = [{row: rank for rank, row in enumerate(rows, start=1)} for rows in (before, after)]
     rows = list(dict.fromkeys([*after[:TOP], *before[:TOP], *missed]))
     texts = collection.passages(rows) if rows else []

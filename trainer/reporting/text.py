@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.console import markdown
 from trainer.reporting.charts import sign
 from trainer.reporting.facts import Facts, meaning_of, worst_first
+from trainer.runtime.console import markdown
 
-SHOWN = 10  # queries that lost, and that won
-SUSPECTS = 10
+SHOWN = 10  # largest losses, largest wins, and likely false negatives
 
 
 def markdown_report(facts: Facts) -> str:
-    """Return the report; texts of the collection are escaped, so that nothing in them is read as Markdown."""
+    """Return the report as Markdown, with the collection's texts escaped."""
     parts = [
         f"# {markdown(facts.name)}: {facts.word}",
         facts.sentence,
         *(f"**!** {warning}" for warning in facts.warnings),
-        *_compared(facts),
+        *_results(facts),
         *_queries(facts),
         *_depth(facts),
         *_mining(facts),
         *_training(facts),
-        "## Words",
+        "## Glossary",
         *(f"- {metric}: {meaning_of(metric)}" for metric in facts.results["systems"]["first_stage"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -35,7 +34,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _compared(facts: Facts) -> list[str]:
+def _results(facts: Facts) -> list[str]:
     metrics = list(facts.results["systems"]["first_stage"])
     rows = []
     for row in facts.rows:
@@ -44,9 +43,12 @@ def _compared(facts: Facts) -> list[str]:
         changes = f"{row.wins} / {row.losses}" if row.gain else "–"
         label = f"**{row.label}** (exported)" if row.shipped else row.label
         rows.append([label, *values, gain, changes, f"{row.judged:.0%}"])
-    columns = ["system", *metrics, f"difference in {facts.metric}", "better / worse", "judged@10"]
-    title = f"{facts.results['queries']} queries, the best {facts.results['depth']} candidates of each reranked."
-    return ["## Compared", title, _table(columns, rows)]
+    columns = ["system", *metrics, f"difference in {facts.metric} [95 % interval]", "better / worse", "judged@10"]
+    title = (
+        f"{facts.results['queries']} queries, the first {facts.results['depth']} candidates of each reranked. "
+        "Differences are to the first stage; better / worse counts queries."
+    )
+    return ["## Results", title, _table(columns, rows)]
 
 
 def _queries(facts: Facts) -> list[str]:
@@ -55,7 +57,7 @@ def _queries(facts: Facts) -> list[str]:
         records = worst_first(facts, kind, SHOWN)
         documents = facts.documents_of({record["id"] for record in records})
         rows = [_query_row(facts, record, documents[record["id"]]) for record in records]
-        columns = ["query", "difference", "first relevant before", "after", "top document"]
+        columns = ["query", "difference", "rank of the first relevant document before", "after", "top document"]
         parts += [f"## {title}", _table(columns, rows) if rows else "None."]
     causes = [f"- {cause}: {count}" for cause, count in sorted(facts.causes.items())]
     parts += ["## Queries without a relevant document at the top", "\n".join(causes) or "None."]
@@ -77,22 +79,26 @@ def _depth(facts: Facts) -> list[str]:
         measured = [f"{took['p50_ms']:.0f}", f"{took['p95_ms']:.0f}"] if took else ["–", "–"]
         rows.append([depth, *(f"{value:.3f}" for value in values), *measured])
     columns = ["candidates", *(facts.label(system) for system in curve["systems"]), "median ms", "p95 ms"]
-    parts = ["## Depth and cost", _table(columns, rows), f"{curve['recommended']} candidates are enough."]
+    parts = [
+        "## Depth and cost",
+        _table(columns, rows),
+        f"{curve['recommended']} candidates are enough: more are not significantly better.",
+    ]
     return [*parts, f"Measured on: {facts.latency['machine']}."] if facts.latency else parts
 
 
 def _mining(facts: Facts) -> list[str]:
-    suspects, total = facts.suspects
-    passed = [[name, count] for name, count in facts.mined.get("passed_over", {}).items()]
-    parts = ["## Mining", _table(["passed over", "candidates"], passed)] if passed else []
-    if not suspects:
+    likely, total = facts.likely_false_negatives
+    filtered = [[name, count] for name, count in facts.mined.get("passed_over", {}).items()]
+    parts = ["## Mining", _table(["reason for not being a negative", "candidates"], filtered)] if filtered else []
+    if not likely:
         return parts
     rows = [
         [markdown(str(one.get("query"))[:100]), markdown(str(one.get("document"))[:120]), markdown(str(one.get("why")))]
-        for one in suspects[:SUSPECTS]
+        for one in likely[:SHOWN]
     ]
     title = f"## Likely unlabelled positives ({total})"
-    return [*parts, title, _table(["query", "document", "why"], rows), "Judge them: `reranker review RECIPE`."]
+    return [*parts, title, _table(["query", "document", "reason"], rows), "Judge them: `reranker review RECIPE`."]
 
 
 def _training(facts: Facts) -> list[str]:

@@ -1,17 +1,17 @@
-"""The files that a person reads: details of an evaluation, and the report of a run."""
+"""Write the files for people: the details of an evaluation, and the report of a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from trainer.data import Collection
-from trainer.runs import read_record, remove, replacing
+from trainer.runtime.run_folder import read_record, remove, replacing
 
 PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
 
 
 def write_details(collection: Collection, folder: Path, seed: int) -> None:
-    """Write `queries.jsonl` and `depths.json` beside the TREC runs and results.json in an evaluation's folder."""
+    """Write `queries.jsonl` and `depths.json` to the folder of an evaluation, from its TREC runs and results.json."""
     from trainer.reporting.depths import write_depths
     from trainer.reporting.queries import write_queries
 
@@ -20,9 +20,9 @@ def write_details(collection: Collection, folder: Path, seed: int) -> None:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` and `report.md` of a run that was evaluated; returns the path of the page.
+    """Write `report.html` and `report.md` of an evaluated run, and return the path of the page.
 
-    Raises RunError where the run folder holds no finished evaluation.
+    Raise RunError where the run folder has no finished evaluation.
     """
     from trainer.reporting.depths import FILE as DEPTHS
     from trainer.reporting.facts import Facts, seed_of
@@ -32,7 +32,7 @@ def write_report(run: Path) -> Path:
 
     folder = run / "evaluate"
     if (folder / "results.json").is_file() and not all((folder / name).is_file() for name in (QUERIES, DEPTHS)):
-        # The evaluation is older than these files.
+        # The evaluation is by an earlier version, which did not write these files.
         recipe = read_record(folder / "recipe.json") or {}
         write_details(Collection.open(run / "data"), folder, seed_of(recipe))
     facts = Facts(run)

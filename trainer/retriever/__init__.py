@@ -1,35 +1,34 @@
-"""The first stage: candidates for every judged query, found once and used by mining, dev and test alike.
+"""The first stage: candidates of every judged query, retrieved once for mining, dev and test.
 
 Dense (bi-encoder, vectors in shards on disk), BM25, both fused, or the user's own TREC run. With enough train queries
-BM25's parameters and the weights of the fusion are tuned on them.
+BM25's parameters and the fusion weights are tuned on them.
 
 Imports inside run down, like the package's own:
 
-    retrieve                            every engine asked once, for all splits together
-    tuning                              settings chosen on the train queries
-    engines                             all engines together, under any settings
-    dense  bm25  fusion  own_run        the engines
-    candidates                          what is handed on
+    retrieve                            candidates of all splits, with one search per engine
+    tuning                              BM25's parameters and fusion weights, tuned on the train queries
+    engines                             all engines of a recipe, searched and fused
+    dense  bm25  fusion  trec_run       dense search, BM25, fusion of rankings, the user's own TREC run
+    candidates                          the candidates of every query
     embeddings                          vectors in shards on disk
 """
 
-from trainer.retriever.candidates import NOTHING, Candidates, Ranking
-from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
-from trainer.retriever.engines import Settings, language_of
-from trainer.retriever.retrieve import retrieve_splits, retrieve_unjudged, shards
-from trainer.retriever.tuning import Tuning
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "NOTHING",
-    "BiEncoder",
-    "Candidates",
-    "Embeddings",
-    "Ranking",
-    "Settings",
-    "Shards",
-    "Tuning",
-    "language_of",
-    "retrieve_splits",
-    "retrieve_unjudged",
-    "shards",
-]
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.retriever.candidates import NOTHING as NOTHING
+    from trainer.retriever.candidates import Candidates as Candidates
+    from trainer.retriever.candidates import RankedLists as RankedLists
+    from trainer.retriever.embeddings import BiEncoder as BiEncoder
+    from trainer.retriever.embeddings import Embeddings as Embeddings
+    from trainer.retriever.embeddings import Shards as Shards
+    from trainer.retriever.engines import Settings as Settings
+    from trainer.retriever.engines import language_of as language_of
+    from trainer.retriever.retrieve import retrieve_splits as retrieve_splits
+    from trainer.retriever.retrieve import retrieve_unjudged as retrieve_unjudged
+    from trainer.retriever.retrieve import shards as shards
+    from trainer.retriever.tuning import Tuning as Tuning
+
+__getattr__ = face(__name__)

@@ -1,4 +1,4 @@
-"""BM25 over words or, for languages that are written without spaces, over pairs of characters."""
+"""BM25 over words or, for languages written without spaces, over character bigrams."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.languages import UNSPACED_RUN, WORD
+from trainer.data.languages import UNSPACED_RUN, WORD
 from trainer.recipe import UNSPACED
-from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
+from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 
 if TYPE_CHECKING:
     from bm25s.tokenization import Tokenizer
     from scipy.sparse import csr_matrix
 
-K1, B = 1.2, 0.75  # Lucene's
-POSTINGS_AT_ONCE = 4_000_000  # (word, document) pairs whose scores are in memory together: about 50 MB
+K1, B = 1.2, 0.75  # Lucene's defaults
+POSTINGS_AT_ONCE = 4_000_000  # postings (word, document) scored in one block: about 50 MB
 _WORD_OR_RUN = re.compile(f"{UNSPACED_RUN.pattern}|[^\\W{UNSPACED_RUN.pattern[1:-2]}]{{2,}}")
 
 
 @dataclass(frozen=True)
 class Analyzer:
-    """How texts become words: by the rules of a language, as `retriever.language` names it.
+    """The text analysis of a language as named in `retriever.language`: word splitting, stop words, stemming.
 
-    Where the language has no list of stop words or no stemmer, as chinese or none, the switches change nothing.
+    For a language without a stop word list or a stemmer (chinese, none) the two switches have no effect.
     """
 
     language: str
@@ -36,7 +36,7 @@ class Analyzer:
     stem: bool = True
 
     def tokenizer(self) -> Tokenizer:
-        """Return a tokenizer without vocabulary."""
+        """Return a tokenizer with an empty vocabulary."""
         from bm25s.tokenization import Tokenizer
 
         splitter, stemmer, stop_words = _rules(self.language)
@@ -47,7 +47,7 @@ class Analyzer:
         )
 
     def variants(self) -> list[Analyzer]:
-        """Return the analyzers of this language that differ, this one first."""
+        """Return the distinct analyzers of this language, this one first."""
         _, stemmer, stop_words = _rules(self.language)
         drops = [self.drop_stop_words, *([not self.drop_stop_words] if stop_words else [])]
         stems = [self.stem, *([not self.stem] if stemmer else [])]
@@ -55,121 +55,122 @@ class Analyzer:
 
 
 class Bm25:
-    """BM25 (Lucene's variant) over N documents, for any k1 and b.
+    """BM25 (Lucene's variant: Kamphuis et al., ECIR 2020) over N documents, for any k1 and b.
 
-    Documents are read once and kept as counts: eight bytes for each different word of each document.
+        idf(t) * tf / (tf + k1 * (1 - b + b * length / average length)), idf(t) = log(1 + (N - df + 0.5) / (df + 0.5))
+
+    The documents are read once and stored as term counts: eight bytes for each distinct word of each document.
     """
 
     def __init__(self, documents: Iterable[str], analyzer: Analyzer) -> None:
         self._tokenizer = analyzer.tokenizer()
         counts = self._counts(documents, update_vocab=True)
         counts.sum_duplicates()
-        self.lengths = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()  # (N,) words of each document
+        self.lengths = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()  # (N,) number of words of each document
         self.counts: csr_matrix = counts.T.tocsr()  # (words, N)
-        holding = np.diff(self.counts.indptr)
-        self.rarity = np.log(1 + (len(self.lengths) - holding + 0.5) / (holding + 0.5)).astype(np.float32)
+        frequency = np.diff(self.counts.indptr)  # documents that contain each word
+        self.idf = np.log(1 + (len(self.lengths) - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
 
     def _counts(self, texts: Iterable[str], update_vocab: bool) -> csr_matrix:
-        """Return the known words of each text in their order, 1 for each time: (texts, words) float32."""
+        """Return a 1 for each occurrence of a vocabulary word, in text order: (texts, words) float32, unmerged."""
         from scipy.sparse import csr_matrix
 
         words, ends = array("i"), array("q", [0])
-        for found in self._tokenizer.streaming_tokenize(texts, update_vocab, allow_empty=False):  # type: ignore[arg-type]  any iterable
-            words.extend(found)
+        for ids in self._tokenizer.streaming_tokenize(texts, update_vocab, allow_empty=False):  # type: ignore[arg-type]  any iterable
+            words.extend(ids)
             ends.append(len(words))
         ones = np.ones(len(words), dtype=np.float32)
         known = max(self._tokenizer.get_vocab_dict().values(), default=-1) + 1
         return csr_matrix((ones, np.asarray(words), np.asarray(ends)), shape=(len(ends) - 1, known))
 
-    def search(self, queries: Sequence[str], depth: int, k1: float = K1, b: float = B) -> Ranking:
-        """Return the best `depth` documents of every query; those without a word in common are not listed."""
+    def search(self, queries: Sequence[str], depth: int, k1: float = K1, b: float = B) -> RankedLists:
+        """Return the top `depth` documents of every query; documents that share no word with it are left out."""
         depth = min(depth, len(self.lengths))
         rows = np.full((len(queries), depth), NOTHING, dtype=np.int32)
         scores = np.zeros((len(queries), depth), dtype=np.float32)
-        for first, found in self._products(self._counts(queries, update_vocab=False), self._weights(k1, b)):
-            for place, (start, end) in enumerate(pairwise(found.indptr)):
-                keys = sort_keys(found.data[start:end], found.indices[start:end])
-                best = Ranking.best(keys[None], depth)
-                rows[first + place, : end - start] = best.documents
-                scores[first + place, : end - start] = best.scores
-        return Ranking(rows, scores)
+        for first, block in self._products(self._counts(queries, update_vocab=False), self._weights(k1, b)):
+            for index, (start, end) in enumerate(pairwise(block.indptr)):
+                keys = sort_keys(block.data[start:end], block.indices[start:end])
+                best = RankedLists.best(keys[None], depth)
+                rows[first + index, : end - start] = best.documents
+                scores[first + index, : end - start] = best.scores
+        return RankedLists(rows, scores)
 
     def _weights(self, k1: float, b: float) -> csr_matrix:
-        """Return what each word of a query adds to the score of each document: (words, N) float32."""
+        """Return the BM25 weight of each word in each document: (words, N) float32, sparse."""
         from scipy.sparse import csr_matrix
 
         counts = self.counts
-        shares = _saturated(counts.data, self._damping(k1, b)[counts.indices])
-        data = np.repeat(self.rarity, np.diff(counts.indptr)) * shares
+        saturated = _saturated(counts.data, self._length_norm(k1, b)[counts.indices])
+        data = np.repeat(self.idf, np.diff(counts.indptr)) * saturated
         return csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
 
-    def _damping(self, k1: float, b: float) -> np.ndarray:
+    def _length_norm(self, k1: float, b: float) -> np.ndarray:
+        """Return BM25's length normalisation k1 * (1 - b + b * length / average length) of each document (N,)."""
         return k1 * (1 - b + b * self.lengths / max(self.lengths.mean(), 1e-9))
 
     def _products(self, queries: csr_matrix, weights: csr_matrix) -> Iterator[tuple[int, csr_matrix]]:
-        """Yield the scores of all documents, (queries, N) sparse, of so many queries that memory holds them.
-
-        Each comes with the place of its first query.
-        """
+        """Yield (index of the first query, scores (queries, N) sparse) of blocks of about POSTINGS_AT_ONCE postings."""
         postings = np.concatenate([[0], np.cumsum(np.diff(weights.indptr)[queries.indices])])[queries.indptr]
         cuts = np.flatnonzero(np.diff(postings[1:] // POSTINGS_AT_ONCE)) + 1
         for start, end in pairwise([0, *cuts.tolist(), len(postings) - 1]):
             yield start, queries[start:end] @ weights  # type: ignore[index]  a csr_matrix has rows
 
     def scorer(self, queries: Sequence[str], documents: np.ndarray) -> Callable[[float, float], np.ndarray]:
-        """Return a function of k1 and b that scores document rows (Q, m), NOTHING as 0; float32.
+        """Return a function of k1 and b that gives the scores (Q, m) float32 of document rows (Q, m), 0 for NOTHING.
 
-        What queries and documents share is counted once, so that each further k1 and b costs milliseconds.
+        The words that queries and documents share are counted once, so that each further k1 and b takes milliseconds.
         """
-        pairs, counts, rarity = [], [], []
-        asked = self._counts(queries, update_vocab=False)
-        for place, (start, end) in enumerate(pairwise(asked.indptr)):
-            for word in asked.indices[start:end]:
+        pairs, counts, idf = [], [], []
+        query_counts = self._counts(queries, update_vocab=False)
+        for index, (start, end) in enumerate(pairwise(query_counts.indptr)):
+            for word in query_counts.indices[start:end]:
                 first, last = self.counts.indptr[word : word + 2]
-                holding = self.counts.indices[first:last]
-                spots = np.minimum(np.searchsorted(holding, documents[place]), len(holding) - 1)
-                columns = np.flatnonzero(holding[spots] == documents[place])
-                pairs.append(place * documents.shape[1] + columns)
-                counts.append(self.counts.data[first + spots[columns]])
-                rarity.append(np.full(len(columns), self.rarity[word]))
-        nothing = np.empty(0, dtype=np.float32)
-        pair = np.concatenate([nothing.astype(np.int64), *pairs])
-        count, weight = np.concatenate([nothing, *counts]), np.concatenate([nothing, *rarity])
+                postings = self.counts.indices[first:last]
+                positions = np.minimum(np.searchsorted(postings, documents[index]), len(postings) - 1)
+                columns = np.flatnonzero(postings[positions] == documents[index])
+                pairs.append(index * documents.shape[1] + columns)
+                counts.append(self.counts.data[first + positions[columns]])
+                idf.append(np.full(len(columns), self.idf[word]))
+        empty = np.empty(0, dtype=np.float32)
+        pair = np.concatenate([empty.astype(np.int64), *pairs])
+        count, weight = np.concatenate([empty, *counts]), np.concatenate([empty, *idf])
         rows = documents.ravel()[pair]
 
         def score(k1: float, b: float) -> np.ndarray:
-            added = weight * _saturated(count, self._damping(k1, b)[rows])
-            return np.bincount(pair, added, documents.size).reshape(documents.shape).astype(np.float32)
+            weights = weight * _saturated(count, self._length_norm(k1, b)[rows])
+            return np.bincount(pair, weights, documents.size).reshape(documents.shape).astype(np.float32)
 
         return score
 
 
-def _saturated(counts: np.ndarray, damping: np.ndarray) -> np.ndarray:
-    return counts / (counts + damping)
+def _saturated(counts: np.ndarray, length_norm: np.ndarray) -> np.ndarray:
+    """Return BM25's saturated term frequencies, of the shape of the counts."""
+    return counts / (counts + length_norm)
 
 
 def _rules(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
-    """Return splitter, stemmer and stop words by Snowball's name of the language."""
+    """Return the splitter, stemmer (or None) and stop words for Snowball's name of a language."""
     import Stemmer
     from bm25s.tokenization import _infer_stopwords
 
     if language in UNSPACED:
-        return _pairs_of_characters, None, []
+        return _character_bigrams, None, []
     if language == "none":
         return WORD.findall, None, []
     stemmer = Stemmer.Stemmer(language).stemWord
     try:
         return WORD.findall, stemmer, list(_infer_stopwords("english" if language == "porter" else language))
-    except ValueError:  # a stemmer, but no list of stop words: BM25 weighs them down by itself
+    except ValueError:  # a stemmer, but no stop word list: their low idf has the same effect
         return WORD.findall, stemmer, []
 
 
-def _pairs_of_characters(text: str) -> list[str]:
-    """Overlapping pairs of characters of each run without spaces, and words of the rest (Latin names, numbers)."""
+def _character_bigrams(text: str) -> list[str]:
+    """Return overlapping character bigrams of text without spaces, and words elsewhere (Latin names, numbers)."""
     tokens = []
     for run in _WORD_OR_RUN.findall(text):
         if len(run) > 1 and UNSPACED_RUN.match(run):
-            tokens += [run[place : place + 2] for place in range(len(run) - 1)]
+            tokens += [run[index : index + 2] for index in range(len(run) - 1)]
         else:
             tokens.append(run)
     return tokens

@@ -1,8 +1,8 @@
-"""Dense search: the documents whose vectors have the largest inner product with a query's.
+"""Dense search: the documents with the largest inner product of document and query vector.
 
-`flat` is exact and reads the shards block by block, so memory holds one block and the answers, whatever the corpus.
-`ivf` and `hnsw` are FAISS's approximate indexes for corpora that exact search takes too long for; they hold the whole
-corpus in memory. On a GPU exact search is a matrix product, cut by documents and by queries.
+`flat` is exact and reads the shards block by block, so that memory holds one block and the results for any corpus size.
+`ivf` is FAISS's approximate index for corpora too large for exact search; it holds all vectors in memory. On a GPU
+exact search is a matrix product over blocks of documents and queries.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
+from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 from trainer.retriever.embeddings import Embeddings
 
-Kind = Literal["auto", "flat", "ivf", "hnsw"]
-# queries x documents x dimensions that take an hour: on a CPU with 60 GFLOP/s, on a small GPU with 6 TFLOP/s
+Kind = Literal["auto", "flat", "ivf"]
+# queries x documents x dimensions of one hour of exact search: a CPU at 60 GFLOP/s, a small GPU at 6 TFLOP/s
 EXACT_WORK = {"cpu": 1e14, "cuda": 1e16}
-PROBES = 64  # IVF lists that are searched
-HNSW_LINKS = 32
+PROBES = 64  # IVF lists searched for each query
 
 
-def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: Kind = "auto") -> Ranking:
-    """Return the best `depth` documents of every query; equal scores in order of rows.
+def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: Kind = "auto") -> RankedLists:
+    """Return the top `depth` documents of every query; ties in order of rows.
 
-    `auto` searches exactly while that takes an hour at most, else through an inverted file.
+    `auto` takes exact search where that takes about an hour at most, else an inverted file (IVF).
     """
     depth = min(depth, len(documents))
     vectors = queries.rows(np.arange(len(queries)))
@@ -33,47 +32,47 @@ def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: K
     if kind == "auto":
         kind = choose_index(len(queries), len(documents), documents.dimensions, device)
     if kind != "flat":
-        return _search_index(vectors, documents, depth, kind)
+        return _search_index(vectors, documents, depth)
     if device == "cpu":
         return search_flat(vectors, documents, depth)
     return search_on_device(vectors, documents, depth, device)
 
 
 def choose_index(queries: int, documents: int, dimensions: int, device: str) -> Literal["flat", "ivf"]:
-    """Return `flat` while exact search takes about an hour at most on the device, cpu or cuda, else `ivf`."""
+    """Return `flat` where exact search takes about an hour at most on `device` (cpu or cuda), else `ivf`."""
     return "flat" if queries * documents * dimensions <= EXACT_WORK[device] else "ivf"
 
 
-def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> Ranking:
+def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> RankedLists:
     """Search exactly on a CPU, block by block with FAISS; ties in order of rows."""
     import faiss
 
     best = np.empty((len(queries), 0), dtype=np.int64)
     for first, block in documents.blocks():
-        deeper = min(depth + 1, len(block))  # one more shows whether equal scores stand on both sides of the cut
+        deeper = min(depth + 1, len(block))  # one more shows whether the cut separates equal scores
         scores, rows = faiss.knn(queries, block, deeper, metric=faiss.METRIC_INNER_PRODUCT)
-        for place in np.flatnonzero(scores[:, -2] == scores[:, -1]) if deeper > depth else ():
-            whole = block @ queries[place]
-            rows[place] = np.argsort(-whole, kind="stable")[:deeper]
-            scores[place] = whole[rows[place]]
+        for query in np.flatnonzero(scores[:, -2] == scores[:, -1]) if deeper > depth else ():
+            products = block @ queries[query]
+            rows[query] = np.argsort(-products, kind="stable")[:deeper]
+            scores[query] = products[rows[query]]
         best = np.concatenate([best, sort_keys(scores[:, :depth], first + rows[:, :depth])], axis=1)
         if best.shape[1] > depth:
             best = np.partition(best, best.shape[1] - depth, axis=1)[:, -depth:]
-    return Ranking.best(best, depth)
+    return RankedLists.best(best, depth)
 
 
 def _device() -> Literal["cpu", "cuda"]:
-    torch = sys.modules.get("torch")  # whoever embeds has imported it; mining kept vectors needs no torch
+    torch = sys.modules.get("torch")  # imported already where texts are embedded; cached vectors need no torch
     return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def search_on_device(
     queries: np.ndarray, documents: Embeddings, depth: int, device: str, queries_at_once: int = 1024
-) -> Ranking:
+) -> RankedLists:
     """Search exactly on a torch device by matrix products in float32; ties in order of rows.
 
-    A block of 32,768 documents and `queries_at_once` queries are multiplied at once: 128 MB of scores and, for the
-    integers that are sorted, about three times 256 MB, whatever the number of queries and documents.
+    One product covers 32,768 documents and `queries_at_once` queries: 128 MB of scores and about three times 256 MB of
+    sort keys, whatever the number of queries and documents.
     """
     import torch
 
@@ -82,34 +81,30 @@ def search_on_device(
     for first, block in documents.blocks():
         block = torch.from_numpy(block).to(device)
         rows = torch.arange(first, first + len(block), device=device)
-        for place, part in enumerate(parts):
-            bits = (part @ block.T + 0).view(torch.int32).long()  # the arithmetic of `sort_keys`
+        for index, part in enumerate(parts):
+            bits = (part @ block.T + 0).view(torch.int32).long()  # the same keys as `sort_keys`
             keys = (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32) | (0xFFFFFFFF - rows)
             keys = keys.topk(min(depth, len(block)), dim=1).values
-            keys = torch.cat([best[place], keys], dim=1)
-            best[place] = keys.topk(min(depth, keys.shape[1]), dim=1).values
-    return Ranking.best(torch.cat(best).cpu().numpy(), depth)
+            keys = torch.cat([best[index], keys], dim=1)
+            best[index] = keys.topk(min(depth, keys.shape[1]), dim=1).values
+    return RankedLists.best(torch.cat(best).cpu().numpy(), depth)
 
 
 def _cut(array: np.ndarray, size: int) -> list[np.ndarray]:
     return [array[start : start + size] for start in range(0, len(array), size)]
 
 
-def _search_index(queries: np.ndarray, documents: Embeddings, depth: int, kind: Kind) -> Ranking:
-    """Search approximately with FAISS: an inverted file of about 4 sqrt(N) lists, or a graph."""
+def _search_index(queries: np.ndarray, documents: Embeddings, depth: int) -> RankedLists:
+    """Search approximately with FAISS: an inverted file of about 4 sqrt(N) lists."""
     import faiss
 
     size = len(documents)
-    lists = max(1, min(int(4 * size**0.5), size // 39))  # FAISS asks for 39 training vectors a list
-    name = f"IVF{lists},Flat" if kind == "ivf" else f"HNSW{HNSW_LINKS}"
-    index: Any = faiss.index_factory(documents.dimensions, name, faiss.METRIC_INNER_PRODUCT)
-    if kind == "ivf":
-        sample = np.random.default_rng(0).choice(size, min(size, 64 * lists), replace=False)
-        index.train(documents.rows(np.sort(sample)))
-        index.nprobe = min(PROBES, lists)
-    else:
-        index.hnsw.efSearch = 2 * depth
+    lists = max(1, min(int(4 * size**0.5), size // 39))  # FAISS needs 39 training vectors for each list
+    index: Any = faiss.index_factory(documents.dimensions, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    sample = np.random.default_rng(0).choice(size, min(size, 64 * lists), replace=False)
+    index.train(documents.rows(np.sort(sample)))
+    index.nprobe = min(PROBES, lists)
     for _, block in documents.blocks():
         index.add(block)
     scores, rows = index.search(queries, depth)
-    return Ranking.ordered(rows, np.where(rows == NOTHING, 0.0, scores))
+    return RankedLists.ordered(rows, np.where(rows == NOTHING, 0.0, scores))

@@ -1,8 +1,8 @@
-"""Embeddings on disk: float16 shards, each named by the content that it embeds.
+"""Embeddings on disk: float16 shards, each named by a hash of the texts that it embeds.
 
-A shard holds the unit vectors of SHARD texts under a name made of those texts; its folder is named by all that the
-vectors depend on beside them: weights, prompt, length. So a stopped run goes on with the shards that are missing, one
-changed document embeds one shard anew, another model or prompt all of them, and no name or path is ever trusted.
+A shard holds the unit vectors of SHARD texts; its folder is named by a fingerprint of everything else that the vectors
+depend on: weights, prompt, length. A stopped run therefore resumes with the missing shards, a changed document
+recomputes one shard, another model or prompt all of them, and nothing is reused by name or path alone.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trainer import console, model_files, models
-from trainer.console import progress
 from trainer.errors import ModelError
-from trainer.launch import on_main
-from trainer.precision import Precision, autocast, bf16_speedup
-from trainer.runs import fingerprint, remove, replacing
+from trainer.model_files import checks, references
+from trainer.runtime import console
+from trainer.runtime.console import progress
+from trainer.runtime.launch import on_main
+from trainer.runtime.precision import Precision, autocast, bf16_speedup
+from trainer.runtime.run_folder import json_sha256, remove, replacing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from sentence_transformers import SentenceTransformer
 
-MEASURED_TOKENS = 4096  # in the batch on which precisions are compared
+MEASURED_TOKENS = 4096  # of the batch on which the precisions are timed
 SHARD = 4096  # texts in one file: seven minutes of MiniLM on one slow core, 3 MB at 384 dimensions
-OPEN_SHARDS = 64  # each costs a file descriptor, of which a process usually has 1,024
-CHECKSUM = 16  # bytes behind each shard
+OPEN_SHARDS = 64  # each takes a file descriptor, of which a process usually has 1,024
+CHECKSUM = 16  # bytes at the end of each shard
 Role = Literal["query", "document"]
-Texts = Callable[[int, int], list[str]]  # texts from one row to another, so that a corpus is never in memory whole
+Texts = Callable[[int, int], list[str]]  # of rows start to end; the corpus is never fully in memory
 
 
 @dataclass(frozen=True)
 class BiEncoder:
-    """A bi-encoder's folder and how it reads texts; a prompt of None is the one that the model was saved with."""
+    """A bi-encoder's folder and its encoding settings; a prompt of None is the one saved with the model."""
 
     folder: Path
     max_length: int = 256
@@ -48,61 +49,69 @@ class BiEncoder:
     trust_remote_code: bool = False
 
     def load(self, device: str) -> SentenceTransformer:
-        """Return the model, ready to encode; raises ModelError where folder or weights are not what it needs."""
+        """Return the model, ready to encode.
+
+        Raises ModelError where a file or weight of the folder is missing or does not fit.
+        """
         from sentence_transformers import SentenceTransformer
         from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-        from trainer import weights
+        from trainer.model_files import weights
 
-        if faults := model_files.faults_of_bi_encoder(self.folder, self.trust_remote_code):
+        if faults := checks.faults_of_bi_encoder(self.folder, self.trust_remote_code):
             raise ModelError(faults)
         with weights.loading(self.folder):
-            options = {"use_safetensors": True, "ignore_mismatched_sizes": True}  # the sizes are compared below
+            options = {
+                "use_safetensors": True,
+                "ignore_mismatched_sizes": True,
+            }  # weights.load compares the sizes below
             model = SentenceTransformer(
                 str(self.folder), device=device, model_kwargs=options, trust_remote_code=self.trust_remote_code
             )
-            encoder: Any = getattr(model[0], "model", None)  # a table of vectors without a transformer has none
+            encoder: Any = getattr(model[0], "model", None)  # None for static embeddings without a transformer
             longest = self.max_length
             if isinstance(encoder, PreTrainedModel):
-                weights.load(type(encoder), self.folder, config=encoder.config)  # again, for the account of its weights
-                if isinstance(model.tokenizer, PreTrainedTokenizerBase):  # and no processor of images
+                weights.load(
+                    type(encoder), self.folder, config=encoder.config
+                )  # loaded again, for the report on its weights
+                if isinstance(model.tokenizer, PreTrainedTokenizerBase):  # and not an image processor
                     weights.require_rows(encoder, model.tokenizer, self.folder)
                 longest = min(longest, weights.longest_text(encoder) or longest)
                 model[0].register_forward_hook(_in_float32)
             model.max_seq_length = min(longest, model.max_seq_length or longest)
-            model.encode(["a"], show_progress_bar=False)  # what cannot be computed shows before the corpus is read
+            model.encode(["a"], show_progress_bar=False)  # fails here, before the corpus is read
         return model
 
     def fingerprint(self, role: Role) -> str:
-        """All that a vector depends on beside its text."""
+        """Return a fingerprint of everything except the text that a vector depends on."""
         prompt = self.query_prompt if role == "query" else self.document_prompt
         precision = [] if self.precision == "fp32" else [self.precision]
-        return fingerprint(models.fingerprint(self.folder), self.max_length, role, prompt, *precision)
+        return json_sha256(references.fingerprint(self.folder), self.max_length, role, prompt, *precision)
 
     def bf16_speedup(self, device: str) -> float:
-        """Measure how many times as fast the model encodes in bf16 as in fp32, on a batch of repeated words."""
+        """Return the speed-up of encoding in bf16 over fp32, measured on a batch of repeated words."""
         model = self.load(device)
         texts = [" ".join(["measure"] * self.max_length)] * max(1, MEASURED_TOKENS // self.max_length)
         return bf16_speedup(lambda: model.encode(texts, show_progress_bar=False), model.device)
 
     def encode(self, model: SentenceTransformer, texts: list[str], role: Role, batch_size: int) -> np.ndarray:
-        """Unit vectors (texts, dimensions) float16; texts of nearly one length share a batch."""
-        read, prompt = (
+        """Return unit vectors (texts, dimensions) float16; texts of similar length share a batch."""
+        encode, prompt = (
             (model.encode_query, self.query_prompt)
             if role == "query"
             else (model.encode_document, self.document_prompt)
         )
         with autocast(model.device, self.precision):
-            vectors = read(
+            vectors = encode(
                 texts, prompt=prompt, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
             )
         return np.asarray(vectors, dtype=np.float16)
 
 
 class Embeddings:
-    """The vectors of N texts, read shard by shard; (N, dimensions), float32 when they come out.
+    """The embeddings of N texts in shards on disk, read as (N, dimensions) float32.
 
-    At most OPEN_SHARDS files are open at once, however many shards there are.
+    At most OPEN_SHARDS files are open at once, whatever the number of shards.
     """
 
     def __init__(self, shards: Sequence[Path]) -> None:
@@ -119,22 +128,22 @@ class Embeddings:
         return int(self._starts[-1])
 
     def blocks(self, size: int = 8 * SHARD) -> Iterator[tuple[int, np.ndarray]]:
-        """All vectors in order, `size` at a time: (first row, (n, dimensions))."""
+        """Yield all vectors in blocks of `size`: (first row, vectors (n, dimensions) float32)."""
         for start in range(0, len(self), size):
             yield start, self.rows(np.arange(start, min(start + size, len(self))))
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of some rows, in their order: (rows, dimensions)."""
+        """Return the vectors of `rows` (n,) in that order: (n, dimensions) float32."""
         vectors = np.empty((len(rows), self.dimensions), dtype=np.float32)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
-            places = shards == shard
-            vectors[places] = self._shard(int(shard))[rows[places] - self._starts[shard]]
+            inside = shards == shard
+            vectors[inside] = self._shard(int(shard))[rows[inside] - self._starts[shard]]
         return vectors
 
 
 class Shards:
-    """The shard files of one list of texts under `cache`, there or not."""
+    """The shard files of a list of texts under `cache`, including those that are not written yet."""
 
     def __init__(self, bi_encoder: BiEncoder, role: Role, texts: Texts, count: int, cache: Path) -> None:
         self._bi_encoder = bi_encoder
@@ -147,18 +156,18 @@ class Shards:
 
     @property
     def missing(self) -> list[Path]:
-        """The shards that `find_missing` found."""
+        """The missing or damaged shards, once `find_missing` was called."""
         assert self._missing is not None
         return self._missing
 
     def find_missing(self, accelerator: Accelerator) -> list[Path]:
-        """Return the shards that are not there or damaged, the same on all processes."""
+        """Return the missing or damaged shards, the same on all processes."""
         if self._missing is None:
-            self._missing = on_main(accelerator, self._look)
+            self._missing = on_main(accelerator, self._check_files)
         return self._missing
 
     def encode(self, accelerator: Accelerator, batch_size: int = 32) -> None:
-        """Write this process's share of the shards that are missing or damaged; every process calls it."""
+        """Compute and write this process's share of the missing or damaged shards; every process calls it."""
         bounds = dict(zip(self.paths, self._bounds, strict=True))
         missing = self.find_missing(accelerator)[accelerator.process_index :: accelerator.num_processes]
         ours = [(path, bounds[path]) for path in missing]
@@ -170,28 +179,31 @@ class Shards:
                 _write(path, self._bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
                 advance(end - start, "embedded")
 
-    def _look(self) -> list[Path]:
+    def _check_files(self) -> list[Path]:
+        """Return the shards to compute, with a warning where a file is damaged."""
         missing = [path for path in dict.fromkeys(self.paths) if not _is_intact(path)]
         damaged = [path for path in missing if path.exists()]
-        for path in filter(Path.is_dir, damaged):  # a file is replaced, so that no other run misses it meanwhile
+        for path in filter(
+            Path.is_dir, damaged
+        ):  # files are replaced later, so that no other run misses them meanwhile
             remove(path)
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-            console.warn("retrieve", f"{damaged[0]}{more}: damaged embeddings, which are made again")
+            console.warn("retrieve", f"{damaged[0]}{more}: damaged embeddings; they are computed again")
         return missing
 
     def open(self) -> Embeddings:
-        """The vectors, once every process has encoded its share."""
+        """Return the embeddings, once every process has encoded its share."""
         return Embeddings(self.paths)
 
 
 def _in_float32(_module: Any, _inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """Let pooling and normalisation compute in float32, whatever the encoder's states are in."""
+    """Convert the token embeddings to float32, in which pooling and normalisation then compute."""
     return features | {"token_embeddings": features["token_embeddings"].float()}
 
 
 def _write(path: Path, vectors: np.ndarray) -> None:
-    """Write a shard as .npy with a checksum behind it, which readers of .npy files do not look at."""
+    """Write a shard as .npy followed by a checksum, which readers of .npy files ignore."""
     buffer = io.BytesIO()
     np.save(buffer, vectors)
     content = buffer.getvalue()
@@ -200,7 +212,7 @@ def _write(path: Path, vectors: np.ndarray) -> None:
 
 
 def _is_intact(path: Path) -> bool:
-    """Return whether a shard is as `_write` left it."""
+    """Return whether a shard is readable and matches its checksum."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -209,13 +221,13 @@ def _is_intact(path: Path) -> bool:
 
 
 def _checksum(path: Path, content: bytes) -> bytes:
-    """Return the checksum of a shard's content and place; the vectors of other texts or another model have another."""
-    place = f"{path.parent.name}/{path.name}".encode()
-    return hashlib.blake2b(content, digest_size=CHECKSUM, key=hashlib.sha256(place).digest()).digest()
+    """Return a checksum over content and name, so that a renamed shard of other texts or another model fails it."""
+    name = f"{path.parent.name}/{path.name}".encode()
+    return hashlib.blake2b(content, digest_size=CHECKSUM, key=hashlib.sha256(name).digest()).digest()
 
 
 def _digest(texts: list[str]) -> str:
-    """Name of a list of texts; lengths go in, so that no two lists share their bytes."""
+    """Return a hash of a list of texts; lengths are hashed too, so that ["ab", "c"] and ["a", "bc"] differ."""
     digest = hashlib.sha256()
     for text in texts:
         encoded = text.encode()

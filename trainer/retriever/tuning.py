@@ -1,7 +1,8 @@
-"""The first stage tuned on the train queries: BM25's parameters and the weights of the engines.
+"""Tuning of the first stage on the train queries: BM25's parameters and the fusion weights of the engines.
 
-Guarded against noise: of all settings that are behind the best by no more than the standard error of the difference,
-those closest to the defaults are taken; and where cross-validation shows no gain, the defaults stay as they are.
+Two rules guard against overfitting. Of all settings within one standard error of the best, those closest to the
+defaults are taken (the one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984), with the
+error of the paired difference; and where cross-validation shows no gain, the defaults are kept.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from pathlib import Path
 import numpy as np
 
 from trainer.retriever.bm25 import K1, Analyzer, B
-from trainer.retriever.candidates import NOTHING, Ranking, sort_keys
+from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 from trainer.retriever.engines import Engines, Settings
-from trainer.runs import read_json, write_json
+from trainer.runtime.run_folder import read_json, write_json
 
-ENOUGH = {"auto": 50, "on": 10}  # train queries that it takes; with fewer, folds hold less than two
-AT_MOST = 1000  # train queries that are looked at, spread evenly
+ENOUGH = {"auto": 50, "on": 10}  # least number of train queries; with fewer than 10 a fold has less than two
+MAX_QUERIES = 1000  # train queries used, evenly spaced
 FOLDS = 5
 K1S = (0.4, 0.9, 1.2, 2.0)
 BS = (0.1, 0.3, 0.5, 0.75, 0.95)
-STEPS = {1: 1, 2: 10, 3: 5}  # into which a weight of 1 is cut, by the number of engines
-CUT = 10  # nDCG@10 is what is compared
+STEPS = {1: 1, 2: 10, 3: 5}  # steps between weights 0 and 1, by the number of engines
+CUT = 10  # of nDCG, the metric that is compared
 NAMES = {"dense": "the bi-encoder", "bm25": "BM25", "run": "the run"}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The settings of the first stage and how they were found; values are nDCG@10.
+    """The settings of the first stage and the results of tuning; all values are mean nDCG@10.
 
-    `queries` is the number of train queries that chose them, 0 where nothing was tuned; `note` says why not.
-    `curves` holds, for each setting, its mean on them as the others are chosen.
+    `queries` is the number of train queries used, 0 without tuning; `note` is the reason why the settings are not
+    tuned. `curves` maps each setting to {value: mean} with all other settings as chosen.
     """
 
     settings: Settings
@@ -44,17 +45,17 @@ class Tuning:
     note: str = ""
 
     def save(self, folder: Path) -> None:
-        """Write tuning.json."""
+        """Write tuning.json into a folder."""
         write_json(folder / "tuning.json", asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Tuning:
-        """Read what `save` wrote."""
+        """Load the tuning.json of a folder."""
         content = read_json(folder / "tuning.json")
         return cls(**content | {"settings": Settings(**content["settings"])})
 
     def describe(self, dev: str) -> str:
-        """Return a sentence about the settings; `dev` tells what they are worth there."""
+        """Return a sentence about the settings; `dev` is the part about the result on dev."""
         if not self.queries:
             return f"first stage not tuned: {self.note}" if self.note else ""
         train = f"train nDCG@10 (cross-validated) {self.cross_validated:.4f}, default {self.default:.4f}; {dev}"
@@ -63,6 +64,7 @@ class Tuning:
         return f"first stage tuned on {self.queries} train queries: {', '.join(self._chosen())}: {train}"
 
     def _chosen(self) -> list[str]:
+        """Return the chosen settings in words."""
         settings, words = self.settings, []
         if settings.weights is None or "bm25" in settings.weights:
             words += [f"BM25 k1 {settings.k1:g}", f"b {settings.b:g}"]
@@ -78,58 +80,58 @@ class Tuning:
 
 
 def tune(
-    engines: Engines, default: Ranking, train: int, qrels: Mapping[int, Mapping[int, int]], rrf: bool = False
+    engines: Engines, default: RankedLists, train: int, qrels: Mapping[int, Mapping[int, int]], rrf: bool = False
 ) -> Tuning:
-    """Choose settings on the train queries, which are the first `train` ones of the engines'.
+    """Return the settings tuned on the train queries, which are the first `train` queries of the engines.
 
-    `default` is what the settings have to beat. With `rrf` the engines are fused by reciprocal ranks, and only BM25 is
-    tuned.
+    `default` is the baseline ranking. With `rrf` the engines are fused by reciprocal rank fusion, and only BM25's
+    parameters are tuned.
     """
-    places = np.linspace(0, train - 1, min(AT_MOST, train)).astype(np.int64)
-    judged = [qrels[engines.queries[place]] for place in places]
+    indices = np.linspace(0, train - 1, min(MAX_QUERIES, train)).astype(np.int64)
+    judged = [qrels[engines.queries[index]] for index in indices]
     grid = _grid(engines, rrf)
-    values = np.concatenate([_measure(engines, places, judged, part) for part in grid.values()])
+    values = np.concatenate([_measure(engines, indices, judged, part) for part in grid.values()])
     settings = [one for part in grid.values() for one in part]
-    far = np.array([_distance(one) for one in settings])
-    chosen = settings[choose(values, far)]
-    held_out = cross_validate(values, far)
-    before = ndcg(_gains(default.part(places, CUT).documents, judged), ideal_gains(judged))
-    note = "" if held_out.mean() > before.mean() else "cross-validation shows no gain over the default"
+    distances = np.array([_distance(one) for one in settings])
+    chosen = settings[choose(values, distances)]
+    held_out = cross_validate(values, distances)
+    baseline = ndcg(_gains(default.part(indices, CUT).documents, judged), ideal_gains(judged))
+    note = "" if held_out.mean() > baseline.mean() else "cross-validation shows no gain over the default"
     return Tuning(
         settings=engines.default_settings if note else chosen,
-        queries=len(places),
+        queries=len(indices),
         cross_validated=float(held_out.mean()),
-        default=float(before.mean()),
+        default=float(baseline.mean()),
         curves=_curves(settings, values.mean(axis=1), chosen),
         note=note,
     )
 
 
-def choose(values: np.ndarray, far: np.ndarray) -> int:
-    """Return the row of values (settings, queries) to take.
+def choose(values: np.ndarray, distances: np.ndarray) -> int:
+    """Return the row of `values` (settings, queries) to take, by the one-standard-error rule.
 
-    Of the rows that are behind the best one by at most the standard error of the difference it is the one with the
-    smallest distance `far` (settings,) from the defaults, the better of equals.
+    Of the rows whose mean is below the best one by at most the standard error of the paired difference, it is the row
+    with the smallest of `distances` (settings,) from the defaults; ties go to the higher mean.
     """
     means = values.mean(axis=1)
-    behind = values[means.argmax()] - values
-    error = behind.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-    close = np.flatnonzero(behind.mean(axis=1) <= error)
-    return int(min(close, key=lambda row: (far[row], -means[row])))
+    deficits = values[means.argmax()] - values
+    error = deficits.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+    close = np.flatnonzero(deficits.mean(axis=1) <= error)
+    return int(min(close, key=lambda row: (distances[row], -means[row])))
 
 
-def cross_validate(values: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """Return each query's value (queries,) under the settings that the other folds choose."""
+def cross_validate(values: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Return each query's held-out value (queries,): under the settings chosen on the other folds."""
     held_out = np.empty(values.shape[1])
     fold = np.arange(values.shape[1]) % FOLDS
     for number in range(FOLDS):
-        row = choose(values[:, fold != number], far)
+        row = choose(values[:, fold != number], distances)
         held_out[fold == number] = values[row, fold == number]
     return held_out
 
 
 def ideal_gains(judged: Sequence[Mapping[int, int]]) -> np.ndarray:
-    """Return the grades (Q, 10) of the best order of each query's judged documents."""
+    """Return the grades (Q, 10) of the ideal ranking of each query's judged documents, padded with 0."""
     ideal = np.zeros((len(judged), CUT))
     for row, grades in zip(ideal, judged, strict=True):
         best = sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:CUT]
@@ -138,19 +140,19 @@ def ideal_gains(judged: Sequence[Mapping[int, int]]) -> np.ndarray:
 
 
 def ndcg(gains: np.ndarray, ideal: np.ndarray) -> np.ndarray:
-    """Return nDCG@10 (Q,) of the grades (Q, 10 at most) in the order of a ranking, linear as trec_eval's."""
+    """Return nDCG@10 (Q,) of ranked grades (Q, at most 10) and ideal ones (Q, 10), with trec_eval's linear gain."""
     discounts = 1 / np.log2(np.arange(2, CUT + 2))
     return (gains @ discounts[: gains.shape[1]]) / (ideal @ discounts)
 
 
 def _gains(documents: np.ndarray, judged: Sequence[Mapping[int, int]]) -> np.ndarray:
-    """Return the grades (Q, m) of document rows, 0 where nothing positive is judged."""
+    """Return the grades (Q, m) float64 of document rows (Q, m), 0 where not judged or negative."""
     rows = zip(documents.tolist(), judged, strict=True)
-    return np.array([[max(0, grades.get(document, 0)) for document in found] for found, grades in rows], dtype=float)
+    return np.array([[max(0, grades.get(document, 0)) for document in ranked] for ranked, grades in rows], dtype=float)
 
 
 def _grid(engines: Engines, rrf: bool) -> dict[Analyzer | None, list[Settings]]:
-    """Return the settings to compare, by the analyzer that they need."""
+    """Return the settings to compare, grouped by analyzer."""
     weights: list[Mapping[str, float] | None] = [None] if rrf else list(_weights(engines.names))
     if not engines.has_bm25:
         return {None: [Settings(weights=one) for one in weights]}
@@ -163,7 +165,7 @@ def _grid(engines: Engines, rrf: bool) -> dict[Analyzer | None, list[Settings]]:
 
 
 def _weights(names: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Yield all weights of the engines that add up to 1, in equal steps."""
+    """Yield all combinations of engine weights that add up to 1, in equal steps."""
     steps = STEPS[len(names)]
     for parts in product(range(steps + 1), repeat=len(names)):
         if sum(parts) == steps:
@@ -171,35 +173,35 @@ def _weights(names: Sequence[str]) -> Iterator[dict[str, float]]:
 
 
 def _measure(
-    engines: Engines, places: np.ndarray, judged: Sequence[Mapping[int, int]], grid: Sequence[Settings]
+    engines: Engines, indices: np.ndarray, judged: Sequence[Mapping[int, int]], grid: Sequence[Settings]
 ) -> np.ndarray:
-    """Return nDCG@10 (settings, queries) of settings that share an analyzer.
+    """Return nDCG@10 (settings, queries) of settings with the same analyzer.
 
-    What any engine lists under the default k1 and b is scored anew under each, so that a setting takes milliseconds.
+    The union of the engines' lists under the default k1 and b is rescored under each setting, which takes milliseconds.
     """
     start = replace(grid[0], k1=K1, b=B)
-    pool = engines.pool(engines.lists(start, places), start, places)
+    pool = engines.pool(engines.lists(start, indices), start, indices)
     gains, ideal = _gains(pool.documents, judged), ideal_gains(judged)
     columns = np.broadcast_to(np.arange(gains.shape[1]), gains.shape)
-    values = np.empty((len(grid), len(places)))
+    values = np.empty((len(grid), len(indices)))
     for row, settings in enumerate(grid):
         scores = np.where(pool.documents == NOTHING, -np.inf, pool.fused(settings)).astype(np.float32)
-        best = Ranking.best(sort_keys(scores, columns), CUT)
+        best = RankedLists.best(sort_keys(scores, columns), CUT)
         values[row] = ndcg(np.take_along_axis(gains, best.documents.astype(np.int64), axis=1), ideal)
     return values
 
 
 def _distance(settings: Settings) -> float:
-    """Return how many steps of the grid the settings are away from the defaults; an analyzer's switch counts as two."""
+    """Return the distance from the default settings in steps of the grid; a switch of the analyzer counts as two."""
     steps = abs(K1S.index(settings.k1) - K1S.index(K1)) + abs(BS.index(settings.b) - BS.index(B))
     switches = (not settings.drop_stop_words) + (not settings.stem)
     weights = settings.weights or {}
-    away = sum(abs(weight - 1 / len(weights)) for weight in weights.values()) / 2 * STEPS.get(len(weights), 1)
-    return steps + 2 * switches + away
+    shift = sum(abs(weight - 1 / len(weights)) for weight in weights.values()) / 2 * STEPS.get(len(weights), 1)
+    return steps + 2 * switches + shift
 
 
 def _curves(grid: Sequence[Settings], means: np.ndarray, chosen: Settings) -> dict[str, dict[str, float]]:
-    """Return {setting: {value: mean}} of the settings that differ from the chosen ones in nothing else."""
+    """Return {setting: {value: mean}} over the settings that equal the chosen ones in all other respects."""
     curves: dict[str, dict[str, float]] = {}
     for name in ("k1", "b", "drop_stop_words", "stem", "weights"):
         rest = [replace(one, **{name: getattr(chosen, name)}) == chosen for one in grid]

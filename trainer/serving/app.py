@@ -1,4 +1,4 @@
-"""The routes, and the errors that they answer with."""
+"""The routes of the server and their error responses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trainer.serving.measures import Measures
 from trainer.serving.page import PAGE, POLICY
 from trainer.serving.protocol import (
     DocumentShape,
-    Fault,
+    ErrorBody,
     RankedText,
     RerankAnswer,
     RerankBody,
     ScoreAnswer,
     ScoreBody,
-    fused_with,
+    fusion_of,
     rerank_answer,
     score_answer,
     text_answer,
@@ -36,25 +36,25 @@ from trainer.serving.protocol import (
 from trainer.serving.settings import CLIENT_CLOSED, RefusedError, Settings
 
 T = TypeVar("T")
-SAID_AT_ONCE = 5  # faults of a body
+MOST_ERRORS = 5  # reported for one body
 REASONS = {
     400: "Not JSON, or an empty query or list",
-    401: "The key is missing or wrong",
+    401: "The API key is missing or wrong",
     408: "The body did not arrive in time",
     413: "The body is too large",
-    415: "The body is not declared to be JSON",
+    415: "The content type of the body is not JSON",
     422: "A key has the wrong type or value, or there are too many documents",
     424: "The model failed",
-    429: "Too many documents are waiting; the header Retry-After says when to try again",
+    429: "Too many documents are waiting; the header Retry-After has the seconds to wait",
 }
-FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Fault, "description": reason} for status, reason in REASONS.items()
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": reason} for status, reason in REASONS.items()
 }
-UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not now"}}
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not available now"}}
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """Return the ASGI application of one model; it computes while its lifespan is open."""
+    """Return the ASGI application of one model; its batcher runs during the application's lifespan."""
     measures = Measures()
     batcher = Batcher(engine, settings, measures)
 
@@ -63,7 +63,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         async with batcher.running():
             yield
 
-    # The usual documentation pages load scripts from elsewhere, so there are none.
+    # FastAPI's documentation pages load scripts from another host, so they are disabled.
     app = FastAPI(title="domain-reranker", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.batcher = batcher
     app.add_middleware(Guard, settings=settings, measures=measures)
@@ -77,7 +77,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Answer every error with the one body that all clients understand."""
+    """Answer every error with a body that the clients of all protocols understand."""
 
     @app.exception_handler(RefusedError)
     async def refuse(_: Request, refused: RefusedError) -> JSONResponse:
@@ -93,26 +93,28 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return refusal(RefusedError(500, "Backend", f"a fault of the server: {type(error).__name__}; its log has more"))
+        return refusal(
+            RefusedError(500, "Backend", f"internal server error: {type(error).__name__}; see the server's log")
+        )
 
 
 def refused_body(errors: Sequence[Any]) -> RefusedError:
-    """Return what is wrong with a body, without anything that it holds."""
-    places: dict[str, list[str]] = {}
+    """Return the refusal of an invalid body; its message contains nothing of the body's content."""
+    reasons: dict[str, list[str]] = {}
     for error in errors:
         if error["type"] == "json_invalid":
             return RefusedError(
                 400, "Validation", f"the body is not JSON: {error['ctx']['error']} at {error['loc'][-1]}"
             )
-        places.setdefault(_place(error["loc"][1:]), []).append(
+        reasons.setdefault(_location(error["loc"][1:]), []).append(
             error["msg"].removeprefix("Input ").removeprefix("Value error, ")
         )
-    sentences = [f"{place}: {' or '.join(reasons)}" for place, reasons in places.items()]
-    return RefusedError(422, "Validation", "; ".join(sentences[:SAID_AT_ONCE]))
+    messages = [f"{location}: {' or '.join(several)}" for location, several in reasons.items()]
+    return RefusedError(422, "Validation", "; ".join(messages[:MOST_ERRORS]))
 
 
-def _place(path: Sequence[str | int]) -> str:
-    """Return the place of a fault, e.g. `documents[3]`, without the branches that were tried there."""
+def _location(path: Sequence[str | int]) -> str:
+    """Return the location of an error, e.g. `documents[3]`, without the union members that pydantic tried there."""
     if len(path) > 1 and isinstance(path[1], int):
         return f"{path[0]}[{path[1]}]"
     return str(path[0]) if path else "body"
@@ -123,14 +125,14 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
 
     async def rank(request: Request, body: RerankBody, shape: DocumentShape, api: str) -> JSONResponse:
         texts = texts_to_rank(body, settings.max_documents)
-        fused = fused_with(body, len(texts.documents), batcher.engine.fusion)
-        scored = await _scored(request, batcher, measures, texts)
-        final = fused(scored.logits)
+        fuse = fusion_of(body, len(texts.documents), batcher.engine.fusion)
+        scored = await _score(request, batcher, measures, texts)
+        final = fuse(scored.logits)
         if body.texts is not None:
             return JSONResponse(text_answer(body, texts, final))
         return JSONResponse(rerank_answer(body, texts, scored, final, batcher.engine.name, shape, api))
 
-    answers = FAULTS | {200: {"model": RerankAnswer | list[RankedText]}}
+    answers = ERRORS | {200: {"model": RerankAnswer | list[RankedText]}}
 
     def add(path: str, shape: DocumentShape = "object", api: str = "2") -> None:
         async def rerank(request: Request, body: RerankBody) -> JSONResponse:
@@ -148,13 +150,13 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
 
 def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
     """Add the routes that score pairs."""
-    answers = FAULTS | {200: {"model": ScoreAnswer}}
+    answers = ERRORS | {200: {"model": ScoreAnswer}}
 
     def add(path: str) -> None:
         async def score(request: Request, body: ScoreBody) -> JSONResponse:
-            """Score documents for one query, or each for its own."""
+            """Score documents for one query, or each document for its own query."""
             texts = texts_to_score(body, settings.max_documents)
-            scored = await _scored(request, batcher, measures, texts)
+            scored = await _score(request, batcher, measures, texts)
             return JSONResponse(score_answer(body, scored, batcher.engine.name))
 
         name = f"score_{path.strip('/').replace('/', '_')}"
@@ -164,52 +166,53 @@ def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Mea
     add("/v1/score")
 
 
-async def _scored(request: Request, batcher: Batcher, measures: Measures, texts: Texts) -> Scored:
-    """Score what a request asks for, unless its client goes away, and note its numbers."""
+async def _score(request: Request, batcher: Batcher, measures: Measures, texts: Texts) -> Scored:
+    """Score the texts of a request, unless its client disconnects, and record log values and metrics."""
     record = request.state.record
     record["documents"] = len(texts.documents)
     measures.documents.observe(len(texts.documents))
-    scored = await _unless_gone(request, batcher.score(texts))
+    scored = await _unless_disconnected(request, batcher.score(texts))
     record |= {"tokens": scored.tokens, "queue_ms": round(1000 * scored.queued, 1)}
     measures.queue_seconds.observe(scored.queued)
     return scored
 
 
-async def _unless_gone(request: Request, answer: Awaitable[T]) -> T:
-    """Await the answer; where the client disconnects first, it is cancelled and RefusedError is raised."""
-    working, watching = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
+    """Await and return the answer; where the client disconnects first, cancel it and raise RefusedError."""
+    working, watching = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise RefusedError(CLIENT_CLOSED, "Validation", "the client went away")
+            raise RefusedError(CLIENT_CLOSED, "Validation", "the client disconnected")
         return working.result()
     finally:
         working.cancel()
         watching.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
+    """Return when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
-    """Add what operators ask for."""
+    """Add the routes for operators: health, readiness, information and metrics."""
 
     @app.get("/health", response_class=Response, responses=UNAVAILABLE)
     @app.get("/ping", include_in_schema=False)
     async def health() -> Response:
-        """Answer 200 while the model computes, 503 after it failed."""
+        """Answer 200 while the model works, 503 after repeated failures."""
         return Response(status_code=503 if batcher.broken else 200)
 
     @app.get("/ready", response_class=Response, responses=UNAVAILABLE)
     async def ready() -> Response:
-        """Answer 200 where a request would be taken, 503 where it would not."""
+        """Answer 200 where a request would be accepted, 503 where it would be refused."""
         return Response(status_code=503 if batcher.broken or batcher.is_full else 200)
 
-    @app.get("/info", responses={401: FAULTS[401]})
+    @app.get("/info", responses={401: ERRORS[401]})
     async def info() -> dict[str, Any]:
-        """Tell the model and the limits, as TEI does."""
+        """Return the model and the limits, in the format of TEI."""
         engine = batcher.engine
         return {
             "model_id": engine.name,
@@ -227,7 +230,7 @@ def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Return metrics for Prometheus."""
+        """Return the metrics in Prometheus' text format."""
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -238,5 +241,5 @@ async def _page() -> HTMLResponse:
 def _version() -> str:
     try:
         return version("domain-reranker")
-    except PackageNotFoundError:  # run from a folder that was never installed
+    except PackageNotFoundError:  # the package is not installed
         return "0"

@@ -1,9 +1,9 @@
-"""Pairs of many requests computed in common batches, without a large request holding up small ones.
+"""Score pairs of many requests in common batches, so that a large request does not delay small ones.
 
-One thread tokenises, one computes; everything else happens on the event loop. Which request is computed next is the
-fair sojourn protocol's choice (Friedman and Henderson, SIGMETRICS 2003): the one that would be finished first if all
-shared the model equally. So each is finished no later than under equal shares, a small one long before a large one
-that came earlier, and a large one is not put off for ever.
+One thread tokenises, one computes; everything else runs on the event loop. The next request is chosen by the fair
+sojourn protocol (Friedman and Henderson, SIGMETRICS 2003): the one that would finish first if all requests shared the
+model equally. So each request finishes no later than with equal shares, a small one long before a large one that
+arrived earlier, and a large one does not starve.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from math import ceil
 
 import numpy as np
 
-from trainer.batches import Tokens
 from trainer.errors import one_line
+from trainer.model.batching import Tokens
 from trainer.serving.engine import Engine, Pair
 from trainer.serving.measures import Measures
 from trainer.serving.settings import RefusedError, Settings
 
-CHARACTERS = 200_000  # tokenised at a time: about a tenth of a second, then it is another request's turn
-LONGEST_RETRY = 60  # seconds that a client is told to wait at most
-LOST = 3  # failures in a row; a single request may be too large for the memory
+CHARACTERS = 200_000  # tokenised at a time, in about a tenth of a second, before another request has its turn
+LONGEST_RETRY = 60  # most seconds in the header Retry-After
+LOST = 3  # failures in a row after which the device is considered lost; a single request may just be too large
 SMOOTHING = 0.1  # weight of the last batch in the measured speed
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What a request asks for: one query for all documents or one for each, and how documents are cut."""
+    """The texts of a request, with one query for all documents or one for each, and the options of truncation."""
 
     queries: Sequence[str]
     documents: Sequence[str]
     tokens_per_document: int | None = None
-    truncate: bool = True  # otherwise a pair that is too long is refused
+    truncate: bool = True  # False: a pair that is too long is refused
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits (documents,) float32, tokens that were computed, and seconds until the first pair was."""
+    """Logits (documents,) float32, the number of computed tokens, and seconds until the first pair was computed."""
 
     logits: np.ndarray
     tokens: int
@@ -51,20 +51,20 @@ class Scored:
 
 
 class FairClock:
-    """The time at which each request would be finished if all shared the model equally, counted in tokens."""
+    """A clock in tokens that gives each request's end time if all requests shared the model equally."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._ends: list[float] = []  # a heap
+        self._ends: list[float] = []  # a heap of end times
 
     def enter(self, tokens: int) -> float:
-        """Return the end of a request of so many tokens that begins now."""
+        """Return the end time of a request with this number of tokens that starts now."""
         end = self.now + tokens
         heappush(self._ends, end)
         return end
 
     def advance(self, tokens: float) -> None:
-        """Let so many computed tokens pass, shared by all requests that would still be there."""
+        """Advance the clock by a number of computed tokens, shared by all requests that have not ended."""
         while self._ends:
             until_next = (self._ends[0] - self.now) * len(self._ends)
             if until_next > tokens:
@@ -74,13 +74,13 @@ class FairClock:
             self.now = heappop(self._ends)
 
     def reset(self) -> None:
-        """Forget all requests: nothing waits."""
+        """Remove all requests, when none is waiting."""
         self._ends.clear()
 
 
 @dataclass(eq=False)
 class Work:
-    """One request's pairs; `left` are the positions that nobody has computed, the shortest first."""
+    """The pairs of one request; `left` are the positions not computed yet, the shortest pair first."""
 
     pairs: list[Pair]
     sizes: list[int]
@@ -96,9 +96,9 @@ class Work:
         self.logits = np.empty(len(self.sizes), dtype=np.float32)
 
     def take(self, tokens: int, at_least_one: bool) -> list[int]:
-        """Remove and return positions of at most so many tokens.
+        """Remove and return positions of pairs with at most this number of tokens.
 
-        The longest pairs come first, so that those computed together are of nearly one length.
+        The longest pairs come first, so that pairs in one batch have similar lengths.
         """
         taken: list[int] = []
         while self.left and (tokens >= self.sizes[self.left[-1]] or (at_least_one and not taken)):
@@ -107,7 +107,7 @@ class Work:
         return taken
 
     def receive(self, positions: Sequence[int], logits: np.ndarray) -> None:
-        """Keep what was computed; the last part completes the answer."""
+        """Store logits of some positions; the last ones complete the answer."""
         self.logits[list(positions)] = logits
         self.missing -= len(positions)
         if not self.missing and not self.answer.done():
@@ -118,7 +118,7 @@ Part = tuple[Work, list[int]]
 
 
 class Batcher:
-    """Scores the texts of many requests at once; refuses what would wait too long, drops what nobody waits for."""
+    """Scores the texts of many requests, refuses requests over the limits, and drops those of disconnected clients."""
 
     def __init__(self, engine: Engine, settings: Settings, measures: Measures) -> None:
         self.engine = engine
@@ -129,7 +129,7 @@ class Batcher:
         self._works: set[Work] = set()
         self._clock = FairClock()
         self._woken = asyncio.Event()
-        self._failures = 0  # since something was computed
+        self._failures = 0  # in a row
         self._speed = 0.0  # documents per second
         self._tokenising = ThreadPoolExecutor(1, "tokenise")
         self._computing = ThreadPoolExecutor(1, "compute")
@@ -137,7 +137,7 @@ class Batcher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Compute while the context is open."""
+        """Compute batches while the context is open."""
         task = asyncio.create_task(self._compute_all())
         try:
             yield
@@ -150,39 +150,40 @@ class Batcher:
 
     @property
     def broken(self) -> bool:
-        """Whether the device seems lost: several requests failed, each by itself, and none was computed since."""
+        """True where the device seems lost: several requests in a row failed, each computed in a batch of its own."""
         return self._failures >= LOST
 
     @property
     def is_full(self) -> bool:
-        """Whether even a single document would be refused."""
+        """True where even a request of one document would be refused."""
         return self.waiting >= self.max_waiting
 
     async def score(self, texts: Texts) -> Scored:
         """Return the logits of all documents.
 
-        Raises RefusedError: 429 where too many documents wait, 422 for a pair that is too long and must not be cut, 424
-        where the model fails. When the caller is cancelled, pairs that are not computed yet never are.
+        Raise RefusedError: 429 where too many documents wait, 422 for a pair that is too long without truncation,
+        424 where the model fails. When the caller is cancelled, its remaining pairs are dropped.
         """
         arrived = time.perf_counter()
         count = len(texts.documents)
         self._admit(count)
         try:
-            unique, places = once(texts)
-            pairs = await self._tokenized(texts, unique)
+            unique, positions = unique_pairs(texts)
+            pairs = await self._tokenize_pairs(texts, unique)
             if not texts.truncate:
-                self._require_short(pairs, places)
+                self._require_short(pairs, positions)
             sizes = [min(self.engine.length(pair), self.engine.max_length) for pair in pairs]
             answer = asyncio.get_running_loop().create_future()
             work = Work(pairs, sizes, self._clock.enter(sum(sizes)), answer)
-            logits = (await self._computed(work))[places]
+            logits = (await self._wait_for(work))[positions]
         finally:
             self.waiting -= count
         if not np.isfinite(logits).all():
-            raise RefusedError(424, "Backend", "the model gave a score that is not a finite number")
+            raise RefusedError(424, "Backend", "the model returned a score that is not a finite number")
         return Scored(logits, sum(sizes), work.began - arrived)
 
-    async def _computed(self, work: Work) -> np.ndarray:
+    async def _wait_for(self, work: Work) -> np.ndarray:
+        """Schedule a request's pairs, and return their logits when all are computed."""
         self._works.add(work)
         self._woken.set()
         try:
@@ -191,40 +192,41 @@ class Batcher:
             self._works.discard(work)
 
     def _admit(self, count: int) -> None:
-        """Count the documents as waiting; raises RefusedError where too many wait already."""
+        """Count the documents as waiting; raise RefusedError where too many wait already."""
         if self.waiting + count > self.max_waiting:
             seconds = ceil(self.waiting / self._speed) if self._speed else 1
             raise RefusedError(
                 429,
                 "Overloaded",
-                f"{self.waiting} documents are waiting, at most {self.max_waiting} may; try again later",
+                f"{self.waiting} documents are waiting, at most {self.max_waiting} are allowed; try again later",
                 {"Retry-After": str(min(max(seconds, 1), LONGEST_RETRY))},
             )
         self.waiting += count
 
-    async def _tokenized(self, texts: Texts, unique: Sequence[tuple[int, str]]) -> list[Pair]:
-        """Return the pairs, tokenised in slices, so that requests take turns."""
-        queries = await self._tokens(texts.queries)
-        documents = await self._tokens([document for _, document in unique])
-        cut = texts.tokens_per_document
-        return [(queries[query], tokens[:cut]) for (query, _), tokens in zip(unique, documents, strict=True)]
+    async def _tokenize_pairs(self, texts: Texts, unique: Sequence[tuple[int, str]]) -> list[Pair]:
+        """Return the tokens of the pairs."""
+        queries = await self._tokenize(texts.queries)
+        documents = await self._tokenize([document for _, document in unique])
+        limit = texts.tokens_per_document
+        return [(queries[query], tokens[:limit]) for (query, _), tokens in zip(unique, documents, strict=True)]
 
-    async def _tokens(self, texts: Sequence[str]) -> list[Tokens]:
+    async def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the tokens of the texts, computed in slices, so that requests take turns."""
         loop = asyncio.get_running_loop()
-        found: list[Tokens] = []
+        tokens: list[Tokens] = []
         for some in slices(texts):
-            found += await loop.run_in_executor(self._tokenising, self.engine.tokenize, some)
-        return found
+            tokens += await loop.run_in_executor(self._tokenising, self.engine.tokenize, some)
+        return tokens
 
-    def _require_short(self, pairs: Sequence[Pair], places: list[int]) -> None:
-        """Raise RefusedError where a pair is too long for the model."""
-        for place, pair in enumerate(pairs):
+    def _require_short(self, pairs: Sequence[Pair], positions: list[int]) -> None:
+        """Raise RefusedError where a pair is too long; `positions` has each document's index in `pairs`."""
+        for index, pair in enumerate(pairs):
             if (length := self.engine.length(pair)) > self.engine.max_length:
                 raise RefusedError(
                     422,
                     "Validation",
-                    f"document {places.index(place)} has {length} tokens with the query, more than "
-                    f"{self.engine.max_length}; shorten it, or let it be truncated",
+                    f"document {positions.index(index)} has {length} tokens with the query, more than "
+                    f"{self.engine.max_length}; shorten it, or allow truncation",
                 )
 
     async def _compute_all(self) -> None:
@@ -239,7 +241,7 @@ class Batcher:
                 await self._compute(parts)
 
     def _next_batch(self) -> list[Part]:
-        """Take pairs of the requests that the fair clock ends first, as many as are computed together."""
+        """Take the pairs of one batch, from the requests with the earliest end times on the fair clock."""
         parts: list[Part] = []
         room = self.tokens_per_batch
         for work in sorted(self._works, key=lambda work: work.end):
@@ -251,7 +253,7 @@ class Batcher:
         return parts
 
     async def _compute(self, parts: Sequence[Part]) -> None:
-        """Compute one batch; where it fails, each request's part by itself, so that only the faulty one fails."""
+        """Compute one batch; where it fails, compute each request's part alone, so that only the bad one fails."""
         pairs = [work.pairs[position] for work, positions in parts for position in positions]
         tokens = sum(work.sizes[position] for work, positions in parts for position in positions)
         started = time.perf_counter()
@@ -259,7 +261,7 @@ class Batcher:
             work.began = work.began or started
         try:
             logits = await asyncio.get_running_loop().run_in_executor(self._computing, self.engine.score, pairs)
-        except Exception as error:  # whatever the device raises
+        except Exception as error:  # the device may raise anything
             await self._after_failure(parts, error)
             return
         self._failures = 0
@@ -269,6 +271,7 @@ class Batcher:
             logits = logits[len(positions) :]
 
     async def _after_failure(self, parts: Sequence[Part], error: Exception) -> None:
+        """Compute the parts of a failed batch one by one; refuse the request of a part that failed alone."""
         if len(parts) > 1:
             for part in parts:
                 await self._compute([part])
@@ -281,6 +284,7 @@ class Batcher:
             work.answer.set_exception(RefusedError(424, "Backend", sentence))
 
     def _record(self, documents: int, tokens: int, seconds: float) -> None:
+        """Update speed, fair clock and metrics after a batch."""
         speed = documents / seconds
         self._speed = speed if not self._speed else (1 - SMOOTHING) * self._speed + SMOOTHING * speed
         self._clock.advance(tokens)
@@ -289,16 +293,16 @@ class Batcher:
         self._measures.batch_seconds.observe(seconds)
 
 
-def once(texts: Texts) -> tuple[list[tuple[int, str]], list[int]]:
-    """Return every pair once, as the position of its query and the document, and each document's place among them.
+def unique_pairs(texts: Texts) -> tuple[list[tuple[int, str]], list[int]]:
+    """Return the distinct pairs (position of the query, document), and each document's index in them.
 
-    Equal documents so get equal scores, which the rounding of a batch does not give them.
+    So equal documents have equal scores; in one batch rounding could make them differ.
     """
-    found: dict[tuple[int, str], int] = {}
+    indices: dict[tuple[int, str], int] = {}
     queries = len(texts.queries)
     pairs = ((position % queries, document) for position, document in enumerate(texts.documents))
-    places = [found.setdefault(pair, len(found)) for pair in pairs]
-    return list(found), places
+    positions = [indices.setdefault(pair, len(indices)) for pair in pairs]
+    return list(indices), positions
 
 
 def slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""The model behind the server: texts to tokens, pairs to logits, both as in training and evaluation."""
+"""The model of the server: tokenise texts and score pairs, in the same way as training and evaluation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.batches import Tokens
-from trainer.reranker import Reranker
+from trainer.model import Reranker
+from trainer.model.batching import Tokens
 
 Pair = tuple[Tokens, Tokens]
 
 
 class Engine:
-    """A loaded reranker under the name that clients see.
+    """A loaded reranker with its public name.
 
-    `tokenize` and `score` share nothing that changes, so that one thread may tokenise while another computes.
+    `tokenize` and `score` share no mutable state, so that one thread can tokenise while another one computes.
     """
 
     def __init__(self, reranker: Reranker, name: str) -> None:
@@ -28,13 +28,13 @@ class Engine:
         self.fusion = reranker.fusion
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the ids of each text, whole and without special tokens."""
+        """Return the token ids of each text, without truncation and special tokens."""
         return self._reranker.pairs.tokenize(texts)
 
     def length(self, pair: Pair) -> int:
-        """Return the tokens of a joined pair before it is cut to `max_length`, special tokens included."""
+        """Return the number of tokens of a joined pair before truncation, including special tokens."""
         return len(pair[0]) + len(pair[1]) + self._reranker.pairs.num_special
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Return logits (pairs,) float32, computed in buckets of nearly one length."""
+        """Return logits (pairs,) float32, computed in buckets of similar length."""
         return self._reranker.score_tokens(pairs)

@@ -1,6 +1,6 @@
-"""What every request goes through before its route: key, content type, size and time of the body; access log, metrics.
+"""Middleware for every request: API key, content type, limits on size and time of the body, access log, metrics.
 
-The log holds one JSON object a line: numbers and the route's own path, nothing that a client wrote.
+The log has one JSON object on each line, with numbers and the route's path but no text from a client.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import fault
+from trainer.serving.protocol import error_body
 from trainer.serving.settings import RefusedError, Settings
 
 PROBES = {"/health", "/ready", "/ping", "/metrics"}
-PUBLIC = PROBES | {"/"}  # with GET, without a key, as in TEI
-ENOUGH = 10  # times the largest body: what is read and thrown away, so that the client reads its answer
+PUBLIC = PROBES | {"/"}  # paths that need no key with GET, as in TEI
+ENOUGH = (
+    10  # times the limit: up to this size a large body is read and discarded, so that the client reads the response
+)
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 log = logging.getLogger("trainer.serving.access")
@@ -40,7 +42,7 @@ class Guard:
         self.measures = measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request and write its line."""
+        """Answer one request and write its log line."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -65,18 +67,18 @@ class Guard:
             self._write(scope, record, time.perf_counter() - started)
 
     def _require_key(self, scope: Scope) -> None:
-        """Raise RefusedError without the right key, where the server has one."""
+        """Raise RefusedError where the server has a key and the request does not have it."""
         key = self.settings.key
         if key is None or (scope["method"] in ("GET", "HEAD") and scope["path"] in PUBLIC):
             return
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode())
         if scheme.lower() != "bearer" or not right:
-            sentence = "the key is missing or wrong: send the header `Authorization: Bearer KEY`"
+            sentence = "the API key is missing or wrong: send the header `Authorization: Bearer KEY`"
             raise RefusedError(401, "Unauthorized", sentence, {"WWW-Authenticate": "Bearer"})
 
     async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the body; returns a `receive` that gives it back. Raises RefusedError: 408, 413, 415."""
+        """Read the body, and return a `receive` that gives it to the route; raise RefusedError: 408, 413, 415."""
         if scope["method"] != "POST":
             return receive
         try:
@@ -95,27 +97,27 @@ class Guard:
         return replay
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """Return the body; one that is too large is read without being kept, up to ENOUGH times the limit."""
+        """Return the body; one over the limit is read and discarded, up to ENOUGH times the limit."""
         most = self.settings.max_body
         announced = Headers(scope=scope).get("content-length", "0")
-        size, kept, more = 0, [], True
+        size, parts, more = 0, [], True
         large = announced.isdecimal() and int(announced) > ENOUGH * most
         while more and not large:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RefusedError(499, "Validation", "the client went away")
+                raise RefusedError(499, "Validation", "the client disconnected")
             size += len(message.get("body", b""))
             if size <= most:
-                kept.append(message.get("body", b""))
+                parts.append(message.get("body", b""))
             else:
-                kept.clear()
+                parts.clear()
             more, large = message.get("more_body", False), size > ENOUGH * most
         if large or size > most:
             raise RefusedError(413, "Validation", f"the body is larger than {most} bytes", {"Connection": "close"})
-        return b"".join(kept)
+        return b"".join(parts)
 
     def _write(self, scope: Scope, record: dict[str, Any], seconds: float) -> None:
-        """Count the request and write its line, unless it is a probe that succeeded."""
+        """Count the request and write its log line, unless it is a successful probe."""
         route = getattr(scope.get("route"), "path", "other")
         self.measures.requests.labels(route, str(record["status"])).inc()
         self.measures.seconds.labels(route).observe(seconds)
@@ -128,4 +130,4 @@ class Guard:
 
 def refusal(refused: RefusedError) -> JSONResponse:
     """Return the response of a refused request."""
-    return JSONResponse(fault(refused), refused.status, refused.headers)
+    return JSONResponse(error_body(refused), refused.status, refused.headers)

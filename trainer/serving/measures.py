@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server; no label holds anything that a client wrote."""
+"""Prometheus metrics of one server; no label contains text from a client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DOCUMENTS = (1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
 class Measures:
-    """Counters and histograms in a registry of their own, so that several servers can run in one process."""
+    """Counters and histograms with their own registry, so that several servers can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -23,16 +23,24 @@ class Measures:
         self.requests = Counter(
             "reranker_requests", "Requests by route and HTTP status", ["route", "status"], registry=self.registry
         )
-        self.seconds = histogram("request_seconds", "From the first byte to the answer", SECONDS, "route")
-        self.queue_seconds = histogram("queue_seconds", "From the body to the first computed pair", SECONDS)
-        self.documents = histogram("request_documents", "Documents of a request", DOCUMENTS)
-        self.tokens = Counter("reranker_tokens", "Tokens of computed pairs, without padding", registry=self.registry)
-        self.batch_seconds = histogram("batch_seconds", "Computing one batch", SECONDS)
-        self.batch_tokens = histogram("batch_tokens", "Tokens of one batch, without padding", TOKENS)
+        self.seconds = histogram(
+            "request_seconds", "Seconds from the first byte of a request to its response", SECONDS, "route"
+        )
+        self.queue_seconds = histogram(
+            "queue_seconds", "Seconds from receiving a body to computing its first pair", SECONDS
+        )
+        self.documents = histogram("request_documents", "Documents in a request", DOCUMENTS)
+        self.tokens = Counter("reranker_tokens", "Tokens of scored pairs, without padding", registry=self.registry)
+        self.batch_seconds = histogram("batch_seconds", "Seconds of computing one batch", SECONDS)
+        self.batch_tokens = histogram("batch_tokens", "Tokens in one batch, without padding", TOKENS)
 
     def watch(self, waiting: Callable[[], int]) -> None:
-        """Show the number of documents that wait whenever the metrics are read."""
-        gauge = Gauge("reranker_waiting_documents", "Accepted and not yet answered", registry=self.registry)
+        """Add a gauge of waiting documents, which calls `waiting` when the metrics are read."""
+        gauge = Gauge(
+            "reranker_waiting_documents",
+            "Documents in accepted requests that are not answered yet",
+            registry=self.registry,
+        )
         gauge.set_function(waiting)
 
     def text(self) -> bytes:

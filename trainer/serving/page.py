@@ -1,4 +1,4 @@
-"""The page at `/`: one HTML file that asks no other host, under a policy that allows nothing but its own code."""
+"""The page at `/`: one HTML file that contacts no other host, with a security policy that allows only its own code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def _hash(tag: str) -> str:
-    """Return the policy's source for the one inline element of this name."""
+    """Return the policy's hash source for the only inline element with this tag."""
     (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
 

@@ -1,7 +1,7 @@
-"""Bodies and answers of the protocols that clients speak: Cohere v1 and v2, Jina, Voyage, TEI, Infinity and vLLM.
+"""Request and response bodies of the protocols of Cohere v1 and v2, Jina, Voyage, TEI, Infinity and vLLM.
 
-One body holds the keys of all of them. Keys that are not listed here are ignored, and `null` means that a key was not
-given. Which answer a client gets follows from its keys: `texts` is TEI, `top_k` or `truncation` is Voyage.
+One request body has the keys of all protocols. Unknown keys are ignored, and `null` is the same as a missing key. The
+keys of a request determine its response: `texts` is TEI, `top_k` or `truncation` is Voyage.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from uuid import uuid4
 import numpy as np
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
-from trainer.reranker import Fusion
-from trainer.reranker.fusion import first_stage_numbers
+from trainer.model import Fusion
+from trainer.model.fusion import first_stage_numbers
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
 
 T = TypeVar("T")
-PER_SEARCH_UNIT = 100  # documents that Cohere counts as one
+PER_SEARCH_UNIT = 100  # documents in one of Cohere's search units
 Count = Annotated[int, Field(ge=0)]
 DocumentShape = Literal["object", "string"]
 
 
 def require_characters(value: T) -> T:
-    """Return a JSON value as it is; raises ValueError where it holds half a surrogate pair, which is no character."""
+    """Return a JSON value unchanged; raise ValueError where it has half a surrogate pair, which is no character."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half a surrogate pair, as if a text was cut inside of a character") from None
+        raise ValueError("contains half a surrogate pair, as if a text was cut inside a character") from None
     return value
 
 
@@ -41,27 +41,29 @@ Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters)]
 
 
 class RerankBody(BaseModel):
-    """What `/rerank`, `/v1/rerank` and `/v2/rerank` read."""
+    """The request body of `/rerank`, `/v1/rerank` and `/v2/rerank`."""
 
     query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
     documents: list[Text | Fields] | None = Field(
-        None, description="Texts, or objects with `text`; of other objects a line `key: value` is read for each key"
+        None, description="Texts, or objects with `text`; other objects are read as a line `key: value` for each key"
     )
-    texts: list[Text] | None = Field(None, description="TEI's name for documents; the answer is TEI's array")
+    texts: list[Text] | None = Field(None, description="TEI's name for documents; the response is TEI's array")
     model: str | None = Field(None, description="Any name; the server has one model")
-    top_n: Count | None = Field(None, description="How many to return; 0 and null: all")
-    top_k: Count | None = Field(None, description="Voyage's name for top_n; the answer has `data` as well")
+    top_n: Count | None = Field(None, description="Number of results; 0 and null: all")
+    top_k: Count | None = Field(None, description="Voyage's name for top_n; the response has `data` as well")
     return_documents: bool | None = None
     return_text: bool | None = Field(None, description="TEI's name for return_documents")
     raw_scores: bool | None = Field(None, description="Return logits, not their sigmoid")
     use_activation: bool | None = Field(None, description="False, as in vLLM: the same as raw_scores")
-    truncate: bool | None = Field(None, description="False: refuse a pair that is too long; else it is cut")
+    truncate: bool | None = Field(None, description="False: refuse a pair that is too long; otherwise it is truncated")
     truncation: bool | None = Field(None, description="Voyage's name for truncate")
     truncation_direction: Literal["right", "Right"] | None = None
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(None, description="Cut each document to these first")
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="First truncate each document to this number of tokens"
+    )
     rank_fields: list[str] | None = Field(None, description="Keys of document objects that are read")
     first_stage: Literal["order"] | None = Field(
-        None, description="order: the documents stand in the first stage's order, which counts too"
+        None, description="order: the documents are in the first stage's order, which is fused with the model's scores"
     )
     first_stage_scores: list[float] | None = Field(
         None, description="One number for each document, fused with the model's scores by the model's fusion.json"
@@ -69,7 +71,7 @@ class RerankBody(BaseModel):
 
 
 class ScoreBody(BaseModel):
-    """What `/score` reads: one query for all documents, or as many queries as documents."""
+    """The request body of `/score`: one query for all documents, or as many queries as documents."""
 
     queries: Text | list[Text] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
     documents: Text | list[Text] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
@@ -78,7 +80,7 @@ class ScoreBody(BaseModel):
 
 
 class RankedDocument(BaseModel):
-    """One document of an answer; `document` where it was asked for."""
+    """One result of a response; `document` only on request."""
 
     index: int
     relevance_score: float
@@ -86,14 +88,14 @@ class RankedDocument(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were computed."""
+    """The number of tokens that the model computed."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class RerankAnswer(BaseModel):
-    """The answer to a body with `documents`."""
+    """The response to a body with `documents`."""
 
     id: str
     object: Literal["list", "rerank"]
@@ -106,7 +108,7 @@ class RerankAnswer(BaseModel):
 
 
 class RankedText(BaseModel):
-    """One text of TEI's answer."""
+    """One result of TEI's response."""
 
     index: int
     score: float
@@ -114,7 +116,7 @@ class RankedText(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """The answer of `/score`, in the order of the documents."""
+    """The response of `/score`, in the order of the documents."""
 
     id: str
     object: Literal["list"]
@@ -124,8 +126,8 @@ class ScoreAnswer(BaseModel):
     usage: Usage
 
 
-class Fault(BaseModel):
-    """The body of every error: each protocol finds the sentence where it looks for it."""
+class ErrorBody(BaseModel):
+    """The body of every error response, with the message in the keys of all protocols."""
 
     error: str
     error_type: str
@@ -133,14 +135,14 @@ class Fault(BaseModel):
     detail: str
 
 
-def fault(refused: RefusedError) -> dict[str, str]:
-    """Return the body of an error."""
+def error_body(refused: RefusedError) -> dict[str, str]:
+    """Return the body of an error response."""
     sentence = refused.sentence
     return {"error": sentence, "error_type": refused.kind, "message": sentence, "detail": sentence}
 
 
 def texts_to_rank(body: RerankBody, most: int) -> Texts:
-    """Return what has to be scored; raises RefusedError with 400 for what is empty and 422 for what cannot be done."""
+    """Return the texts to score; raise RefusedError: 400 for empty input, 422 for invalid input."""
     if (body.documents is None) == (body.texts is None):
         raise RefusedError(422, "Validation", "give either `documents` or `texts`")
     if not body.query.strip():
@@ -152,7 +154,7 @@ def texts_to_rank(body: RerankBody, most: int) -> Texts:
 
 
 def texts_to_score(body: ScoreBody, most: int) -> Texts:
-    """Return what has to be scored; raises RefusedError as `texts_to_rank` does."""
+    """Return the texts to score; raise RefusedError: 400 for empty input, 422 for invalid input."""
     queries = [body.queries] if isinstance(body.queries, str) else body.queries
     documents = [body.documents] if isinstance(body.documents, str) else body.documents
     if not all(query.strip() for query in queries) or not queries:
@@ -174,9 +176,9 @@ def _require_count(count: int, most: int, name: str) -> None:
 def read_documents(
     documents: Sequence[str] | Sequence[str | dict[str, JsonValue]], fields: Sequence[str] | None
 ) -> list[str]:
-    """Return the text of each document: a string itself; of an object its `text`, or a line `key: value` for each key.
+    """Return the text of each document: a string itself, an object's `text`, or a line `key: value` for each key.
 
-    With `fields` these keys of objects are read, in their order. Raises RefusedError where an object has none of them.
+    With `fields` only these keys of objects are read, in this order. Raise RefusedError where an object has none.
     """
     return [
         document if isinstance(document, str) else _text_of(document, fields, position)
@@ -199,11 +201,11 @@ def _as_text(value: JsonValue) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def fused_with(body: RerankBody, documents: int, fusion: Fusion | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what makes the scores (documents,) that decide the order of the model's logits of one request.
+def fusion_of(body: RerankBody, documents: int, fusion: Fusion | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from the logits (documents,) of one request to its final scores.
 
-    They are the logits themselves, unless the body brings first-stage scores or asks for the order of its documents to
-    count. Raises RefusedError with 422 where these do not fit, or the model has no weights for a fusion.
+    The final scores are the logits, or their fusion where the body has first-stage scores or `first_stage: order`.
+    Raise RefusedError with 422 where these are invalid, or where the model has no fusion weights.
     """
     if body.first_stage is not None and body.first_stage_scores is not None:
         raise RefusedError(422, "Validation", "give either `first_stage_scores` or `first_stage`")
@@ -214,20 +216,22 @@ def fused_with(body: RerankBody, documents: int, fusion: Fusion | None) -> Calla
     if first is None:
         return lambda logits: logits
     if fusion is None:
-        raise RefusedError(422, "Validation", "this model has no fusion.json; leave the first stage out")
-    numbers, kind = first
-    return lambda logits: fusion.apply(logits, numbers, kind)
+        raise RefusedError(
+            422, "Validation", "this model has no fusion.json; leave out first_stage and first_stage_scores"
+        )
+    scores, kind = first
+    return lambda logits: fusion.apply(logits, scores, kind)
 
 
 def best_first(scores: np.ndarray, body: RerankBody) -> list[int]:
-    """Return the positions of the best documents as `Reranker.rank` orders them: equal scores keep their order."""
+    """Return the positions of the best documents in the order of `Reranker.rank`; ties keep their order."""
     limits = [limit for limit in (body.top_n, body.top_k) if limit]
     order: list[int] = np.argsort(-scores, kind="stable").tolist()
     return order[: min(limits)] if limits else order
 
 
-def shown(scores: np.ndarray, raw: bool) -> list[float]:
-    """Return the scores as clients see them: their sigmoid, in float64, where it tells logits up to 36 apart."""
+def public_scores(scores: np.ndarray, raw: bool) -> list[float]:
+    """Return the scores for clients: logits where `raw`, else sigmoids in float64, distinct for logits up to 36."""
     exact = scores.astype(np.float64)
     return exact.tolist() if raw else (1 / (1 + np.exp(-np.clip(exact, -700, 700)))).tolist()
 
@@ -238,8 +242,8 @@ def is_raw(body: RerankBody | ScoreBody) -> bool:
 
 
 def text_answer(body: RerankBody, texts: Texts, final: np.ndarray) -> list[dict[str, Any]]:
-    """Return TEI's answer; Elasticsearch accepts no other keys in it."""
-    scores = shown(final, is_raw(body))
+    """Return TEI's response; Elasticsearch accepts no other keys in it."""
+    scores = public_scores(final, is_raw(body))
     text = (lambda index: {"text": texts.documents[index]}) if body.return_text else lambda _: {}
     return [{"index": index, **text(index), "score": scores[index]} for index in best_first(final, body)]
 
@@ -247,8 +251,8 @@ def text_answer(body: RerankBody, texts: Texts, final: np.ndarray) -> list[dict[
 def rerank_answer(
     body: RerankBody, texts: Texts, scored: Scored, final: np.ndarray, model: str, shape: DocumentShape, version: str
 ) -> dict[str, Any]:
-    """Return the answer of Cohere, Jina, vLLM and Voyage, or with documents of shape `string` that of Infinity."""
-    scores = shown(final, is_raw(body))
+    """Return the response of Cohere, Jina, vLLM and Voyage, or with documents of shape `string` that of Infinity."""
+    scores = public_scores(final, is_raw(body))
     order = best_first(final, body)
 
     def results(shape: DocumentShape) -> list[dict[str, Any]]:
@@ -275,7 +279,7 @@ def rerank_answer(
 
 
 def _returned(body: RerankBody, texts: Texts, index: int, shape: DocumentShape) -> JsonValue:
-    """Return a document as the client gets it back: the object that it sent, with the text that was read."""
+    """Return a document for the response: the object from the request, with the text that was scored."""
     text = texts.documents[index]
     if shape == "string":
         return text
@@ -284,8 +288,8 @@ def _returned(body: RerankBody, texts: Texts, index: int, shape: DocumentShape) 
 
 
 def score_answer(body: ScoreBody, scored: Scored, model: str) -> dict[str, Any]:
-    """Return the answer of vLLM's `/score`."""
-    scores = shown(scored.logits, is_raw(body))
+    """Return the response of vLLM's `/score`."""
+    scores = public_scores(scored.logits, is_raw(body))
     return {
         "id": f"score-{uuid4().hex}",
         "object": "list",

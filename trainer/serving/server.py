@@ -1,4 +1,4 @@
-"""From a run or model folder to a server on a socket, which answers what it took before it ends."""
+"""Serve the model of a run or model folder; on shutdown accepted requests are still answered."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trainer import console
 from trainer.errors import ServeError
+from trainer.runtime import console
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from trainer.serving.settings import Settings
 
 KEY = "RERANKER_API_KEY"
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra
-GRACE = 60  # seconds in which accepted requests are answered after SIGTERM
-BACKLOG = 2048  # connections that wait to be accepted
-KEPT_ALIVE = 75  # seconds that an idle connection stays open: longer than most proxies reuse one
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra `serve`
+GRACE = 60  # seconds after SIGTERM in which accepted requests are answered
+BACKLOG = 2048  # most connections waiting to be accepted
+KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than most proxies reuse one
 
 
 def require_packages() -> None:
@@ -36,23 +36,25 @@ def require_packages() -> None:
 
 
 def api_key() -> str | None:
-    """Return the key that clients must send, None where the variable is not set; raises ServeError for an odd one."""
+    """Return the API key from the environment, None where it is not set; raise ServeError where it is invalid."""
     key = os.environ.get(KEY)
     if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
         raise ServeError(
-            f"serve: {KEY} is set, but empty or with characters that a header cannot hold; set or unset it"
+            f"serve: {KEY} is empty or has characters that an HTTP header cannot contain; change it or unset it"
         )
     return key
 
 
 def model_folder(reference: str) -> tuple[str, str]:
-    """Return what to load and its public name: of a run folder the exported model and the run's name."""
+    """Return the model to load and its public name: for a run folder its exported model and the run's name."""
     folder = Path(reference)
     exported = folder / "export" / "model"
     if exported.is_dir():
         return str(exported), folder.resolve().name
     if (folder / "export").is_dir() or (folder / "mine").is_dir():
-        raise ServeError(f"serve: {reference} holds no exported model; finish its run (train RECIPE), or name a folder")
+        raise ServeError(
+            f"serve: {reference} has no exported model; finish the run (train RECIPE), or give a model folder"
+        )
     if not folder.is_dir():
         return reference, reference
     inside = folder.resolve()
@@ -60,7 +62,7 @@ def model_folder(reference: str) -> tuple[str, str]:
 
 
 def listen_at(host: str, port: int) -> socket.socket:
-    """Return a bound socket, which refuses connections until the server listens; raises ServeError."""
+    """Return a bound socket that does not listen yet; raise ServeError where the address cannot be used."""
     with ExitStack() as opened:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -83,11 +85,11 @@ def serve(
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32",
     trust_remote_code: bool = False,
 ) -> None:
-    """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered first.
+    """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered before the end.
 
-    Raises ServeError and ModelError before the first request.
+    Raise ServeError or ModelError before the server starts.
     """
-    from trainer.reranker import Reranker
+    from trainer.model import Reranker
     from trainer.serving.app import create_app
     from trainer.serving.engine import Engine
 
@@ -97,13 +99,13 @@ def serve(
         app = create_app(Engine(reranker, name), settings)
         _log_to_stdout()
         bound.listen(BACKLOG)
-        _tell(bound, name, settings)
+        _show_address(bound, name, settings)
         _run(app, bound)
-    console.stage("serve", "stopped; what was accepted is answered")
+    console.stage("serve", "stopped; all accepted requests are answered")
 
 
 def _run(app: ASGIApp, bound: socket.socket) -> None:
-    """Serve until a signal comes, then answer what was accepted."""
+    """Serve until SIGTERM or SIGINT, then answer the accepted requests."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -112,25 +114,25 @@ def _run(app: ASGIApp, bound: socket.socket) -> None:
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_keep_alive=KEPT_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more after it has ended gracefully
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after its graceful shutdown
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def _tell(bound: socket.socket, name: str, settings: Settings) -> None:
+def _show_address(bound: socket.socket, name: str, settings: Settings) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    key = "with a key" if settings.key else "without a key"
-    console.stage("serve", f"{name} on http://{shown}:{port}/ {key}; Ctrl-C ends it")
+    key = "with an API key" if settings.key else "without an API key"
+    console.stage("serve", f"{name} on http://{shown}:{port}/ {key}; press Ctrl-C to stop")
     if not settings.key and not ip_address(host.partition("%")[0]).is_loopback:
-        console.warn("serve", f"everyone who reaches {host} can use it; set {KEY}")
+        console.warn("serve", f"everyone who can connect to {host} can use this server; set {KEY} to require a key")
 
 
 def _log_to_stdout() -> None:
-    """Write the access log and uvicorn's errors, a line each."""
+    """Write the access log and uvicorn's warnings to stdout."""
     for name, level in (("trainer.serving.access", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Limits of the server, and the refusal of a request."""
+"""Limits of the server, and the exception that refuses a request."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIB = 1 << 20
-CLIENT_CLOSED = 499  # nobody reads this status; it is for log and metrics, as in nginx
+CLIENT_CLOSED = 499  # as in nginx, for log and metrics only: the client has disconnected
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of one server; a `key` that clients must send, or None."""
+    """Settings of one server."""
 
-    key: str | None = field(default=None, repr=False)
-    max_documents: int = 1000  # of one request
-    max_waiting: int = 4000  # documents of all requests that are accepted and not answered
-    max_body: int = 10 * MIB  # bytes
-    body_seconds: float = 30.0  # in which a request's body has to arrive
-    batch_tokens: int | None = None  # computed together; None: what suits the device
-    page: bool = True
+    key: str | None = field(default=None, repr=False)  # API key that clients must send; None: no key is needed
+    max_documents: int = 1000  # in one request
+    max_waiting: int = 4000  # documents in all accepted requests that are not answered yet
+    max_body: int = 10 * MIB  # bytes of a request's body
+    body_seconds: float = 30.0  # time limit for receiving a body
+    batch_tokens: int | None = None  # tokens in one batch; None: the default of the device
+    page: bool = True  # serve the HTML page
 
 
 class RefusedError(Exception):
-    """A request that gets no ranking: an HTTP status, TEI's name for the kind of error, and one sentence."""
+    """A refused request: an HTTP status, TEI's name for the kind of error, and a message of one sentence."""
 
     def __init__(self, status: int, kind: str, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         self.status = status

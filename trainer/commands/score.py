@@ -1,0 +1,273 @@
+"""Offline bulk reranking: lists of documents in, the same lists in the model's order out.
+
+A list is a line of JSON (a query and its documents), or what a TREC run has for a query. Lists are scored in blocks,
+whose pairs share batches of nearly one length across queries. Each finished block is a file of its own beside the
+output, written whole or not at all; killed anywhere, the same command goes on with the next block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from trainer.data import Faults, fingerprint_data, read_lines, trec_fields, trec_id
+from trainer.data.reader import Reader
+from trainer.data.sources import find_sources
+from trainer.errors import DataError, RecipeError, RunError
+from trainer.model_files import references
+from trainer.recipe import Data
+from trainer.runtime import console
+from trainer.runtime.run_folder import json_sha256, read_record, remove, replacing, write_json
+from trainer.runtime.verify import sha256
+
+if TYPE_CHECKING:
+    from trainer.model import Reranker
+    from trainer.runtime.precision import Precision
+
+VERSION = 1
+BLOCK = 4096  # pairs of a block, or one list where it is longer
+DOCUMENTS = ("documents", "passages")  # either name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One list to reorder; `source` is what the output line is made of."""
+
+    query: str
+    passages: list[str]
+    source: Any
+
+
+def score(
+    model: str,
+    source: Path,
+    output: Path,
+    data: Data | None = None,
+    max_length: int | None = None,
+    precision: Precision | Literal["auto"] = "fp32",
+    trust_remote_code: bool = False,
+) -> None:
+    """Reorder every list of `source` by a model's scores and write them to `output`.
+
+    With `data`, whose corpus and queries hold the texts, `source` is a TREC run, else JSON lines. Raises DataError with
+    every fault of the input before the model is loaded, and RecipeError where `output` was begun with another input,
+    model or option.
+    """
+    run = _trec_lists(source, data) if data else None
+    count = len(run) if run is not None else _checked_lines(source)
+    texts = fingerprint_data(data) if data else ""
+    known = json_sha256(VERSION, references.fingerprint(references.locate(model)), sha256(source), texts, precision)
+    parts = output.with_name(f".{output.name}.parts")
+    done = _begin(parts, json_sha256(known, max_length), output)
+    if done:
+        console.stage("score", f"{len(done)} blocks are done already; going on")
+    reranker: Reranker | None = None
+    blocks = 0
+    with console.progress("score", total=count) as advance:
+        for number, block in enumerate(_blocks(run if run is not None else _json_lists(source, Faults()))):
+            if number not in done:
+                reranker = reranker or _load(model, max_length, precision, trust_remote_code)
+                with replacing(parts / f"{number:06d}") as partial:
+                    (_write_trec if data else _write_json)(partial, block, _scores(reranker, block))
+            advance(len(block))
+            blocks += 1
+    _join(parts, blocks, output)
+    console.stage("score", f"{count} lists in {output}")
+
+
+def _load(model: str, max_length: int | None, precision: Precision | Literal["auto"], trust: bool) -> Reranker:
+    from trainer.model import Reranker
+
+    options = {"head": "trained", "max_length": max_length, "trust_remote_code": trust}
+    return Reranker.load(model, precision=precision, **options)
+
+
+def _begin(parts: Path, known: str, output: Path) -> set[int]:
+    """Return the blocks that an interrupted run of the same input and model has done."""
+    if output.is_dir():
+        raise RecipeError(f"{output}: is a folder; name a file")
+    begun = read_record(parts / "begun.json")
+    if begun is not None and begun.get("fingerprint") != known:
+        raise RecipeError(
+            f"{output}: another input, model or option was begun; finish that, delete {parts}, or name another output"
+        )
+    if begun is None:
+        remove(parts)
+        parts.mkdir(parents=True)
+        write_json(parts / "begun.json", {"fingerprint": known})
+    return {int(path.name) for path in parts.iterdir() if path.name.isdigit()}
+
+
+def _blocks(lists: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield lists whose pairs make up a block."""
+    block: list[Item] = []
+    pairs = 0
+    for item in lists:
+        if block and pairs + len(item.passages) > BLOCK:
+            yield block
+            block, pairs = [], 0
+        block.append(item)
+        pairs += len(item.passages)
+    if block:
+        yield block
+
+
+def _scores(reranker: Reranker, block: Sequence[Item]) -> list[np.ndarray]:
+    """Return the scores of each list; all pairs of the block are batched together, each text tokenised once."""
+    queries = reranker.pairs.tokenize([item.query for item in block])
+    passages = list(dict.fromkeys(passage for item in block for passage in item.passages))
+    tokens = dict(zip(passages, reranker.pairs.tokenize(passages), strict=True))
+    pairs = [(query, tokens[passage]) for query, item in zip(queries, block, strict=True) for passage in item.passages]
+    scores = reranker.score_tokens(pairs)
+    if np.isnan(scores).any():
+        raise RunError(
+            f"score: {np.isnan(scores).sum()} scores are not numbers; the weights or the precision are at fault"
+        )
+    return np.split(scores, np.cumsum([len(item.passages) for item in block])[:-1])
+
+
+def _ordered(scores: np.ndarray) -> list[int]:
+    """Return the places best first; equal scores keep their order."""
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def _write_json(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for item, values in zip(block, scores, strict=True):
+            line = dict(item.source)
+            places = _ordered(values)
+            key = _key_of(line)
+            line[key] = [line[key][place] for place in places]
+            line |= {"scores": [round(float(values[place]), 6) for place in places], "index": places}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for item, values in zip(block, scores, strict=True):
+            query, documents = item.source
+            for rank, place in enumerate(_ordered(values), start=1):
+                file.write(f"{query} Q0 {documents[place]} {rank} {values[place]:.6f} reranked\n")
+
+
+def _join(parts: Path, blocks: int, output: Path) -> None:
+    """Write all blocks to the output at once, and delete them."""
+    with replacing(output) as partial, partial.open("wb") as file:
+        for number in range(blocks):
+            file.write((parts / f"{number:06d}").read_bytes())
+    remove(parts)
+
+
+def _checked_lines(path: Path) -> int:
+    """Return how many lists a file of JSON lines holds; raises DataError with every fault."""
+    faults = Faults()
+    count = sum(1 for _ in _json_lists(path, faults))
+    if not count and not faults.kinds:
+        faults.add("empty input", str(path), "holds no list; one JSON object a line is expected")
+    faults.stop()
+    return count
+
+
+def _json_lists(path: Path, faults: Faults) -> Iterator[Item]:
+    """Yield the lists of JSON lines; other lines are noted as faults."""
+    for number, text in read_lines(path, faults):
+        if text.strip() and (item := _json_list(text, f"{path}:{number}", faults)) is not None:
+            yield item
+
+
+def _json_list(text: str, place: str, faults: Faults) -> Item | None:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    line: dict[str, Any] = content if isinstance(content, dict) else {}
+    documents = line.get(_key_of(line))
+    if not isinstance(line.get("query"), str) or not isinstance(documents, list):
+        faults.add("broken lines", place, 'expected {"query": TEXT, "documents": [TEXT, ...]} (or "passages")')
+        return None
+    passages = [passage for document in documents if (passage := _passage(document)) is not None]
+    if len(passages) < len(documents):
+        message = 'each document is a text, or an object with "text" (and perhaps "title")'
+        faults.add("broken documents", place, message)
+        return None
+    return Item(line["query"], passages, line)
+
+
+def _key_of(line: Mapping[str, Any]) -> str:
+    """Return the name that the documents have in a line; empty where there are none."""
+    return next((key for key in DOCUMENTS if key in line), "")
+
+
+def _passage(document: Any) -> str | None:
+    """Return what the model reads of a document: the title and the text."""
+    if isinstance(document, str):
+        return document
+    if isinstance(document, dict) and isinstance(document.get("text"), str):
+        title = document.get("title")
+        return f"{title} {document['text']}".strip() if isinstance(title, str) else document["text"]
+    return None
+
+
+def _trec_lists(path: Path, data: Data) -> list[Item]:
+    """Read a TREC run and the texts that it names; raises DataError with every fault."""
+    faults = Faults()
+    ranked: dict[str, dict[str, tuple[float, int]]] = {}
+    for number, text in read_lines(path, faults):
+        if text.strip():
+            _add_trec_line(text, number, f"{path}:{number}", ranked, faults)
+    if not ranked and not faults.kinds:
+        faults.add("empty input", str(path), "holds no line `query Q0 document rank score tag`")
+    faults.stop()
+    queries, documents = _texts(data, ranked.keys(), {name for found in ranked.values() for name in found})
+    lists = []
+    for query, found in ranked.items():
+        names = sorted(found, key=lambda name: (-found[name][0], found[name][1]))
+        lists.append(Item(queries[query], [documents[name] for name in names], (query, names)))
+    return lists
+
+
+def _add_trec_line(
+    text: str, number: int, place: str, ranked: dict[str, dict[str, tuple[float, int]]], faults: Faults
+) -> None:
+    fields = trec_fields(text, 6)
+    value = _number(fields[4]) if len(fields) == 6 else None
+    if value is None:
+        faults.add("broken run lines", place, f"expected `query Q0 document rank score tag`, got {text.strip()[:60]!r}")
+        return
+    query, _, document, *_ = fields
+    if ranked.setdefault(query, {}).setdefault(document, (value, number))[1] != number:
+        faults.add("documents listed twice", place, f"document {document!r} is listed for query {query!r} already")
+
+
+def _number(written: str) -> float | None:
+    try:
+        value = float(written)
+    except ValueError:
+        return None
+    return None if np.isnan(value) else value
+
+
+def _texts(data: Data, queries: Iterable[str], documents: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the texts of ids as a run spells them; raises DataError with those that are not in the files."""
+    if data.pairs:
+        raise RecipeError("score: the data section names pairs, whose texts have no ids that a TREC run could name")
+    reader = Reader(find_sources(data), data)
+    texts = []
+    for what, wanted, records in (
+        ("document", set(documents), reader.documents()),
+        ("query", set(queries), reader.queries()),
+    ):
+        found: dict[str, str] = {}
+        for record in records:
+            for name in {record.id, trec_id(record.id)} & wanted:
+                found[name] = record.passage
+        reader.faults.stop()
+        if missing := sorted(wanted - found.keys()):
+            raise DataError(f"{len(missing)} ids of {what} in the run are not in the files, e.g. {missing[0]!r}")
+        texts.append(found)
+    return texts[1], texts[0]

@@ -1,0 +1,21 @@
+"""Inputs of a stage for its fingerprint: recipe keys with their values, and hashes of files and models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from trainer.model_files import references
+from trainer.runtime.run_folder import CONTENT
+
+
+def settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
+    """Return {section.key: value} of a recipe section; empty where there is no section."""
+    values = section.model_dump(mode="json", exclude=without) if section is not None else {}
+    return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def content(key: str, reference: str | None) -> dict[str, str]:
+    """Return the hash of the model in a recipe key, because its content counts and not its name; {} without a model."""
+    return {CONTENT + key: references.fingerprint(references.locate(reference))} if reference else {}

@@ -1,0 +1,188 @@
+"""Load, score, evaluate and select the models of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.context.run import Run
+from trainer.data import Collection
+from trainer.data.groups import Group
+from trainer.evaluation.fusion import Weights, fit, fitted_lists, lists_to_fit, try_weights
+from trainer.evaluation.two_stage import mean_score, query_scores
+from trainer.mining import candidate_lists
+from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
+from trainer.model.fusion import Kind
+from trainer.model.teacher import Teacher
+from trainer.model_files import references
+from trainer.retriever import BiEncoder, Candidates, Embeddings, shards
+from trainer.runtime import console
+from trainer.runtime.precision import Precision
+from trainer.runtime.run_folder import read_json, write_json
+from trainer.training import FITTED, Progress, choose
+
+BETWEEN = "between.json"  # each dev query's value under the interpolated models
+
+
+def has_fresh_head(run: Run) -> bool:
+    """Return whether the base model has no head of its own, so that a new one is needed."""
+    return references.kind_of(references.locate(run.recipe.reranker.model)) == "encoder"
+
+
+def load_base(run: Run) -> Reranker:
+    """Return the base model before any training, with the head of the recipe."""
+    section = run.recipe.reranker
+    reranker = Reranker.load(
+        section.model,
+        head=section.head,
+        max_length=section.max_length,
+        layers=section.layers,
+        trust_remote_code=section.trust_remote_code,
+    )
+    reranker.fusion = None  # fusion weights of the base do not fit the trained weights
+    if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
+        console.stage("train", message)
+    return reranker
+
+
+def lists_for_head(run: Run) -> list[Group]:
+    """Return the train queries' candidates that a new head is fitted to; empty where the base has a head."""
+    return candidate_lists(run.collection, run.reranked("train")) if has_fresh_head(run) else []
+
+
+def load(run: Run, reference: str, stage: str = "train", precision: Precision = "fp32") -> Reranker:
+    """Return a base model that is a reranker, or the saved model of a training stage."""
+    length, trust = run.recipe.reranker.max_length, may_run_code(run, stage)
+    return Reranker.load(reference, head="trained", max_length=length, precision=precision, trust_remote_code=trust)
+
+
+def may_run_code(run: Run, stage: str) -> bool:
+    """Return whether code in the model of a training stage may run, as the recipe allows it for the stage's base."""
+    section = run.recipe.distil
+    if stage == "distil" and section is not None:
+        return section.model is not None and section.trust_remote_code
+    return run.recipe.reranker.trust_remote_code
+
+
+def score(run: Run, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
+    """Return a saved model's float32 scores (queries, depth) of candidates."""
+    reranker = load(run, reference, stage)
+    tokenized = TokenizedCollection(run.collection, reranker.pairs)
+    return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
+
+
+def measure(
+    run: Run,
+    split: str,
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    candidates: Candidates | None = None,
+) -> tuple[float, np.ndarray]:
+    """Return the mean metric after reranking, in the model's own precision, and its scores (queries, depth)."""
+    candidates = candidates or run.candidates(split)
+    scores = rerank(reranker, tokenized, candidates.top(run.recipe.rerank_depth), run.accelerator, note=split)
+    # Another machine may round the mean otherwise, and end a training where this one goes on.
+    return run.on_main(lambda: mean_score(run.collection, split, candidates, run.metric, scores)), scores
+
+
+def dev_measure(run: Run, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], float]:
+    """Return a function that computes the dev score of the model's current weights."""
+    dev = run.candidates("dev")  # read once for all evaluations
+    return lambda: measure(run, "dev", reranker, tokenized, dev)[0]
+
+
+def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options: Any) -> list[tuple[float, float]]:
+    """Save the best model on dev in `best`, and return the dev curve.
+
+    It is the model before training, the trained one, or an interpolation between them. Each dev query's values under
+    the interpolations are written to `between.json`, so that the release gate can repeat the choice in its resamples.
+    """
+    between: list[list[float]] = []
+
+    def values(scores: np.ndarray) -> list[float]:
+        return list(query_scores(run.collection, "dev", run.candidates("dev"), run.metric, scores).values())
+
+    def measure_dev(reranker: Reranker) -> float:
+        scores = measure(run, "dev", reranker, TokenizedCollection(run.collection, reranker.pairs))[1]
+        between.append(run.on_main(lambda: values(scores)))
+        return float(np.mean(between[-1]))
+
+    def load_saved(path: Path) -> Reranker:
+        return load(run, str(path), stage, progress.precision)
+
+    curve = choose(folder, progress, load_saved, measure_dev, run.accelerator, **options)
+    run.on_main(lambda: write_json(folder / BETWEEN, between))
+    return curve
+
+
+def teacher(run: Run, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
+    """Return a cross-encoder that scores pairs of the collection's rows and caches its scores."""
+    options = {"max_length": run.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
+    folder = references.locate(reference)
+    precision = run.precision(
+        "teacher", "scoring", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
+    )
+    cache = run.folder.parent / ".teachers"
+    return Teacher(reference, collection, cache, run.accelerator, precision=precision, **options)
+
+
+def first_stage_weights(
+    run: Run, scores: np.ndarray, kinds: Sequence[Kind] = ("scores", "order")
+) -> dict[Kind, Weights]:
+    """Return the first stage's weights in the fusion with a model that has these scores (queries, depth) on dev.
+
+    They are fitted with the scores of the model before training, which was not trained on the train queries.
+    """
+    collection, dev = run.collection, run.candidates("dev")
+    lists, before = _before_training(run)
+
+    def weights(kind: Kind) -> Weights:
+        return try_weights(collection, dev, run.metric, scores, fit(collection, lists, before, kind), kind)
+
+    return run.on_main(lambda: {kind: weights(kind) for kind in kinds})
+
+
+def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
+    """Return candidates of train queries with the scores of the model before training, with its head fitted."""
+    train, path = run.reranked("train"), run.folder / run.last_training / FITTED
+    logits = run.on_main(lambda: read_json(path)["logits"] if path.is_file() else None)
+    if logits is not None:
+        return fitted_lists(train, logits)
+    lists = lists_to_fit(run.collection, train)
+    return lists, score(run, str(run.start), lists)
+
+
+def embed(
+    run: Run, collection: Collection, queries: Sequence[int] | None = None
+) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
+    """Return the embeddings of query rows (None: all judged ones) and of documents, and a message on new ones.
+
+    Each process encodes its share of the missing ones. The embeddings are None where there is no bi-encoder.
+    """
+    reference, section = run.recipe.bi_encoder, run.recipe.retriever
+    if reference is None:
+        return None, ""
+    bi_encoder = BiEncoder(
+        references.locate(reference),
+        section.max_length,
+        section.query_prompt,
+        section.document_prompt,
+        trust_remote_code=section.trust_remote_code,
+    )
+    cache = run.folder.parent / ".embeddings"
+    parts = shards(bi_encoder, collection, cache, queries)
+    missing = [part.find_missing(run.accelerator) for part in parts]
+    if any(missing):
+        device = str(run.accelerator.device)
+        precision = run.precision("retrieve", "encoding", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
+        if precision != bi_encoder.precision:
+            parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
+    for part in parts:
+        part.encode(run.accelerator)
+    run.accelerator.wait_for_everyone()
+    opened = (parts[0].open(), parts[1].open())
+    return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"

@@ -1,0 +1,209 @@
+"""The run of a recipe and the interface of its stages: run folder, processes, and results of earlier stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+from trainer.data import Collection
+from trainer.errors import RunError
+from trainer.model_files import references
+from trainer.model_files.pins import read_pins, write_pins
+from trainer.recipe import Recipe
+from trainer.runtime import processes
+from trainer.runtime.lock import hold
+from trainer.runtime.run_folder import StageFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trainer.retriever import Candidates
+    from trainer.runtime.precision import Precision
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The report of a finished stage: one line for the terminal, and values for `done.json`."""
+
+    line: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """One step of a run. It reads files of earlier stages, and writes files to a folder of its own."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Version of the code; raised when the same inputs would now give other files."""
+    processes: ClassVar[Literal["all", "main"]]
+    """The processes that run the stage; with `main` the others wait."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the stage's folder in the run folder, and of the stage on the terminal."""
+        return self.name
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether a run of this recipe has the stage."""
+        del recipe
+        return True
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the inputs that the result depends on, besides earlier stages: recipe keys with values, file hashes.
+
+        Keys that change time or memory, but not the result, are left out.
+        """
+        ...
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Run the stage and write its files to `folder`; after a kill, resume from the files there."""
+        ...
+
+    def show(self, run: Run) -> None:
+        """Print the stage's results, also where it was skipped; most stages have nothing to print."""
+
+
+class Run:
+    """A recipe, its run folder and its stages."""
+
+    def __init__(self, recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.stages = [stage for stage in stages if stage.is_wanted(recipe)]
+        references.pin(self.on_main(lambda: read_pins(folder)))
+        self.records = self.on_main(self._plan)
+        references.pin(self.on_main(references.commits))  # the commits that were fingerprinted
+        self._notes: dict[str, dict[str, Any]] = {}  # cached notes of finished stages, the same on all processes
+
+    def _plan(self) -> dict[str, StageFolder]:
+        """Return the folder of every stage with its inputs, which include those of earlier stages."""
+        records: dict[str, StageFolder] = {}
+        known: dict[str, Any] = {}
+        previous = None
+        for stage in self.stages:
+            known |= stage.inputs(self.recipe) | {f"the code of {stage.name}": stage.version}
+            previous = records[stage.folder] = StageFolder.of(self.folder / stage.folder, known, previous)
+        return records
+
+    # Processes.
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Devices and processes; created when a stage needs them, so that a finished run does not import torch."""
+        from trainer.runtime.launch import start_accelerator
+
+        return start_accelerator(self.recipe.train.precision)
+
+    @property
+    def is_main(self) -> bool:
+        """True in the main process, the only one that writes files and prints."""
+        return processes.is_main()
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Call `work` in the main process, and return its result in all; a single process needs no torch for that."""
+        if not processes.several():
+            return work()
+        from trainer.runtime.launch import on_main
+
+        return on_main(self.accelerator, work)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the run folder against other runs; raise RunError where another run holds the lock."""
+        with ExitStack() as stack:
+            self.on_main(lambda: stack.enter_context(hold(self.folder / ".lock", "run")))
+            yield
+
+    # Stages.
+
+    def begin(self, stage: Stage) -> None:
+        """Prepare the stage's folder, and write the recipe and the commits of its models."""
+        write_pins((reference.name for reference in self.recipe.model_references), self.folder)
+        self.records[stage.folder].begin(self.recipe.model_dump(mode="json"))
+
+    def remember(self, stage: Stage, notes: dict[str, Any]) -> None:
+        """Keep a finished stage's notes, so that the main process can read them while the others wait for it."""
+        self._notes[stage.folder] = notes
+
+    def notes(self, name: str) -> dict[str, Any]:
+        """Return the notes of a finished stage, the same on all processes; raise RunError where it is not finished."""
+        if name not in self._notes:
+            notes = self.on_main(lambda: self.records[name].done)
+            if notes is None:
+                raise RunError(f"{name}: {self.folder / name} is not finished or was changed; run the recipe again")
+            self._notes[name] = notes
+        return self._notes[name]
+
+    @property
+    def last_training(self) -> str:
+        """Folder name of the last training stage."""
+        return "train-2" if "train-2" in self.records else "train"
+
+    @property
+    def exported(self) -> str:
+        """Folder name of the stage whose best checkpoint is exported."""
+        return "distil" if "distil" in self.records else self.last_training
+
+    def best(self, stage: str | None = None) -> Path:
+        """Return the path of the best checkpoint of a training stage, by default the last one."""
+        return self.folder / (stage or self.last_training) / "best"
+
+    @property
+    def start(self) -> Path:
+        """Path of the model before training: the base model, with its head fitted where that is new."""
+        return self.best().with_name("start")
+
+    # Data and candidates.
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that chooses the checkpoint."""
+        return self.recipe.evaluate.metrics[0]
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The collection, memory-mapped from the folder of the data stage."""
+        return Collection.open(self.folder / "data")
+
+    def candidates(self, split: str) -> Candidates:
+        """Return the first stage's candidates for a split."""
+        from trainer.retriever import Candidates
+
+        return Candidates.load(self.folder / "retrieve" / f"{split}.npz")
+
+    def default_candidates(self, split: str) -> Candidates | None:
+        """Return the untuned first stage's candidates for dev or test; None where tuning changed nothing."""
+        from trainer.retriever import Candidates
+
+        path = self.folder / "retrieve" / f"default-{split}.npz"
+        return Candidates.load(path) if path.is_file() else None
+
+    def reranked(self, split: str) -> Candidates:
+        """Return the candidates of a split that are reranked: the first `reranker.depth` of each query."""
+        return self.candidates(split).top(self.recipe.rerank_depth)
+
+    @property
+    def first_stage_dev(self) -> float:
+        """Dev score of the first stage in the first metric of the recipe."""
+        from trainer.evaluation.two_stage import mean_score
+
+        return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
+
+    # Precision.
+
+    def precision(self, stage: str, use: str, model: Path, measure: Callable[[], float]) -> Precision:
+        """Return a model's precision in training, mining or teaching; the final evaluation is in float32."""
+        from trainer.runtime.precision import Precisions
+
+        def choose() -> Precision:
+            device, measured = self.accelerator.device, self.folder.parent / ".precision.json"
+            choices = Precisions(self.recipe.train.precision, device, measured)
+            return choices.of(stage, use, references.fingerprint(model), measure)
+
+        return self.on_main(choose)

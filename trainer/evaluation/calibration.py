@@ -1,0 +1,190 @@
+"""Calibration fitted on dev and measured on test: what a score of the model alone means, and where to cut.
+
+A pair is a document that the first stage returned and that is reranked; one without a judgement counts as not relevant,
+so probabilities are those of being *judged* relevant. Uncertainty comes from a bootstrap over queries, since the pairs
+of a query are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+
+from trainer.evaluation.statistics import Interval
+from trainer.model.calibration import Calibration, Platt
+from trainer.retriever import NOTHING, Candidates
+
+BINS = 10  # of the reliability diagram and of ECE, with equally many pairs
+RESAMPLES = 1000
+FEWEST = 20  # positive and negative pairs of dev without which nothing is fitted
+SEPARATES = 0.7  # AUC that the lower end of its interval has to reach for a threshold to be of use
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Pairs(NamedTuple):
+    """Scores and grades of reranked candidates, a row for each query; `present` is False where there is none."""
+
+    scores: np.ndarray  # float64 (queries, depth)
+    grades: np.ndarray  # int (queries, depth)
+    present: np.ndarray  # bool (queries, depth)
+
+    @classmethod
+    def of(cls, candidates: Candidates, scores: np.ndarray, qrels: Mapping[int, Mapping[int, int]]) -> Pairs:
+        """Return the pairs of the first `depth` candidates, which `scores` (queries, depth) belong to."""
+        documents = candidates.documents[:, : scores.shape[1]]
+        grades = [
+            [qrels.get(query, {}).get(row, 0) for row in rows]
+            for query, rows in zip(candidates.queries.tolist(), documents.tolist(), strict=True)
+        ]
+        present = documents != NOTHING
+        return cls(np.where(present, scores, 0.0).astype(np.float64), np.array(grades, dtype=np.int64), present)
+
+
+class Bin(NamedTuple):
+    """A bin of the reliability diagram: its pairs, their mean probability, and the share of them that is relevant."""
+
+    pairs: int
+    predicted: float
+    observed: float
+
+
+class Threshold(NamedTuple):
+    """What is left of the reranked lists when documents below a probability are dropped."""
+
+    probability: float
+    kept: float  # documents of a query, on average
+    precision: float  # share of the kept documents that are relevant
+    recall: float  # share of the relevant reranked documents that are kept
+    empty: float  # share of the queries that are left without a document
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration measured on test; `uncalibrated` figures are those of a plain logistic function of the score."""
+
+    auc: Interval
+    brier: Interval
+    ece: Interval
+    uncalibrated_brier: Interval
+    uncalibrated_ece: Interval
+    bins: list[Bin]
+    thresholds: list[Threshold]
+
+    @property
+    def separates(self) -> bool:
+        """Whether some threshold tells relevant documents from others well enough to be used."""
+        return self.auc.low >= SEPARATES
+
+    def described(self) -> dict[str, Any]:
+        """Return the figures as plain values, for JSON."""
+        intervals = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Interval)}
+        lists = {"bins": [one._asdict() for one in self.bins], "thresholds": [one._asdict() for one in self.thresholds]}
+        return {"separates": self.separates, **intervals, **lists}
+
+
+def fit(pairs: Pairs, relevant_from: int = 1) -> Calibration | None:
+    """Return the calibration of dev pairs; None where they are too few, or where scores do not rise with relevance.
+
+    Higher grades get a curve of their own where enough documents have them.
+    """
+    scores, grades = pairs.scores[pairs.present], pairs.grades[pairs.present]
+    curves = {}
+    for grade in range(relevant_from, int(grades.max(initial=0)) + 1):
+        curve = _platt(scores, grades >= grade)
+        if curve is not None:
+            curves[grade] = curve
+    return Calibration(curves) if relevant_from in curves else None
+
+
+def _platt(scores: np.ndarray, relevant: np.ndarray) -> Platt | None:
+    """Return the most likely curve for Platt's targets (1999), which keep it finite for separable labels."""
+    positives, negatives = int(relevant.sum()), int((~relevant).sum())
+    if min(positives, negatives) < FEWEST:
+        return None
+    targets = np.where(relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    centre, spread = scores.mean(), scores.std() or 1.0
+    units = (scores - centre) / spread
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        exponent = parameters[0] * units + parameters[1]
+        value = (np.logaddexp(0.0, exponent) - targets * exponent).mean()
+        error = 0.5 * (1.0 + np.tanh(0.5 * exponent)) - targets
+        return float(value), np.array([(error * units).mean(), error.mean()])
+
+    slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    if slope <= 0:
+        return None
+    return Platt(float(slope / spread), float(intercept - slope * centre / spread))
+
+
+def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: int) -> Calibrated:
+    """Return what a calibration fitted on dev is worth on the pairs of test."""
+    relevant = pairs.grades >= relevant_from
+    fitted = calibration.relevant.probability(pairs.scores)
+    plain = Platt(1.0, 0.0).probability(pairs.scores)
+    draws = np.random.default_rng(seed).integers(len(relevant), size=(RESAMPLES, len(relevant)))
+
+    def over_queries(statistic: Callable[[np.ndarray, np.ndarray], float], values: np.ndarray) -> Interval:
+        def of(rows: np.ndarray | slice) -> float:
+            present = pairs.present[rows]
+            return statistic(values[rows][present], relevant[rows][present])
+
+        low, high = np.nanquantile([of(rows) for rows in draws], [0.025, 0.975])
+        return Interval(of(slice(None)), float(low), float(high))
+
+    return Calibrated(
+        auc=over_queries(auc, pairs.scores),
+        brier=over_queries(brier, fitted),
+        ece=over_queries(ece, fitted),
+        uncalibrated_brier=over_queries(brier, plain),
+        uncalibrated_ece=over_queries(ece, plain),
+        bins=bins(fitted[pairs.present], relevant[pairs.present]),
+        thresholds=[_threshold(limit, fitted, relevant, pairs.present) for limit in THRESHOLDS],
+    )
+
+
+def auc(scores: np.ndarray, relevant: np.ndarray) -> float:
+    """Return the chance that a relevant document has a higher score than another one, ties counted half."""
+    positives, negatives = int(relevant.sum()), int((~relevant).sum())
+    if not positives or not negatives:
+        return float("nan")
+    _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
+    return float((ranks[relevant].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def brier(probabilities: np.ndarray, relevant: np.ndarray) -> float:
+    """Return the mean squared error of the probabilities (Brier 1950); 0 is best."""
+    return float(np.mean((probabilities - relevant) ** 2))
+
+
+def ece(probabilities: np.ndarray, relevant: np.ndarray) -> float:
+    """Return the expected calibration error: the mean distance of predicted and observed share, over bins of pairs.
+
+    Naeini et al. (AAAI 2015), with bins of equally many pairs, since most pairs have low probabilities.
+    """
+    found = bins(probabilities, relevant)
+    return sum(one.pairs * abs(one.predicted - one.observed) for one in found) / max(1, len(relevant))
+
+
+def bins(probabilities: np.ndarray, relevant: np.ndarray) -> list[Bin]:
+    """Return the reliability diagram: bins of equally many pairs, from the lowest probabilities up."""
+    order = np.argsort(probabilities, kind="stable")
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
+    return [Bin(len(part), float(probabilities[part].mean()), float(relevant[part].mean())) for part in parts]
+
+
+def _threshold(limit: float, probabilities: np.ndarray, relevant: np.ndarray, present: np.ndarray) -> Threshold:
+    kept = present & (probabilities >= limit)
+    hits, wanted = int((kept & relevant).sum()), int((present & relevant).sum())
+    return Threshold(
+        probability=limit,
+        kept=float(kept.sum(axis=1).mean()),
+        precision=hits / int(kept.sum()) if kept.any() else float("nan"),
+        recall=hits / wanted if wanted else float("nan"),
+        empty=float((~kept.any(axis=1)).mean()),
+    )

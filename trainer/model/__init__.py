@@ -1,0 +1,31 @@
+"""The cross-encoder: load, score, rank, save.
+
+Imports inside run down, like the package's own:
+
+    teacher                             a cross-encoder whose scores are cached on disk
+    scoring                             rows of a collection, tokenised once and scored by all processes
+    reranker                            the model with its tokenizer
+    loading  fusion                     loading a model folder with checks; fusion with first-stage scores
+    heads  scores  calibration          fresh heads; standardised scores; scores as probabilities
+    tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
+    interaction                         the interaction head; it imports nothing of ours, because exports contain it
+"""
+
+from typing import TYPE_CHECKING
+
+from trainer.lazy import face
+
+if TYPE_CHECKING:
+    from trainer.model.fusion import Fusion as Fusion
+    from trainer.model.heads import with_classifier as with_classifier
+    from trainer.model.reranker import Batches as Batches
+    from trainer.model.reranker import Ranked as Ranked
+    from trainer.model.reranker import Reranker as Reranker
+    from trainer.model.reranker import ScoringModel as ScoringModel
+    from trainer.model.scoring import TokenizedCollection as TokenizedCollection
+    from trainer.model.scoring import fit_length as fit_length
+    from trainer.model.scoring import inverse_document_frequency as inverse_document_frequency
+    from trainer.model.scoring import rerank as rerank
+    from trainer.model.scoring import score_rows as score_rows
+
+__getattr__ = face(__name__)

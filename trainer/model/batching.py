@@ -1,0 +1,147 @@
+"""Texts to tensors: tokenised once, joined by the tokenizer's own template, batched by length.
+
+A query occurs in many pairs and a document in many more, so each text is tokenised once without special tokens, and
+pairs are joined from the token ids; the result equals `tokenizer(query, document, truncation=True)` (tested for BERT,
+RoBERTa and ModernBERT templates). Buckets hold pairs of similar length, so that there is little padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+Tokens = np.ndarray  # (length,) int32, without special tokens
+
+# Padded tokens in one forward pass: limited by caches on a CPU, by occupancy on a GPU. And the fixed cost of a bucket,
+# in tokens that could be computed in that time: milliseconds of small products on a CPU, kernel launches on a GPU.
+TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}
+TOKENS_OF_A_START = {"cpu": 32, "cuda": 4096}
+# In training on a CPU each bucket also computes a gradient of all word embeddings, 47 MB for MiniLM-L6.
+TOKENS_OF_A_LEARNING_START = {"cpu": 128, "cuda": 4096}
+
+
+class Piece(NamedTuple):
+    """Ids of consecutive special tokens in the template of a pair, and their segment ids."""
+
+    ids: list[int]
+    segments: list[int]
+
+
+class PairEncoder:
+    """Joins tokenised queries and documents to model inputs of at most `max_length` tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.pad_id: Any = tokenizer.pad_token_id or 0
+        self.has_segments = "token_type_ids" in tokenizer.model_input_names
+        self._read_template()
+
+    def _read_template(self) -> None:
+        """Read the special tokens before, between and after the texts of a pair from an encoded example."""
+        probe = self.tokenizer("a", "a", return_special_tokens_mask=True, return_token_type_ids=True)
+        ids, special = probe["input_ids"], probe["special_tokens_mask"]
+        segments = probe["token_type_ids"]
+        texts = [index for index, flag in enumerate(special) if not flag]
+        last = next(index for index in texts if special[index + 1])  # of the query
+        second = next(index for index in texts if index > last)  # first of the document
+
+        def piece(start: int, end: int | None) -> Piece:
+            return Piece(ids[start:end], segments[start:end])
+
+        self.before, self.between = piece(0, texts[0]), piece(last + 1, second)
+        self.after = piece(texts[-1] + 1, None)
+        self.query_segment, self.document_segment = segments[texts[0]], segments[second]
+        self.num_special = len(self.before.ids) + len(self.between.ids) + len(self.after.ids)
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the ids of each text, without special tokens and not truncated: truncation depends on the pair."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def lengths(self, query: Tokens, document: Tokens) -> tuple[int, int]:
+        """Return the truncated lengths of query and document; the longer one is cut first, as by `longest_first`."""
+        room = self.max_length - self.num_special
+        short, long = sorted((len(query), len(document)))
+        if short + long > room:
+            long = max(short, room - short)
+            if short + long > room:
+                short, long = room // 2, room - room // 2
+        return (short, long) if len(query) <= len(document) else (long, short)
+
+    def pad(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> dict[str, torch.Tensor]:
+        """Return a padded batch: input_ids, attention_mask and (if the model has them) token_type_ids.
+
+        All are (pairs, length) int64.
+        """
+        text_lengths = [self.lengths(query, document) for query, document in pairs]
+        pieces = []
+        for (query, document), (query_length, document_length) in zip(pairs, text_lengths, strict=True):
+            texts = (query[:query_length], document[:document_length])
+            pieces += [self.before.ids, texts[0], self.between.ids, texts[1], self.after.ids]
+        lengths = np.array(text_lengths).sum(axis=1) + self.num_special
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate(pieces)
+        arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if self.has_segments:
+            arrays["token_type_ids"] = np.zeros_like(ids)
+            arrays["token_type_ids"][mask] = self._segments(np.array(text_lengths))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _segments(self, text_lengths: np.ndarray) -> np.ndarray:
+        """Return the concatenated segment ids of all pairs, for lengths (pairs, 2) of query and document."""
+        runs = [*self.before.segments, self.query_segment, *self.between.segments, self.document_segment]
+        runs += self.after.segments
+        counts = np.ones((len(text_lengths), len(runs)), dtype=np.int64)
+        counts[:, [len(self.before.ids), len(self.before.ids) + 1 + len(self.between.ids)]] = text_lengths
+        return np.repeat(np.tile(runs, len(text_lengths)), counts.ravel())
+
+    def size(self, pair: tuple[Tokens, Tokens]) -> int:
+        """Return the number of tokens of the joined and truncated pair, including special tokens."""
+        return min(len(pair[0]) + len(pair[1]) + self.num_special, self.max_length)
+
+
+def buckets(sizes: Sequence[int], tokens: int, start: int) -> list[list[int]]:
+    """Return the positions of pairs of these sizes in buckets of the least total cost, longest pairs first.
+
+    A bucket costs its padded tokens plus `start`, the fixed cost in tokens. Rows times longest row of a bucket are at
+    most `tokens`, except for a bucket of one row. Because the longest come first, running out of memory shows in the
+    first bucket. The optimum is found by dynamic programming over the sorted sizes.
+    """
+    order = sorted(range(len(sizes)), key=lambda position: -sizes[position])
+    lengths = np.array([sizes[position] for position in order], dtype=np.int64)
+    least = np.zeros(len(order) + 1, dtype=np.int64)  # least[n]: least cost of the first n rows
+    begins = np.zeros(len(order) + 1, dtype=np.int64)  # begins[n]: first row of the last bucket of the first n rows
+    low = 0
+    for end in range(1, len(order) + 1):
+        while low < end - 1 and lengths[low] * (end - low) > tokens:
+            low += 1
+        costs = least[low:end] + lengths[low:end] * np.arange(end - low, 0, -1)
+        begins[end] = low + int(costs.argmin())
+        least[end] = costs.min() + start
+    cut: list[list[int]] = []
+    end = len(order)
+    while end:
+        cut.append(order[begins[end] : end])
+        end = int(begins[end])
+    return cut[::-1]
+
+
+def prefetch(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items in order, while another thread already computes the next one."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as other:
+        pending = other.submit(list[T], islice(iterator, 1))
+        while item := pending.result():
+            pending = other.submit(list[T], islice(iterator, 1))
+            yield item[0]

@@ -1,0 +1,77 @@
+"""Calibration: a model's scores as probabilities of relevance, kept with the model as `calibration.json`.
+
+    P(grade >= g) = 1 / (1 + exp(-(slope * score + intercept)))
+
+Platt scaling (Platt 1999): two numbers for each grade, fitted in `trainer/evaluation/calibration.py` on the candidates
+of dev queries, as they are reranked. Slopes are positive, so the order of documents stays. It holds for scores of the
+model alone; scores that are fused with the first stage's are standardised within a request and mean nothing outside.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import ModelError
+from trainer.runtime.run_folder import read_record, write_json
+
+FILE = "calibration.json"  # in the model folder
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Platt:
+    """The curve of one grade: the probability that a document has this grade or a higher one."""
+
+    slope: float
+    intercept: float
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Return probabilities float64 of scores, in their shape."""
+        exponent = self.slope * np.asarray(scores, dtype=np.float64) + self.intercept
+        return 0.5 * (1.0 + np.tanh(0.5 * exponent))  # the logistic function, without overflow
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A curve for each grade from `relevant_from` up."""
+
+    curves: dict[int, Platt]
+
+    @property
+    def relevant(self) -> Platt:
+        """The curve of the lowest relevant grade."""
+        return self.curves[min(self.curves)]
+
+    def save(self, folder: Path) -> None:
+        """Write calibration.json into a model folder."""
+        curves = {str(grade): vars(curve) for grade, curve in self.curves.items()}
+        write_json(folder / FILE, {"version": VERSION, "grades": curves})
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration | None:
+        """Read what `save` wrote; None where there is no file. Raises ModelError for one that cannot be used."""
+        content = read_record(folder / FILE)
+        if content is None:
+            return None
+        grades = content.get("grades")
+        if not isinstance(grades, dict) or not grades or not all(map(_is_curve, grades.items())):
+            grades = None
+        if content.get("version") != VERSION or grades is None:
+            raise ModelError(
+                f"{folder / FILE}: not a calibration of version {VERSION}, which has `grades` with `slope` (above 0) "
+                "and `intercept` for each; export the model again, or delete the file to use plain scores"
+            )
+        return cls({int(grade): Platt(**curve) for grade, curve in sorted(grades.items())})
+
+
+def _is_curve(item: tuple[str, Any]) -> bool:
+    grade, curve = item
+    if not (grade.isdigit() and int(grade) > 0 and isinstance(curve, dict) and curve.keys() == {"slope", "intercept"}):
+        return False
+    numbers = [value for value in curve.values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == 2 and all(map(math.isfinite, numbers)) and curve["slope"] > 0

@@ -1,0 +1,72 @@
+"""Fresh heads on an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trainer.errors import ModelError
+from trainer.model.interaction import InteractionConfig, InteractionForSequenceClassification
+from trainer.model.tokenizer import frame
+from trainer.model_files import weights
+
+
+def with_interaction(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None
+) -> InteractionForSequenceClassification:
+    """Return an encoder with a fresh interaction head, without the layers above the last one that is compared."""
+    encoder = weights.load(AutoModel, folder)
+    depth = encoder.config.num_hidden_layers
+    chosen = tuple(layers) if layers else tuple(round(share * depth) for share in (0, 1 / 3, 2 / 3, 1))
+    if not chosen or min(chosen) < 0 or max(chosen) > depth:
+        raise ModelError(
+            f"reranker.layers: {list(chosen)} is not within 0..{depth}, the hidden layers of {folder.name}"
+        )
+    separator: Any = tokenizer.sep_token_id
+    if separator is None or separator not in tokenizer("a")["input_ids"]:
+        raise ModelError(f"reranker.head: the tokenizer of {folder.name} has no separator token; use head: classifier")
+    settings = encoder.config.to_dict() | {"num_hidden_layers": max(max(chosen), 1)}
+    settings.pop("_name_or_path", None)  # a local path
+    if "layer_types" in settings and settings["layer_types"]:
+        settings["layer_types"] = settings["layer_types"][: settings["num_hidden_layers"]]
+    before, after = frame(tokenizer)
+    config = InteractionConfig(
+        encoder=settings,
+        layers=chosen,
+        separator_id=separator,
+        opening_id=before[0] if before and after[-1] == separator else None,
+        special_ids=tuple(tokenizer.all_special_ids),
+        lexical=True,
+    )
+    model = InteractionForSequenceClassification(config)
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if name in model.encoder.state_dict()}
+    model.encoder.load_state_dict(state)
+    model.start_head(torch.ones(len(model.token_weights)))
+    return model
+
+
+def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """Return the standard `ForSequenceClassification` model with one label and the encoder weights of a folder.
+
+    With `config`, only the weights that fit it are loaded: the caller sets the encoder's weights afterwards, and the
+    head keeps those that the folder has.
+    """
+    options = {"num_labels": 1} if config is None else {"config": config}
+    return weights.load(
+        AutoModelForSequenceClassification,
+        folder,
+        new_head=True,
+        partial=config is not None,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )

@@ -1,0 +1,76 @@
+"""Loading a cross-encoder and its tokenizer from a folder, with checks before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from trainer.errors import ModelError
+from trainer.model.batching import PairEncoder
+from trainer.model.heads import with_classifier, with_interaction
+from trainer.model.interaction import InteractionForSequenceClassification
+from trainer.model.tokenizer import framed, load_tokenizer
+from trainer.model_files import weights
+from trainer.model_files.architectures import CLASSIFIER
+from trainer.model_files.checks import Head, require_cross_encoder
+from trainer.model_files.references import name_of
+from trainer.runtime import console
+
+PROBE_LENGTH = 16  # tokens of the test pair for architectures that are not in the tested list
+
+
+def load_cross_encoder(
+    folder: Path, head: Head, layers: Sequence[int] | None, trust_remote_code: bool
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Return the float32 model on the CPU and its tokenizer; a fresh head is reported on the terminal.
+
+    Raises ModelError where the folder, its weights or its tokenizer do not make a cross-encoder.
+    """
+    kind = require_cross_encoder(folder, head, trust_remote_code)
+    with weights.loading(folder):
+        tokenizer = load_tokenizer(folder, name_of(folder), trust_remote_code)
+        if kind != "encoder":
+            # Not registered with transformers' Auto classes, where it would shadow the file in an exported folder.
+            own = InteractionForSequenceClassification if kind == "interaction" else AutoModelForSequenceClassification
+            model = weights.load(own, folder, trust_remote_code=trust_remote_code)
+        elif head == "classifier":
+            model = with_classifier(folder, trust_remote_code)
+        else:
+            model = with_interaction(folder, tokenizer, layers)
+            tokenizer = framed(tokenizer)
+        weights.require_rows(model, tokenizer, folder)
+        _require_scores(model, tokenizer, folder)
+    if kind == "encoder":
+        new = "classifier" if head == "classifier" else "interaction head"
+        console.stage("model", f"{name_of(folder)}: the {new} is new; the encoder keeps its weights")
+    return model, tokenizer
+
+
+def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the maximum number of input tokens: the model's positions, else the tokenizer's limit."""
+    return weights.longest_text(model.base_model) or tokenizer.model_max_length
+
+
+@torch.inference_mode()
+def _require_scores(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise ModelError where the tokenizer cannot join two texts, or where an untested architecture gives no logit."""
+    special: Any = tokenizer("a", "a", return_special_tokens_mask=True)["special_tokens_mask"]
+    first = special.index(0) if 0 in special else len(special)
+    if 1 not in special[first:]:
+        raise ModelError(
+            f"model {name_of(folder)}: its tokenizer puts no special token between query and document; take a model "
+            "whose tokenizer does"
+        )
+    if model.config.model_type in CLASSIFIER | {"interaction"}:
+        return
+    pairs = PairEncoder(tokenizer, PROBE_LENGTH)
+    logits = model.eval()(**pairs.pad([(pairs.tokenize(["a"])[0], pairs.tokenize(["a a"])[0])])).logits
+    if logits.shape != (1, 1) or not torch.isfinite(logits).all():
+        raise ModelError(
+            f"model {name_of(folder)}: gives {tuple(logits.shape)} logits for a pair instead of one finite "
+            "number; take another base"
+        )

@@ -1,0 +1,122 @@
+"""Tokenising and scoring the (query, document) rows of a collection with the cross-encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from trainer.data import Collection, covering_length
+from trainer.errors import RunError
+from trainer.model.batching import PairEncoder, Tokens
+from trainer.model.reranker import Reranker
+from trainer.retriever import Candidates
+
+COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs sampled to choose a length
+PAIRS_PER_CHUNK = 32768  # pairs tokenised together, while the previous chunk is scored
+
+
+class TokenizedCollection:
+    """A collection whose queries and documents are tokenised when first needed, each once."""
+
+    def __init__(self, collection: Collection, pairs: PairEncoder) -> None:
+        self.collection = collection
+        self._pairs = pairs
+        self._queries: dict[int, Tokens] = {}
+        self._documents: dict[int, Tokens] = {}
+
+    def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
+        """Return the token pairs of (query row, document row) pairs."""
+        self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts)
+        self._add(self._documents, {document for _, document in rows}, self.collection.passages)
+        return [(self._queries[query], self._documents[document]) for query, document in rows]
+
+    def documents(self, limit: int) -> list[Tokens]:
+        """Return the tokens of the first `limit` documents."""
+        rows = range(min(limit, len(self.collection.documents)))
+        self._add(self._documents, set(rows), self.collection.passages)
+        return [self._documents[row] for row in rows]
+
+    def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
+        """Tokenise the rows that are missing in `known` and add them."""
+        if new := sorted(rows - known.keys()):
+            known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
+
+
+def fit_length(reranker: Reranker, collection: Collection, candidates: Candidates) -> str:
+    """Set the reranker's `max_length` so that 90 % of the pairs are not truncated, and return a message about it.
+
+    The length is bounded by what the model can read, and chosen on at most 2,000 pairs of evenly spaced queries. The
+    message is empty where there are no pairs.
+    """
+    chosen = (
+        np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
+    )
+    lists = candidates.select(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
+    rows = [(query, row) for index, query in enumerate(lists.queries.tolist()) for row in lists.found(index)]
+    if not rows:
+        return ""
+    pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
+    lengths = np.array([len(query) + len(document) + reranker.pairs.num_special for query, document in pairs])
+    length = covering_length(lengths.tolist(), reranker.max_length)
+    reranker.read_at_most(length)
+    share = np.mean(lengths <= length)
+    speedup = np.minimum(lengths, length).sum() / np.minimum(lengths, length // 2).sum()
+    return (
+        f"reranker.max_length: {length} tokens, so that {share:.0%} of the pairs are read in full; "
+        f"{length // 2} would be {speedup:.1f} times as fast"
+    )
+
+
+def score_rows(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    rows: Sequence[tuple[int, int]],
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Return the logits (pairs,) float32 of (query row, document row) pairs, computed by all processes together."""
+    ours = rows[accelerator.process_index :: accelerator.num_processes]
+    chunks = (tokenized.pairs(ours[start : start + PAIRS_PER_CHUNK]) for start in range(0, len(ours), PAIRS_PER_CHUNK))
+    part = reranker.score_chunks(chunks, len(ours), note)
+    parts = gather_object([part]) if accelerator.num_processes > 1 else [part]
+    scores = np.empty(len(rows), dtype=np.float32)
+    for index, numbers in enumerate(parts):
+        scores[index :: accelerator.num_processes] = numbers
+    return scores
+
+
+def rerank(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    candidates: Candidates,
+    accelerator: Accelerator,
+    note: str | None = None,
+) -> np.ndarray:
+    """Return the model's scores (queries, depth) float32 of all candidates, -inf at the padding.
+
+    Raises RunError where a score is NaN: sorting would keep the first stage's order, and a broken model would seem as
+    good as the first stage.
+    """
+    scores = candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))
+    if np.isnan(scores).any():
+        raise RunError(
+            f"{note or 'score'}: {np.isnan(scores).sum()} of {scores.size} scores of the model are not numbers, so its "
+            "weights or its precision are at fault; lower the learning rate, or set train.precision=fp32"
+        )
+    return scores
+
+
+def inverse_document_frequency(tokenized: Sequence[Tokens], vocabulary: int) -> Tensor:
+    """Return the idf of each token (vocabulary,) float32: log((N + 1) / (df + 1/2)), at least 0.05.
+
+    Inverse document frequency: Spärck Jones, Journal of Documentation 1972; here smoothed and bounded below.
+    """
+    frequency = np.zeros(vocabulary)
+    for tokens in tokenized:
+        frequency[np.unique(tokens)] += 1
+    return torch.tensor(np.maximum(np.log((len(tokenized) + 1) / (frequency + 0.5)), 0.05), dtype=torch.float32)

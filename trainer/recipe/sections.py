@@ -1,0 +1,281 @@
+"""The sections after `data`, in the order in which they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from trainer.errors import did_you_mean
+from trainer.recipe.metric_names import unknown_metrics
+from trainer.recipe.section import Section
+
+UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
+
+
+class Retriever(Section):
+    """The first stage, which retrieves candidates for mining, dev and test; it is not trained."""
+
+    kind: Literal["dense", "bm25", "hybrid", "run"] = "hybrid"
+    """dense: a bi-encoder; bm25: BM25; hybrid: both, fused; run: a TREC run of your own engine."""
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Bi-encoder, as a Hub id, folder, or package:NAME/SUBFOLDER."""
+    trust_remote_code: bool = False
+    """Run the Python code in the bi-encoder's folder; set it only for code that you have read."""
+    depth: int = Field(default=50, ge=1, le=1000)
+    """Number of candidates per query; train queries get at least 200, for mining."""
+    max_length: int = Field(default=256, ge=8)
+    """Maximum length of a document for the bi-encoder, in tokens; the rest is cut off."""
+    query_prompt: str | None = None
+    """Text that precedes every query for the bi-encoder, e.g. "query: "; null: the model's own prompt."""
+    document_prompt: str | None = None
+    """Text that precedes every document for the bi-encoder, e.g. "passage: "; null: the model's own prompt."""
+    index: Literal["auto", "flat", "ivf"] = "auto"
+    """flat: exact search from disk; ivf: approximate search in memory (FAISS); auto: ivf if flat would take more than
+    about an hour, else flat."""
+    language: str = "auto"
+    """Language of BM25's stemmer and stop words; japanese, chinese, thai ...: pairs of characters; none: plain words;
+    auto: detected."""
+    run: Path | None = Field(default=None, validate_default=True)
+    """TREC run file with the queries of all splits; needs kind: run."""
+    fuse_run: bool = Field(default=False, validate_default=True)
+    """Fuse the TREC run with the bi-encoder and BM25; needs kind: run."""
+    tune: Literal["auto", "on", "off"] = "auto"
+    """Tune BM25 (k1, b, stop words, stemming) and the fusion's weights on the train queries; auto: if there are at
+    least 50."""
+    fusion: Literal["weighted", "rrf"] = "weighted"
+    """weighted: weighted sum of standardised scores (rrf if the weights are not tuned); rrf: reciprocal rank fusion."""
+
+    @property
+    def has_bm25(self) -> bool:
+        """True if BM25 is one of the engines."""
+        return self.kind in ("bm25", "hybrid") or self.fuse_run
+
+    @property
+    def is_fused(self) -> bool:
+        """True if there are several engines."""
+        return self.kind == "hybrid" or self.fuse_run
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _undo_yaml_booleans(cls, tune: Any) -> Any:
+        return {True: "on", False: "off"}[tune] if isinstance(tune, bool) else tune  # YAML reads on and off as booleans
+
+    @field_validator("fuse_run")
+    @classmethod
+    def _require_run_to_fuse(cls, fuse_run: bool, info: ValidationInfo) -> bool:
+        kind = info.data.get("kind")
+        if fuse_run and kind not in (None, "run"):
+            raise ValueError(f"there is no run to fuse with kind: {kind}; use kind: run with a run file, or remove it")
+        return fuse_run
+
+    @field_validator("language")
+    @classmethod
+    def _require_known_language(cls, language: str) -> str:
+        import Stemmer
+
+        if language not in (known := [*Stemmer.algorithms(), *UNSPACED, "auto", "none"]):
+            raise ValueError(f"no stemmer for {language!r}{did_you_mean(language, known)}")
+        return language
+
+    @field_validator("run")
+    @classmethod
+    def _require_matching_kind(cls, run: Path | None, info: ValidationInfo) -> Path | None:
+        kind = info.data.get("kind")
+        if kind == "run" and run is None:
+            raise ValueError("kind: run needs the TREC run file here, e.g. run: my_engine.trec")
+        if kind not in (None, "run") and run is not None:
+            raise ValueError(f"a run file is only used with kind: run, but kind is {kind}; remove one of them")
+        return run
+
+
+class Mine(Section):
+    """Training groups, made from the candidates of the train queries."""
+
+    groups: Literal["lists", "draws"] = "lists"
+    """lists: a query's reranked candidates, judged ones with their grades; draws: positives with sampled negatives,
+    by the keys below."""
+    list_size: int | None = Field(default=None, ge=2)
+    """Documents per list: the judged ones and a random sample of the others; null: all candidates that are reranked."""
+    negatives_per_positive: int = Field(default=7, ge=1)
+    """Negatives sampled for each positive; up to four positives of a query share one group."""
+    first_rank: int = Field(default=1, ge=1)
+    """First rank of the window of candidates that hard negatives come from; a higher value avoids unlabelled
+    positives, which are frequent at the top ranks."""
+    last_rank: int = Field(default=30, ge=1, validate_default=True)
+    """Last rank of the window of candidates that hard negatives come from."""
+    pick: Literal["top", "random"] = "random"
+    """Choice of negatives in the window; top: the highest ranks; random: a random sample."""
+    random_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the negatives sampled from the complete corpus."""
+    max_share_of_positive: float | None = Field(default=None, gt=0, le=1)
+    """Exclude candidates whose similarity exceeds this share of the best positive's; null: no limit."""
+    teacher: str | None = None
+    """Cross-encoder (Hub id, folder, package:NAME/SUB) whose scores filter out likely false negatives, or are the
+    targets of the losses mse, margin_mse and kl; null: none."""
+    teacher_trust_remote_code: bool = False
+    """Run the Python code in the teacher's folder; set it only for code that you have read."""
+    teacher_margin: float | None = 0.0
+    """Exclude candidates whose teacher logit exceeds the best positive's minus this margin; null: no limit."""
+    rounds: Literal[1, 2] = 1
+    """2: mine again with the reranker of round 1 as teacher, and train again from the base."""
+
+    @field_validator("last_rank")
+    @classmethod
+    def _require_ranks_in_window(cls, last_rank: int, info: ValidationInfo) -> int:
+        first_rank = info.data.get("first_rank", 1)
+        if last_rank < first_rank:
+            raise ValueError(f"the window is empty: first_rank is {first_rank}, last_rank {last_rank}")
+        return last_rank
+
+
+class Reranker(Section):
+    """The cross-encoder that is trained."""
+
+    model: str = "cross-encoder/ms-marco-MiniLM-L6-v2"
+    """Base model: a reranker, bi-encoder or plain encoder, as a Hub id, folder, or package:NAME/SUBFOLDER."""
+    head: Literal["auto", "classifier", "interaction"] = "auto"
+    """auto: classifier if the base is a reranker already, else interaction, which learns from few labels."""
+    depth: int | None = Field(default=None, ge=2)
+    """Number of candidates that are reranked, in training lists and on dev and test; serve with the same number. null:
+    20, or retriever.depth if that is lower."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Maximum length of a query and document together, in tokens; null or auto: so that nine of ten pairs fit, up to
+    512."""
+    layers: tuple[int, ...] | None = None
+    """Hidden layers that the interaction head compares (0: embeddings); deeper layers are removed; null: automatic."""
+    trust_remote_code: bool = False
+    """Run the Python code in the base's folder; set it only for code that you have read."""
+
+    @field_validator("max_length", mode="before")
+    @classmethod
+    def _read_auto_as_null(cls, max_length: Any) -> Any:
+        return None if max_length == "auto" else max_length
+
+
+class Train(Section):
+    """The training loop."""
+
+    loss: Literal[
+        "listwise",
+        "pointwise",
+        "lambdarank",
+        "mse",
+        "margin_mse",
+        "kl",
+    ] = "listwise"
+    """Training objective. listwise: softmax over a list; pointwise: scores as probabilities; lambdarank: pairs weighted
+    by their effect on nDCG, for several grades; mse, margin_mse, kl: a teacher's scores."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over all training groups."""
+    queries_per_step: int = Field(default=8, ge=1)
+    """Groups per optimizer step, summed over all devices."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the encoder; null: chosen by the head and the size of the base."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of a new classifier head; null: 1e-3. An interaction head is fitted before training, then
+    frozen."""
+    fit_lists: int = Field(default=800, ge=1)
+    """Maximum number of train queries whose candidate lists are used to fit a new interaction head."""
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises to its peak; afterwards it falls linearly to zero."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW weight decay of weight matrices; not applied to biases, LayerNorm and a new classifier head."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability in all layers; over one or two epochs it mainly adds training time (1.4 times on a CPU)."""
+    frozen_layers: int = Field(default=0, ge=0)
+    """Number of lowest layers that are not trained, with the embeddings; freezing two thirds of the layers reduces a
+    step to 5/9 of the work."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Maximum norm to which gradients are clipped."""
+    tokens_per_pass: int = Field(default=16384, ge=512)
+    """Maximum number of tokens in one forward and backward pass on a device; a step takes as many passes as it needs.
+    A larger group is processed in parts, twice, with the same gradients (GradCache); if memory runs out, the number is
+    halved."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them: less memory, one more forward pass."""
+    compile: bool = False
+    """Use torch.compile: the first steps take longer, later ones are faster; for long runs on a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format in training, mining and evaluations on dev; auto: bf16 if the device supports it natively and is
+    faster with it, else fp32. The gate, the test table and the export always use fp32."""
+    evaluations_per_epoch: int = Field(default=2, ge=1)
+    """Evaluations on dev per epoch; the best checkpoint is used, or the untrained model if none is better."""
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations without improvement after which training stops; null: never."""
+    checkpoint_steps: int = Field(default=25, ge=1)
+    """Steps between checkpoints; a killed run resumes from the last one."""
+
+
+class Distil(Section):
+    """Distillation of the tuned model into a standard checkpoint on unlabelled queries; runs only with this section."""
+
+    model: str | None = None
+    """Student, an encoder or a reranker (Hub id, folder, package:NAME/SUB); null: the tuned model's encoder."""
+    trust_remote_code: bool = False
+    """Run the Python code in the student's folder; set it only for code that you have read."""
+    queries: int = Field(default=2000, ge=1)
+    """Number of queries, used without labels: the train queries first, then titles and sentences of the corpus."""
+    depth: int = Field(default=20, ge=2, le=200)
+    """Number of candidates per query that the teacher scores and the student learns to rank."""
+    teacher: Literal["tuned", "fused"] = "tuned"
+    """tuned: the trained model; fused: its score combined with the first stage's, with a weight chosen on dev."""
+    loss: Literal["mse", "margin_mse", "kl"] = "margin_mse"
+    """Distance to the teacher; mse: of scores; margin_mse: of score differences; kl: of softmax distributions over a
+    list."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over all queries."""
+    queries_per_step: int = Field(default=16, ge=1)
+    """Queries per optimizer step, summed over all devices."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the student's encoder; null: chosen by its size if its classifier is new, low for a
+    reranker."""
+
+
+class Evaluate(Section):
+    """Evaluation of both stages: retrieve, rerank, measure."""
+
+    metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@50")
+    """Metrics by their names in ir_measures; the first one chooses the checkpoint."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _require_known_metrics(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        if not metrics:
+            raise ValueError("name at least one metric, e.g. [nDCG@10]")
+        if unknown := unknown_metrics(metrics):
+            raise ValueError(f"ir_measures knows no {', '.join(unknown)}; e.g. nDCG@10, RR@10, R@50, AP, P@5")
+        return metrics
+
+
+class Export(Section):
+    """The exported model: a folder that transformers and sentence-transformers load, and further formats."""
+
+    formats: tuple[Literal["onnx"], ...] = ("onnx",)
+    """Additional formats; each is checked to give the trained model's scores."""
+
+
+class Push(Section):
+    """Upload of the export folder to the Hugging Face Hub; runs only with this section."""
+
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """Repository on the Hub, as OWNER/NAME; it is created if it does not exist."""
+    private: bool = True
+    """Create the repository as private, visible only to those you give access; an existing one must be private."""
+    message: str = "Add reranker"
+    """Commit message of the upload."""
+
+
+class Track(Section):
+    """Tracking with Weights & Biases; `train/metrics.jsonl` is always written."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    """off: no tracking; offline: write files for `wandb sync`; online: send metrics during training."""
+    project: str = "domain-reranker"
+    """Name of the W&B project."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _undo_yaml_boolean(cls, mode: Any) -> Any:
+        return "off" if mode is False else mode

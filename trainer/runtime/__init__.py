@@ -1,0 +1,11 @@
+"""The process and its machine: the terminal, files of a run, processes, devices, and errors of the machine.
+
+Imports inside run down, like the package's own:
+
+    launch                              Accelerate on the available devices
+    precision                           the device and the number format that a model computes in
+    run_folder                          a stage's folder: inputs, files, up-to-date check
+    lock  machine  verify               one run at a time; errors such as a full disk; sizes and hashes of files
+    processes                           Ctrl-C, and the loss of another process
+    console                             the terminal
+"""

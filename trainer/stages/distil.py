@@ -1,0 +1,134 @@
+"""Distil: train a standard checkpoint, the student, on the tuned model's scores, without relevance judgements.
+
+The tuned model, the teacher, scores the candidates of train queries and of pseudo-queries. Dev queries only select the
+checkpoint, and test queries only measure it; neither is used for training.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import context, evaluation, mining, model, retriever, training
+from trainer.context import Notes, Run, Stage, content, settings
+from trainer.data import pseudo_queries as pseudo
+from trainer.errors import RunError
+from trainer.recipe import Recipe
+from trainer.runtime import console
+from trainer.runtime.run_folder import remove
+from trainer.runtime.verify import intact_archive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.data import Collection
+    from trainer.retriever import Candidates
+
+
+class Distil(Stage):
+    """Trains the student and selects its best checkpoint on dev."""
+
+    name = "distil"
+    version = 2
+    processes = "all"
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has the section."""
+        return recipe.distil is not None
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the section's keys, and the hash of the student's base model."""
+        section = recipe.distil
+        return settings("distil", section, {"model", "trust_remote_code"}) | content(
+            "distil.model", section and section.model
+        )
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Score the queries' candidates with the teacher, and train the student on them."""
+        from accelerate.utils import set_seed
+
+        collection, candidates = _unlabelled(run, folder)
+        groups = mining.groups_by_teacher(candidates, _teacher_scores(run, collection, candidates))
+        if not groups:
+            raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+        pairs = sum(len(group.documents) for group in groups)
+        pseudo = sum(group.query >= len(run.collection.queries) for group in groups)
+        trained_on = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
+        console.stage("distil", trained_on)
+        set_seed(run.recipe.seed)  # after the teacher, because loading it uses random numbers too
+        student = training.load_student(run.recipe, run.best(run.last_training))
+        faster = partial(student.bf16_speedup, training=True)
+        student.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
+        tokenized = model.TokenizedCollection(collection, student.pairs)
+        progress = training.train_reranker(
+            training.student_recipe(run.recipe),
+            groups,
+            [],
+            student,
+            tokenized,
+            context.dev_measure(run, student, tokenized),
+            run.accelerator,
+            folder,
+            fresh_head=training.has_fresh_classifier(run.recipe),
+        )
+        ((share, best), *_) = context.keep_best(run, folder, progress, self.name, shares=())
+        step = progress.best_step if share else 0
+        tuned = run.notes(run.last_training)["best_dev"]
+        line = f"{trained_on}; best dev {run.metric} {best:.4f} at step {step}"
+        line += f" (tuned {tuned:.4f}, first stage {run.first_stage_dev:.4f})"
+        return Notes(line, {"best_dev": best, "best_step": step})
+
+
+def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:
+    """Return the collection with pseudo-queries appended, and the candidates that the student is trained on."""
+    section, seed = run.recipe.distil, run.recipe.seed
+    assert section is not None
+    train = mining.sample_queries(run.candidates("train").top(section.depth), section.queries, seed)
+    missing = section.queries - len(train.queries)
+    if run.recipe.retriever.run is not None and missing:
+        message = "retriever.run has no candidates for pseudo-queries, so the student is trained on "
+        console.warn("distil", f"{message}{len(train.queries)} train queries only")
+        return run.collection, train
+    drawn = pseudo.pseudo_queries(run.collection, missing, seed)
+    if len(drawn) < missing:
+        fewer = missing - len(drawn)
+        console.warn("distil", f"the corpus gives {len(drawn)} pseudo-queries, {fewer} fewer than requested")
+    if not drawn:
+        return run.collection, train
+    collection, rows = pseudo.add_queries(run.collection, drawn)
+    path = folder / "pseudo_queries.npz"
+    if not run.on_main(lambda: intact_archive(path)):
+        run.on_main(lambda: remove(path))
+        _retrieve(run, collection, rows, path)
+        if run.is_main:
+            pseudo.write_queries(drawn, collection, path.with_suffix(".jsonl"))
+    run.accelerator.wait_for_everyone()
+    # A document of one sentence is identical to its pseudo-query, and is not one of its candidates.
+    own = [
+        retriever.NOTHING if query.document in collection.self_documents.get(row, ()) else query.document
+        for row, query in zip(rows, drawn, strict=True)
+    ]
+    pseudo_candidates = mining.with_source_documents(retriever.Candidates.load(path).top(section.depth), own)
+    return collection, train.joined(pseudo_candidates)
+
+
+def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> None:
+    """Write the candidates of pseudo-queries, with the settings that were tuned on the train queries."""
+    embeddings, _ = context.embed(run, collection, rows)
+    if run.is_main:
+        tuned = retriever.Tuning.load(run.folder / "retrieve").settings
+        retriever.retrieve_unjudged(run.recipe.retriever, collection, rows, embeddings, tuned).save(path)
+
+
+def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> np.ndarray:
+    """Return the teacher's scores (queries, depth), -inf where there is no candidate."""
+    assert run.recipe.distil is not None
+    tuned = str(run.best(run.last_training))
+    logits = candidates.scored(context.teacher(run, tuned, collection, context.may_run_code(run, "train")))
+    if run.recipe.distil.teacher == "tuned":
+        return logits
+    weights = context.first_stage_weights(run, context.score(run, tuned, run.reranked("dev")), ("scores",))
+    console.stage("distil", f"the teacher's scores are fused with the first stage's; {evaluation.describe(weights)}")
+    fused = evaluation.fuse_with_first_stage(candidates, logits, weights["scores"].chosen)
+    return mining.rescale_to_logits(fused, logits)

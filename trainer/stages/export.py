@@ -1,0 +1,47 @@
+"""Export: write the model folder, and verify it with the libraries that will serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer import context, evaluation, export, model
+from trainer.context import Notes, Run, Stage, settings
+from trainer.recipe import Recipe
+
+PARITY_PAIRS = 48  # dev pairs on which exported formats are compared, including the first and the last
+
+
+class Export(Stage):
+    """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
+
+    name = "export"
+    version = 4
+    processes = "main"
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the section's keys, and the recipe's name, which is in the model card."""
+        return settings("export", recipe.export) | {"name": recipe.name}
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Write every format, compare its scores with the trained model's, and keep the formats that pass."""
+        trust = context.may_run_code(run, run.exported)
+        reranker = model.Reranker.load(
+            run.best(run.exported), head="trained", precision="fp32", trust_remote_code=trust
+        )
+        evaluated = run.folder / "evaluate"
+        reranker.fusion = model.Fusion.load(evaluated)
+        step = run.notes(run.exported)["best_step"]
+        parity = export.export(reranker, run.recipe, evaluation.Results.load(evaluated), _some_pairs(run), folder, step)
+        line = f"{', '.join(parity.differences)} in {folder / 'model'}"
+        return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+
+
+def _some_pairs(run: Run) -> list[tuple[str, str]]:
+    """Return an evenly spaced sample of (query, document) texts from the dev candidates."""
+    dev = run.candidates("dev")
+    pairs = [(query, document) for index, query in enumerate(dev.queries.tolist()) for document in dev.found(index)]
+    step = max(1.0, (len(pairs) - 1) / (PARITY_PAIRS - 1))
+    sample = [pairs[round(index * step)] for index in range(min(len(pairs), PARITY_PAIRS))]
+    queries = run.collection.query_texts([query for query, _ in sample])
+    return list(zip(queries, run.collection.passages([document for _, document in sample]), strict=True))

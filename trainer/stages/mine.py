@@ -1,0 +1,67 @@
+"""Mine: select hard negatives from the candidates of the train queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import mining
+from trainer.context import Notes, Run, Stage, content, settings
+from trainer.data.groups import write_groups
+from trainer.errors import RunError
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Mine(Stage):
+    """Builds training groups. In the second round (`mine.rounds: 2`) the model of the first round is the teacher."""
+
+    round: int = 1
+    name = "mine"
+    version = 5
+    processes = "all"
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder: mine, or mine-2."""
+        return "mine" if self.round == 1 else f"mine-{self.round}"
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has this round."""
+        return self.round <= recipe.mine.rounds
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the keys of `mine` in use, the teacher's hash, and other inputs of the selection."""
+        section, reranker = recipe.mine, recipe.reranker
+        unread = {"teacher", "teacher_trust_remote_code", "rounds"}
+        unread |= set() if section.teacher or section.rounds == 2 else {"teacher_margin"}
+        return (
+            settings("mine", section, unread)
+            | content("mine.teacher", section.teacher)
+            | ({"reranker.max_length": reranker.max_length} if section.teacher else {})
+            | ({"reranker.depth": recipe.rerank_depth} if section.groups == "lists" else {})
+            | {"seed": recipe.seed}
+            | ({} if self.round == 1 else {"mine.rounds": self.round})
+        )
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Filter and sample negatives; the teacher scores on all processes, the main one writes groups and report."""
+        from trainer.context.models import may_run_code, teacher
+
+        section, second = run.recipe.mine, self.round > 1
+        reference = str(run.best("train")) if second else section.teacher
+        trust = may_run_code(run, "train") if second else section.teacher_trust_remote_code
+        scorer = teacher(run, reference, run.collection, trust) if reference else None
+        candidates = run.reranked("train") if section.groups == "lists" else run.candidates("train")
+        mined = mining.mine(section, run.collection, candidates, run.recipe.seed, scorer, by_teacher=second)
+        report = mining.Report.of(mined, run.collection, section)
+        if not mined.groups:
+            raise RunError(f"mine: no train query has a negative, so there is nothing to train on ({report.summary})")
+        if not run.is_main:
+            return Notes()
+        write_groups(mined.groups, folder)
+        likely = mining.write_likely_false_negatives(section, mined, run.collection, folder)
+        report.write(mined, run.collection, folder)
+        report.show()
+        return Notes(f"{report.summary}; {likely} likely false negatives; see {folder / 'report.md'}")

@@ -1,0 +1,82 @@
+"""Train: fit a new head, then train all weights on the groups, and save the best checkpoint on dev."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainer.context import Notes, Run, Stage, content, settings
+from trainer.data.groups import read_groups
+from trainer.model_files import references
+from trainer.recipe import Recipe
+from trainer.runtime import console
+
+# Keys that change time and memory, but not the result: a training can be resumed with another value.
+WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """Trains the reranker. The second round starts from the base model again, with the groups of mine-2."""
+
+    round: int = 1
+    name = "train"
+    version = 6
+    processes = "all"
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder: train, or train-2."""
+        return "train" if self.round == 1 else f"train-{self.round}"
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has this round."""
+        return self.round <= recipe.mine.rounds
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the keys of `reranker` and `train` that change the result, the base's hash, and the dev metric."""
+        base = recipe.reranker
+        return (
+            settings("reranker", base, {"model", "trust_remote_code", "depth"})
+            | content("reranker.model", base.model)
+            | settings("train", recipe.train, WITHOUT_EFFECT)
+            | {"reranker.depth": recipe.rerank_depth, "evaluate.metrics[0]": recipe.evaluate.metrics[0]}
+        )
+
+    def run(self, run: Run, folder: Path) -> Notes:
+        """Train on the groups of the mining stage of the same round."""
+        from accelerate.utils import set_seed
+
+        from trainer.context import models
+        from trainer.model import TokenizedCollection
+        from trainer.training import train_reranker
+
+        set_seed(run.recipe.seed)
+        reranker = models.load_base(run)
+        base = references.locate(run.recipe.reranker.model)
+        faster = partial(reranker.bf16_speedup, training=True)
+        reranker.compute_in(run.precision(folder.name, "training", base, faster))
+        tokenized = TokenizedCollection(run.collection, reranker.pairs)
+        groups = read_groups(run.folder / self.folder.replace("train", "mine"))
+        first_stage = run.first_stage_dev
+        console.stage("train", f"{len(groups)} groups; dev {run.metric} of the first stage {first_stage:.4f}")
+        progress = train_reranker(
+            run.recipe,
+            groups,
+            models.lists_for_head(run),
+            reranker,
+            tokenized,
+            models.dev_measure(run, reranker, tokenized),
+            run.accelerator,
+            folder,
+            fresh_head=models.has_fresh_head(run),
+        )
+        curve = models.keep_best(run, folder, progress, self.name)
+        share, best = curve[0]
+        line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
+        line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
+        line += f"; {progress.ending}" if progress.ending else ""
+        values = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
+        return Notes(line, values | {"interpolation": sorted(curve), "precision": progress.precision})

@@ -1,0 +1,240 @@
+"""Gradients of one step, within the memory of the device.
+
+A step is split into passes under a token budget; the loss is divided by the number of groups of the full step, so that
+it does not depend on the split. A group over the budget is computed twice, bucket by bucket (GradCache), so that its
+size costs time but no memory. Where memory runs out all the same, the budget is halved and the step repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trainer.data.groups import Group
+from trainer.errors import RunError
+from trainer.model import Batches, Reranker, TokenizedCollection
+from trainer.model.batching import Tokens
+from trainer.model.packing import Batch
+from trainer.recipe import Train
+from trainer.runtime import console
+from trainer.training.losses import LOSSES, Loss
+from trainer.training.parallel import is_sharded, no_gradient_sync, sync_gradients
+
+SMALLEST_BUDGET = 512  # tokens: a pair or two; smaller passes would not help
+MEMORY_ADVICE = "lower reranker.max_length or mine.negatives_per_positive, or set train.gradient_checkpointing=true"
+
+
+class Targets(NamedTuple):
+    """The targets of a pass: (groups, documents of the largest group) each, on the device; float32, `mask` bool."""
+
+    labels: Tensor
+    mask: Tensor
+    teacher: Tensor | None
+    first: Tensor | None
+
+
+class GradientStep:
+    """Accumulates the gradients of a step's groups, and counts the share of padding."""
+
+    def __init__(
+        self,
+        section: Train,
+        groups: Sequence[Group],
+        reranker: Reranker,
+        tokenized: TokenizedCollection,
+        accelerator: Accelerator,
+        model: nn.Module,
+    ) -> None:
+        self.budget = section.tokens_per_pass
+        self.groups = groups
+        self.tokenized = tokenized
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.model = model
+        self.reranker = reranker
+        self.loss: Loss = LOSSES[section.loss]
+        self.first_stage_weight = 0.0  # of the first stage's scores in the loss, in logits; set by the loop
+        self.max_grade = max(max(group.grades) for group in groups)
+        self.sizes = [sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups]
+        self.one_pair = self.reranker.pairs.pad(self._pairs_of(groups[:1])[:1])  # the pass that synchronises gradients
+        self.real_tokens = self.computed_tokens = 0
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in the tokens computed so far on this process."""
+        return round(1 - self.real_tokens / max(1, self.computed_tokens), 4)
+
+    def accumulate(self, positions: Sequence[int]) -> tuple[float, int]:
+        """Accumulate the gradients of one step, and return its mean loss over groups and number of pairs.
+
+        Both are over all processes. Gradients are synchronised in a last pass of a single pair, when every process has
+        its own, so that a process whose memory ran out can repeat its part alone. Raises RunError where memory does not
+        suffice.
+        """
+        self.model.train()
+        start = _random_state(self.device)
+        while (total := self._attempt(positions)) is None:
+            self._halve_budget()
+            self.model.zero_grad()
+            _set_random_state(self.device, start)
+        sync_gradients(self.accelerator, self.model, self.one_pair)
+        summed: Any = self.accelerator.reduce(total, "sum")
+        loss, pairs = summed.tolist()
+        return loss, int(pairs)
+
+    def _attempt(self, positions: Sequence[int]) -> Tensor | None:
+        """Return the loss and number of pairs (2,) of this process's part of the step, None if memory ran out."""
+        share = self._own_groups(positions)
+        # A process without a group computes one with weight 0, because sharded weights are gathered in the first pass.
+        scale = 1 / len(positions) if share else 0.0
+        losses = []
+        try:
+            with no_gradient_sync(self.accelerator, self.model):
+                for taken in self._passes(share or [0]):
+                    fits = sum(self.sizes[position] for position in taken) <= self.budget
+                    backward = self._backward_at_once if fits else self._backward_by_buckets
+                    losses.append(backward([self.groups[position] for position in taken], scale))
+        except torch.OutOfMemoryError:
+            if is_sharded(self.accelerator):
+                raise self._out_of_memory() from None
+            return None
+        pairs = sum(len(self.groups[position].documents) for position in share)
+        return torch.stack([torch.stack(losses).sum(), torch.tensor(float(pairs), device=self.device)])
+
+    def _halve_budget(self) -> None:
+        """Halve the token budget; raises RunError below SMALLEST_BUDGET."""
+        half = self.budget // 2
+        if half < SMALLEST_BUDGET:
+            raise RunError(f"train: out of memory with only {self.budget} tokens in a pass; {MEMORY_ADVICE}")
+        console.warn(
+            "train",
+            f"out of memory with {self.budget} tokens in a pass; the step is repeated with {half}. "
+            f"Set train.tokens_per_pass={half} to begin with that.",
+        )
+        self.budget = half
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # cached blocks have the sizes of the larger passes
+
+    def _own_groups(self, positions: Sequence[int]) -> list[int]:
+        """Return this process's groups of the step, distributed by size so that processes have similar work."""
+        by_size = sorted(positions, key=lambda position: self.sizes[position], reverse=True)
+        return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _passes(self, positions: Sequence[int]) -> Iterator[list[int]]:
+        """Yield passes of groups under the token budget; a larger group is a pass of its own."""
+        taken: list[int] = []
+        tokens = 0
+        for position in positions:
+            if taken and tokens + self.sizes[position] > self.budget:
+                yield taken
+                taken, tokens = [], 0
+            taken.append(position)
+            tokens += self.sizes[position]
+        yield taken
+
+    def _pairs_of(self, groups: Sequence[Group]) -> list[tuple[Tokens, Tokens]]:
+        """Return the token pairs of all documents of the groups."""
+        return self.tokenized.pairs([(group.query, document) for group in groups for document in group.documents])
+
+    def _backward_at_once(self, groups: Sequence[Group], scale: float) -> Tensor:
+        """Accumulate the gradients of `scale` times the summed loss of the groups, and return that loss."""
+        batches, pair_indices = self._batches(groups)
+        targets = self._targets(groups)
+        loss = self._losses(targets, self.model(Batches(batches)), pair_indices).sum() * scale
+        self._backward(loss)
+        return loss.detach()
+
+    def _backward_by_buckets(self, groups: Sequence[Group], scale: float) -> Tensor:
+        """Do the same with the graph of one bucket in memory at a time (GradCache: Gao et al., RepL4NLP 2021).
+
+        All scores are computed without a graph, and the loss gives their gradients; then every bucket is computed again
+        with the same random numbers, and the score gradients are propagated through it.
+        """
+        batches, pair_indices = self._batches(groups)
+        states, parts = [], []
+        for batch in batches:
+            states.append(_random_state(self.device))
+            with torch.no_grad():
+                parts.append(self.model(Batches([batch])))
+        scores = torch.cat(parts).requires_grad_()
+        loss = self._losses(self._targets(groups), scores, pair_indices).sum() * scale
+        (gradient,) = torch.autograd.grad(loss, scores)
+        score_gradients = gradient.split([len(part) for part in parts])
+        for batch, state, score_gradient in zip(batches, states, score_gradients, strict=True):
+            _set_random_state(self.device, state)
+            self._backward((self.model(Batches([batch])) * score_gradient).sum())
+        return loss.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        """Accumulate gradients without the mean over processes: the loss is divided by the groups of the full step."""
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def _out_of_memory(self) -> RunError:
+        """Return the error for running out of memory under FSDP, where other processes wait for this one's weights."""
+        half = self.budget // 2
+        advice = f"set train.tokens_per_pass={half}" if half >= SMALLEST_BUDGET else MEMORY_ADVICE
+        console.console.quiet = False  # this process has to report it: the main one may not be affected
+        return RunError(
+            f"train: out of memory with {self.budget} tokens in a pass on process {self.accelerator.process_index}, "
+            f"and a step under FSDP cannot be repeated; {advice}"
+        )
+
+    def _batches(self, groups: Sequence[Group]) -> tuple[list[Batch], Tensor]:
+        """Return all pairs of the groups in padded buckets, and the pair index (pairs,) int64 of each score in them."""
+        pairs = self._pairs_of(groups)
+        sizes = [self.reranker.pairs.size(pair) for pair in pairs]
+        cut = self.reranker.buckets(sizes, self.budget, training=True)
+        batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
+        self.real_tokens += sum(sizes)
+        self.computed_tokens += (
+            sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
+        )
+        return batches, torch.tensor(sum(cut, [])).to(self.device, non_blocking=True)
+
+    def _targets(self, groups: Sequence[Group]) -> Targets:
+        """Return the padded targets of the groups, with grades divided by the largest grade of all groups."""
+        mask = pad_sequence([torch.ones(len(group.documents), dtype=torch.bool) for group in groups], batch_first=True)
+
+        def padded_rows(values: Sequence[Sequence[float]]) -> Tensor:
+            padded = pad_sequence([torch.tensor(row, dtype=torch.float32) for row in values], batch_first=True)
+            return nn.functional.pad(padded, (0, mask.shape[1] - padded.shape[1])).to(self.device, non_blocking=True)
+
+        teacher = [group.teacher for group in groups if group.teacher]
+        first = [group.first for group in groups if group.first]
+        labels = padded_rows([group.grades for group in groups]) / self.max_grade
+        mask = mask.to(self.device, non_blocking=True)
+        optional = (padded_rows(scores) if scores else None for scores in (teacher, first))
+        return Targets(labels, mask, *optional)
+
+    def _losses(self, targets: Targets, scores: Tensor, pair_indices: Tensor) -> Tensor:
+        """Return the loss of each group (groups,) from scores (pairs,) in the order of the buckets.
+
+        With a first-stage weight, it is the mean of the loss of the model's scores and of the loss of the fused scores,
+        because the model is used in both ways.
+        """
+        flat = torch.empty_like(scores).index_copy(0, pair_indices, scores)
+        matrix = torch.zeros_like(targets.labels).masked_scatter(targets.mask, flat)
+        alone = self.loss(matrix, targets.labels, targets.mask, targets.teacher)
+        if targets.first is None or not self.first_stage_weight:
+            return alone
+        fused = matrix + self.first_stage_weight * targets.first
+        return (alone + self.loss(fused, targets.labels, targets.mask, targets.teacher)) / 2
+
+
+def _generators(device: torch.device) -> list[Any]:
+    """Return the random generators that dropout uses: the CPU's and the device's."""
+    return [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    return [generator.get_rng_state() for generator in _generators(device)]
+
+
+def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
+    for generator, numbers in zip(_generators(device), state, strict=True):
+        generator.set_rng_state(numbers)

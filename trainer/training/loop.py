@@ -1,0 +1,193 @@
+"""The training loop with Accelerate: steps of `queries_per_step` groups over all devices.
+
+The dev score is that of the model in use: of reranking the first stage's candidates. The best model is saved, and the
+one before training. Training ends after the last step, or when `patience` evaluations brought no improvement. A killed
+run resumes from its last checkpoint with the same batches and random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from trainer.data.groups import Group
+from trainer.errors import RunError
+from trainer.model import Reranker, TokenizedCollection
+from trainer.recipe import Recipe
+from trainer.runtime import console, processes
+from trainer.runtime.launch import on_main
+from trainer.runtime.run_folder import write_json
+from trainer.tracking.log import Log
+from trainer.training.checkpoints import (
+    START,
+    Progress,
+    last_checkpoint,
+    pending_best,
+    precision_of,
+    resume,
+    save_checkpoint,
+)
+from trainer.training.gradients import GradientStep
+from trainer.training.head_init import fit_head
+from trainer.training.optimizer import configure_model, make_optimizer
+from trainer.training.parallel import full_weights, is_sharded, prepare_model, unsharded
+from trainer.training.schedule import evaluation_steps, rate_factor, steps
+
+Measure = Callable[[], float]  # the dev score, larger is better
+
+
+def train_reranker(
+    recipe: Recipe,
+    groups: Sequence[Group],
+    lists: Sequence[Group],
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    measure: Measure,
+    accelerator: Accelerator,
+    folder: Path,
+    *,
+    fresh_head: bool,
+) -> Progress:
+    """Fine-tune `reranker.model` in place, and return the progress with the curve of dev scores.
+
+    The model before the first step is saved in `folder/start`, the best one after it in `folder/trained`. With
+    `fresh_head` the head has a higher rate than the encoder. A fresh interaction head is fitted first to `lists`, full
+    candidate lists; empty if there is none. `measure()` returns the two-stage dev score of the current model; every
+    process calls it. Raises RunError where the loss is not finite or memory does not suffice.
+    """
+    section = recipe.train
+    checkpoint = on_main(accelerator, lambda: last_checkpoint(folder))
+    if checkpoint:
+        reranker.compute_in(on_main(accelerator, lambda: precision_of(checkpoint)))
+    configure_model(section, reranker)
+    plan = steps(len(groups), section, recipe.seed)
+    evaluate_at = evaluation_steps(len(plan), section)
+    optimizer = make_optimizer(section, reranker, fresh_head, fused=not is_sharded(accelerator))
+    weight = 0.0
+    if lists and checkpoint is None:
+        weight = fit_head(reranker, tokenized, lists, section.fit_lists, accelerator, folder)
+    untrained = None if checkpoint else measure()  # before the model may be sharded over devices
+    stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
+
+    progress = (
+        resume(checkpoint, accelerator)
+        if checkpoint
+        else Progress(planned=len(plan), precision=reranker.precision, first_stage_weight=weight)
+    )
+    stepper.gradient_step.first_stage_weight = progress.first_stage_weight
+    log = Log(folder, recipe, progress.step) if processes.is_main() else None
+    if untrained is not None:
+        torch.manual_seed(recipe.seed + accelerator.process_index)
+        _record_score(progress, untrained, reranker, stepper.model, accelerator, folder, log)
+    with console.progress(folder.name, total=len(plan), completed=progress.step) as advance:
+        for positions in plan[progress.step :]:
+            if progress.stalled(section.patience):
+                break
+            numbers = stepper.step(progress.step, positions)
+            progress.step += 1
+            if log:
+                log.write(progress.step, **numbers, epoch=progress.step * section.epochs / len(plan))
+            loss, speed, rate = (numbers[name] for name in ("loss", "pairs_per_second", "learning_rate"))
+            advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {rate:.1e}")
+            if progress.step in evaluate_at:
+                with unsharded(accelerator, stepper.model):
+                    score = measure()
+                _record_score(progress, score, reranker, stepper.model, accelerator, folder, log)
+            if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
+                save_checkpoint(progress, accelerator, folder)
+    if log:
+        log.close()
+    accelerator.free_memory()  # free optimizer states and gradients before the next stage scores
+    return progress
+
+
+class _Stepper:
+    """Performs the optimizer steps of a training."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        groups: Sequence[Group],
+        planned: int,
+        reranker: Reranker,
+        tokenized: TokenizedCollection,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        folder: Path,
+    ) -> None:
+        self.section = recipe.train
+        self.groups = groups
+        self.planned = planned
+        self.accelerator = accelerator
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = prepare_model(accelerator, reranker, optimizer)
+        self.gradient_step = GradientStep(recipe.train, groups, reranker, tokenized, accelerator, self.model)
+        self.collection = tokenized.collection
+        self.folder = folder
+
+    def step(self, number: int, positions: Sequence[int]) -> dict[str, float]:
+        """Perform step `number` (from 0) on the groups at `positions`, and return the values to log.
+
+        Raises RunError, with unchanged weights, where the loss or a gradient is not finite.
+        """
+        started = time.monotonic()
+        factor = rate_factor(number, self.planned, self.section.warmup_share)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        loss, pairs = self.gradient_step.accumulate(positions)
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
+        # In fp16 gradients overflow now and then; the scaler skips such a step and lowers its scale.
+        if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(float(norm))):
+            self._stop_not_finite(number, positions, f"the loss is {loss} and the gradients' norm {float(norm)}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "loss": loss,
+            "pairs_per_second": round(pairs / (time.monotonic() - started), 2),
+            "padding": self.gradient_step.padding,
+            "learning_rate": self.peaks[0] * factor,
+        }
+
+    def _stop_not_finite(self, number: int, positions: Sequence[int], fault: str) -> NoReturn:
+        """Write the step's groups with their texts next to the stage folder, and raise RunError with advice."""
+        stage = self.folder.name
+        path = self.folder.with_name(f"not_finite-{stage}.json")
+        if processes.is_main():
+            write_json(path, [self.groups[position].described(self.collection) for position in positions])
+        self.accelerator.wait_for_everyone()
+        advice = f"lower {stage.partition('-')[0]}.learning_rate"
+        if self.gradient_step.reranker.precision != "fp32":
+            advice += ", or set train.precision=fp32"
+        raise RunError(f"{stage}: step {number + 1} is not finite: {fault}; its groups are in {path}; {advice}")
+
+
+def _record_score(
+    progress: Progress,
+    score: float,
+    reranker: Reranker,
+    model: nn.Module,
+    accelerator: Accelerator,
+    folder: Path,
+    log: Log | None,
+) -> None:
+    """Record a dev score, and save the model before the first step or when it is the best after it."""
+    is_best = score > max((earlier for _, earlier in progress.curve), default=-math.inf)
+    progress.curve.append((progress.step, score))
+    save = progress.step == 0 or score > progress.best_score
+    weights = full_weights(accelerator, model) if save else None
+    if save and progress.step:
+        progress.best_score, progress.best_step = score, progress.step
+    if processes.is_main():
+        if save:
+            reranker.save(pending_best(folder, progress.step) if progress.step else folder / START, weights)
+        assert log is not None
+        log.write(progress.step, dev_score=score)
+        console.stage(folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if is_best else ''}")
+    accelerator.wait_for_everyone()
