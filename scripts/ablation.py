@@ -28,15 +28,16 @@ from unittest.mock import patch
 import numpy as np
 from transformers import AutoModel, AutoTokenizer
 
-from trainer import mine, models
 from trainer.data import Collection, fingerprint_data
+from trainer.data.groups import Group
 from trainer.errors import TrainerError
-from trainer.groups import Group
-from trainer.interaction import InteractionConfig
+from trainer.mining import Mined, sample
+from trainer.model.interaction import InteractionConfig
+from trainer.model_files import references
 from trainer.pipeline import run
-from trainer.precision import machine
 from trainer.recipe import Recipe, load_recipe
-from trainer.runs import fingerprint, read_json, remove
+from trainer.runtime.precision import machine
+from trainer.runtime.run_folder import json_sha256, read_json, remove
 
 ROOT = Path(__file__).parents[1]
 TESTED = ("defaults", "fp32")
@@ -70,9 +71,9 @@ def with_missed(group: Group, collection: Collection) -> Group:
     )
 
 
-def mine_with_missed(section: Any, collection: Collection, *others: Any, **options: Any) -> mine.Mined:
+def mine_with_missed(section: Any, collection: Collection, *others: Any, **options: Any) -> Mined:
     """Mine as the recipe says, and add to each list the positives that the first stage missed."""
-    mined = mine.draw.mine(section, collection, *others, **options)
+    mined = sample.mine(section, collection, *others, **options)
     return replace(mined, groups=[with_missed(group, collection) for group in mined.groups])
 
 
@@ -87,8 +88,8 @@ class Variant:
 
 VARIANTS = (
     Variant("defaults"),
-    Variant("loss-without-first-stage", patches={"trainer.train.head.first_stage_weight": no_weight}),
-    Variant("no-lexical-signals", patches={"trainer.reranker.heads.InteractionConfig": without_words}),
+    Variant("loss-without-first-stage", patches={"trainer.training.head_init.first_stage_weight": no_weight}),
+    Variant("no-lexical-signals", patches={"trainer.model.heads.InteractionConfig": without_words}),
     Variant("draws", ("mine.groups=draws",)),
     Variant("rate-3e-5", ("train.learning_rate=3.0e-5",)),
     Variant("fp32", ("train.precision=fp32",)),
@@ -99,7 +100,7 @@ VARIANTS = (
     Variant("frozen-layers", ("train.frozen_layers=2",)),
     Variant("suspects-left-out", ("mine.max_share_of_positive=0.95",)),
     Variant("depth-30", ("reranker.depth=30",)),
-    Variant("missed-positives-added", patches={"trainer.mine.mine": mine_with_missed}),
+    Variant("missed-positives-added", patches={"trainer.mining.mine": mine_with_missed}),
     Variant("lists-of-8", ("mine.list_size=8",)),
 )
 
@@ -118,7 +119,7 @@ class Ablation:
     @property
     def setting(self) -> str:
         """Fingerprint of what the defaults are here; only rows of the same setting are compared."""
-        return fingerprint(_settings(self._load(["data.path=."])), *self._sizes)[:12]
+        return json_sha256(_settings(self._load(["data.path=."])), *self._sizes)[:12]
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
@@ -133,7 +134,7 @@ class Ablation:
         overrides = [f"name={name}-{variant.name}-{seed}", f"seed={seed}", *data, *variant.overrides]
         recipe = self._load(overrides)
         key = {"collection": name, "variant": variant.name, "seed": seed, "setting": self.setting}
-        key["recipe"] = fingerprint(_settings(recipe), fingerprint_data(recipe.data), *self._sizes)[:12]
+        key["recipe"] = json_sha256(_settings(recipe), fingerprint_data(recipe.data), *self._sizes)[:12]
         for row in read_rows(self.file):
             if key.items() <= row.items():
                 return row
@@ -183,7 +184,7 @@ def draw_queries(path: Path, most: int, seed: int) -> list[str]:
 
 def cut(reference: str, layers: int, folder: Path) -> Path:
     """Return the folder of a base without its layers above the lowest so many, made if it is not there."""
-    source = models.locate(reference)
+    source = references.locate(reference)
     target = folder / f"{source.parent.name}-{source.name}-{layers}"
     if not target.is_dir():
         partial = target.with_name(f"{target.name}.partial")

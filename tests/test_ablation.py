@@ -6,7 +6,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from trainer.groups import Group
+from trainer.data.groups import Group
 
 
 @pytest.fixture
