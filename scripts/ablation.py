@@ -50,7 +50,8 @@ Row = dict[str, Any]
 
 def without_words(**settings: Any) -> InteractionConfig:
     """Return the configuration of an interaction head without lexical signals."""
-    return InteractionConfig(**settings | {"lexical": False})
+    settings["lexical"] = False
+    return InteractionConfig(**settings)
 
 
 def no_weight(*_: Any) -> float:
