@@ -310,7 +310,9 @@ class Drift:
 @pytest.mark.parametrize("amount", [-0.01, float("nan")])
 def test_a_folder_that_transformers_reads_differently_is_not_kept(tiny, tmp_path, amount):
     reranker = Drift("transformers", amount).of(trained(tiny["reranker"]))
-    with pytest.raises(ExportError, match=r"transformers does not read.*(1\.0e-02|inf), more than the 0\.001 of rounding errors"):
+    with pytest.raises(
+        ExportError, match=r"transformers does not read.*(1\.0e-02|inf), more than the 0\.001 of rounding errors"
+    ):
         export(reranker, make_recipe(tiny["reranker"]), make_results(), PAIRS, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -129,7 +129,12 @@ def test_texts_and_ids_survive_as_they_are():
             {},
             ["documents['a\\tb']: an id", "queries['q\\n']", "'1' is on line"],
         ),
-        ({"a": "text"}, {"q": "why"}, {"test": {"q": {"a": 0}}}, ["qrels['test']: no judgement above 0, so test has no relevant document"]),
+        (
+            {"a": "text"},
+            {"q": "why"},
+            {"test": {"q": {"a": 0}}},
+            ["qrels['test']: no judgement above 0, so test has no relevant document"],
+        ),
         ({}, {}, {}, ["documents: holds no readable document", "queries: holds no readable query"]),
     ],
 )
