@@ -133,7 +133,7 @@ def test_texts_and_ids_survive_as_they_are():
             {"a": "text"},
             {"q": "why"},
             {"test": {"q": {"a": 0}}},
-            ["qrels['test']: no judgement above 0, so test has no relevant document"],
+            ["qrels['test']: no judgement above 0, so test"],
         ),
         ({}, {}, {}, ["documents: holds no readable document", "queries: holds no readable query"]),
     ],

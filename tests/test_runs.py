@@ -580,7 +580,7 @@ def test_later_stages_that_do_not_run_again_are_named(finished, small, tmp_path,
         in capsys.readouterr().out
     )
     run(small("mine.last_rank=20"), runs, until="evaluate")
-    assert "results of other inputs, not run again yet (see their recipe.json): export" in capsys.readouterr().out
+    assert f"{stale}: export" in capsys.readouterr().out
 
 
 # Smaller promises.
