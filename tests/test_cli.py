@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import pytest
 from typer.main import get_command
@@ -18,7 +18,6 @@ from typer.main import get_command
 from trainer import __version__
 from trainer.commands.apps import EXIT_CODES
 from trainer.commands.cli import _guarded, reranker_app, reranker_command, train_app, train_command
-from trainer.commands.recipe_commands import Until
 from trainer.errors import DataError, NotBetterError
 from trainer.pipeline import PUSH, STAGES
 from trainer.recipe import Recipe, schema_table, sections
@@ -404,8 +403,11 @@ def test_reranker_alone_lists_its_commands(call):
         assert re.search(rf"\b{command} ", answer.out + answer.err)
 
 
-def test_until_takes_every_stage_and_the_upload():
-    assert get_args(Until) == (*dict.fromkeys(stage.name for stage in STAGES), PUSH)
+def test_an_unknown_stage_is_refused_with_the_names_of_all(call, recipe_file):
+    answer = call("reranker", "run", recipe_file, "--until", "vocab")
+    assert answer.code == 2
+    assert "'vocab' is not a stage; " in answer.err.replace("\n", " ")
+    assert all(name in answer.err for name in (*{stage.name for stage in STAGES}, PUSH))
 
 
 @pytest.mark.parametrize("step", [["retrieve"], ["run", "--until", "retrieve"]])

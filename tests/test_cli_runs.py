@@ -449,6 +449,8 @@ def untidy(runs, run, tiny, shared_beir) -> dict[str, Path]:
     for folder in (*gone.values(), *kept):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "file").write_text("x" * 1000)
+    for stage in ("older stage", "damaged stage"):
+        (gone[stage] / "file").rename(gone[stage] / "recipe.json")  # by which a stage's folder is known
     shutil.copy(run / "mine/begun.json", runs / "other/mine/begun.json")
     return gone
 

@@ -74,7 +74,12 @@ def test_imports_run_down(room):
         assert not upward, f"{path.relative_to(PACKAGE)} (floor {FLOOR[room]}) imports {upward}"
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).is_dir()])
+def test_stages_never_import_each_other():
+    for path in files("stages"):
+        assert not {other for other in imports(path) if other.split(".")[0] == "stages"}, path.name
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).is_dir() and room != "stages"])
 def test_imports_inside_a_room_run_down_in_the_order_that_its_docstring_gives(room):
     said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
     inside = {path.stem: path for path in files(room) if path.stem != "__init__"}

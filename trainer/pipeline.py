@@ -130,7 +130,9 @@ def push(recipe: Recipe | Run, runs: Path | str = "runs", *, dry_run: bool = Fal
 def _require_stage(until: str, recipe: Recipe) -> None:
     names = [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
     if until not in names:
-        raise RecipeError(f"until: {until!r} is not a stage{did_you_mean(until, names)}")
+        raise RecipeError(
+            f"until: {until!r} is not a stage{did_you_mean(until, names)}; the stages are {', '.join(names)}"
+        )
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
 

@@ -22,7 +22,7 @@ from trainer.model_files import references
 from trainer.runtime import console
 from trainer.runtime.lock import hold, is_held
 from trainer.runtime.run_folder import CONTENT, json_sha256, read_record, remove
-from trainer.runtime.verify import WORK
+from trainer.runtime.verify import RECORDS, WORK
 
 CACHES = (".embeddings", ".teachers")
 PRECISIONS: tuple[list[str], ...] = ([], ["bf16"], ["fp16"])  # fp32 has no name of its own
@@ -93,6 +93,8 @@ def _is_moved_aside(path: Path) -> bool:
     """
     found = MOVED_ASIDE.fullmatch(path.name)
     if found is None or path.is_symlink() or not path.is_dir():
+        return False
+    if not any((path / name).exists() for name in RECORDS):  # a folder of the user, whose name looks like one of ours
         return False
     return (path / "done.json").exists() or not path.with_name(found[1]).is_symlink()
 

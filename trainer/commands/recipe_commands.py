@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,8 +27,7 @@ from trainer.runtime import console, processes
 if TYPE_CHECKING:
     from trainer.context.result import RunResult
 
-Until = Literal["data", "retrieve", "mine", "train", "distil", "evaluate", "export", "push"]
-STEPS: tuple[Until, ...] = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # once commands of their own
+STEPS = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # once commands of their own
 MEASURED = ("evaluate", "export", "push")  # ends of a run after which there is a verdict
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
 RECIPES = "Recipes"
@@ -37,8 +36,16 @@ Verbose = Annotated[
 ]
 
 
+def _stages(begun: str) -> list[str]:
+    """Return the stages whose names begin with what was typed, for the shell."""
+    from trainer.pipeline import PUSH, STAGES
+
+    names = [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
+    return [name for name in names if name.startswith(begun)]
+
+
 def _carry_out(
-    recipe_file: Path, overrides: list[str] | None, runs: Path, until: Until, force: bool, verbose: bool
+    recipe_file: Path, overrides: list[str] | None, runs: Path, until: str, force: bool, verbose: bool
 ) -> None:
     from trainer.recipe import load_recipe
     from trainer.runtime.launch import sharing_errors
@@ -58,7 +65,7 @@ def _carry_out(
         _conclude(result, until, f"train {quote(str(recipe_file))}")
 
 
-def _conclude(result: RunResult, until: Until, whole: str) -> None:
+def _conclude(result: RunResult, until: str, whole: str) -> None:
     """Print where a run that was to stop early stopped; print the verdict again for those who see nothing else."""
     if console.console.quiet and until in MEASURED:
         with despite_quiet():
@@ -91,8 +98,13 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     until: Annotated[
-        Until,
-        typer.Option(help="The last stage to carry out. The model is uploaded only with push, the default."),
+        str,
+        typer.Option(
+            help="The last stage to carry out, e.g. retrieve, mine, train or export. "
+            "The model is uploaded only with push, the default.",
+            metavar="STAGE",
+            autocompletion=_stages,
+        ),
     ] = "push",
     runs: Runs = Path("runs"),
     force: Force = False,
@@ -102,7 +114,7 @@ def run(
     _carry_out(recipe, overrides, runs, until, force, verbose)
 
 
-def _add_step(until: Until) -> None:
+def _add_step(until: str) -> None:
     """Keep the old name of `reranker run --until STAGE`."""
 
     def step(

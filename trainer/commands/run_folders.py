@@ -20,9 +20,8 @@ from trainer.runtime.verify import RECORDS
 if TYPE_CHECKING:
     from trainer.recipe import Data, Recipe
 
-_STAGE = r"(data|retrieve|mine|train|mine-2|train-2|distil|evaluate|export)"
-STAGE = re.compile(_STAGE)
-MOVED_ASIDE = re.compile(rf"{_STAGE}\.([0-9a-f]{{8}}|{DAMAGED})")
+STAGE = re.compile(r"[a-z][a-z0-9_-]*")
+MOVED_ASIDE = re.compile(rf"({STAGE.pattern})\.([0-9a-f]{{8}}|{DAMAGED})")
 
 
 def stages_of(folder: Path) -> list[Path]:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 
+from trainer.data import Collection
 from trainer.evaluation.statistics import Interval
 from trainer.model.calibration import Calibration, Platt
 from trainer.retriever import NOTHING, Candidates
+from trainer.runtime.run_folder import write_json
 
 BINS = 10  # of the reliability diagram and of ECE, with equally many pairs
 RESAMPLES = 1000
 FEWEST = 20  # positive and negative pairs of dev without which nothing is fitted
 SEPARATES = 0.7  # AUC that the lower end of its interval has to reach for a threshold to be of use
+ON_TEST = "calibration_test.json"  # in the folder of an evaluation
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -84,6 +88,38 @@ class Calibrated:
         intervals = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Interval)}
         lists = {"bins": [one._asdict() for one in self.bins], "thresholds": [one._asdict() for one in self.thresholds]}
         return {"separates": self.separates, **intervals, **lists}
+
+
+def calibrate(
+    collection: Collection,
+    candidates: Mapping[str, Candidates],
+    dev: np.ndarray,
+    test: np.ndarray,
+    seed: int,
+    folder: Path,
+) -> str:
+    """Fit the calibration of a model's dev scores and measure it on test; return a sentence on what came out.
+
+    `candidates` are those of dev and test that are reranked, `dev` and `test` the model's scores of them. Write
+    calibration.json, which goes with the model, and calibration_test.json, unless dev is too small.
+    """
+    pairs = {
+        split: Pairs.of(candidates[split], scores, collection.qrels[split])
+        for split, scores in (("dev", dev), ("test", test))
+    }
+    calibration = fit(pairs["dev"], collection.relevant_from)
+    if calibration is None:
+        return (
+            f"scores are not calibrated: dev has too few judged documents (at least {FEWEST} relevant ones are needed)"
+        )
+    calibration.save(folder)
+    on_test = measure(calibration, pairs["test"], collection.relevant_from, seed)
+    write_json(folder / ON_TEST, on_test.described())
+    error = f"calibration error on test {on_test.ece.mean:.3f}, {on_test.uncalibrated_ece.mean:.3f} without"
+    if on_test.separates:
+        return f"scores are calibrated on dev: {error}; AUC {on_test.auc.mean:.3f}"
+    low = f"AUC {on_test.auc.mean:.3f}, lower end {on_test.auc.low:.3f}"
+    return f"scores are calibrated on dev: {error}; no threshold separates relevant documents well enough ({low})"
 
 
 def fit(pairs: Pairs, relevant_from: int = 1) -> Calibration | None:

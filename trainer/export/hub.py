@@ -29,6 +29,7 @@ EXPORTED = [
     "model*.safetensors",
     "model.safetensors.index.json",
     "config.json",
+    "calibration.json",
     "fusion.json",
     "tokenizer*",
     "special_tokens_map.json",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.lazy import face
 
 if TYPE_CHECKING:
+    from trainer.model.calibration import Calibration as Calibration
     from trainer.model.fusion import Fusion as Fusion
     from trainer.model.heads import with_classifier as with_classifier
     from trainer.model.reranker import Ranked as Ranked

@@ -30,6 +30,8 @@ from trainer.model.batching import (
     buckets,
     prefetch,
 )
+from trainer.model.calibration import FILE as CALIBRATION_FILE
+from trainer.model.calibration import Calibration
 from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
@@ -87,6 +89,7 @@ class Reranker:
         keep_logits_exact(model)
         self.compute_in(precision)
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
+        self.calibration: Calibration | None = None  # curves from scores to probabilities, where the model has them
         self.fusion: Fusion | None = None  # weights of first-stage scores, where the model has them
         self._warned = False
 
@@ -124,6 +127,7 @@ class Reranker:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
         reranker = cls(model.to(target).eval(), tokenizer, max_length or saved)
         reranker.fusion = Fusion.load(folder)
+        reranker.calibration = Calibration.load(folder)
         if precision == "auto":
             reranker.compute_in(fastest(reranker.device) or faster(reranker.bf16_speedup()))
         else:
@@ -190,6 +194,18 @@ class Reranker:
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         tokens = dict(zip(texts, self.pairs.tokenize(texts), strict=True))
         return self.score_tokens([(tokens[query], tokens[document]) for query, document in pairs])
+
+    def probability(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+        """Return the probability (pairs,) float64 that each document would be judged relevant to its query.
+
+        They are calibrated on dev, in the order of the scores. Raises ModelError where the model has no calibration.
+        """
+        if self.calibration is None:
+            raise ModelError(
+                f"probability: this model has no {CALIBRATION_FILE}; use score(), or export the model with `train`, "
+                "which fits it where dev has enough judged documents"
+            )
+        return self.calibration.relevant.probability(self.score(pairs))
 
     def rank(
         self,
@@ -323,6 +339,8 @@ class Reranker:
         self.tokenizer.save_pretrained(partial)
         if self.fusion is not None:
             self.fusion.save(partial)
+        if self.calibration is not None:
+            self.calibration.save(partial)
         readable = (partial / "config.json").stat().st_mode  # which follows the umask
         for path in partial.glob("*.safetensors"):
             path.chmod(readable)  # safetensors writes files that only their owner can read

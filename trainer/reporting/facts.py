@@ -21,7 +21,6 @@ from trainer.reporting.depths import FILE as DEPTHS
 from trainer.reporting.queries import NOT_RETRIEVED, TOP, main_metric, read_queries, shipped_system
 from trainer.runtime.run_folder import read_json, read_record
 
-STAGES = ("data", "retrieve", "mine", "train", "mine-2", "train-2", "distil", "evaluate")
 MOST_SHOWN = 50  # likely false negatives in a report
 FEW_QUERIES = 50  # below this number a difference of means says little
 MORE_UNJUDGED = 0.02  # increase of the share of unjudged documents over the first stage that is a warning
@@ -78,7 +77,11 @@ class Facts:
         if not (self.evaluate / "results.json").is_file():
             raise RunError(f"{run}: has no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
         self.results: dict[str, Any] = read_json(self.evaluate / "results.json")
-        self.notes = {stage: notes for stage in STAGES if (notes := read_record(run / stage / "done.json"))}
+        done = sorted(run.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns)
+        # A name with a dot is that of a stage moved aside; the export comes after the report.
+        stages = {path.parent.name: path for path in done}
+        stages = {name: path for name, path in stages.items() if "." not in name and name != "export"}
+        self.notes = {stage: notes for stage, path in stages.items() if (notes := read_record(path))}
         # Documents are most of a record; `documents_of` reads those that are shown.
         records = ({key: record[key] for key in record if key != "documents"} for record in read_queries(self.evaluate))
         self.queries = sorted(records, key=lambda record: (self.gain_of(record), record["id"]))

@@ -16,7 +16,7 @@ class Evaluate(Stage):
     """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
-    version = 7
+    version = 8
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -48,6 +48,15 @@ class Evaluate(Stage):
         options = {"default": default, "release": release}
         evaluation.evaluate(collection, "test", candidates, test, metrics, seed, folder, **options)
         reporting.write_details(collection, folder, seed)
+        calibrated = evaluation.calibrate(
+            collection,
+            {"dev": run.reranked("dev"), "test": run.reranked("test")},
+            dev[shipped],
+            test[shipped],
+            seed,
+            folder,
+        )
+        console.stage("evaluate", calibrated)
         weighted = evaluation.describe(weights)
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
         values = {"dev": means, "verdict": release.verdict, "judged": release.sentence}

@@ -16,7 +16,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 4
+    version = 5
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -31,6 +31,7 @@ class Export(Stage):
         )
         evaluated = run.folder / "evaluate"
         reranker.fusion = model.Fusion.load(evaluated)
+        reranker.calibration = model.Calibration.load(evaluated)
         step = run.notes(run.exported)["best_step"]
         parity = export.export(reranker, run.recipe, evaluation.Results.load(evaluated), _some_pairs(run), folder, step)
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
