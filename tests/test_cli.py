@@ -412,7 +412,7 @@ def test_until_takes_every_stage_and_the_upload():
 def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path, step):
     answer = call("reranker", *step, recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
     assert answer.code == 0, answer.err
-    assert f"stopped after retrieve, as asked; train {recipe_file} carries out the rest" in answer.out
+    assert f"stopped after retrieve, as requested; to continue: train {recipe_file}" in answer.out
     assert "bm25 (bm25 in english): 7 candidates for each" in answer.out
     left = {path.name for path in (tmp_path / "elsewhere/tiny").iterdir()}
     assert {"data", "retrieve"} <= left
@@ -435,7 +435,7 @@ def test_the_step_export_uploads_nothing_also_where_the_recipe_has_the_section(c
     line = [recipe, "push.repository=me/model", "--force", "--runs", runs]
     answer = call("reranker", *step, *line)
     assert (answer.code, answer.err) == (0, "")
-    assert f"nothing was uploaded; reranker push {runs / 'exported'} does that" in answer.out
+    assert f"nothing was uploaded; to upload: reranker push {runs / 'exported'}" in answer.out
     assert call("train", *line).err.startswith("push: ")  # the whole run asks for a token, or for the network
 
 

@@ -459,7 +459,7 @@ def test_clean_lists_what_can_be_deleted_and_deletes_nothing(reranker, untidy, r
     assert (answer.code, answer.err) == (0, "")
     for path in untidy.values():
         assert re.search(rf"{re.escape(str(path))} +[│|] +1.0 kB", answer.out)
-    assert "5.0 kB can be freed; nothing was deleted, --yes does that" in answer.out
+    assert "5.0 kB can be freed; nothing was deleted; to delete it: --yes" in answer.out
     assert re.search(r"other .*unfinished, kept to continue from: mine \(", answer.out)
     assert files(runs) == before
 
