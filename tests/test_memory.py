@@ -391,7 +391,7 @@ def test_wrong_arguments_are_refused(collection, model, tiny):
         (ValueError, "'validation' is no split", lambda: evaluate(collection, model, {}, split="validation")),
         (ValueError, "depth must be 1 or more", lambda: evaluate(collection, model, {}, depth=0)),
         (ValueError, "nDCG@ten", lambda: evaluate(collection, model, {}, metrics=["nDCG@ten"])),
-        (TypeError, r"mine\(\) does not read rounds", lambda: mine(collection, rounds=2)),
+        (TypeError, r"mine\(\) does not use rounds", lambda: mine(collection, rounds=2)),
         (ValueError, "negative_per_positive", lambda: mine(collection, negative_per_positive=2)),
         (ValueError, "bm25_share needs two engines", lambda: mine(collection, overlap("train"), bm25_share=0.5)),
     ]:

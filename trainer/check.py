@@ -83,7 +83,7 @@ def _read_cache(path: Path, fingerprint: str) -> Summary | None:
 
 
 def _mining_problems(summary: Summary, recipe: Recipe) -> list[str]:
-    """Return the problems by which no train query can have a negative, as far as they are known before retrieval."""
+    """Return the problems, known before retrieval, because of which no train query can have a negative."""
     section = recipe.mine
     if summary.judged_negatives:
         return []

@@ -50,7 +50,7 @@ STAGES: Sequence[Stage] = [
     Evaluate(),
     Export(),
 ]
-PUSH = "push"  # what `until` calls the end of a whole run
+PUSH = "push"  # the value of `until` for a complete run
 
 
 @explained
@@ -59,7 +59,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
 
     The model is uploaded only where the recipe has the section `push` and `until` is push, as it is by default. A model
     that is worse on dev is not exported, and one that is not shown to be better is not pushed, unless `force` is set;
-    the result has the reason. Raise TrainerError for problems that the user can fix.
+    the result holds the error. Raise TrainerError for problems that the user can fix.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
@@ -81,7 +81,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
                 to_hub.upload(opened, dry_run=False)
         except NotBetterError as error:
             refused = error
-    return RunResult(folder.absolute(), refused)  # it is read later, perhaps from another working directory
+    return RunResult(folder.absolute(), refused)  # the working directory may change before the result is read
 
 
 def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:
@@ -136,11 +136,11 @@ def _require_stage(until: str, recipe: Recipe) -> None:
 
 
 def _report_stale(run: Run, stages: Sequence[Stage]) -> None:
-    """Warn of later stages that were finished with other inputs than this recipe's."""
+    """Warn about later stages whose results were made from other inputs than this recipe's."""
     records = [run.records[stage.folder] for stage in stages]
     stale = [one.folder.name for one in records if (one.folder / "done.json").exists() and one.done is None]
     if stale:
-        console.warn("run", f"results of other inputs, not run again yet (see their recipe.json): {', '.join(stale)}")
+        console.warn("run", f"out of date, made from other inputs (see recipe.json in each): {', '.join(stale)}")
 
 
 def _refuse_judgements_in_a_stage(recipe: Recipe, folder: Path) -> None:

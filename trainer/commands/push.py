@@ -54,5 +54,5 @@ def _require_verdict(folder: Path) -> None:
     notes = read_record(folder / "evaluate" / "done.json")
     if notes and not all(isinstance(notes.get(key), str) for key in ("verdict", "judged")):
         raise RunError(
-            f"push: {folder / 'evaluate'} holds no verdict on the model (an older version wrote it); run the recipe again"
+            f"push: {folder / 'evaluate'} holds no verdict (it is by an older version); run the recipe again"
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class RunResult:
     """A finished run, read from its folder.
 
-    `refused` is the error of a model that was not shown to be better; None where that was forced.
+    `refused` is the error of the release gate, if it stopped the export or the push; it never does with `force`.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class RunResult:
         """A dict for each test query, with texts, ranks and scores; raises RunError before evaluation."""
         from trainer.reporting.queries import read_queries
 
-        _ = self.results  # an error here says more than that of a missing file
+        _ = self.results  # raises a clearer error than that of a missing file
         return list(read_queries(self.folder / "evaluate"))
 
     @property
@@ -52,7 +52,7 @@ class RunResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the model was shown to be better, so that it may leave."""
+        """Whether the model was shown to be better, so that it may be pushed."""
         from trainer.evaluation.gate import passes
 
         return passes(self.verdict)

@@ -43,7 +43,7 @@ class Fusion:
 
     @classmethod
     def load(cls, folder: Path) -> Fusion | None:
-        """Return the weights in a model folder, None without the file; raises ModelError for any other file."""
+        """Return the weights in a model folder, None without the file; raises ModelError for an invalid file."""
         content = read_record(folder / FILE)
         if content is None:
             return None

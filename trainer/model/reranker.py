@@ -140,9 +140,9 @@ class Reranker:
         self.pairs = PairEncoder(self.tokenizer, max_length)
 
     def bf16_speedup(self, training: bool = False) -> float:
-        """Measure how many times as fast this model scores, or learns, in bf16 as in fp32, on pairs of random tokens.
+        """Return the speedup of bf16 over fp32 in scoring, or in training, measured on pairs of random tokens.
 
-        The pairs have many lengths and come in buckets as real ones do: bf16 gains less in small batches.
+        The pairs have different lengths and share buckets like real ones, because bf16 gains less in small batches.
         """
         ids = np.random.default_rng(0).integers(self.model.config.vocab_size, size=self.max_length, dtype=np.int32)
         lengths = np.linspace(self.max_length / 4, self.max_length, MEASURED_PAIRS).astype(int).tolist()
@@ -167,12 +167,12 @@ class Reranker:
 
     @property
     def max_length(self) -> int:
-        """Return how many tokens of query and document together are read."""
+        """Return the maximum number of tokens of a query and document together."""
         return self.pairs.max_length
 
     @property
     def is_interaction(self) -> bool:
-        """Return whether the interaction head scores, and not the standard classifier."""
+        """Return whether the model has the interaction head, and not a standard classifier."""
         return isinstance(self.model, InteractionForSequenceClassification)
 
     def buckets(self, sizes: Sequence[int], most: int | None = None, training: bool = False) -> list[list[int]]:
@@ -184,7 +184,7 @@ class Reranker:
     def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
         """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.
 
-        Raises TypeError for what is not a list of pairs of texts.
+        Raises TypeError unless `pairs` is a list of pairs of texts.
         """
         pairs = as_pairs(pairs)
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
@@ -204,8 +204,8 @@ class Reranker:
 
         With `first_stage_scores` (one for each document), or with `first_stage="order"` (the documents come in the
         first stage's order), each score is the fusion of the model's score with the first stage's. Otherwise it is the
-        model's alone. Raises TypeError or ValueError for arguments that do not fit, and ModelError where the model has
-        no weights for the fusion.
+        model's alone. Raises TypeError or ValueError for invalid arguments, and ModelError if the model has no
+        weights for the fusion.
         """
         documents = as_texts(query, documents)
         require_top_k(top_k)
@@ -222,9 +222,9 @@ class Reranker:
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
 
     def _fusion_for(self, is_asked: bool) -> Fusion | None:
-        """Return the weights of the fusion; raises ModelError where it is requested and there are none.
+        """Return the weights of the fusion; raises ModelError if fusion is requested and the model has none.
 
-        Warns once where it is not requested although this model is better than the first stage only with it.
+        Warns once if fusion is not requested although the model is better than the first stage only with it.
         """
         if is_asked and self.fusion is None:
             raise ModelError(
@@ -247,7 +247,7 @@ class Reranker:
     def score_chunks(
         self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: str | None = None
     ) -> np.ndarray:
-        """Return the same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
+        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored."""
         return self._over_chunks(chunks, total, packing.logits, note)
 
     def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
@@ -275,7 +275,7 @@ class Reranker:
     def _over_buckets(
         self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Compute, advance: Callable[..., None]
     ) -> Tensor:
-        """`compute` of one chunk's pairs, in smaller buckets from where the memory did not suffice."""
+        """Return the result of `compute` for a chunk's pairs; when memory runs out, continue in smaller buckets."""
         sizes = [self.pairs.size(pair) for pair in pairs]
         waiting = self.buckets(sizes)
         parts, order = [], []
@@ -293,19 +293,17 @@ class Reranker:
         return torch.cat(parts)[torch.tensor(order).argsort().to(self.model.device)]
 
     def _shrink_buckets(self, sizes: Sequence[int]) -> None:
-        """Halve the batches after a lack of memory; raises ModelError where a single pair did not fit."""
+        """Halve the batch size after running out of memory; raises ModelError if the batch was a single pair."""
         if len(sizes) == 1:
-            raise ModelError(
-                f"reranker.max_length: memory does not suffice for one pair of {sizes[0]} tokens; lower it"
-            )
+            raise ModelError(f"reranker.max_length: out of memory with a single pair of {sizes[0]} tokens; lower it")
         self.tokens_per_bucket = len(sizes) * max(sizes) // 2
-        warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
+        warn("score", f"out of memory: continuing with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write weights (the model's own unless they are given), configuration, tokenizer and fusion weights.
 
-        A process that is killed leaves the old folder or the new one. Between two renames the old one is called
-        `.NAME.old`; the next save first gives it its name back.
+        The folder is replaced by two renames. A process that is killed between them leaves the old folder as
+        `.NAME.old`, and the next save renames it back first.
         """
         partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
         if old.exists() and not folder.exists():
@@ -314,10 +312,10 @@ class Reranker:
             remove(left_over)
         partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
-        for local in ("is_local", "local_files_only"):  # how it was loaded here does not belong in the folder
+        for local in ("is_local", "local_files_only"):  # settings of loading it here, not of the tokenizer
             self.tokenizer.init_kwargs.pop(local, None)
         backend: Any = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # a length stays set after tokenizing with it
+        backend.no_truncation()  # tokenizing with truncation leaves it switched on
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)
@@ -349,6 +347,6 @@ class ScoringModel(nn.Module):
         self.precision: Precision = reranker.precision
 
     def forward(self, batches: Batches) -> Tensor:
-        """Logits (pairs of all batches,) float32."""
+        """Return the logits (pairs of all batches,) float32."""
         with autocast(self.model.device, self.precision):
             return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches.parts])

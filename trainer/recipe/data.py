@@ -138,16 +138,16 @@ class Data(Section):
         )
 
     def keep(self, files: object) -> None:
-        """Hold the temporary files of a collection from memory, so that they last as long as this section."""
+        """Keep the temporary files of a collection from memory until this section is deleted."""
         self._temporary = files
 
     @property
     def is_temporary(self) -> bool:
-        """Whether `path` leads to temporary files, which end with this section."""
+        """Whether `path` names temporary files, which are deleted with this section."""
         return self._temporary is not None
 
     def moved(self, path: Path) -> Data:
-        """Return the section with a path to files that stay."""
+        """Return the section with the path of permanent files."""
         section = self.model_copy(update={"path": path})
         section._temporary = None
         return section

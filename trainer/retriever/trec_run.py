@@ -1,4 +1,4 @@
-"""The user's own search engine as first stage: its TREC run, or the same as a dict."""
+"""The results of the user's own search engine as first stage: a TREC run, or a dict."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ranking_of_dict(
 ) -> RankedLists:
     """Return the ranking of the `wanted` query rows from {query id: {document id: score}}; raises DataError.
 
-    A query for which nothing was found has an empty dict; queries of other splits may be there too.
+    A query without results has an empty dict. Queries of other splits are allowed.
     """
     faults = Faults()
     queries, documents = ({identity: row for row, identity in enumerate(ids)} for ids in (query_ids, document_ids))
@@ -85,7 +85,7 @@ def ranking_of_dict(
 def _checked(
     scores: Mapping[str, float], documents: Mapping[str, int], place: str, faults: Faults
 ) -> list[tuple[float, int, int]]:
-    """Return (negated score, position, document row) of each document, without those that are noted as faults."""
+    """Return (negated score, position, document row) of each valid document; invalid ones are added to the faults."""
     found = []
     for position, (given, score) in enumerate(scores.items()):
         here, document = f"{place}[{given!r}]", documents.get(str(given).strip())

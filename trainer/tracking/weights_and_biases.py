@@ -83,9 +83,9 @@ def _settings() -> Any:
 
 
 def _run_id(folder: Path, resumed: bool) -> str:
-    """Return the id of this training's W&B run, which its folder keeps for when the training is resumed.
+    """Return the id of this training's W&B run, saved in its folder so that a resumed training continues the same run.
 
-    A training that is not resumed gets a new random id, so that it never continues another one's run.
+    A training that is not resumed gets a new random id, so that it never adds to the run of another training.
     """
     path = folder / "wandb-id.txt"
     if resumed and path.is_file() and (saved := path.read_text(encoding="utf-8", errors="replace").strip()).isalnum():
