@@ -196,7 +196,7 @@ def test_train_with_bad_data_ends_with_2_and_no_traceback(command, recipe_file, 
     ("line", "said"),
     [
         ("train nowhere.yaml", "nowhere.yaml: no such recipe"),
-        ("train RECIPE train.epochs", "command line: 'train.epochs' is no override"),
+        ("train RECIPE train.epochs", "command line: 'train.epochs' is not an override"),
         ("train RECIPE trian.epochs=3", "command line: trian: no such key; did you mean train?"),
         ("train RECIPE data.path=nowhere", "nowhere: no such folder"),
         ("train RECIPE reranker.model=./nowhere", "model './nowhere': no such folder"),

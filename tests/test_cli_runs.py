@@ -304,7 +304,7 @@ def test_what_is_no_run_is_told_in_one_sentence(reranker, runs, run, tmp_path, m
     near = "no such recipe and no such run; did you mean runs/exported?"
     assert_one_sentence(reranker(command, "exportde"), f"exportde: {near}")
     assert_one_sentence(reranker(command, "runs/exporte"), f"runs/exporte: {near}")
-    assert_one_sentence(reranker(command, "empty"), "empty: is not the folder of a run; no stage of a run lies in it")
+    assert_one_sentence(reranker(command, "empty"), "empty: is not the folder of a run; it has no stage of a run")
     assert_one_sentence(reranker(command, "runs"), "runs: is not the folder of a run; it holds the runs runs/exported;")
 
 

@@ -109,7 +109,7 @@ def evaluate(
 def _candidates(collection: Collection, split: str, first_stage: FirstStage | None, runs: Path | str) -> Candidates:
     """Return the candidates of a split's queries; raises DataError where none of them has a positive."""
     if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is no split{did_you_mean(split, SPLITS)}")
+        raise ValueError(f"split: {split!r} is not a split{did_you_mean(split, SPLITS)}")
     if not collection.answerable(split):
         raise DataError(f"{split}: no query of this split has a relevant document; give its judgements in qrels")
     if isinstance(first_stage, Mapping):

@@ -130,11 +130,11 @@ def damage_named(folder: Path) -> Iterator[None]:
 
 
 def _require_run(folder: Path) -> None:
-    """Raise RunError for a folder that is no run folder, naming the runs in it, if any."""
+    """Raise RunError for a folder that is not a run folder, naming the runs in it, if any."""
     if is_run(folder):
         return
     inside = [str(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_run(path)]
-    hint = f"it holds the runs {', '.join(inside[:5])}" if inside else "no stage of a run lies in it"
+    hint = f"it holds the runs {', '.join(inside[:5])}" if inside else "it has no stage of a run"
     raise RunError(f"{folder}: is not the folder of a run; {hint}; name a run, e.g. runs/quickstart, or a recipe")
 
 

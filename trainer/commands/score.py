@@ -205,7 +205,7 @@ def _key_of(line: Mapping[str, Any]) -> str:
 
 
 def _passage(document: Any) -> str | None:
-    """Return title and text of a document, the input of the model; None if the value is no document."""
+    """Return title and text of a document, the input of the model; None if the value is not a document."""
     if isinstance(document, str):
         return document
     if isinstance(document, dict) and isinstance(document.get("text"), str):

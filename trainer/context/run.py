@@ -106,7 +106,7 @@ class Run:
         return processes.is_main()
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Call `work` in the main process, and return its result in all; a single process needs no torch for that."""
+        """Call `work` in the main process, and return its result in all; with one process torch is not imported."""
         if not processes.several():
             return work()
         from trainer.runtime.launch import on_main
@@ -156,7 +156,7 @@ class Run:
 
     @property
     def start(self) -> Path:
-        """Path of the model before training: the base model, with its head fitted where that is new."""
+        """Path of the model before training: the base model, with a fitted head if the head is new."""
         return self.best().with_name("start")
 
     # Data and candidates.

@@ -131,7 +131,7 @@ class Collection:
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
     {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
     (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
-    are that query itself, which are no candidates of it. Grades from `relevant_from` on mean relevant. `section` is the
+    are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `section` is the
     data section for a recipe, which only a collection from memory has.
     """
 

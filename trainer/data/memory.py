@@ -103,7 +103,7 @@ def _section(settings: Mapping[str, Any]) -> Data:
 
 def _sentence(line: Any) -> str:
     if line["type"] == "extra_forbidden":
-        return f"is no key of the section data{did_you_mean(str(line['loc'][-1]), Data.model_fields)}"
+        return f"is not a key of the section data{did_you_mean(str(line['loc'][-1]), Data.model_fields)}"
     return line["msg"].removeprefix("Value error, ")
 
 
@@ -126,7 +126,7 @@ def _judged(qrels: Mapping[Any, Any], faults: Faults) -> dict[str, list[Any]]:
     for split, judged in qrels.items():
         name = f"qrels[{split!r}]"
         if split not in SPLITS:
-            faults.add("unknown splits", name, f"is no split{did_you_mean(str(split), SPLITS)}")
+            faults.add("unknown splits", name, f"is not a split{did_you_mean(str(split), SPLITS)}")
         elif not isinstance(judged, Mapping):
             faults.add("broken judgements", name, f"must be {{query id: {{document id: grade}}}}, got {judged!r:.60}")
         else:

@@ -1,4 +1,4 @@
-"""Pairs that libraries are known to read differently: empty or truncated ones, and unusual characters."""
+"""Pairs that libraries are known to tokenise differently: empty or truncated texts, and unusual characters."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def rescale_to_logits(standardised: np.ndarray, logits: np.ndarray) -> np.ndarra
 def groups_by_teacher(candidates: Candidates, scores: np.ndarray) -> list[Group]:
     """Return a group for each query with at least two candidates, ordered by the teacher's scores (queries, depth).
 
-    Grades are reversed ranks and no judgements: of the losses only margin_mse reads them, and with them takes the
-    difference of every two documents.
+    Grades are reversed ranks, not judgements. Of the losses only margin_mse uses them: because all grades differ, it
+    compares every two documents.
     """
     groups = []
     for index, query in enumerate(candidates.queries.tolist()):

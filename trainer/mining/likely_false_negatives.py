@@ -27,7 +27,7 @@ def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collec
     These are the candidates filtered out as such, and negatives with a higher score than the query's best positive.
     """
     verdicts, candidates, lead = mined.verdicts, mined.verdicts.candidates, _lead(mined)
-    reasons = names(section) | {USABLE: "a negative, yet above the positive"}
+    reasons = names(section) | {USABLE: "used as a negative, but scored above the positive"}
     likely = np.isin(verdicts.reasons, LIKELY_FALSE_NEGATIVE) | mined.chosen & (lead > 0)
     pairs = np.argwhere(likely & verdicts.window)
     # A lead is unknown for near-duplicates of a positive; they come first.

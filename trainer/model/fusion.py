@@ -75,7 +75,7 @@ def fuse(scores: np.ndarray, first: np.ndarray, weight: float, found: np.ndarray
 def numbers_of_order(documents: int) -> np.ndarray:
     """Return substitutes for first-stage scores where only the order is known: -log2(1 + rank), rank from 1.
 
-    They fall as nDCG's discount does, fast at the top and slowly further down.
+    They decrease with the rank as nDCG's discount does, fast at the top and slowly further down.
     """
     return -np.log2(2.0 + np.arange(documents))
 

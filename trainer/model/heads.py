@@ -58,8 +58,8 @@ def with_interaction(
 def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """Return the standard `ForSequenceClassification` model with one label and the encoder weights of a folder.
 
-    With `config`, only the weights that fit it are loaded: the caller sets the encoder's weights afterwards, and the
-    head keeps those that the folder has.
+    With `config`, only weights of matching shapes are loaded: those of the head, if the folder has them. The caller
+    sets the encoder's weights afterwards.
     """
     options = {"num_labels": 1} if config is None else {"config": config}
     return weights.load(

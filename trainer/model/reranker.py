@@ -51,7 +51,7 @@ from trainer.runtime.run_folder import remove
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
 MEASURED_PAIRS = 12  # on which precisions are compared
-ALL_AT_ONCE = 1 << 40  # tokens: where nothing is padded, nothing is gained by another bucket
+ALL_AT_ONCE = 1 << 40  # tokens: packed batches have no padding, so more buckets save nothing
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class Reranker:
         if not is_asked and self.fusion is not None and not self.fusion.alone and not self._warned:
             self._warned = True
             warnings.warn(
-                "this model was shown to be better than the first stage only with the first stage's scores beside its "
-                "own; pass first_stage_scores to rank()",
+                "this model was shown to be better than the first stage only with the first stage's scores added to "
+                "its own; pass first_stage_scores to rank()",
                 stacklevel=3,
             )
         return self.fusion

@@ -46,7 +46,7 @@ class Data(Section):
     unknown_ids: Literal["error", "skip"] = "error"
     """skip: leave out and count judgements of documents or queries that are not in the files; error: stop."""
     self_documents: Literal["exclude", "keep"] = "exclude"
-    """exclude: a document with the id or text of a query is no candidate and no negative of it, unless relevant."""
+    """exclude: a document with the id or text of a query is never its candidate or negative, unless relevant."""
     separator: str | None = None
     """Field separator of .csv and .tsv files; null: detected from the header line."""
     corpus_id: str | tuple[str, ...] | None = None

@@ -87,7 +87,9 @@ class Facts:
         self.run = run
         self.evaluate = run / "evaluate"
         if not (self.evaluate / "results.json").is_file():
-            raise RunError(f"{run}: has no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
+            raise RunError(
+                f"{run}: has no finished evaluation; run the recipe first (reranker run RECIPE --until evaluate)"
+            )
         self.results: dict[str, Any] = read_json(self.evaluate / "results.json")
         self.notes = {stage: notes for stage in STAGES if (notes := read_record(run / stage / "done.json"))}
         # Documents are most of a record; `documents_of` reads those that are shown.

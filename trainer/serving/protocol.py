@@ -28,7 +28,7 @@ DocumentShape = Literal["object", "string"]
 
 
 def require_characters(value: T) -> T:
-    """Return a JSON value unchanged; raise ValueError where it has half a surrogate pair, which is no character."""
+    """Return a JSON value unchanged; raise ValueError where it has half a surrogate pair, which is not a character."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

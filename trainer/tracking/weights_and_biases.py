@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per training, without a wait for a missing network and without sending local paths."""
+"""Weights & Biases: one run per training, which neither waits for a missing network nor sends local paths."""
 
 from __future__ import annotations
 

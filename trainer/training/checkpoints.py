@@ -60,7 +60,7 @@ def pending_best(folder: Path, step: int) -> Path:
 def commit_best(folder: Path, step: int) -> None:
     """Move the best model of `step` to `folder/trained`, and delete new ones that no checkpoint recorded.
 
-    After a kill at any moment the best model that the last checkpoint recorded is in `trained` or still to be moved.
+    Whenever the process is killed, the best model of the last checkpoint is in `trained` or can be moved there.
     """
     best = pending_best(folder, step)
     if best.is_dir():
