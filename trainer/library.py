@@ -89,7 +89,7 @@ def evaluate(
     """Measure a reranker on the candidates of a first stage: retrieve, rerank the first `depth`, compare.
 
     `first_stage` is a `Retriever` section, as in a recipe, or a run of your own, {query id: {document id: score}}. The
-    systems are first_stage, reranked, fused where the model has weights for first-stage scores, and ceiling, the best
+    systems are first_stage, reranked, fused if the model has weights for first-stage scores, and ceiling, the best
     order of the candidates. Embeddings are kept under `runs`. Raises TrainerError.
     """
     if not isinstance(reranker, Reranker):
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _candidates(collection: Collection, split: str, first_stage: FirstStage | None, runs: Path | str) -> Candidates:
-    """Return the candidates of a split's queries; raises DataError where none of them has a positive."""
+    """Return the candidates of a split's queries; raises DataError if none of them has a positive."""
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not a split{did_you_mean(split, SPLITS)}")
     if not collection.answerable(split):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainer.runtime.precision import Precision
 
 VERSION = 1
-BLOCK = 4096  # pairs of a block, or one list where it is longer
+BLOCK = 4096  # pairs of a block, or one list if it is longer
 DOCUMENTS = ("documents", "passages")  # either name
 
 
@@ -200,7 +200,7 @@ def _json_list(text: str, where: str, faults: Faults) -> Item | None:
 
 
 def _key_of(line: Mapping[str, Any]) -> str:
-    """Return the key of the documents in a line, an empty string where there is none."""
+    """Return the key of the documents in a line, an empty string if there is none."""
     return next((key for key in DOCUMENTS if key in line), "")
 
 

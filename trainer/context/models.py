@@ -50,7 +50,7 @@ def load_base(run: Run) -> Reranker:
 
 
 def lists_for_head(run: Run) -> list[Group]:
-    """Return the train queries' candidates that a new head is fitted to; empty where the base has a head."""
+    """Return the train queries' candidates that a new head is fitted to; empty if the base has a head."""
     return candidate_lists(run.collection, run.reranked("train")) if has_fresh_head(run) else []
 
 

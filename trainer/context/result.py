@@ -59,6 +59,6 @@ class RunResult:
 
     @property
     def model_folder(self) -> Path | None:
-        """The folder of the exported model; None where nothing was exported."""
+        """The folder of the exported model; None if nothing was exported."""
         folder = self.folder / "export" / "model"
         return folder if folder.is_dir() else None

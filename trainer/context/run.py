@@ -66,7 +66,7 @@ class Stage(Protocol):
         ...
 
     def show(self, run: Run) -> None:
-        """Print the stage's results, also where it was skipped; most stages have nothing to print."""
+        """Print the stage's results, even if it was skipped; most stages have nothing to print."""
 
 
 class Run:
@@ -115,7 +115,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the run folder against other runs; raise RunError where another run holds the lock."""
+        """Lock the run folder against other runs; raise RunError if another run holds the lock."""
         with ExitStack() as stack:
             self.on_main(lambda: stack.enter_context(hold(self.folder / ".lock", "run")))
             yield
@@ -132,7 +132,7 @@ class Run:
         self._notes[stage.folder] = notes
 
     def notes(self, name: str) -> dict[str, Any]:
-        """Return the notes of a finished stage, the same on all processes; raise RunError where it is not finished."""
+        """Return the notes of a finished stage, the same on all processes; raise RunError if it is not finished."""
         if name not in self._notes:
             notes = self.on_main(lambda: self.records[name].done)
             if notes is None:
@@ -178,7 +178,7 @@ class Run:
         return Candidates.load(self.folder / "retrieve" / f"{split}.npz")
 
     def default_candidates(self, split: str) -> Candidates | None:
-        """Return the untuned first stage's candidates for dev or test; None where tuning changed nothing."""
+        """Return the untuned first stage's candidates for dev or test; None if tuning changed nothing."""
         from trainer.retriever import Candidates
 
         path = self.folder / "retrieve" / f"default-{split}.npz"

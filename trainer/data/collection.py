@@ -208,7 +208,7 @@ class Collection:
         return replace(self, queries=queries, self_documents=self.self_documents | own)
 
     def _documents_with_text(self, texts: Mapping[str, str]) -> dict[str, list[int]]:
-        """Return the document rows that equal one of the texts, by its id; none where such documents are kept."""
+        """Return the document rows that equal one of the texts, by its id; none if such documents are kept."""
         if not self.excludes_self:
             return {}
         read = DocumentTexts()

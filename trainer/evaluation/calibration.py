@@ -87,9 +87,9 @@ class Calibrated:
 
 
 def fit(pairs: Pairs, relevant_from: int = 1) -> Calibration | None:
-    """Return the calibration of dev pairs; None where they are too few, or where scores do not rise with relevance.
+    """Return the calibration of dev pairs; None if they are too few, or if scores do not rise with relevance.
 
-    Higher grades get a curve of their own where enough documents have them.
+    Higher grades get a curve of their own if enough documents have them.
     """
     scores, grades = pairs.scores[pairs.present], pairs.grades[pairs.present]
     curves = {}

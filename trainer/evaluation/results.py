@@ -71,7 +71,7 @@ class Results(Release):
 
     @property
     def training_helped(self) -> bool:
-        """True where a trained model was better on dev than the model before training."""
+        """True if a trained model was better on dev than the model before training."""
         return "tuned" in self.systems
 
     @property

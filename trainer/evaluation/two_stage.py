@@ -1,7 +1,7 @@
 """Two-stage evaluation: rerank the retrieved candidates and measure the result against all judgements.
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
-system is compared with the first stage, and with the base model where that is a reranker already, by bootstrap
+system is compared with the first stage, and with the base model if that is a reranker already, by bootstrap
 intervals and a paired test. The ceiling is the perfect order of the retrieved candidates.
 """
 

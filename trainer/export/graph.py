@@ -1,4 +1,4 @@
-"""Export of a model as an ONNX graph, with the weights in a second file where one file would be too large."""
+"""Export of a model as an ONNX graph, with the weights in a second file if one file would be too large."""
 
 from __future__ import annotations
 

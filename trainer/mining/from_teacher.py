@@ -21,8 +21,8 @@ def sample_queries(candidates: Candidates, count: int, seed: int) -> Candidates:
 def with_source_documents(candidates: Candidates, source: Sequence[int]) -> Candidates:
     """Return the candidates with the document from which each pseudo-query was taken (rows, NOTHING for none).
 
-    Where the first stage did not retrieve it, it takes the last rank, with the score of the candidate at that rank. The
-    row is NOTHING for a document that has no text besides the query.
+    A source document that was not retrieved takes the last rank, with the score of the candidate at that rank. The row
+    is NOTHING for a document that has no text besides the query.
     """
     names = ("documents", "scores", "similarities", "ranks")
     documents, scores, similarities, ranks = (getattr(candidates, name).copy() for name in names)

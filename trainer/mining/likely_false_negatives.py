@@ -59,7 +59,7 @@ def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collec
 def _lead(mined: Mined) -> np.ndarray:
     """Return each candidate's score minus that of the query's best positive (queries, depth), NaN where unknown.
 
-    Scores are the teacher's where there is one, because it reads both texts, else similarities.
+    Scores are the teacher's if there is one, because it reads both texts, else similarities.
     """
     verdicts, candidates = mined.verdicts, mined.verdicts.candidates
     if not np.isnan(verdicts.teacher).all():

@@ -125,7 +125,7 @@ def names(section: Mine) -> dict[int, str]:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    """Return {share: quantile} of the values that are not NaN; empty where there is none."""
+    """Return {share: quantile} of the values that are not NaN; empty if there is none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return {}

@@ -1,7 +1,7 @@
 """The cross-encoder with its tokenizer: load, score, rank, save.
 
 A model that was saved with a head keeps it. An encoder without one gets a new interaction head, or a new classifier
-where the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no
+if the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no
 probabilities.
 """
 
@@ -87,7 +87,7 @@ class Reranker:
         keep_logits_exact(model)
         self.compute_in(precision)
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
-        self.fusion: Fusion | None = None  # weights of first-stage scores, where the model has them
+        self.fusion: Fusion | None = None  # weights of first-stage scores, if the model has them
         self._warned = False
 
     @classmethod
@@ -104,14 +104,14 @@ class Reranker:
     ) -> Reranker:
         """Load a model from a Hub id, a model folder, a run folder or `package:NAME/SUBFOLDER`.
 
-        `device` defaults to the GPU where there is one. `precision` is fp32 (the default, in which models are
+        `device` defaults to the GPU if there is one. `precision` is fp32 (the default, in which models are
         evaluated), bf16, fp16, or auto: the fastest on this device, which a few seconds of measuring decide on a CPU
         with bf16 units. `max_length` (tokens of query and document) defaults to what the model was saved with.
 
         Only training needs the last two: `head` is auto, classifier, interaction, or trained (refuse a model without a
         head); `layers` are the hidden layers that a new interaction head compares.
 
-        Raises ModelError where the model cannot be loaded, MachineError where the machine lacks the device or
+        Raises ModelError if the model cannot be loaded, MachineError if the machine lacks the device or
         precision, and TypeError or ValueError for arguments that have no meaning.
         """
         require_options(reference, precision, max_length)

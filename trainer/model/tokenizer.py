@@ -22,7 +22,7 @@ from trainer.errors import ModelError
 def load_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Return the tokenizer without truncation and padding, which treats special tokens in texts as text.
 
-    Raises ModelError where the folder has only a slow tokenizer, without a tokenizer.json.
+    Raises ModelError if the folder has only a slow tokenizer, without a tokenizer.json.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(
         folder,

@@ -52,7 +52,7 @@ MEANINGS = {
     "R": "The share of the relevant documents that are retrieved.",
     "P": "The share of the listed documents that are relevant.",
     "AP": "The mean of the precision at the rank of each relevant document.",
-    "Success": "1 where a relevant document is listed, else 0.",
+    "Success": "1 if a relevant document is listed, else 0.",
     "Judged": "The share of the listed documents that have a judgement.",
 }
 
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def direction(self) -> str:
-        """Gain or loss where the interval of the difference excludes 0, else same."""
+        """Gain or loss if the interval of the difference excludes 0, else same."""
         if self.gain is None or self.gain.low <= 0 <= self.gain.high:
             return "same"
         return "gain" if self.gain.low > 0 else "loss"
@@ -258,7 +258,7 @@ class Facts:
 
     @property
     def latency(self) -> dict[str, Any] | None:
-        """Latency by depth on the machine of the evaluation; None where it was not measured."""
+        """Latency by depth on the machine of the evaluation; None if it was not measured."""
         return self.notes.get("evaluate", {}).get("latency")
 
     @property
@@ -277,7 +277,7 @@ class Facts:
 
     @property
     def interpolation(self) -> list[tuple[float, float]]:
-        """List of (share of the trained weights, dev score); empty where interpolation was not tried."""
+        """List of (share of the trained weights, dev score); empty if interpolation was not tried."""
         return [(share, score) for share, score in self.notes.get(self.training, {}).get("interpolation") or []]
 
     @property
@@ -287,7 +287,7 @@ class Facts:
 
     @cached_property
     def mined(self) -> dict[str, Any]:
-        """The counts of the mining stage (report.json); empty where the file is missing."""
+        """The counts of the mining stage (report.json); empty if the file is missing."""
         return read_record(self.mining / "report.json") or {}
 
     @cached_property
@@ -309,7 +309,7 @@ class Facts:
 
 
 def seed_of(recipe: Mapping[str, Any]) -> int:
-    """Return the seed of a recipe from a run folder, 0 where it has no valid one."""
+    """Return the seed of a recipe from a run folder, 0 if it has no valid one."""
     seed = recipe.get("seed")
     return seed if isinstance(seed, int) and seed >= 0 else 0
 

@@ -58,7 +58,7 @@ def embed(
     """Return the vectors of query rows (None: the judged) and of all documents, and a message on new ones.
 
     Each process encodes its share of what is missing in `cache`, in the precision that `choose` returns (None: fp32).
-    The vectors are None where the first stage has no bi-encoder.
+    The vectors are None if the first stage has no bi-encoder.
     """
     if section.bi_encoder is None:
         return None, ""
@@ -101,7 +101,7 @@ def retrieve_splits(
     """Return the candidates of every split's queries with a positive, and save them as `SPLIT.npz` in `folder`.
 
     Dev and test get `section.depth` candidates, train at least MINING_DEPTH. The settings are tuned on the train
-    queries and saved as tuning.json. Where they change the ranking, the candidates of dev and test under the default
+    queries and saved as tuning.json. If they change the ranking, the candidates of dev and test under the default
     settings are saved as `default-SPLIT.npz`.
     """
     engines = Engines(section, collection, judged_queries(collection), embeddings)

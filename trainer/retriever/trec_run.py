@@ -117,7 +117,7 @@ def _with_trec_ids(rows: Mapping[str, int]) -> dict[str, int]:
 
 
 def _parse(text: str, location: str, faults: Faults) -> Line | None:
-    """Return the fields of a line that is not blank; None, with a fault added, where it is malformed."""
+    """Return the fields of a line that is not blank; None, with a fault added, if it is malformed."""
     fields = trec_fields(text, 6)
     if len(fields) != 6:
         message = f"expected `query Q0 document rank score tag`, got {text.strip()[:60]!r}"

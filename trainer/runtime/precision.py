@@ -107,7 +107,7 @@ def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Pre
 
 
 def fastest(device: torch.device) -> Precision | None:
-    """Return the fastest precision on `device`; None where a measurement of the model decides, on a CPU with bf16."""
+    """Return the fastest precision on `device`; None if a measurement of the model decides, on a CPU with bf16."""
     if device.type == "cpu":
         return None if has_native_bf16() else "fp32"
     if device.type != "cuda":

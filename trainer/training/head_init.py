@@ -30,7 +30,7 @@ class Fit:
 
     The logits of each half of the lists are from a mixture fitted to the other half: a mixture overfits the lists that
     it was fitted to, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
-    standard deviation of the first stage's scores; 0 where they add nothing.
+    standard deviation of the first stage's scores; 0 if they add nothing.
     """
 
     lists: Sequence[Group]

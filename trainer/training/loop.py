@@ -60,7 +60,7 @@ def train_reranker(
     The model before the first step is saved in `folder/start`, the best one after it in `folder/trained`. With
     `fresh_head` the head has a higher rate than the encoder. A fresh interaction head is fitted first to `lists`, full
     candidate lists; empty if there is none. `measure()` returns the two-stage dev score of the current model; every
-    process calls it. Raises RunError where the loss is not finite or memory does not suffice.
+    process calls it. Raises RunError if the loss is not finite or memory runs out.
     """
     section = recipe.train
     checkpoint = on_main(accelerator, lambda: last_checkpoint(folder))
@@ -135,7 +135,7 @@ class _Stepper:
     def step(self, number: int, positions: Sequence[int]) -> dict[str, float]:
         """Perform step `number` (from 0) on the groups at `positions`, and return the values to log.
 
-        Raises RunError, with unchanged weights, where the loss or a gradient is not finite.
+        Raises RunError, with unchanged weights, if the loss or a gradient is not finite.
         """
         started = time.monotonic()
         factor = rate_factor(number, self.planned, self.section.warmup_share)
