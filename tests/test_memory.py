@@ -363,7 +363,7 @@ def test_an_empty_answer_counts_as_missed(collection, model):
 @pytest.mark.parametrize(
     ("first_stage", "faults"),
     [
-        ({}, ["run: 8 judged queries are missing, e.g. 'test-probe'; give {} for no answer"]),
+        ({}, ["run: 8 judged queries are missing, e.g. 'test-probe'; use {} for no results"]),
         (
             {"test-probe": {"nope": 1.0, "disk-0": float("nan"), "disk-1": "high"}, "who": {}, "test-disk": ["disk-0"]},
             [

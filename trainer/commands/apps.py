@@ -44,7 +44,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Values that replace those of the recipe: section.key=value.", metavar="[KEY=VALUE]..."),
 ]
-Runs = Annotated[Path, typer.Option(help="The folder of all runs; each run has a folder of its own in it.")]
+Runs = Annotated[Path, typer.Option(help="The folder that contains all run folders.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Export and push the model even if dev does not show that it is better.")
 ]

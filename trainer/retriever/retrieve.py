@@ -55,7 +55,7 @@ def embed(
     queries: Sequence[int] | None = None,
     choose: Callable[[BiEncoder], Precision] | None = None,
 ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
-    """Return the vectors of query rows (None: the judged) and of all documents, and a message on new ones.
+    """Return the vectors of query rows (None: all judged ones) and of all documents, and a message on new ones.
 
     Each process encodes its share of what is missing in `cache`, in the precision that `choose` returns (None: fp32).
     The vectors are None if the first stage has no bi-encoder.

@@ -75,7 +75,7 @@ def ranking_of_dict(
             lists[queries[query]] = _checked(scores, documents, place, faults)
     missing = [row for row in wanted if row not in lists]
     if missing and not faults.kinds:
-        message = f"{len(missing)} judged queries are missing, e.g. {query_ids[missing[0]]!r}; give {{}} for no answer"
+        message = f"{len(missing)} judged queries are missing, e.g. {query_ids[missing[0]]!r}; use {{}} for no results"
         faults.add("queries not in the run", "run", message)
     faults.stop()
     chosen = [lists[row] for row in wanted]

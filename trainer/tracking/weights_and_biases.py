@@ -96,7 +96,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
 
 
 def answers(server: str) -> bool:
-    """Return True if a server responds in time; asks in a thread, since a name look-up has no time limit."""
+    """Return True if a server responds in time; a thread makes the request, because DNS look-ups have no time limit."""
     answered = threading.Event()
 
     def ask() -> None:
