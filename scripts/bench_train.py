@@ -100,7 +100,7 @@ def prepare(task: dict[str, Any], folder: Path) -> None:
 def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return losses and seconds of our steps, and the tokens of every pair in the order of the steps."""
     from trainer import model as rerankers
-    from trainer.training import train_reranker
+    from trainer.training import TrainingJob, train_reranker
 
     opened, groups = run_of(task, folder), read_groups(folder)
     accelerator = opened.accelerator
@@ -116,7 +116,9 @@ def ours(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)  # it may have a checkpoint of the last round
     run.mkdir()
-    train_reranker(opened.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
+    train_reranker(
+        TrainingJob(opened.recipe, groups, [], reranker, tokenized, lambda: 0.0, accelerator, run, fresh_head=True)
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     in_step = len(pairs) / len(steps)

@@ -26,7 +26,7 @@ from trainer.pipeline import open_run, run
 from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.runtime.console import console
 from trainer.runtime.run_folder import read_json, write_json
-from trainer.training import Measure, train_reranker
+from trainer.training import Measure, TrainingJob, train_reranker
 
 RUNS = Path("runs")
 
@@ -103,7 +103,7 @@ class Trials:
         recipe = self.recipe.model_copy(update={"seed": seed})
         shutil.rmtree(self.folder, ignore_errors=True)  # it may have a checkpoint of the previous run
         self.folder.mkdir()
-        progress = train_reranker(
+        job = TrainingJob(
             recipe,
             groups,
             lists,
@@ -112,8 +112,9 @@ class Trials:
             measure,
             self.opened.accelerator,
             self.folder,
-            fresh_head=models.has_fresh_head(self.opened),
+            models.has_fresh_head(self.opened),
         )
+        progress = train_reranker(job)
         start = progress.curve[0][1]
         if best and (progress.best_step < progress.step or progress.best_score <= start):
             section = recipe.reranker

@@ -511,7 +511,7 @@ def test_a_quiet_run_ends_with_the_verdict_alone(call, exported):
     recipe, runs = exported
     answer = call("train", recipe, "-q", "--force", "--runs", runs)
     assert (answer.code, answer.err, len(answer.out.splitlines())) == (0, "", 1)
-    assert answer.out.startswith("evaluate  worse: on dev, alone +")
+    assert answer.out.startswith("evaluate  worse: on dev, the model alone +")
     console.console.quiet = False
     answer = call("train", recipe, "-q", "--runs", runs)
     assert (answer.code, answer.out, len(answer.err.splitlines())) == (3, "", 1)

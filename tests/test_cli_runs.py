@@ -371,14 +371,14 @@ def test_push_of_a_run_needs_neither_recipe_nor_data_nor_its_name(reranker, run)
     assert (answer.code, answer.err) == (0, "")
     size = (moved / "export/model/model.safetensors").stat().st_size
     assert f"{size:,} bytes  model.safetensors" in answer.out
-    assert "would go to me/tiny (private); nothing was sent" in answer.out
+    assert "would be uploaded to me/tiny (private); nothing was sent" in answer.out
     assert reranker("push", moved, "--dry-run", "push.repository=me/other", "--force", "-q").out.count("me/other") == 1
 
 
 def test_push_of_a_run_keeps_the_gate(reranker, run):
     answer = reranker("push", run, "--dry-run", "push.repository=me/tiny")
     assert (answer.code, answer.out) == (3, "")
-    assert answer.err.startswith("export: worse: on dev, alone +")
+    assert answer.err.startswith("export: worse: on dev, the model alone +")
 
 
 def test_push_of_a_run_without_the_section_asks_for_the_repository(reranker, run):
@@ -391,7 +391,7 @@ def test_push_of_a_damaged_export_sends_nothing(reranker, run, damage):
     answer = reranker("push", run, "push.repository=me/tiny", "--dry-run", "--force")
     assert answer.code == 2
     assert "nothing was sent" not in answer.out
-    assert f"{run / 'export'} does not hold this recipe's model" in answer.err
+    assert f"{run / 'export'} does not contain this recipe's exported model" in answer.err
 
 
 def test_push_of_a_run_without_a_verdict_is_one_sentence(reranker, run):

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from trainer.errors import ModelError
 from trainer.model import Reranker
-from trainer.model_files.checks import faults_of_bi_encoder, faults_of_cross_encoder, unknown_share
+from trainer.model_files.checks import faults_of_bi_encoder, faults_of_cross_encoder
+from trainer.model_files.tokenizer_file import unknown_share
 from trainer.retriever import BiEncoder
 
 WEIGHTS = "model.safetensors"

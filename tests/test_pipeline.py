@@ -58,7 +58,7 @@ def test_a_model_that_is_no_better_is_not_exported(command, recipe_file, tmp_pat
     result = command(recipe_file, "--runs", tmp_path / "runs")  # a random model under a good first stage
     assert result.returncode == 3
     assert "Traceback" not in result.stderr
-    assert "export: worse: on dev, alone -" in result.stderr
+    assert "export: worse: on dev, the model alone -" in result.stderr
     assert "against the first stage" in result.stderr
     assert not (tmp_path / "runs" / "tiny" / "export").exists()
 

@@ -14,7 +14,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="ut
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 SIGNATURES = {
-    "run": "(recipe, runs='runs', *, until='export', force=False)",
+    "run": "(recipe, runs='runs', *, until='push', force=False)",
     "load_recipe": "(path, overrides=())",
     "mine": "(collection, first_stage=None, *, teacher=None, seed=13, runs='runs', **settings)",
     "evaluate": "(collection, reranker, first_stage=None, *, split='test', depth=20, "

@@ -575,9 +575,12 @@ def test_judgements_in_the_folder_of_a_stage_are_refused(finished, small, tmp_pa
 def test_later_stages_that_do_not_run_again_are_named(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     run(small("mine.last_rank=20"), runs, until="mine")
-    assert "still of other inputs (their recipe.json): train, evaluate, export" in capsys.readouterr().out
+    assert (
+        "results of other inputs, not run again yet (see their recipe.json): train, evaluate, export"
+        in capsys.readouterr().out
+    )
     run(small("mine.last_rank=20"), runs, until="evaluate")
-    assert "still of other inputs (their recipe.json): export" in capsys.readouterr().out
+    assert "results of other inputs, not run again yet (see their recipe.json): export" in capsys.readouterr().out
 
 
 # Smaller promises.

@@ -19,7 +19,16 @@ from trainer.model import Reranker, TokenizedCollection
 from trainer.pipeline import open_run, run
 from trainer.recipe import Train, load_recipe
 from trainer.runtime.launch import check_launch
-from trainer.training import checkpoints, default_rate, evaluation_steps, loop, rate_factor, steps, train_reranker
+from trainer.training import (
+    TrainingJob,
+    checkpoints,
+    default_rate,
+    evaluation_steps,
+    loop,
+    rate_factor,
+    steps,
+    train_reranker,
+)
 from trainer.training.losses import LOSSES
 
 
@@ -213,9 +222,8 @@ def train_here(recipe_file, beir, tmp_path):
         measure = lambda: next(left)  # noqa: E731
         accelerator = Accelerator(cpu=True)
         folder = tmp_path / "train"
-        progress = train_reranker(
-            recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False
-        )
+        job = TrainingJob(recipe, groups, [], reranker, tokenized, measure, accelerator, folder, fresh_head=False)
+        progress = train_reranker(job)
         return progress, list(left)
 
     return train_here

@@ -12,7 +12,7 @@ from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, describe_le
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
-from trainer.model_files import checks, references
+from trainer.model_files import checks, references, tokenizer_file
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import ModelReference, Recipe
 from trainer.runtime import console, processes
@@ -181,7 +181,7 @@ def _unknown_token_errors(recipe: Recipe, summary: Summary) -> list[TrainerError
         folder = references.locate(reference.name, weights=False)
         if not (folder / "tokenizer.json").is_file():
             continue
-        share = checks.unknown_share(folder, [*documents, *queries])
+        share = tokenizer_file.unknown_share(folder, [*documents, *queries])
         problem = (
             f"{reference.key}: model {reference.name}: its tokenizer does not know {share:.0%} of the tokens in a "
             "sample of the collection"

@@ -15,6 +15,7 @@ from trainer.context import Run
 from trainer.errors import RecipeError, RunError, TrainerError, one_line
 from trainer.evaluation.statistics import Interval, bootstrap, paired_p
 from trainer.evaluation.two_stage import ceiling, query_scores
+from trainer.model import Reranker, TokenizedCollection, rerank
 from trainer.pipeline import open_run, run
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -65,8 +66,6 @@ def compare(recipe: Recipe, runs: Path, references: Sequence[str], trust_remote_
 
 def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
     """Return the row of a model, with the error if it cannot be evaluated."""
-    from trainer.model import Reranker
-
     row = Compared(reference)
     length = run.recipe.reranker.max_length
     try:
@@ -87,8 +86,6 @@ def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
 
 def _scores(run: Run, reranker: Reranker, split: str, row: Compared) -> np.ndarray:
     """Return a model's scores of a split's candidates (queries, depth), and set its speed in `row`."""
-    from trainer.model import TokenizedCollection, rerank
-
     tokenized = TokenizedCollection(run.collection, reranker.pairs)
     started = time.perf_counter()
     scores = rerank(reranker, tokenized, run.reranked(split), run.accelerator, note=split)

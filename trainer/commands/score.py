@@ -19,6 +19,7 @@ from trainer.data import Faults, fingerprint_data, read_lines, trec_fields, trec
 from trainer.data.reader import Reader
 from trainer.data.sources import find_sources
 from trainer.errors import DataError, RecipeError, RunError
+from trainer.model import Reranker
 from trainer.model_files import references
 from trainer.recipe import Data
 from trainer.runtime import console
@@ -81,8 +82,6 @@ def score(
 
 
 def _load(model: str, max_length: int | None, precision: Precision | Literal["auto"], trust: bool) -> Reranker:
-    from trainer.model import Reranker
-
     options = {"head": "trained", "max_length": max_length, "trust_remote_code": trust}
     return Reranker.load(model, precision=precision, **options)
 

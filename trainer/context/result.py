@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import evaluation, reporting
 from trainer.errors import NotBetterError, RunError
 
 if TYPE_CHECKING:
@@ -26,11 +27,9 @@ class RunResult:
     @cached_property
     def results(self) -> Results:
         """Each system's metrics with intervals, comparisons and the verdict; raises RunError before evaluation."""
-        from trainer.evaluation.results import Results
-
         if not (self.folder / "evaluate" / "results.json").is_file():
             raise RunError(f"{self.folder}: nothing is evaluated yet; run the recipe to the stage evaluate or export")
-        return Results.load(self.folder / "evaluate")
+        return evaluation.Results.load(self.folder / "evaluate")
 
     @property
     def table(self) -> list[dict[str, float | str]]:
@@ -40,10 +39,8 @@ class RunResult:
     @property
     def queries(self) -> list[dict[str, Any]]:
         """A dict for each test query, with texts, ranks and scores; raises RunError before evaluation."""
-        from trainer.reporting.queries import read_queries
-
         _ = self.results  # raises a clearer error than that of a missing file
-        return list(read_queries(self.folder / "evaluate"))
+        return list(reporting.read_queries(self.folder / "evaluate"))
 
     @property
     def verdict(self) -> str:
@@ -53,9 +50,7 @@ class RunResult:
     @property
     def passed(self) -> bool:
         """Whether the model was shown to be better, so that it may be pushed."""
-        from trainer.evaluation.gate import passes
-
-        return passes(self.verdict)
+        return evaluation.passes(self.verdict)
 
     @property
     def model_folder(self) -> Path | None:

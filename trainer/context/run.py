@@ -9,12 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
+from trainer import evaluation, retriever
 from trainer.data import Collection
 from trainer.errors import RunError
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins, write_pins
 from trainer.recipe import Recipe
 from trainer.runtime import processes
+from trainer.runtime.launch import on_main, start_accelerator
 from trainer.runtime.lock import hold
 from trainer.runtime.run_folder import StageFolder
 
@@ -96,8 +98,6 @@ class Run:
     @cached_property
     def accelerator(self) -> Accelerator:
         """Devices and processes; created when a stage needs them, so that a finished run does not import torch."""
-        from trainer.runtime.launch import start_accelerator
-
         return start_accelerator(self.recipe.train.precision)
 
     @property
@@ -109,8 +109,6 @@ class Run:
         """Call `work` in the main process, and return its result in all; with one process torch is not imported."""
         if not processes.several():
             return work()
-        from trainer.runtime.launch import on_main
-
         return on_main(self.accelerator, work)
 
     @contextmanager
@@ -173,16 +171,12 @@ class Run:
 
     def candidates(self, split: str) -> Candidates:
         """Return the first stage's candidates for a split."""
-        from trainer.retriever import Candidates
-
-        return Candidates.load(self.folder / "retrieve" / f"{split}.npz")
+        return retriever.Candidates.load(self.folder / "retrieve" / f"{split}.npz")
 
     def default_candidates(self, split: str) -> Candidates | None:
         """Return the untuned first stage's candidates for dev or test; None if tuning changed nothing."""
-        from trainer.retriever import Candidates
-
         path = self.folder / "retrieve" / f"default-{split}.npz"
-        return Candidates.load(path) if path.is_file() else None
+        return retriever.Candidates.load(path) if path.is_file() else None
 
     def reranked(self, split: str) -> Candidates:
         """Return the candidates of a split that are reranked: the first `reranker.depth` of each query."""
@@ -191,9 +185,7 @@ class Run:
     @property
     def first_stage_dev(self) -> float:
         """Dev score of the first stage in the first metric of the recipe."""
-        from trainer.evaluation.two_stage import mean_score
-
-        return mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
+        return evaluation.mean_score(self.collection, "dev", self.candidates("dev"), self.metric)
 
     # Precision.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import ir_measures
+
 QrelsById = Mapping[str, Mapping[str, int]]  # {query id: {document id: grade}}
 RankingById = Mapping[str, Sequence[str]]  # {query id: document ids, best first}
 
@@ -39,8 +41,6 @@ def per_query(metrics: Sequence[str], qrels: QrelsById, ranking: RankingById) ->
 
     Every query of `qrels` has a value; that of a query without a ranking is 0.
     """
-    import ir_measures
-
     measures = {name: ir_measures.parse_measure(name) for name in metrics}
     run = {
         query: {document: float(len(documents) - index) for index, document in enumerate(documents)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -22,8 +24,6 @@ class Interval(NamedTuple):
 
 def bootstrap(values: Sequence[float], seed: int) -> Interval:
     """Return the mean and its percentile bootstrap interval over queries (Efron 1979), from 9,999 resamples."""
-    import numpy as np
-
     numbers = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = [numbers[rng.integers(len(numbers), size=shape)].mean(axis=1) for shape in _blocks(len(numbers))]
@@ -37,8 +37,6 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float], seed: int) -> float
     This is the randomisation test that Smucker, Allan and Carterette (CIKM 2007) recommend for IR, with 9,999
     resamples: the smallest possible value is 1e-4.
     """
-    import numpy as np
-
     differences: np.ndarray = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     rng = np.random.default_rng(seed)
     observed = abs(differences.mean())

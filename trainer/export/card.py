@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import EvalResult, ModelCardData
 
 from trainer.evaluation.gate import BASELINES
 from trainer.evaluation.results import SIGNIFICANT, Results
@@ -85,8 +86,6 @@ def _base(recipe: Recipe) -> str:
 
 
 def _front_matter(recipe: Recipe, results: Results) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
     metric, base = results.metrics[0], _base(recipe)
     measured = results.systems[results.shipped][metric]
     data = ModelCardData(

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
+)
+from huggingface_hub.utils import disable_progress_bars
+
 from trainer.errors import PushError, one_line
 from trainer.model_files.references import require_upload
 from trainer.recipe import Push
@@ -56,14 +64,6 @@ def upload(section: Push, folder: Path) -> Pushed:
     One commit adds the files and deletes those of an earlier export that no longer exist. The visibility of an existing
     repository does not change. Raise PushError if there is no token, no network or no permission.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
-    )
-    from huggingface_hub.utils import disable_progress_bars
-
     require_upload()
     if not console.console.is_terminal:
         disable_progress_bars()

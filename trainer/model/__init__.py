@@ -4,6 +4,7 @@ Imports inside run down, like the package's own:
 
     teacher                             a cross-encoder whose scores are cached on disk
     scoring                             rows of a collection, tokenised once and scored by all processes
+    scoring_model                       several batches in one forward call, for data parallelism
     reranker                            the model with its tokenizer
     loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
     heads  scores  calibration          fresh heads; standardised scores; scores as probabilities
@@ -18,14 +19,14 @@ from trainer.lazy import face
 if TYPE_CHECKING:
     from trainer.model.fusion import Fusion as Fusion
     from trainer.model.heads import with_classifier as with_classifier
-    from trainer.model.reranker import Batches as Batches
     from trainer.model.reranker import Ranked as Ranked
     from trainer.model.reranker import Reranker as Reranker
-    from trainer.model.reranker import ScoringModel as ScoringModel
     from trainer.model.scoring import TokenizedCollection as TokenizedCollection
     from trainer.model.scoring import fit_length as fit_length
     from trainer.model.scoring import inverse_document_frequency as inverse_document_frequency
     from trainer.model.scoring import rerank as rerank
     from trainer.model.scoring import score_rows as score_rows
+    from trainer.model.scoring_model import Batches as Batches
+    from trainer.model.scoring_model import ScoringModel as ScoringModel
 
 __getattr__ = face(__name__)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
@@ -328,25 +328,3 @@ class Reranker:
             folder.rename(old)
         partial.rename(folder)
         remove(old)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The batches of one forward pass; from a plain list data parallelism would move them to the GPU too early."""
-
-    parts: list[packing.Batch]
-
-
-class ScoringModel(nn.Module):
-    """The model over several batches in one call, so that data parallelism sees one forward per pass."""
-
-    def __init__(self, reranker: Reranker) -> None:
-        super().__init__()
-        self.model = reranker.model
-        self.packed = reranker.packed
-        self.precision: Precision = reranker.precision
-
-    def forward(self, batches: Batches) -> Tensor:
-        """Return the logits (pairs of all batches,) float32."""
-        with autocast(self.model.device, self.precision):
-            return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches.parts])

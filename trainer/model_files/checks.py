@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
 
 from trainer.errors import ModelError, one_line
 from trainer.model_files.architectures import (
@@ -25,14 +26,12 @@ from trainer.model_files.architectures import (
     longest_text,
 )
 from trainer.model_files.references import BaseKind, architecture_of, kind_of, name_of, read_config, read_json
+from trainer.model_files.tokenizer_file import REFETCH, highest_id
 
 Head = Literal["auto", "classifier", "interaction", "trained"]  # trained: the model must have a trained head
 Shapes = dict[str, tuple[int, ...]]  # of every tensor in the files, by name
 
 GIT_LFS = b"version https://git-lfs"
-REFETCH = "fetch the model again"
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "bpe.codes")
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ENCODER_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")  # of a bi-encoder in sentence-transformers
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:word_embeddings|tok_embeddings|token_embeddings|embed_tokens|wte|shared|embeddings)\.weight$"
@@ -205,7 +204,7 @@ def _check_contents(folder: Path, config: dict[str, Any], weights: bool, problem
             _check_shapes(config, shapes, problems.add)
             rows = next((shape[0] for shape in _embeddings(shapes)), rows)
     with problems.collecting():
-        highest = _highest_id(folder)
+        highest = highest_id(folder)
         if isinstance(rows, int) and highest >= rows:
             problems.add(
                 f"its tokenizer gives ids up to {highest}, but its embedding has {rows} rows; use the tokenizer that "
@@ -251,8 +250,6 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _header(path: Path) -> Shapes:
-    from safetensors import SafetensorError, safe_open
-
     name = f"model {name_of(path.parent)}: {path.name}"
     try:
         with path.open("rb") as file:
@@ -309,50 +306,3 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
-
-
-def _highest_id(folder: Path) -> int:
-    """Return the highest token id in the tokenizer's files, -1 if only transformers can read them.
-
-    Raises ModelError if there is no tokenizer or one of its files cannot be read.
-    """
-    if not any(fnmatch(file.name, pattern) for file in folder.iterdir() for pattern in VOCABULARIES):
-        raise ModelError(
-            f"model {name_of(folder)}: holds no tokenizer ({', '.join(VOCABULARIES)}); copy the tokenizer's files of "
-            "its base to it, or save it with tokenizer.save_pretrained"
-        )
-    ids = [-1]
-    for name in SETTINGS:
-        if os.path.lexists(folder / name):
-            settings = read_json(folder / name)
-            if not isinstance(settings, dict):
-                raise ModelError(f"model {name_of(folder)}: {name} is no JSON object; {REFETCH}")
-            added = settings.get("added_tokens_decoder")
-            ids += [int(identity) for identity in added if identity.isdigit()] if isinstance(added, dict) else []
-    if os.path.lexists(folder / "tokenizer.json"):
-        ids += read_tokenizer(folder).get_vocab(with_added_tokens=True).values()
-    return max(ids)
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in tokenizer.json without truncation and padding; raises ModelError if it is unreadable."""
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises no more specific class
-        raise ModelError(
-            f"model {name_of(folder)}: tokenizer.json cannot be read ({one_line(error)[:200]}); {REFETCH}"
-        ) from None
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def unknown_share(folder: Path, texts: Sequence[str]) -> float:
-    """Return the share of the texts' tokens that are the unknown token of tokenizer.json; 0 if it has none."""
-    backend = read_tokenizer(folder)
-    unknown = json.loads(backend.to_str())["model"].get("unk_token")
-    identity = backend.token_to_id(unknown) if isinstance(unknown, str) else None
-    ids = [one for encoded in backend.encode_batch(list(texts), add_special_tokens=False) for one in encoded.ids]
-    return ids.count(identity) / len(ids) if ids and identity is not None else 0.0

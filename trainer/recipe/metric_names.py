@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ir_measures
+
 
 def unknown_metrics(names: Sequence[str]) -> list[str]:
     """Return those of `names` that ir_measures cannot parse or compute."""
-    import ir_measures
-
     # gdeval accepts only numbers as ids.
     tools = [tool for tool in ir_measures.DefaultPipeline.providers if tool.NAME != "gdeval" and tool.is_available()]
     unknown = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import Stemmer
 from pydantic import Field, ValidationInfo, field_validator
 
 from trainer.errors import did_you_mean
@@ -78,8 +79,6 @@ class Retriever(Section):
     @field_validator("language")
     @classmethod
     def _require_known_language(cls, language: str) -> str:
-        import Stemmer
-
         if language not in (known := [*Stemmer.algorithms(), *UNSPACED, "auto", "none"]):
             raise ValueError(f"no stemmer for {language!r}{did_you_mean(language, known)}")
         return language

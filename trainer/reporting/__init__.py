@@ -7,7 +7,7 @@ Imports inside run down, like the package's own:
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
     facts                               the content of a report
-    charts  latency                     SVG charts; milliseconds by depth
+    charts  latency  meanings           SVG charts; milliseconds by depth; metrics explained
     depths                              quality by depth
     queries                             a record for each test query
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from trainer.data import Collection
 from trainer.reporting.depths import depths_to
@@ -68,8 +69,6 @@ def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 def describe_machine(reranker: Reranker) -> str:
     """Return device, precision and the longest input as text."""
-    import torch
-
     if reranker.device.type == "cuda":
         device = torch.cuda.get_device_name(reranker.device)
     else:

@@ -17,7 +17,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
-from trainer.reporting.facts import NAMES, Facts, kind_of, meaning_of, plural
+from trainer.reporting.facts import NAMES, Facts, kind_of, plural
+from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut
 from trainer.runtime.console import visible
 

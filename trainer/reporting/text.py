@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainer.reporting.charts import sign
-from trainer.reporting.facts import Facts, meaning_of, worst_first
+from trainer.reporting.facts import Facts, worst_first
+from trainer.reporting.meanings import meaning_of
 from trainer.runtime.console import markdown
 
 SHOWN = 10  # largest losses, largest wins, and likely false negatives

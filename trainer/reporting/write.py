@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data import Collection
+from trainer.reporting.depths import FILE as DEPTHS
+from trainer.reporting.depths import write_depths
+from trainer.reporting.facts import Facts, seed_of
+from trainer.reporting.page import render
+from trainer.reporting.queries import FILE as QUERIES
+from trainer.reporting.queries import write_queries
+from trainer.reporting.text import markdown_report
 from trainer.runtime.run_folder import read_record, remove, replacing
 
 PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
@@ -12,9 +19,6 @@ PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
 
 def write_details(collection: Collection, folder: Path, seed: int) -> None:
     """Write `queries.jsonl` and `depths.json` to the folder of an evaluation, from its TREC runs and results.json."""
-    from trainer.reporting.depths import write_depths
-    from trainer.reporting.queries import write_queries
-
     write_queries(collection, folder)
     write_depths(collection, folder, seed)
 
@@ -24,12 +28,6 @@ def write_report(run: Path) -> Path:
 
     Raise RunError if the run folder has no finished evaluation.
     """
-    from trainer.reporting.depths import FILE as DEPTHS
-    from trainer.reporting.facts import Facts, seed_of
-    from trainer.reporting.page import render
-    from trainer.reporting.queries import FILE as QUERIES
-    from trainer.reporting.text import markdown_report
-
     folder = run / "evaluate"
     if (folder / "results.json").is_file() and not all((folder / name).is_file() for name in (QUERIES, DEPTHS)):
         # The evaluation is by an earlier version, which did not write these files.

@@ -10,6 +10,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import Stemmer
+from bm25s.tokenization import Tokenizer, _infer_stopwords
+from scipy.sparse import csr_matrix
 
 from trainer.data.languages import UNSPACED_RUN, WORD
 from trainer.recipe import UNSPACED
@@ -37,8 +40,6 @@ class Analyzer:
 
     def tokenizer(self) -> Tokenizer:
         """Return a tokenizer with an empty vocabulary."""
-        from bm25s.tokenization import Tokenizer
-
         splitter, stemmer, stop_words = _rules(self.language)
         return Tokenizer(
             splitter=splitter,
@@ -73,8 +74,6 @@ class Bm25:
 
     def _counts(self, texts: Iterable[str], update_vocab: bool) -> csr_matrix:
         """Return a 1 for each occurrence of a vocabulary word, in text order: (texts, words) float32, unmerged."""
-        from scipy.sparse import csr_matrix
-
         words, ends = array("i"), array("q", [0])
         for ids in self._tokenizer.streaming_tokenize(texts, update_vocab, allow_empty=False):  # type: ignore[arg-type]  any iterable
             words.extend(ids)
@@ -98,8 +97,6 @@ class Bm25:
 
     def _weights(self, k1: float, b: float) -> csr_matrix:
         """Return the BM25 weight of each word in each document: (words, N) float32, sparse."""
-        from scipy.sparse import csr_matrix
-
         counts = self.counts
         saturated = _saturated(counts.data, self._length_norm(k1, b)[counts.indices])
         data = np.repeat(self.idf, np.diff(counts.indptr)) * saturated
@@ -151,9 +148,6 @@ def _saturated(counts: np.ndarray, length_norm: np.ndarray) -> np.ndarray:
 
 def _rules(language: str) -> tuple[Callable[[str], list[str]], Any, list[str]]:
     """Return the splitter, stemmer (or None) and stop words for Snowball's name of a language."""
-    import Stemmer
-    from bm25s.tokenization import _infer_stopwords
-
     if language in UNSPACED:
         return _character_bigrams, None, []
     if language == "none":

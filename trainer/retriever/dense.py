@@ -10,7 +10,9 @@ from __future__ import annotations
 import sys
 from typing import Any, Literal
 
+import faiss
 import numpy as np
+import torch
 
 from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 from trainer.retriever.embeddings import Embeddings
@@ -45,8 +47,6 @@ def choose_index(queries: int, documents: int, dimensions: int, device: str) -> 
 
 def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> RankedLists:
     """Search exactly on a CPU, block by block with FAISS; ties in order of rows."""
-    import faiss
-
     best = np.empty((len(queries), 0), dtype=np.int64)
     for first, block in documents.blocks():
         deeper = min(depth + 1, len(block))  # one more shows whether the cut separates equal scores
@@ -74,8 +74,6 @@ def search_on_device(
     One product covers 32,768 documents and `queries_at_once` queries: 128 MB of scores and about three times 256 MB of
     sort keys, whatever the number of queries and documents.
     """
-    import torch
-
     parts = [torch.from_numpy(part).to(device) for part in _cut(queries, queries_at_once)]
     best = [torch.empty((len(part), 0), dtype=torch.int64, device=device) for part in parts]
     for first, block in documents.blocks():
@@ -96,8 +94,6 @@ def _cut(array: np.ndarray, size: int) -> list[np.ndarray]:
 
 def _search_index(queries: np.ndarray, documents: Embeddings, depth: int) -> RankedLists:
     """Search approximately with FAISS: an inverted file of about 4 sqrt(N) lists."""
-    import faiss
-
     size = len(documents)
     lists = max(1, min(int(4 * size**0.5), size // 39))  # FAISS needs 39 training vectors for each list
     index: Any = faiss.index_factory(documents.dimensions, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)

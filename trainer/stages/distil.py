@@ -61,7 +61,7 @@ class Distil(Stage):
         faster = partial(student.bf16_speedup, training=True)
         student.compute_in(run.precision("distil", "training", run.best(run.last_training), faster))
         tokenized = model.TokenizedCollection(collection, student.pairs)
-        progress = training.train_reranker(
+        job = training.TrainingJob(
             training.student_recipe(run.recipe),
             groups,
             [],
@@ -70,8 +70,9 @@ class Distil(Stage):
             context.dev_measure(run, student, tokenized),
             run.accelerator,
             folder,
-            fresh_head=training.has_fresh_classifier(run.recipe),
+            training.has_fresh_classifier(run.recipe),
         )
+        progress = training.train_reranker(job)
         ((share, best), *_) = context.keep_best(run, folder, progress, self.name, shares=())
         step = progress.best_step if share else 0
         tuned = run.notes(run.last_training)["best_dev"]

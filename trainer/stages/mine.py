@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import mining
+from trainer import context, mining
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data.groups import write_groups
 from trainer.errors import RunError
@@ -47,12 +47,10 @@ class Mine(Stage):
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Filter and sample negatives; the teacher scores on all processes, the main one writes groups and report."""
-        from trainer.context.models import may_run_code, teacher
-
         section, second = run.recipe.mine, self.round > 1
         reference = str(run.best("train")) if second else section.teacher
-        trust = may_run_code(run, "train") if second else section.teacher_trust_remote_code
-        scorer = teacher(run, reference, run.collection, trust) if reference else None
+        trust = context.may_run_code(run, "train") if second else section.teacher_trust_remote_code
+        scorer = context.teacher(run, reference, run.collection, trust) if reference else None
         candidates = run.reranked("train") if section.groups == "lists" else run.candidates("train")
         mined = mining.mine(section, run.collection, candidates, run.recipe.seed, scorer, by_teacher=second)
         report = mining.Report.of(mined, run.collection, section)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainer import context, model, training
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data.groups import read_groups
 from trainer.model_files import references
@@ -49,31 +50,28 @@ class Train(Stage):
         """Train on the groups of the mining stage of the same round."""
         from accelerate.utils import set_seed
 
-        from trainer.context import models
-        from trainer.model import TokenizedCollection
-        from trainer.training import train_reranker
-
         set_seed(run.recipe.seed)
-        reranker = models.load_base(run)
+        reranker = context.load_base(run)
         base = references.locate(run.recipe.reranker.model)
         faster = partial(reranker.bf16_speedup, training=True)
         reranker.compute_in(run.precision(folder.name, "training", base, faster))
-        tokenized = TokenizedCollection(run.collection, reranker.pairs)
+        tokenized = model.TokenizedCollection(run.collection, reranker.pairs)
         groups = read_groups(run.folder / self.folder.replace("train", "mine"))
         first_stage = run.first_stage_dev
         console.stage("train", f"{len(groups)} groups; dev {run.metric} of the first stage {first_stage:.4f}")
-        progress = train_reranker(
+        job = training.TrainingJob(
             run.recipe,
             groups,
-            models.lists_for_head(run),
+            context.lists_for_head(run),
             reranker,
             tokenized,
-            models.dev_measure(run, reranker, tokenized),
+            context.dev_measure(run, reranker, tokenized),
             run.accelerator,
             folder,
-            fresh_head=models.has_fresh_head(run),
+            context.has_fresh_head(run),
         )
-        curve = models.keep_best(run, folder, progress, self.name)
+        progress = training.train_reranker(job)
+        curve = context.keep_best(run, folder, progress, self.name)
         share, best = curve[0]
         line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
         line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"

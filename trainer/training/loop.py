@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,50 +44,68 @@ from trainer.training.schedule import evaluation_steps, rate_factor, steps
 Measure = Callable[[], float]  # the dev score, larger is better
 
 
-def train_reranker(
-    recipe: Recipe,
-    groups: Sequence[Group],
-    lists: Sequence[Group],
-    reranker: Reranker,
-    tokenized: TokenizedCollection,
-    measure: Measure,
-    accelerator: Accelerator,
-    folder: Path,
-    *,
-    fresh_head: bool,
-) -> Progress:
-    """Fine-tune `reranker.model` in place, and return the progress with the curve of dev scores.
+@dataclass(frozen=True)
+class TrainingJob:
+    """The inputs of a training; `reranker.model` is trained in place.
 
-    The model before the first step is saved in `folder/start`, the best one after it in `folder/trained`. With
-    `fresh_head` the head has a higher rate than the encoder. A fresh interaction head is fitted first to `lists`, full
-    candidate lists; empty if there is none. `measure()` returns the two-stage dev score of the current model; every
-    process calls it. Raises RunError if the loss is not finite or memory runs out.
+    `lists` are full candidate lists of train queries, to which a fresh interaction head is fitted first; empty if there
+    is none. `measure()` returns the two-stage dev score of the current model; every process calls it. With `fresh_head`
+    the head has a higher rate than the encoder.
     """
-    section = recipe.train
-    checkpoint = on_main(accelerator, lambda: last_checkpoint(folder))
+
+    recipe: Recipe
+    groups: Sequence[Group]
+    lists: Sequence[Group]
+    reranker: Reranker
+    tokenized: TokenizedCollection
+    measure: Measure
+    accelerator: Accelerator
+    folder: Path
+    fresh_head: bool
+
+
+def train_reranker(job: TrainingJob) -> Progress:
+    """Fine-tune the model of a job, and return the progress with the curve of dev scores.
+
+    The model before the first step is saved in `folder/start`, the best one after it in `folder/trained`. Raises
+    RunError if the loss is not finite or memory runs out.
+    """
+    section, reranker, accelerator = job.recipe.train, job.reranker, job.accelerator
+    checkpoint = on_main(accelerator, lambda: last_checkpoint(job.folder))
     if checkpoint:
         reranker.compute_in(on_main(accelerator, lambda: precision_of(checkpoint)))
     configure_model(section, reranker)
-    plan = steps(len(groups), section, recipe.seed)
-    evaluate_at = evaluation_steps(len(plan), section)
-    optimizer = make_optimizer(section, reranker, fresh_head, fused=not is_sharded(accelerator))
+    plan = steps(len(job.groups), section, job.recipe.seed)
+    optimizer = make_optimizer(section, reranker, job.fresh_head, fused=not is_sharded(accelerator))
     weight = 0.0
-    if lists and checkpoint is None:
-        weight = fit_head(reranker, tokenized, lists, section.fit_lists, accelerator, folder)
-    untrained = None if checkpoint else measure()  # before the model may be sharded over devices
-    stepper = _Stepper(recipe, groups, len(plan), reranker, tokenized, accelerator, optimizer, folder)
-
+    if job.lists and checkpoint is None:
+        weight = fit_head(reranker, job.tokenized, job.lists, section.fit_lists, accelerator, job.folder)
+    untrained = None if checkpoint else job.measure()  # before the model may be sharded over devices
+    stepper = _Stepper(job, len(plan), optimizer)
     progress = (
         resume(checkpoint, accelerator)
         if checkpoint
         else Progress(planned=len(plan), precision=reranker.precision, first_stage_weight=weight)
     )
     stepper.gradient_step.first_stage_weight = progress.first_stage_weight
-    log = Log(folder, recipe, progress.step) if processes.is_main() else None
+    log = Log(job.folder, job.recipe, progress.step) if processes.is_main() else None
     if untrained is not None:
-        torch.manual_seed(recipe.seed + accelerator.process_index)
-        _record_score(progress, untrained, reranker, stepper.model, accelerator, folder, log)
-    with console.progress(folder.name, total=len(plan), completed=progress.step) as advance:
+        torch.manual_seed(job.recipe.seed + accelerator.process_index)
+        _record_score(job, progress, untrained, stepper.model, log)
+    _run_steps(job, progress, plan, stepper, log)
+    if log:
+        log.close()
+    accelerator.free_memory()  # free optimizer states and gradients before the next stage scores
+    return progress
+
+
+def _run_steps(
+    job: TrainingJob, progress: Progress, plan: Sequence[Sequence[int]], stepper: _Stepper, log: Log | None
+) -> None:
+    """Perform the remaining steps, with evaluations on dev and checkpoints."""
+    section = job.recipe.train
+    evaluate_at = evaluation_steps(len(plan), section)
+    with console.progress(job.folder.name, total=len(plan), completed=progress.step) as advance:
         for positions in plan[progress.step :]:
             if progress.stalled(section.patience):
                 break
@@ -97,40 +116,28 @@ def train_reranker(
             loss, speed, rate = (numbers[name] for name in ("loss", "pairs_per_second", "learning_rate"))
             advance(1, f"loss {loss:.4f}  {speed:.1f} pairs/s  rate {rate:.1e}")
             if progress.step in evaluate_at:
-                with unsharded(accelerator, stepper.model):
-                    score = measure()
-                _record_score(progress, score, reranker, stepper.model, accelerator, folder, log)
+                with unsharded(job.accelerator, stepper.model):
+                    score = job.measure()
+                _record_score(job, progress, score, stepper.model, log)
             if progress.step % section.checkpoint_steps == 0 or progress.step in evaluate_at:
-                save_checkpoint(progress, accelerator, folder)
-    if log:
-        log.close()
-    accelerator.free_memory()  # free optimizer states and gradients before the next stage scores
-    return progress
+                save_checkpoint(progress, job.accelerator, job.folder)
 
 
 class _Stepper:
     """Performs the optimizer steps of a training."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        groups: Sequence[Group],
-        planned: int,
-        reranker: Reranker,
-        tokenized: TokenizedCollection,
-        accelerator: Accelerator,
-        optimizer: torch.optim.Optimizer,
-        folder: Path,
-    ) -> None:
-        self.section = recipe.train
-        self.groups = groups
+    def __init__(self, job: TrainingJob, planned: int, optimizer: torch.optim.Optimizer) -> None:
+        self.section = job.recipe.train
+        self.groups = job.groups
         self.planned = planned
-        self.accelerator = accelerator
+        self.accelerator = job.accelerator
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.model, self.optimizer = prepare_model(accelerator, reranker, optimizer)
-        self.gradient_step = GradientStep(recipe.train, groups, reranker, tokenized, accelerator, self.model)
-        self.collection = tokenized.collection
-        self.folder = folder
+        self.model, self.optimizer = prepare_model(job.accelerator, job.reranker, optimizer)
+        self.gradient_step = GradientStep(
+            job.recipe.train, job.groups, job.reranker, job.tokenized, job.accelerator, self.model
+        )
+        self.collection = job.tokenized.collection
+        self.folder = job.folder
 
     def step(self, number: int, positions: Sequence[int]) -> dict[str, float]:
         """Perform step `number` (from 0) on the groups at `positions`, and return the values to log.
@@ -168,26 +175,19 @@ class _Stepper:
         raise RunError(f"{stage}: step {number + 1} is not finite: {fault}; its groups are in {path}; {advice}")
 
 
-def _record_score(
-    progress: Progress,
-    score: float,
-    reranker: Reranker,
-    model: nn.Module,
-    accelerator: Accelerator,
-    folder: Path,
-    log: Log | None,
-) -> None:
+def _record_score(job: TrainingJob, progress: Progress, score: float, model: nn.Module, log: Log | None) -> None:
     """Record a dev score, and save the model before the first step or when it is the best after it."""
     is_best = score > max((earlier for _, earlier in progress.curve), default=-math.inf)
     progress.curve.append((progress.step, score))
     save = progress.step == 0 or score > progress.best_score
-    weights = full_weights(accelerator, model) if save else None
+    weights = full_weights(job.accelerator, model) if save else None
     if save and progress.step:
         progress.best_score, progress.best_step = score, progress.step
     if processes.is_main():
         if save:
-            reranker.save(pending_best(folder, progress.step) if progress.step else folder / START, weights)
+            path = pending_best(job.folder, progress.step) if progress.step else job.folder / START
+            job.reranker.save(path, weights)
         assert log is not None
         log.write(progress.step, dev_score=score)
-        console.stage(folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if is_best else ''}")
-    accelerator.wait_for_everyone()
+        console.stage(job.folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if is_best else ''}")
+    job.accelerator.wait_for_everyone()
