@@ -2,8 +2,8 @@
 
 A weight chosen as the best of a grid on 80 dev queries is mostly noise: on runbooks dev chose 1 where the test optimum
 is 0.3 (docs/results.md). So a fit with two parameters to up to 200 train queries gives the weight, and dev replaces it
-by another one of the grid only if the mean gain is above its standard error. If all weights are equally
-good, that happens by chance once in six times, while the best of six such weights is nearly always not the fitted one.
+by another one of the grid only if the mean gain is above its standard error. If all weights are equally good, that
+happens by chance once in six times, while the best of six such weights is nearly always not the fitted one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The release gate: decide on dev, in float32, if the exported model is better than the baselines.
 
 A model is used in one of two modes: alone, or fused with first-stage scores. The baselines are what the user had
-before: the tuned first stage and, if the base model is a reranker already, the base model. A mode is better only
-if it beats both baselines.
+before: the tuned first stage and, if the base model is a reranker already, the base model. A mode is better only if it
+beats both baselines.
 
 The exported model and the first-stage weight were chosen on dev, so their dev means are optimistic. The bootstrap over
 dev queries repeats the choice in each resample and takes the full dev set as the truth: the optimism of the choice in

@@ -32,8 +32,8 @@ class _Graph(nn.Module):
 def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int = LARGEST_FILE) -> None:
     """Write a graph with dynamic batch and length and output `logits` (batch, 1) of a float32 model on the CPU.
 
-    Above `largest_file` bytes all weights go to one file `model.onnx.data` next to it; without this
-    the exporter would write a file for each weight. Exceptions of the exporter are not caught.
+    Above `largest_file` bytes all weights go to one file `model.onnx.data` next to it; without this the exporter would
+    write a file for each weight. Exceptions of the exporter are not caught.
     """
     import onnx
 

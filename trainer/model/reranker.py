@@ -111,8 +111,8 @@ class Reranker:
         Only training needs the last two: `head` is auto, classifier, interaction, or trained (refuse a model without a
         head); `layers` are the hidden layers that a new interaction head compares.
 
-        Raises ModelError if the model cannot be loaded, MachineError if the machine lacks the device or
-        precision, and TypeError or ValueError for arguments that have no meaning.
+        Raises ModelError if the model cannot be loaded, MachineError if the machine lacks the device or precision, and
+        TypeError or ValueError for invalid arguments.
         """
         require_options(reference, precision, max_length)
         target = usable_device(device, precision)

@@ -1,8 +1,8 @@
 """One-sentence messages for errors of the machine: a full disk, a missing permission, a long path, too little memory.
 
-Libraries raise them in many forms: an OSError with or without a path, a RuntimeError of torch that names a line of
-C++, an error of safetensors or Arrow whose text ends with the error number. Only `explained` translates them.
-Every other exception is passed on unchanged and shown with its traceback.
+Libraries raise them in many forms: an OSError with or without a path, a RuntimeError of torch that names a line of C++,
+an error of safetensors or Arrow whose text ends with the error number. Only `explained` translates them. Every other
+exception is passed on unchanged and shown with its traceback.
 """
 
 from __future__ import annotations
