@@ -195,13 +195,13 @@ def test_train_with_bad_data_ends_with_2_and_no_traceback(command, recipe_file, 
     ("line", "said"),
     [
         ("train nowhere.yaml", "nowhere.yaml: no such recipe"),
-        ("train RECIPE train.epochs", "command line: 'train.epochs' is no override"),
+        ("train RECIPE train.epochs", "command line: 'train.epochs' is not an override"),
         ("train RECIPE trian.epochs=3", "command line: trian: no such key; did you mean train?"),
         ("train RECIPE data.path=nowhere", "nowhere: no such folder"),
         ("train RECIPE reranker.model=./nowhere", "model './nowhere': no such folder"),
         ("train RECIPE reranker.model=package:no_such/model", "the Python package 'no_such' is not installed"),
         ("train RECIPE retriever.kind=run retriever.run=no.trec", "retriever.run: no such file: no.trec"),
-        ("reranker check", "check: name a recipe, or ask for --schema"),
+        ("reranker check", "check: name a recipe, or use --schema"),
         ("reranker mine nowhere.yaml", "nowhere.yaml: no such recipe"),
         ("reranker push RECIPE", "push: the recipe has no push section"),
         ("reranker push RECIPE push.repository=owner/name", "does not contain this recipe's exported model"),
@@ -414,7 +414,7 @@ def test_an_unknown_stage_is_refused_with_the_names_of_all(call, recipe_file):
 def test_a_step_runs_the_recipe_up_to_itself_and_overrides_reach_it(call, recipe_file, tmp_path, step):
     answer = call("reranker", *step, recipe_file, "retriever.depth=7", "--runs", tmp_path / "elsewhere")
     assert answer.code == 0, answer.err
-    assert f"stopped after retrieve, as asked; train {recipe_file} carries out the rest" in answer.out
+    assert f"stopped after retrieve, as requested; to continue: train {recipe_file}" in answer.out
     assert "bm25 (bm25 in english): 7 candidates for each" in answer.out
     left = {path.name for path in (tmp_path / "elsewhere/tiny").iterdir()}
     assert {"data", "retrieve"} <= left
@@ -437,7 +437,7 @@ def test_the_step_export_uploads_nothing_also_where_the_recipe_has_the_section(c
     line = [recipe, "push.repository=me/model", "--force", "--runs", runs]
     answer = call("reranker", *step, *line)
     assert (answer.code, answer.err) == (0, "")
-    assert f"nothing was uploaded; reranker push {runs / 'exported'} does that" in answer.out
+    assert f"nothing was uploaded; to upload: reranker push {runs / 'exported'}" in answer.out
     assert call("train", *line).err.startswith("push: ")  # the whole run asks for a token, or for the network
 
 

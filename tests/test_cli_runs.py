@@ -304,7 +304,7 @@ def test_what_is_no_run_is_told_in_one_sentence(reranker, runs, run, tmp_path, m
     near = "no such recipe and no such run; did you mean runs/exported?"
     assert_one_sentence(reranker(command, "exportde"), f"exportde: {near}")
     assert_one_sentence(reranker(command, "runs/exporte"), f"runs/exporte: {near}")
-    assert_one_sentence(reranker(command, "empty"), "empty: is not the folder of a run; no stage of a run lies in it")
+    assert_one_sentence(reranker(command, "empty"), "empty: is not the folder of a run; it has no stage of a run")
     assert_one_sentence(reranker(command, "runs"), "runs: is not the folder of a run; it holds the runs runs/exported;")
 
 
@@ -461,7 +461,7 @@ def test_clean_lists_what_can_be_deleted_and_deletes_nothing(reranker, untidy, r
     assert (answer.code, answer.err) == (0, "")
     for path in untidy.values():
         assert re.search(rf"{re.escape(str(path))} +[│|] +1.0 kB", answer.out)
-    assert "5.0 kB can be freed; nothing was deleted, --yes does that" in answer.out
+    assert "5.0 kB can be freed; nothing was deleted; to delete it: --yes" in answer.out
     assert re.search(r"other .*unfinished, kept to continue from: mine \(", answer.out)
     assert files(runs) == before
 
@@ -471,7 +471,8 @@ def test_clean_deletes_what_it_listed_and_no_more(reranker, untidy, runs):
     answer = reranker("clean", "--runs", runs, "--yes")
     assert (answer.code, answer.err) == (0, "")
     assert "5.0 kB freed" in answer.out
-    lost = {str((path / "file").relative_to(runs)) for path in untidy.values()}
+    names = {"older stage": "recipe.json", "damaged stage": "recipe.json"}
+    lost = {str((path / names.get(kind, "file")).relative_to(runs)) for kind, path in untidy.items()}
     assert before.keys() - files(runs).keys() == lost
     assert not any(path.exists() for path in untidy.values())
     assert state(reranker, runs) == ("finished", None)

@@ -491,11 +491,11 @@ def test_a_label_of_pairs_has_to_be_a_grade():
 LABELS = {
     "query nobody knows": (
         '{"query_id": "q9", "document_id": "d1", "relevant": true}',
-        "query 'q9' is no query of this",
+        "query 'q9' is not a query of this",
     ),
     "document nobody knows": (
         '{"query_id": "q1", "document_id": "d9", "relevant": 1}',
-        "document 'd9' is no document of",
+        "document 'd9' is not a document of",
     ),
     "query in no split": ('{"query_id": "q4", "document_id": "d1", "relevant": true}', "query 'q4' is in no split"),
     "text": (
@@ -522,7 +522,7 @@ def test_labels_need_their_file_and_their_keys():
     expected = "lines like {query_id, document_id, relevant} are expected"
     assert faults({**BY_FILES, "judgements": "no.jsonl"}) == [f"no.jsonl: no such file (data.judgements); {expected}"]
     assert faults({**BY_FILES, "judgements": "train.tsv"}) == [
-        f"train.tsv: is no .jsonl file (data.judgements); {expected}"
+        f"train.tsv: is not a .jsonl file (data.judgements); {expected}"
     ]
     write("labels.jsonl", '{"query": "q1", "document_id": "d1", "relevant": true}\n')
     assert faults({**BY_FILES, "judgements": "labels.jsonl"}) == [

@@ -347,7 +347,7 @@ def test_ids_with_letters_need_a_header_and_the_error_says_so():
     data = section()
     Path("corpus.tsv").write_text("D1\tpods restart at night\n")
     told = faults(data.model_copy(update={"corpus": (Path("corpus.tsv"),)}))
-    assert "if the first line is no header, add one above it" in told[0]
+    assert "if the first line is not a header, add one above it" in told[0]
 
 
 SEPARATED = {

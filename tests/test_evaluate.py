@@ -259,7 +259,7 @@ def test_the_untuned_first_stage_is_measured_too(by_hand, tmp_path):
     assert [row["against"] for row in results.comparisons] == ["first_stage"]  # nothing is compared with it
     assert (tmp_path / "first_stage_default.trec").is_file()
     assert [row[0] for row in results.rows()] == [
-        "first (untuned)",
+        "untuned first",
         "first stage",
         "tuned model",
         "ceiling",

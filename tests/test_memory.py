@@ -120,7 +120,7 @@ def test_texts_and_ids_survive_as_they_are():
             {"a": "text"},
             {"q": "why"},
             {"train": {"q": {"a": 1}}, "validation": {"q": {"a": 1}}, "dev": 5},
-            ["qrels['validation']: is no split", "qrels['dev']: must be {query id"],
+            ["qrels['validation']: is not a split", "qrels['dev']: must be {query id"],
         ),
         ({"a": "t"}, {"q": "t"}, {s: {"q": {"a": 1}} for s in ("train", "test")}, ["query 'q' is in two splits"]),
         (
@@ -148,7 +148,7 @@ def test_all_faults_come_at_once_and_say_where(documents, queries, qrels, faults
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dev_shar": 0.2}, "dev_shar: is no key of the section data; did you mean dev_share"),
+        ({"dev_shar": 0.2}, "dev_shar: is not a key of the section data; did you mean dev_share"),
         ({"dev_share": 0.9}, "leave nothing to train on"),
         ({"relevant_from": 0}, "relevant_from: "),
         ({"path": "elsewhere"}, "settings: "),
@@ -368,7 +368,7 @@ def test_an_empty_answer_counts_as_missed(collection, model):
 @pytest.mark.parametrize(
     ("first_stage", "faults"),
     [
-        ({}, ["run: 8 judged queries are missing, e.g. 'test-probe'; give {} for no answer"]),
+        ({}, ["run: 8 judged queries are missing, e.g. 'test-probe'; use {} for no results"]),
         (
             {"test-probe": {"nope": 1.0, "disk-0": float("nan"), "disk-1": "high"}, "who": {}, "test-disk": ["disk-0"]},
             [
@@ -393,10 +393,10 @@ def test_wrong_arguments_are_refused(collection, model, tiny):
     for error, message, call in [
         (TypeError, "reranker must be a Reranker, not str", lambda: evaluate(collection, str(tiny["reranker"]))),
         (TypeError, "first_stage must be a Retriever section or a dict", lambda: evaluate(collection, model, "bm25")),
-        (ValueError, "'validation' is no split", lambda: evaluate(collection, model, {}, split="validation")),
+        (ValueError, "'validation' is not a split", lambda: evaluate(collection, model, {}, split="validation")),
         (ValueError, "depth must be 1 or more", lambda: evaluate(collection, model, {}, depth=0)),
         (ValueError, "nDCG@ten", lambda: evaluate(collection, model, {}, metrics=["nDCG@ten"])),
-        (TypeError, r"mine\(\) does not read rounds", lambda: mine(collection, rounds=2)),
+        (TypeError, r"mine\(\) does not use rounds", lambda: mine(collection, rounds=2)),
         (ValueError, "negative_per_positive", lambda: mine(collection, negative_per_positive=2)),
     ]:
         with pytest.raises(error, match=message):

@@ -416,7 +416,7 @@ def test_likely_false_negatives_are_listed_with_their_texts_the_most_likely_firs
     assert [line["why"] for line in lines] == [
         "above 95% of the positive",
         "above 95% of the positive",
-        "nearly the text of a positive",
+        "near-duplicate of a positive",
     ]
     assert all(line["relevant"] is None for line in lines)
     assert lines[1] == {
@@ -443,7 +443,7 @@ def test_a_negative_more_similar_than_the_positive_is_a_likely_false_negative(ju
     assert write_likely_false_negatives(top(), mined, collection, tmp_path) == 2
     lines = [json.loads(line) for line in (tmp_path / "suspected_false_negatives.jsonl").read_text().splitlines()]
     assert [line["document_id"] for line in lines] == ["d11", "d10"]
-    assert {line["why"] for line in lines} == {"a negative, yet above the positive"}
+    assert {line["why"] for line in lines} == {"used as a negative, but scored above the positive"}
 
 
 def test_teacher_scores_order_the_likely_false_negatives(judged, tmp_path):

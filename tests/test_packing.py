@@ -156,11 +156,11 @@ def test_out_of_memory_batches_shrink_and_scores_are_the_same(tiny, capsys):
     reranker.model.bert.embeddings.forward = small_memory
     np.testing.assert_allclose(reranker.score([("disk", text) for text in documents]), expected, atol=1e-6)
     assert 64 < reranker.tokens_per_bucket <= 128
-    said = f"out of memory: going on with {reranker.tokens_per_bucket} tokens in a batch"
+    said = f"out of memory: continuing with {reranker.tokens_per_bucket} tokens in a batch"
     assert said in " ".join(capsys.readouterr().out.split())
     reranker.pairs.max_length, small = 48, "queue lag " * 100
     reranker.model.bert.embeddings.forward = lambda **_: small_memory(torch.empty(999))
-    with pytest.raises(ModelError, match="reranker.max_length: memory does not suffice for one pair of 48 tokens"):
+    with pytest.raises(ModelError, match="reranker.max_length: out of memory with a single pair of 48 tokens"):
         reranker.score([("disk", small)])
 
 
@@ -173,7 +173,7 @@ def test_memory_too_small_for_any_batch_is_an_error_after_one_attempt_per_halvin
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     reranker.model.bert.embeddings.forward = no_memory
-    with pytest.raises(ModelError, match="memory does not suffice for one pair"):
+    with pytest.raises(ModelError, match="out of memory with a single pair"):
         reranker.score([("disk", text) for text in ["queue lag " * size for size in range(1, 200)]])
     sizes = [rows * tokens for rows, tokens in attempts]
     assert attempts[-1][0] == 1

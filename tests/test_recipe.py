@@ -362,10 +362,10 @@ def test_an_override_corrects_an_error_of_the_file():
     [
         ("train.epoch=3", "command line: train.epoch: no such key; did you mean epochs?"),
         ("trian.epochs=3", "command line: trian: no such key; did you mean train?"),
-        ("epochs", "command line: 'epochs' is no override; write section.key=value, e.g. train.epochs=3"),
-        ("=3", "command line: '=3' is no override; write section.key=value, e.g. train.epochs=3"),
-        ("train.=3", "command line: 'train.=3' is no override; write section.key=value, e.g. train.epochs=3"),
-        ("train.a.b=3", "command line: 'train.a.b=3' is no override; write section.key=value, e.g. train.epochs=3"),
+        ("epochs", "command line: 'epochs' is not an override; write section.key=value, e.g. train.epochs=3"),
+        ("=3", "command line: '=3' is not an override; write section.key=value, e.g. train.epochs=3"),
+        ("train.=3", "command line: 'train.=3' is not an override; write section.key=value, e.g. train.epochs=3"),
+        ("train.a.b=3", "command line: 'train.a.b=3' is not an override; write section.key=value, e.g. train.epochs=3"),
         ("name.first=a", "command line: name.first: name is not a section"),
         ("train.epochs=[1", "command line: train.epochs: '[1' is not a YAML value; quote it"),
         ("seed=!!int x", "command line: seed: '!!int x' is not a YAML value; quote it"),
@@ -516,7 +516,7 @@ def test_the_largest_seed_and_the_longest_name_are_fine():
 
 
 def test_a_large_file_is_no_recipe():
-    with pytest.raises(RecipeError, match="^/dev/zero: has more than 1,048,576 bytes, so it is no recipe$"):
+    with pytest.raises(RecipeError, match="^/dev/zero: has more than 1,048,576 bytes, so it is not a recipe$"):
         load_recipe("/dev/zero")
 
 

@@ -139,7 +139,7 @@ def test_u_takes_back_the_last_answer_also_of_an_earlier_sitting(suspects, tmp_p
     assert answers(kept) == [("d0", False)]
     assert review(suspects, kept, keys("u", "s", "y", "q")) == 1  # one taken back, two given
     assert answers(kept) == [("d0", None), ("d1", True)]
-    assert "is not an answer to this list" not in capsys.readouterr().out
+    assert "is for another list" not in capsys.readouterr().out
 
 
 def test_nothing_but_answers_to_the_list_is_taken_back(suspects, tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_nothing_but_answers_to_the_list_is_taken_back(suspects, tmp_path, capsy
     kept.write_text(label("another list's", relevant=True))
     review(suspects, kept, keys("u", "y", "u", "u", "q"))
     assert answers(kept) == [("another list's", True)]
-    assert capsys.readouterr().out.count("is not an answer to this list") == 2
+    assert capsys.readouterr().out.count("is for another list") == 2
 
 
 # The screen

@@ -1,6 +1,6 @@
-"""The entry points: `train RECIPE`, which is `python -m trainer RECIPE` for launchers of processes, and `reranker`.
+"""The entry points: `train RECIPE` (`python -m trainer RECIPE` for launchers such as torchrun), and `reranker`.
 
-Ctrl-C is taken care of before anything slow is imported.
+The handler for Ctrl-C is installed before anything slow is imported.
 """
 
 import signal

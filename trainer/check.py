@@ -55,7 +55,7 @@ def check(
         if recipe.tried:
             errors.append(RecipeError(recipe.tried))
     else:
-        if not errors and weights:  # a long download only where nothing else prevents the run
+        if not errors and weights:  # a long download only if nothing else prevents the run
             errors += _model_errors(recipe, weights=True)
         if not errors:
             errors += _unknown_token_errors(recipe, summary)
@@ -72,7 +72,7 @@ def check(
 
 
 def _read_cache(path: Path, fingerprint: str) -> Summary | None:
-    """Return the summary of an earlier check of the same collection; None where it is missing or damaged."""
+    """Return the summary of an earlier check of the same collection; None if it is missing or damaged."""
     content = read_record(path) or {}
     if content.get("fingerprint") != fingerprint:
         return None
@@ -83,7 +83,7 @@ def _read_cache(path: Path, fingerprint: str) -> Summary | None:
 
 
 def _mining_problems(summary: Summary, recipe: Recipe) -> list[str]:
-    """Return the problems by which no train query can have a negative, as far as they are known before retrieval."""
+    """Return the problems, known before retrieval, because of which no train query can have a negative."""
     section = recipe.mine
     if summary.judged_negatives:
         return []
@@ -215,7 +215,7 @@ def _show(summary: Summary, recipe: Recipe) -> None:
 
 
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
-    """Yield a warning where some train query cannot have as many negatives as the recipe asks for."""
+    """Yield a warning if some train query cannot have as many negatives as the recipe asks for."""
     wanted, (fewest, _) = recipe.mine.negatives_per_positive, summary.spare
     if fewest < wanted:
         yield (
@@ -225,7 +225,7 @@ def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
 
 
 def _several_languages(summary: Summary, recipe: Recipe) -> Iterator[str]:
-    """Yield a warning where the stemmer, chosen from the first documents, does not fit many other documents."""
+    """Yield a warning if the stemmer, chosen from the first documents, does not fit many other documents."""
     section = recipe.retriever
     if section.kind not in ("bm25", "hybrid") or section.language != "auto":
         return
@@ -250,7 +250,7 @@ def _languages(texts: Sequence[str]) -> dict[str, float]:
 
 
 def _without_threshold(recipe: Recipe) -> Iterator[str]:
-    """Yield a warning on metrics that count grade 1 as relevant where the recipe has a higher threshold."""
+    """Yield a warning on metrics that count grade 1 as relevant if the recipe has a higher threshold."""
     import ir_measures
 
     least = recipe.data.relevant_from

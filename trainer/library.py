@@ -1,6 +1,6 @@
-"""Two steps of a run by themselves, for Python: hard negatives of a collection, and a reranker's evaluation on it.
+"""Mining and evaluation as single functions for Python, without a recipe and a run folder.
 
-They are the stages' own functions, without a recipe and a run folder.
+They call the same functions as the stages.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from trainer.retriever import Candidates, candidates_of_dict, embed, retrieve_sp
 from trainer.runtime.machine import explained
 
 FirstStage = Retriever | Mapping[str, Mapping[str, float]]
-OF_A_RUN = ("groups", "list_size", "rounds", "teacher", "teacher_trust_remote_code")  # keys that `mine` does not read
+OF_A_RUN = ("groups", "list_size", "rounds", "teacher", "teacher_trust_remote_code")  # keys that `mine` does not use
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A reranker measured on one split: `results` with intervals and comparisons, and every query's values."""
+    """The evaluation of a reranker on one split: `results` with intervals and comparisons, and every query's values."""
 
     results: Results
     per_query: dict[str, dict[str, dict[str, float]]]
@@ -59,7 +59,7 @@ def mine(
     `mine`, such as negatives_per_positive=3. Embeddings are kept under `runs`. Raises TrainerError.
     """
     if unread := [key for key in OF_A_RUN if key in settings]:
-        raise TypeError(f"mine() does not read {', '.join(unread)}; a run with a recipe does")
+        raise TypeError(f"mine() does not use {', '.join(unread)}; only a run with a recipe does")
     section = Mine(groups="draws", **settings)
     candidates = _candidates(collection, "train", first_stage, runs)
     score = None
@@ -89,7 +89,7 @@ def evaluate(
     """Measure a reranker on the candidates of a first stage: retrieve, rerank the first `depth`, compare.
 
     `first_stage` is a `Retriever` section, as in a recipe, or a run of your own, {query id: {document id: score}}. The
-    systems are first_stage, reranked, fused where the model has weights for first-stage scores, and ceiling, the best
+    systems are first_stage, reranked, fused if the model has weights for first-stage scores, and ceiling, the best
     order of the candidates. Embeddings are kept under `runs`. Raises TrainerError.
     """
     if not isinstance(reranker, Reranker):
@@ -107,9 +107,9 @@ def evaluate(
 
 
 def _candidates(collection: Collection, split: str, first_stage: FirstStage | None, runs: Path | str) -> Candidates:
-    """Return the candidates of a split's queries; raises DataError where none of them has a positive."""
+    """Return the candidates of a split's queries; raises DataError if none of them has a positive."""
     if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is no split{did_you_mean(split, SPLITS)}")
+        raise ValueError(f"split: {split!r} is not a split{did_you_mean(split, SPLITS)}")
     if not collection.answerable(split):
         raise DataError(f"{split}: no query of this split has a relevant document; give its judgements in qrels")
     if isinstance(first_stage, Mapping):

@@ -3,7 +3,7 @@
     check -> data -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
 
 Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
-first round as its teacher, and train-2 starts from the base model again. Distil and push only run where the recipe has
+first round as its teacher, and train-2 starts from the base model again. Distil and push only run if the recipe has
 the section.
 
 Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
@@ -50,16 +50,16 @@ STAGES: Sequence[Stage] = [
     Evaluate(),
     Export(),
 ]
-PUSH = "push"  # what `until` calls the end of a whole run
+PUSH = "push"  # the value of `until` for a complete run
 
 
 @explained
 def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = PUSH, force: bool = False) -> RunResult:
     """Run a recipe (or a recipe file) up to a stage, and return its result.
 
-    The model is uploaded only where the recipe has the section `push` and `until` is push, as it is by default. A model
+    The model is uploaded only if the recipe has the section `push` and `until` is push, as it is by default. A model
     that is worse on dev is not exported, and one that is not shown to be better is not pushed, unless `force` is set;
-    the result has the reason. Raise TrainerError for problems that the user can fix.
+    the result holds the error. Raise TrainerError for problems that the user can fix.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
@@ -81,7 +81,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
                 to_hub.upload(opened, dry_run=False)
         except NotBetterError as error:
             refused = error
-    return RunResult(folder.absolute(), refused)  # it is read later, perhaps from another working directory
+    return RunResult(folder.absolute(), refused)  # the working directory may change before the result is read
 
 
 def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:
@@ -115,7 +115,7 @@ def run_stage(run: Run, stage: Stage, force: bool = False) -> None:
 def push(recipe: Recipe | Run, runs: Path | str = "runs", *, dry_run: bool = False, force: bool = False) -> None:
     """Upload the exported model of a recipe or an opened run; with `dry_run` only list its files.
 
-    Raise NotBetterError where the model does not pass the release gate, unless `force` is set.
+    Raise NotBetterError if the model does not pass the release gate, unless `force` is set.
     """
     opened = recipe if isinstance(recipe, Run) else open_run(recipe, runs)
     to_hub.require_section(opened)
@@ -138,15 +138,15 @@ def _require_stage(until: str, recipe: Recipe) -> None:
 
 
 def _report_stale(run: Run, stages: Sequence[Stage]) -> None:
-    """Warn of later stages that were finished with other inputs than this recipe's."""
+    """Warn about later stages whose results were made from other inputs than this recipe's."""
     records = [run.records[stage.folder] for stage in stages]
     stale = [one.folder.name for one in records if (one.folder / "done.json").exists() and one.done is None]
     if stale:
-        console.warn("run", f"results of other inputs, not run again yet (see their recipe.json): {', '.join(stale)}")
+        console.warn("run", f"out of date, made from other inputs (see recipe.json in each): {', '.join(stale)}")
 
 
 def _refuse_judgements_in_a_stage(recipe: Recipe, folder: Path) -> None:
-    """Raise RecipeError where `data.judgements` is in the folder of a stage, which a new run would move aside."""
+    """Raise RecipeError if `data.judgements` is in the folder of a stage, which a new run would move aside."""
     path = recipe.data.judgements
     if path is not None and folder.resolve() in path.resolve().parents and path.resolve().parent != folder.resolve():
         raise RecipeError(

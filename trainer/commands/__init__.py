@@ -1,13 +1,13 @@
-"""The command line: `train`, which carries out a whole recipe, and `reranker`, which does everything else.
+"""The command line: `train`, which runs a complete recipe, and `reranker`, which has all other commands.
 
 Imports inside run down, like the package's own:
 
     cli                                 the entry points: both apps with all their commands
-    recipe_commands                     the arguments of the commands that take a recipe
-    run_commands                        of those that take a run
-    scoring_commands                    of those that take a model
-    clean  compare  init  push          what the longer commands do
-    review  runs  score  show           likewise
-    run_folders                         the runs in a folder, and the recipe that lies in one
+    recipe_commands                     commands whose argument is a recipe
+    run_commands                        commands whose argument is a run
+    scoring_commands                    commands whose argument is a model
+    clean  compare  init  push          implementations of the longer commands
+    review  runs  score  show           implementations of the longer commands
+    run_folders                         the runs in a folder, and the recipe of a run
     apps                                both apps, and the options and exit codes of all commands
 """

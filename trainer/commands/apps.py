@@ -1,4 +1,4 @@
-"""The two commands as typer apps, and what all their commands share: arguments, `--quiet`, the table of exit codes."""
+"""The two typer apps, and the arguments, the option `--quiet` and the exit codes that all their commands share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainer.runtime.machine import explained
 
 EXIT_CODES = {
     0: "Done.",
-    1: "A fault of this program, shown with its traceback; please report it.",
-    2: "Something that you can mend, such as a wrong key or a missing file; a message says what, and nothing is lost.",
-    3: "The model was measured, and it was not shown to be better than what you had.",
-    130: "Stopped by Ctrl-C; the same command continues where it was stopped.",
+    1: "A bug in this program, shown with its traceback; please report it.",
+    2: "A problem that you can fix, such as a wrong key or a missing file; the message names it, and nothing is lost.",
+    3: "The model was evaluated, and was not shown to be better than what you had.",
+    130: "Stopped by Ctrl-C; run the same command again to resume.",
 }
 EPILOG = "\n\n".join(["Exit codes:", *(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())])
 
@@ -29,7 +29,7 @@ reranker_app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True,
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and end the command, where that is wanted."""
+    """Print the version and exit, if the option is set."""
     if wanted:
         typer.echo(f"domain-reranker {trainer.__version__}")
         raise typer.Exit
@@ -44,7 +44,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Values that replace those of the recipe: section.key=value.", metavar="[KEY=VALUE]..."),
 ]
-Runs = Annotated[Path, typer.Option(help="The folder of all runs; each run has a folder of its own in it.")]
+Runs = Annotated[Path, typer.Option(help="The folder that contains all run folders.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Export and push the model even if dev does not show that it is better.")
 ]
@@ -61,7 +61,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors an
 def command(
     app: typer.Typer, name: str | None = None, *, panel: str | None = None, hidden: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function to an app as a command with the option `--quiet`; errors of the machine become TrainerErrors."""
+    """Add a function to an app as a command with `--quiet`, and raise errors of the machine as MachineError."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         shown = explained(_with_quiet(_without_end_of_file(function)))
@@ -72,7 +72,7 @@ def command(
 
 @contextmanager
 def despite_quiet() -> Iterator[None]:
-    """Let the block print although the command is quiet: the result, or what the user asked to see."""
+    """Print within the context although the command is quiet: a result, or output that the user requested."""
     before = console.console.quiet
     console.console.quiet = not processes.is_main()
     try:
@@ -82,7 +82,7 @@ def despite_quiet() -> Iterator[None]:
 
 
 def _with_quiet(function: Callable[..., None]) -> Callable[..., None]:
-    """Return the function with a further parameter `quiet`."""
+    """Return the function with an additional parameter `quiet`."""
 
     @wraps(function)
     def call(*, quiet: bool = False, **arguments: Any) -> None:
@@ -98,7 +98,7 @@ def _with_quiet(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _without_end_of_file(function: Callable[..., None]) -> Callable[..., None]:
-    """Raise an EOFError, which a truncated file causes, as another error: typer takes it for Ctrl-D."""
+    """Raise an EOFError, as from a truncated file, as another error, because typer would treat it as Ctrl-D."""
 
     @wraps(function)
     def call(**arguments: Any) -> None:

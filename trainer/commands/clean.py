@@ -1,8 +1,8 @@
-"""Disk use of runs and caches, and what of it can be deleted without a loss that a rerun would notice.
+"""Disk use of runs and caches, and deletion of files that no later run of the same recipes needs.
 
-Deletable are stages that moved aside when they were done again, files of finished stages that only unfinished ones
-need, and caches that belong to no run. A folder of `.embeddings` or `.teachers` is named by a hash of a model and of
-how it reads. It is kept if any model of any run, read in any way that occurs in any run, could have that name.
+Deletable are outdated stages that were renamed when they ran again, temporary files of finished stages, and caches that
+belong to no run. A folder in `.embeddings` or `.teachers` is named by a hash of a model and its settings (maximum
+length, prompt, precision). It is kept if the name results from any model of any run with settings of any run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOVED, LEFT_OVER, UNUSED = "older stage", "left over", "unused cache"
 
 @dataclass(frozen=True)
 class Deletable:
-    """A file or folder that can be deleted, and what it is."""
+    """A file or folder that can be deleted, with its kind and size."""
 
     path: Path
     kind: str
@@ -39,10 +39,10 @@ class Deletable:
 
 
 def clean(runs: Path, yes: bool) -> None:
-    """Print what runs and caches take and what can be deleted; with `yes` delete it.
+    """Print the disk use of runs and caches and the files that can be deleted; with `yes` delete them.
 
-    Nothing of a running run is touched, and no cache while one is running. Raises RunError where there is no such
-    folder, or where something cannot be deleted.
+    No file of an active run is deleted, and no cache while a run is active. Raises RunError if the folder does not
+    exist, or if a file cannot be deleted.
     """
     folders = runs_in(runs)
     with ExitStack() as locks:
@@ -61,11 +61,11 @@ def clean(runs: Path, yes: bool) -> None:
     elif yes:
         console.stage("clean", f"{freed} freed", style="green")
     else:
-        console.stage("clean", f"{freed} can be freed; nothing was deleted, --yes does that")
+        console.stage("clean", f"{freed} can be freed; nothing was deleted; to delete it: --yes")
 
 
 def _is_free(folder: Path, locks: ExitStack | None) -> bool:
-    """Return whether no process uses a run; its lock is taken where something is to be deleted."""
+    """Return whether no process uses a run; with `locks` the run is locked until files are deleted."""
     if locks is None:
         return not is_held(folder / ".lock")
     try:
@@ -76,7 +76,7 @@ def _is_free(folder: Path, locks: ExitStack | None) -> bool:
 
 
 def _deletable_in(folder: Path) -> Iterator[Deletable]:
-    """Yield what can be deleted in a run folder."""
+    """Yield the files and folders in a run folder that can be deleted."""
     for path in sorted(folder.iterdir()):
         if _is_moved_aside(path):
             yield Deletable(path, MOVED, size_of(path))
@@ -87,9 +87,9 @@ def _deletable_in(folder: Path) -> Iterator[Deletable]:
 
 
 def _is_moved_aside(path: Path) -> bool:
-    """Return whether a folder is a stage that moved aside, and not one that is still moving.
+    """Return whether a folder is an outdated stage that was renamed completely.
 
-    Where the stage's folder is a link, its files move one by one, done.json last.
+    If the stage's folder is a link, its files are moved one by one, done.json last.
     """
     found = MOVED_ASIDE.fullmatch(path.name)
     if found is None or path.is_symlink() or not path.is_dir():
@@ -100,7 +100,7 @@ def _is_moved_aside(path: Path) -> bool:
 
 
 def _unused_caches(runs: Path, folders: Sequence[Path]) -> Iterator[Deletable]:
-    """Yield the caches that belong to no run; none where a damaged run does not tell what it needs."""
+    """Yield the caches that belong to no run; none if a run is so damaged that its models are unknown."""
     caches = [path for name in CACHES if (runs / name).is_dir() for path in sorted((runs / name).iterdir())]
     caches = [path for path in caches if path.is_dir() and not path.is_symlink()]
     if not caches:
@@ -116,16 +116,16 @@ def _unused_caches(runs: Path, folders: Sequence[Path]) -> Iterator[Deletable]:
 
 
 def _depends(stage: Path) -> dict[str, Any] | None:
-    """Return the inputs of a stage by name, None where they are not on record."""
+    """Return the recorded inputs of a stage by name, None if there is no record."""
     record = read_record(stage / "done.json") or read_record(stage / "begun.json")
     depends = record.get("depends") if record else None
     return depends if isinstance(depends, dict) else None
 
 
 def _names_of_caches(stages: Iterable[Path], teachers: bool) -> set[str]:
-    """Return the names that caches of these stages' models can have, by all ways of reading that occur in them.
+    """Return the possible names of caches: each model of these stages combined with all settings that occur in them.
 
-    Trained models are asked as teachers by mine-2 and distil; their weights are only read where `teachers` says so.
+    Trained models are teachers in mine-2 and distil; their weights are hashed only if `teachers` is set.
     """
     models: set[str] = set()
     lengths: dict[str, set[Any]] = {"retriever": set(), "reranker": set()}
@@ -145,7 +145,7 @@ def _names_of_caches(stages: Iterable[Path], teachers: bool) -> set[str]:
 
 
 def _show(runs: Path, folders: Sequence[Path], running: Sequence[Path], found: Sequence[Deletable]) -> None:
-    """Print disk use in all, and what can be deleted."""
+    """Print the disk use of runs and caches, and the files that can be deleted."""
     rows = [[folder.name, decimal(size_of(folder)), _states(folder, folder in running)] for folder in folders]
     rows += [[name, decimal(size_of(runs / name)), "cache"] for name in CACHES if (runs / name).is_dir()]
     if rows:
@@ -158,7 +158,7 @@ def _show(runs: Path, folders: Sequence[Path], running: Sequence[Path], found: S
 
 
 def _states(folder: Path, is_running: bool) -> str:
-    """Return what is to be known of a run before cleaning: that it is running, and its unfinished work."""
+    """Return the state of a run for the table: whether it is active, and its unfinished stages."""
     if is_running:
         return "running or locked; nothing of it is deleted"
     begun = [stage for stage in stages_of(folder) if not (stage / "done.json").exists()]

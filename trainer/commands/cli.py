@@ -1,11 +1,11 @@
 """The entry points `train` and `reranker`, and the exit codes of both.
 
 0    done
-1    a fault of this program, with its traceback
-2    the user can mend it: one message, no traceback
-3    measured, and not shown to be better than what was there before
+1    a bug in this program, with its traceback
+2    an error that the user can fix: one message, no traceback
+3    evaluated, and not shown to be better than the baselines
 130  stopped by Ctrl-C
-141  nobody reads the output any more (`| head`)
+141  the reader of the output has exited (`| head`)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["recipe_commands", "reranker_app", "run_commands", "scoring_commands"
 
 
 def train_command() -> None:
-    """Run the command `train`, which is also `python -m trainer`."""
+    """Run the command `train`, the same as `python -m trainer`."""
     _guarded(lambda: train_app(prog_name="train"))
 
 
@@ -32,7 +32,7 @@ def reranker_command() -> None:
 
 
 def _guarded(app: Callable[[], None]) -> None:
-    """Run an app; an error that the user can mend is printed without a traceback."""
+    """Run an app; print an error that the user can fix without a traceback."""
     from trainer.runtime import console, processes
 
     if not processes.is_main():

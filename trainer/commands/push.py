@@ -1,4 +1,4 @@
-"""The upload: of the model that a recipe leads to, or of the one that lies in a run folder."""
+"""Upload the exported model of a recipe, or the one in a run folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trainer.runtime.run_folder import StageFolder, read_record
 
 
 class RecordedRun(Run):
-    """A run as its folder records it, whatever became of its recipe, data and models since."""
+    """A run as recorded in its folder, independent of later changes to its recipe, data and models."""
 
     def _plan(self) -> dict[str, StageFolder]:
-        """Return the folder of every stage with the inputs from which it was made."""
+        """Return the folder of every stage with its recorded inputs."""
         records: dict[str, StageFolder] = {}
         previous = None
         for stage in self.stages:
@@ -28,14 +28,14 @@ class RecordedRun(Run):
 
 
 def push_recipe(path: Path, overrides: Sequence[str], runs: Path, dry_run: bool, force: bool) -> None:
-    """Upload the model that a recipe leads to; raises RunError where the run folder holds another one."""
+    """Upload the exported model of a recipe; raises RunError if the run folder holds the model of another recipe."""
     pipeline.push(recipe_from(path, overrides, runs), runs, dry_run=dry_run, force=force)
 
 
 def push_run(folder: Path, overrides: Sequence[str], dry_run: bool, force: bool) -> None:
-    """Upload the model that lies in a run folder, intact and as it was exported, to the repository of its recipe.
+    """Upload the exported model in a run folder, if it is intact, to the repository of its recipe.
 
-    An override may name another repository. Neither the recipe's file nor data or models are needed.
+    An override may name another repository. The recipe's file, data and models are not needed.
     """
     exported = folder / "export"
     has_recipe = (exported / "recipe.json").is_file()
@@ -50,7 +50,9 @@ def push_run(folder: Path, overrides: Sequence[str], dry_run: bool, force: bool)
 
 
 def _require_verdict(folder: Path) -> None:
-    """Raise RunError for a finished evaluation without a verdict, as older versions left it."""
+    """Raise RunError for a finished evaluation without a verdict, as written by older versions."""
     notes = read_record(folder / "evaluate" / "done.json")
     if notes and not all(isinstance(notes.get(key), str) for key in ("verdict", "judged")):
-        raise RunError(f"push: {folder / 'evaluate'} holds no verdict on the model; run the recipe again")
+        raise RunError(
+            f"push: {folder / 'evaluate'} holds no verdict (it is by an older version); run the recipe again"
+        )

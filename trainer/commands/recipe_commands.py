@@ -1,4 +1,4 @@
-"""The commands that take a recipe: train, run, the old names of single steps, check, init and compare."""
+"""The commands whose argument is a recipe: train, run, the old names of single steps, check, init and compare."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from trainer.runtime import console, processes
 if TYPE_CHECKING:
     from trainer.context.result import RunResult
 
-STEPS = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # once commands of their own
-MEASURED = ("evaluate", "export", "push")  # ends of a run after which there is a verdict
+STEPS = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # formerly separate commands
+MEASURED = ("evaluate", "export", "push")  # last stages of runs that have a verdict
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
 RECIPES = "Recipes"
 Verbose = Annotated[
@@ -66,14 +66,14 @@ def _carry_out(
 
 
 def _conclude(result: RunResult, until: str, whole: str) -> None:
-    """Print where a run that was to stop early stopped; print the verdict again for those who see nothing else."""
+    """Print the command that continues a run with `--until`; with `--quiet` print the verdict, if there is one."""
     if console.console.quiet and until in MEASURED:
         with despite_quiet():
             console.stage("evaluate", result.results.sentence, style="green" if result.passed else "red")
     if until == "export":
-        console.stage("export", f"nothing was uploaded; reranker push {quote(str(result.folder))} does that")
+        console.stage("export", f"nothing was uploaded; to upload: reranker push {quote(str(result.folder))}")
     elif until != "push":
-        console.stage("run", f"stopped after {until}, as asked; {whole} carries out the rest")
+        console.stage("run", f"stopped after {until}, as requested; to continue: {whole}")
 
 
 @command(train_app)
@@ -85,9 +85,9 @@ def train(
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
-    """Carry out a whole recipe: mine, train, measure and export, and upload the model if the recipe has `push`.
+    """Run a complete recipe: mine, train, evaluate and export, and upload the model if the recipe has `push`.
 
-    After an interruption the same command continues where it was stopped. Finished stages are not done again.
+    After an interruption the same command resumes the run. Finished stages are skipped.
     """
     del version
     _carry_out(recipe, overrides, runs, "push", force, verbose)
@@ -100,7 +100,7 @@ def run(
     until: Annotated[
         str,
         typer.Option(
-            help="The last stage to carry out, e.g. retrieve, mine, train or export. "
+            help="The last stage to run, e.g. retrieve, mine, train or export. "
             "The model is uploaded only with push, the default.",
             metavar="STAGE",
             autocompletion=_stages,
@@ -110,7 +110,7 @@ def run(
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Carry out a recipe up to a stage. Without --until this is the same as `train RECIPE`."""
+    """Run a recipe up to a stage. Without --until this is the same as `train RECIPE`."""
     _carry_out(recipe, overrides, runs, until, force, verbose)
 
 
@@ -126,7 +126,7 @@ def _add_step(until: str) -> None:
     ) -> None:
         _carry_out(recipe, overrides, runs, until, force, verbose)
 
-    step.__doc__ = f"Carry out a recipe up to the stage {until}, and upload nothing: short for `run --until {until}`."
+    step.__doc__ = f"Run a recipe up to the stage {until} without uploading: short for `run --until {until}`."
     command(reranker_app, until, hidden=True)(step)
 
 
@@ -137,9 +137,7 @@ for _until in STEPS:
 @command(reranker_app, panel=RECIPES)
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder with documents, queries and judgements, or with pairs.")],
-    output: Annotated[
-        Path | None, typer.Option(help="The recipe file to write. It is called FOLDER.yaml if you name none.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The recipe file to write; FOLDER.yaml by default.")] = None,
 ) -> None:
     """Look at the files in a folder and write a recipe that trains on them."""
     from trainer.commands.init import write_recipe
@@ -169,7 +167,7 @@ def check(
         _show_schema()
         return
     if recipe is None:
-        raise TrainerError("check: name a recipe, or ask for --schema")
+        raise TrainerError("check: name a recipe, or use --schema")
     from trainer.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
@@ -203,7 +201,7 @@ def compare(
     runs: Runs = Path("runs"),
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure ready-made rerankers on the dev and test queries of a recipe, without training."""
+    """Evaluate existing rerankers on the dev and test queries of a recipe, without training."""
     from trainer.recipe import load_recipe
 
     overrides = [word for word in words if OVERRIDE.match(word)]

@@ -1,7 +1,7 @@
-"""A dialogue in the terminal in which a person judges suspected labels, one pair at a time: yes, no or skip.
+"""Review of likely false negatives in the terminal: a person labels one pair at a time with yes, no or skip.
 
 Every answer is on disk before the next question, in a file outside of the stages' folders. So a review can be stopped
-at any time, continues where it was stopped, and outlives the mining. The recipe's `data.judgements` reads the file.
+at any time and resumed, and is kept when mining runs again. The recipe's `data.judgements` reads the file.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Pair = tuple[str, str]  # ids of query and document
 def review(suspects: Path, judgements: Path, ask: Ask) -> int:
     """Ask about every pair in `suspects` without an answer in `judgements`, and return the number of new answers.
 
-    Raises RunError where there is nothing to review or another review is running, and DataError with all lines that
-    cannot be read.
+    Raises RunError if there is no list to review or another review is running, and DataError with all lines that cannot
+    be read.
     """
     if not suspects.is_file():
         raise RunError(
@@ -42,12 +42,12 @@ def review(suspects: Path, judgements: Path, ask: Ask) -> int:
 
 
 def suspects_of(run: Path, rounds: int) -> Path:
-    """Return the list of suspected labels that the last of so many rounds of mining writes."""
+    """Return the path of the likely false negatives that the last of `rounds` mining rounds writes."""
     return run / ("mine-2" if rounds == 2 else "mine") / FILE
 
 
 def newest_suspects(run: Path) -> Path:
-    """Return the list of suspected labels that was written last, that of the first round where there is none."""
+    """Return the path of the newest list of likely false negatives, the first round's if there is none."""
     written = [path for rounds in (1, 2) if (path := suspects_of(run, rounds)).is_file()]
     return max(written, key=lambda path: path.stat().st_mtime_ns, default=suspects_of(run, 1))
 
@@ -65,7 +65,7 @@ def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
             break
         if key == "u":
             if (last := answers.take_back(lines)) is None:
-                console.warn("review", f"the last line of {judgements} is not an answer to this list")
+                console.warn("review", f"the last line of {judgements} is for another list")
             else:
                 open_pairs.appendleft(last)
                 given -= 1
@@ -78,10 +78,10 @@ def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
 
 
 class _Answers:
-    """The file of judgements: lines are appended to it, and only its last line is ever removed.
+    """The file of judgements: lines are appended, and only the last line is ever removed.
 
-    People write into it too, so its last line may lack a line end. If that line is not JSON, an interruption cut it
-    off; it is removed with a warning.
+    People edit it too, so its last line may lack a line end. A last line that is not JSON was truncated by an
+    interruption; it is removed with a warning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class _Answers:
         self.pairs.append(pair)
 
     def take_back(self, asked: dict[Pair, Line]) -> Pair | None:
-        """Remove the last answer and return its pair; return None if it is not about one of the pairs in `asked`."""
+        """Remove the last answer and return its pair; return None if it is not for one of the pairs in `asked`."""
         if not self.pairs or self.pairs[-1] not in asked:
             return None
         pair = self.pairs.pop()
@@ -126,7 +126,7 @@ class _Answers:
 
 
 def _lines(path: Path, advice: str) -> list[Line]:
-    """Return JSON lines with the ids of a query and a document; raises DataError with all other lines."""
+    """Return the JSON lines, each with a query id and a document id; raises DataError that lists all invalid lines."""
     faults, lines = Faults(), []
     for number, text in read_lines(path, faults):
         if not text.strip():
@@ -155,7 +155,7 @@ def _show(line: Line, progress: str) -> None:
 
 
 def shortened(text: str) -> str:
-    """Return the text; of a long one only the beginning, and how much of it is left out."""
+    """Return the text; a long one is truncated, with the number of characters left out."""
     text = " ".join(text.split())
     if len(text) <= LONGEST:
         return text

@@ -1,4 +1,4 @@
-"""The commands that take runs: runs, show, report, review, push and clean."""
+"""The commands whose argument is a run: runs, show, report, review, push and clean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUNS = "Runs"
 
 @reranker_app.callback()
 def reranker(version: Version = False) -> None:
-    """Fine-tune and use rerankers. `train RECIPE` carries out a whole recipe; these commands do everything else."""
+    """Fine-tune and use rerankers. `train RECIPE` runs a complete recipe; all other commands are here."""
     del version
 
 
@@ -49,11 +49,11 @@ def show(
         str | None, typer.Option(help="Show one test query, by its id: its documents before and after.", metavar="ID")
     ] = None,
     worst: Annotated[
-        int | None, typer.Option(help="Show the N test queries that lost most.", metavar="N", min=1)
+        int | None, typer.Option(help="Show the N test queries with the largest losses.", metavar="N", min=1)
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Show the test table of a finished run, and the queries that won or lost most."""
+    """Show the test table of a finished run, and the queries with the largest gains and losses."""
     from trainer.commands.run_folders import folder_of
     from trainer.commands.show import show_query, show_run, show_worst
 
@@ -85,9 +85,10 @@ def report(run: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("run
 
 @command(reranker_app, panel=RUNS)
 def review(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
-    """Judge the labels that mining suspects to be wrong, one pair at a time.
+    """Label the pairs that mining lists as likely false negatives, one at a time.
 
-    Press q to leave; the same command continues there. The answers are used where `data.judgements` names their file.
+    Press q to leave; the same command resumes the review. Answers are used by a recipe whose `data.judgements` names
+    their file.
     """
     from trainer.commands.review import newest_suspects, review, suspects_of
     from trainer.commands.run_folders import folder_of, recipe_from
@@ -107,7 +108,7 @@ def review(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("
 
 
 def _key() -> str:
-    """Return one of the keys of a review: pressed on a terminal, else the first of a line; the end of input is q."""
+    """Return one key of a review: pressed on a terminal, else the first character of a line; q at the end of input."""
     from rich.text import Text
 
     from trainer.commands.review import KEYS
@@ -144,7 +145,7 @@ def push(
 ) -> None:
     """Upload an exported model to the Hugging Face Hub.
 
-    Of a run the model in its folder is uploaded. Of a recipe it has to be the model that this recipe leads to.
+    With a run folder, the model in it is uploaded. With a recipe, the model must have been exported by this recipe.
     """
     from trainer.commands.push import push_recipe, push_run
 
@@ -158,12 +159,12 @@ def push(
 @command(reranker_app, panel=RUNS)
 def clean(
     runs: Runs = Path("runs"),
-    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed as deletable.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the listed files.")] = False,
 ) -> None:
-    """Show how much room runs and caches take, and what can be deleted; delete it only with --yes.
+    """Show the disk use of runs and caches and the files that can be deleted; delete them only with --yes.
 
-    Deletable are copies of stages that were done again, files that only unfinished stages need, and caches that belong
-    to no run. Finished stages stay, and so does everything that a running run may use.
+    Deletable are old results of stages that ran again, temporary files of finished stages, and caches that belong to no
+    run. Finished stages and everything that an active run may use are kept.
     """
     from trainer.commands.clean import clean
 

@@ -1,6 +1,6 @@
-"""The runs in a folder, and what an argument RECIPE_OR_RUN names: a run folder, and the recipe that lies in it.
+"""The runs in a folder, and the recipe and run folder that an argument RECIPE_OR_RUN refers to.
 
-A run is a folder with folders of stages. Each of them holds the recipe with which the stage was begun.
+A run is a folder with one folder for each stage, which holds the recipe that the stage was started with.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ MOVED_ASIDE = re.compile(rf"({STAGE.pattern})\.([0-9a-f]{{8}}|{DAMAGED})")
 
 
 def stages_of(folder: Path) -> list[Path]:
-    """Return the folders of a run's stages, finished or not, in the order in which they were begun."""
+    """Return the folders of a run's stages, finished or not, in the order in which they were started."""
     found = [path for path in folder.iterdir() if STAGE.fullmatch(path.name) and path.is_dir()]
     begun = [path for path in found if any((path / name).exists() for name in RECORDS)]
     return sorted(begun, key=lambda path: _age(path / "recipe.json"))
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run."""
+    """Return whether a folder is a run folder."""
     return folder.is_dir() and bool(stages_of(folder))
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Return the run folders in a folder by name; raises RunError where there is no such folder."""
+    """Return the run folders in a folder, sorted by name; raises RunError if the folder does not exist."""
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; name the folder of your runs with --runs")
     if is_run(folder):
@@ -65,17 +65,19 @@ def size_of(path: Path) -> int:
 
 
 def folder_of(path: Path, overrides: Sequence[str] | None, runs: Path) -> Path:
-    """Return the run folder that a recipe leads to, or that is named itself; raises TrainerError where it is none."""
+    """Return the run folder of a recipe, or the given run folder itself; raises TrainerError if there is none."""
     if not path.is_dir():
         return runs / recipe_from(path, overrides, runs).name
     _require_run(path)
     if overrides:
-        raise RunError(f"{path}: is a run, which is shown as it is; leave {' '.join(overrides)} away, or name a recipe")
+        raise RunError(
+            f"{path}: is a run folder, to which overrides do not apply; remove {' '.join(overrides)}, or name a recipe"
+        )
     return path
 
 
 def recipe_from(path: Path, overrides: Sequence[str] | None, runs: Path) -> Recipe:
-    """Return the recipe in a file; raises TrainerError where there is none, with the runs that the path may mean."""
+    """Return the recipe in a file; raises TrainerError if there is none, naming runs that the path may mean."""
     from trainer.recipe import load_recipe
 
     _require_something(path, runs)
@@ -83,28 +85,28 @@ def recipe_from(path: Path, overrides: Sequence[str] | None, runs: Path) -> Reci
 
 
 def recipe_in(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of the newest finished stage of a run, with overrides; of the newest one if none is finished.
+    """Return the recipe of a run's newest finished stage (or newest stage, if none is finished), with overrides.
 
-    Raises RunError for a folder without one, and RecipeError for a recipe that this version cannot read.
+    Raises RunError for a folder without a recipe, and RecipeError for a recipe that this version cannot read.
     """
     _require_run(folder)
     stages = [stage for stage in stages_of(folder) if (stage / "recipe.json").is_file()]
     finished = [stage for stage in stages if (stage / "done.json").is_file()]
     if not stages:
-        raise RunError(f"{folder}: no stage in it has a recipe.json; name the recipe's file instead")
+        raise RunError(f"{folder}: none of its stages has a recipe.json; name the recipe's file instead")
     newest = max(finished or stages, key=lambda stage: _age(stage / ("done.json" if finished else "recipe.json")))
     return recipe_of_stage(newest, overrides)
 
 
 def recipe_of_stage(stage: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe with which a stage was begun, with overrides."""
+    """Return the recipe that a stage was started with, with overrides."""
     from trainer.recipe import load_recipe
 
     return load_recipe(stage / "recipe.json", overrides)
 
 
 def data_section(path: Path) -> Data:
-    """Return the data section of a recipe, of the recipe in a run, or of a folder in BEIR layout."""
+    """Return the data section of a recipe or of a run's recipe, or one for a folder in BEIR layout."""
     from trainer.recipe import Data, load_recipe
 
     if is_run(path):
@@ -114,7 +116,7 @@ def data_section(path: Path) -> Data:
 
 @contextmanager
 def damage_named(folder: Path) -> Iterator[None]:
-    """Turn what a program meets in damaged files of a stage into a RunError that names the stage."""
+    """Raise errors that damaged files of a stage cause as a RunError that names the stage's folder."""
     try:
         yield
     except TrainerError:
@@ -127,16 +129,16 @@ def damage_named(folder: Path) -> Iterator[None]:
 
 
 def _require_run(folder: Path) -> None:
-    """Raise RunError for a folder that is not that of a run, with the runs in it if there are some."""
+    """Raise RunError for a folder that is not a run folder, naming the runs in it, if any."""
     if is_run(folder):
         return
     inside = [str(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_run(path)]
-    hint = f"it holds the runs {', '.join(inside[:5])}" if inside else "no stage of a run lies in it"
+    hint = f"it holds the runs {', '.join(inside[:5])}" if inside else "it has no stage of a run"
     raise RunError(f"{folder}: is not the folder of a run; {hint}; name a run, e.g. runs/quickstart, or a recipe")
 
 
 def _require_something(path: Path, runs: Path) -> None:
-    """Raise RunError for a path that is neither file nor folder; a link to nothing is left to the recipe's reader."""
+    """Raise RunError for a path that does not exist; a dangling link is reported by the recipe's reader."""
     if path.exists() or path.is_symlink():
         return
     near = [str(run) for run in runs_in(runs)] if runs.is_dir() and not is_run(runs) else []
@@ -146,7 +148,7 @@ def _require_something(path: Path, runs: Path) -> None:
 
 
 def _age(path: Path) -> int:
-    """Return when a file was written, in nanoseconds; 0 where it is not there."""
+    """Return a file's modification time in nanoseconds, 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

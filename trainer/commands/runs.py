@@ -1,4 +1,4 @@
-"""The runs in a folder: what each was trained on and from, what it gained, whether it is whole, and its size."""
+"""List the runs in a folder: data, base model, gain, verdict, state and size of each."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Records = Mapping[str, Mapping[str, Any] | None]  # {stage: content of done.json
 
 @dataclass
 class Listed:
-    """One run; what is not known is None.
+    """One run; unknown values are None.
 
-    `state` is finished, unfinished, running, out of date or damaged; `fault` says what is damaged or out of date.
+    `state` is finished, unfinished, running, out of date or damaged; `fault` names what is damaged or out of date.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Listed:
 
 
 def list_runs(folder: Path, as_json: bool) -> None:
-    """Print the runs in a folder, the newest last; raises RunError where there is no such folder."""
+    """Print the runs in a folder, the newest last; raises RunError if the folder does not exist."""
     listed = sorted(map(describe, runs_in(folder)), key=lambda run: run.date or "")
     if as_json:
         typer.echo(json.dumps([asdict(run) for run in listed], indent=2))
@@ -66,7 +66,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
 
 
 def describe(folder: Path) -> Listed:
-    """Return what is known of a run; damage is a state of it, and no error."""
+    """Return the description of a run; a damaged run gets the state damaged and raises no error."""
     run = Listed(folder.name, str(folder), bytes=size_of(folder))
     stages = stages_of(folder)
     records = {stage.name: read_record(stage / "done.json") for stage in stages}
@@ -85,9 +85,9 @@ def describe(folder: Path) -> Listed:
 
 
 def _name_inputs(run: Listed, stages: Sequence[Path]) -> None:
-    """Note data and base, as the recipe of the evaluation names them, or that of the newest stage before there is one.
+    """Set data and base model from the recipe of the evaluation, or of the newest stage if there is no evaluation.
 
-    The recipe is read as it is: that of an older version, or a damaged one, may not be valid.
+    The recipe is read without checks, because one of an older version may be invalid by now.
     """
     measured = [stage for stage in stages if stage.name == "evaluate"]
     recipe = read_record((measured or [*stages])[-1] / "recipe.json") or {}
@@ -100,7 +100,7 @@ def _name_inputs(run: Listed, stages: Sequence[Path]) -> None:
 
 
 def _measure(run: Listed, evaluate: Path) -> str | None:
-    """Note what test showed; return what is damaged, if anything is."""
+    """Set the test results; return a message about damaged files, None if there are none."""
     try:
         with damage_named(evaluate):
             results = Results.load(evaluate)
@@ -119,9 +119,9 @@ def _measure(run: Listed, evaluate: Path) -> str | None:
 
 
 def _damage(folder: Path, records: Records) -> str | None:
-    """Return in words which file of a finished stage is missing or has another size than recorded.
+    """Return a message if a file of a finished stage is missing or differs in size from its record, else None.
 
-    The content is not read, which would take long for many runs; `push` compares it.
+    Hashes are not compared, which would take long for many runs; `push` compares them.
     """
     for stage, notes in records.items():
         if notes is None:
@@ -135,7 +135,7 @@ def _damage(folder: Path, records: Records) -> str | None:
             if not path.is_file():
                 return f"{stage}/{name} is missing"
             if path.stat().st_size != size:
-                return f"{stage}/{name} does not have the size that it was written with"
+                return f"{stage}/{name} differs in size from its record"
     return None
 
 
@@ -156,7 +156,7 @@ def _judge_state(run: Listed, folder: Path, records: Records, damage: str | None
 
 
 def _cells(run: Listed) -> list[str]:
-    """Return the cells of a run's row; empty where something is not known."""
+    """Return the cells of a run's row, empty for unknown values."""
     values = [f"{value:.3f}" if value is not None else "" for value in (run.first_stage, run.shipped)]
     gain = f"{run.gain:+.3f}" if run.gain is not None else ""
     date = run.date[:16].replace("T", " ") if run.date else ""

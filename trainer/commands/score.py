@@ -1,8 +1,8 @@
 """Offline reranking of many lists: each list of documents is written in the order of the model's scores.
 
 A list is a line of JSON (a query and its documents), or all lines of a TREC run for one query. Lists are scored in
-blocks, in which pairs of similar length share batches across queries. Each finished block is written at once to a file
-of its own beside the output, so that the same command continues with the next block after an interruption.
+blocks, in which pairs of similar length share batches across queries. Each finished block is written to a file of its
+own next to the output, so that the same command resumes with the next block after an interruption.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from trainer.runtime.precision import Precision
 
 VERSION = 1
-BLOCK = 4096  # pairs of a block, or one list where it is longer
+BLOCK = 4096  # pairs of a block, or one list if it is longer
 DOCUMENTS = ("documents", "passages")  # either name
 
 
 @dataclass(frozen=True)
 class Item:
-    """One list to rerank; `source` is the line, or the ids, from which its output is written."""
+    """One list to rerank; `source` is the JSON line, or the ids, from which its output is made."""
 
     query: str
     passages: list[str]
@@ -56,7 +56,7 @@ def score(
     """Write every list of `source` to `output` in the order of a model's scores.
 
     With `data`, which names the files of the texts, `source` is a TREC run, else JSON lines. Raises DataError with
-    all faults of the input before the model is loaded, and RecipeError where `output` was begun with another input,
+    all problems of the input before the model is loaded, and RecipeError if `output` was begun with another input,
     model or option.
     """
     run = _trec_lists(source, data) if data else None
@@ -66,7 +66,7 @@ def score(
     parts = output.with_name(f".{output.name}.parts")
     done = _begin(parts, json_sha256(known, max_length), output)
     if done:
-        console.stage("score", f"{len(done)} blocks are done already; continuing")
+        console.stage("score", f"{len(done)} blocks are finished already; resuming")
     reranker: Reranker | None = None
     blocks = 0
     with console.progress("score", total=count) as advance:
@@ -87,7 +87,7 @@ def _load(model: str, max_length: int | None, precision: Precision | Literal["au
 
 
 def _begin(parts: Path, known: str, output: Path) -> set[int]:
-    """Return the numbers of the blocks that an earlier, interrupted call with the same input and model finished."""
+    """Return the numbers of the blocks that an earlier interrupted call with the same input and model has finished."""
     if output.is_dir():
         raise RecipeError(f"{output}: is a folder; name a file")
     begun = read_record(parts / "begun.json")
@@ -156,7 +156,7 @@ def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray])
 
 
 def _join(parts: Path, blocks: int, output: Path) -> None:
-    """Replace the output by all blocks in their order, and delete the blocks."""
+    """Write all blocks in order to the output, replacing it, and delete the blocks."""
     with replacing(output) as partial, partial.open("wb") as file:
         for number in range(blocks):
             file.write((parts / f"{number:06d}").read_bytes())
@@ -164,7 +164,7 @@ def _join(parts: Path, blocks: int, output: Path) -> None:
 
 
 def _checked_lines(path: Path) -> int:
-    """Return the number of lists in a file of JSON lines; raises DataError with all faults."""
+    """Return the number of lists in a file of JSON lines; raises DataError with all problems."""
     faults = Faults()
     count = sum(1 for _ in _json_lists(path, faults))
     if not count and not faults.kinds:
@@ -174,7 +174,7 @@ def _checked_lines(path: Path) -> int:
 
 
 def _json_lists(path: Path, faults: Faults) -> Iterator[Item]:
-    """Yield the lists in JSON lines; all other lines are added to `faults`."""
+    """Yield the lists in JSON lines; add invalid lines to `faults`."""
     for number, text in read_lines(path, faults):
         if text.strip() and (item := _json_list(text, f"{path}:{number}", faults)) is not None:
             yield item
@@ -199,12 +199,12 @@ def _json_list(text: str, where: str, faults: Faults) -> Item | None:
 
 
 def _key_of(line: Mapping[str, Any]) -> str:
-    """Return the key of the documents in a line, an empty string where there is none."""
+    """Return the key of the documents in a line, an empty string if there is none."""
     return next((key for key in DOCUMENTS if key in line), "")
 
 
 def _passage(document: Any) -> str | None:
-    """Return the text that the model reads: title and text of a document; None for what is not a document."""
+    """Return title and text of a document, the input of the model; None if the value is not a document."""
     if isinstance(document, str):
         return document
     if isinstance(document, dict) and isinstance(document.get("text"), str):
@@ -214,7 +214,7 @@ def _passage(document: Any) -> str | None:
 
 
 def _trec_lists(path: Path, data: Data) -> list[Item]:
-    """Return the lists of a TREC run with their texts; raises DataError with all faults."""
+    """Return the lists of a TREC run with their texts; raises DataError with all problems."""
     faults = Faults()
     ranked: dict[str, dict[str, tuple[float, int]]] = {}
     for number, text in read_lines(path, faults):
@@ -253,7 +253,7 @@ def _number(written: str) -> float | None:
 
 
 def _texts(data: Data, queries: Iterable[str], documents: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the texts of queries and documents by the ids in a run; raises DataError for ids that are not there."""
+    """Return the texts of the queries and documents in a run by id; raises DataError for unknown ids."""
     if data.pairs:
         raise RecipeError("score: the data section names pairs, and their texts have no ids for a TREC run")
     reader = Reader(find_sources(data), data)

@@ -1,4 +1,4 @@
-"""The commands that take a model: score and serve."""
+"""The commands whose argument is a model: score and serve."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def score(
         typer.Option(help="The texts of a TREC run: a recipe, the folder of a run, or a folder in BEIR layout."),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="The longest pair in tokens. The model's own limit applies if you give none.")
+        int | None, typer.Option(help="The maximum length of a pair in tokens; the model's own limit by default.")
     ] = None,
     precision: Precision = "fp32",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Rerank many lists offline. After an interruption the same command continues where it was stopped."""
+    """Rerank many lists offline. After an interruption the same command resumes."""
     from trainer.commands.run_folders import data_section
     from trainer.commands.score import score
 
@@ -55,19 +55,19 @@ def serve(
     precision: Precision = "fp32",
     max_documents: Annotated[int, typer.Option(help="The largest number of documents in a request.", min=1)] = 1000,
     max_waiting: Annotated[
-        int, typer.Option(help="The largest number of documents that wait; beyond it requests get a 429.", min=1)
+        int, typer.Option(help="The largest number of waiting documents; further requests get status 429.", min=1)
     ] = 4000,
     max_body: Annotated[int, typer.Option(help="The largest body of a request in MiB.", min=1)] = 10,
     batch_tokens: Annotated[
         int | None,
-        typer.Option(help="The number of tokens in a batch. It depends on the device if you give none.", min=1),
+        typer.Option(help="The number of tokens in a batch; chosen for the device by default.", min=1),
     ] = None,
-    page: Annotated[bool, typer.Option(help="Serve a page at / on which to try the model.")] = True,
+    page: Annotated[bool, typer.Option(help="Serve a page at / for trying the model.")] = True,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Serve a reranker over HTTP, with the requests of Cohere, Jina, Voyage, TEI, Infinity and vLLM.
+    """Serve a reranker over HTTP, with the request formats of Cohere, Jina, Voyage, TEI, Infinity and vLLM.
 
-    Clients have to send the value of the environment variable RERANKER_API_KEY as their key, where it is set.
+    If the environment variable RERANKER_API_KEY is set, clients must send its value as their API key.
     """
     from trainer.serving import server
 

@@ -1,4 +1,4 @@
-"""A finished run on the terminal: its test table, the queries that changed most, and one query before and after."""
+"""Show a finished run on the terminal: its test table, the queries with the largest changes, or a single query."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.reporting.queries import FILE, cut, read_queries
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_record
 
-EXAMPLES = 5  # queries that lost most, and as many that won most
+EXAMPLES = 5  # queries with the largest losses, and as many with the largest gains
 LETTERS = 100  # of a text in a table
 CHANGES = {"lost": "largest losses", "won": "largest wins"}
 KINDS = {"won": "better", "same": "the same", "lost": "worse"}
@@ -26,7 +26,7 @@ JUDGED = {None: "not judged", False: "not relevant", True: "relevant"}
 
 
 def read_evaluation(folder: Path) -> tuple[Facts, Results]:
-    """Return an evaluation; raises RunError where there is none, or where what is shown of every run is damaged."""
+    """Return an evaluation; raises RunError if there is none, or if its results or query records are damaged."""
     queries = folder / "evaluate" / FILE
     if (folder / "evaluate" / "results.json").is_file() and not queries.is_file():
         raise RunError(f"{queries}: is not there; reranker report {folder} makes it again")
@@ -41,7 +41,7 @@ def read_evaluation(folder: Path) -> tuple[Facts, Results]:
 
 
 def show_run(folder: Path) -> None:
-    """Print the verdict, the test table and the largest changes; raises RunError where nothing is evaluated."""
+    """Print the verdict, the test table and the largest changes; raises RunError if the run has no evaluation."""
     facts, results = read_evaluation(folder)
     with damage_named(facts.evaluate):
         changes = {title: _rows(facts, kind, EXAMPLES) for kind, title in CHANGES.items()}
@@ -56,7 +56,7 @@ def show_run(folder: Path) -> None:
 
 
 def show_worst(folder: Path, most: int) -> None:
-    """Print the test queries that lost most."""
+    """Print the test queries with the largest losses."""
     facts, _ = read_evaluation(folder)
     with damage_named(facts.evaluate):
         rows = _rows(facts, "lost", most)
@@ -99,7 +99,7 @@ def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, st
 
 
 def _rows(facts: Facts, kind: str, most: int) -> list[list[str]]:
-    """Return the rows of the queries that lost or won most."""
+    """Return the rows of the queries with the largest losses or gains."""
     records = worst_first(facts, kind, most)
     return [[str(record["id"]), *_figures(facts, record), cut(record["text"], LETTERS)] for record in records]
 
@@ -113,7 +113,7 @@ def _show_changes(facts: Facts, title: str, rows: list[list[str]]) -> None:
 
 
 def _document(one: Mapping[str, Any]) -> list[str]:
-    """Return the row of a document: its ranks in both lists, how it was judged, and its text."""
+    """Return the row of a document: its ranks in both lists, its judgement and its text."""
     judged = JUDGED[None if one["grade"] is None else bool(one["relevant"])]
     grade = "" if one["grade"] is None else f" ({one['grade']})"
     ranks = [str(one[when] or "none") for when in ("before", "after")]

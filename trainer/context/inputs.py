@@ -11,7 +11,7 @@ from trainer.runtime.run_folder import CONTENT
 
 
 def settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
-    """Return {section.key: value} of a recipe section; empty where there is no section."""
+    """Return {section.key: value} of a recipe section; empty if there is no section."""
     values = section.model_dump(mode="json", exclude=without) if section is not None else {}
     return {f"{name}.{key}": value for key, value in values.items()}
 

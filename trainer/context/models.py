@@ -50,7 +50,7 @@ def load_base(run: Run) -> Reranker:
 
 
 def lists_for_head(run: Run) -> list[Group]:
-    """Return the train queries' candidates that a new head is fitted to; empty where the base has a head."""
+    """Return the train queries' candidates that a new head is fitted to; empty if the base has a head."""
     return candidate_lists(run.collection, run.reranked("train")) if has_fresh_head(run) else []
 
 
@@ -85,7 +85,7 @@ def measure(
     """Return the mean metric after reranking, in the model's own precision, and its scores (queries, depth)."""
     candidates = candidates or run.candidates(split)
     scores = rerank(reranker, tokenized, candidates.top(run.recipe.rerank_depth), run.accelerator, note=split)
-    # Another machine may round the mean otherwise, and end a training where this one goes on.
+    # Computed once for all processes: a mean rounded differently could stop training early in only some of them.
     return run.on_main(lambda: mean_score(run.collection, split, candidates, run.metric, scores)), scores
 
 
@@ -166,6 +166,6 @@ def embed(
         return run.precision("retrieve", "encoding", bi_encoder.folder, lambda: bi_encoder.bf16_speedup(device))
 
     if run.recipe.bi_encoder is None:
-        return None, ""  # and no Accelerate is started
+        return None, ""  # before `run.accelerator` would start Accelerate
     cache = run.folder.parent / ".embeddings"
     return retriever.embed(run.recipe.retriever, collection, cache, run.accelerator, queries, choose)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RunResult:
     """A finished run, read from its folder.
 
-    `refused` is the error of a model that was not shown to be better; None where that was forced.
+    `refused` is the error of the release gate, if it stopped the export or the push; it never does with `force`.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class RunResult:
     @property
     def queries(self) -> list[dict[str, Any]]:
         """A dict for each test query, with texts, ranks and scores; raises RunError before evaluation."""
-        _ = self.results  # an error here says more than that of a missing file
+        _ = self.results  # raises a clearer error than that of a missing file
         return list(reporting.read_queries(self.folder / "evaluate"))
 
     @property
@@ -49,11 +49,11 @@ class RunResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the model was shown to be better, so that it may leave."""
+        """Whether the model was shown to be better, so that it may be pushed."""
         return evaluation.passes(self.verdict)
 
     @property
     def model_folder(self) -> Path | None:
-        """The folder of the exported model; None where nothing was exported."""
+        """The folder of the exported model; None if nothing was exported."""
         folder = self.folder / "export" / "model"
         return folder if folder.is_dir() else None

@@ -68,7 +68,7 @@ class Stage(Protocol):
         ...
 
     def show(self, run: Run) -> None:
-        """Print the stage's results, also where it was skipped; most stages have nothing to print."""
+        """Print the stage's results, even if it was skipped; most stages have nothing to print."""
 
 
 class Run:
@@ -106,14 +106,14 @@ class Run:
         return processes.is_main()
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Call `work` in the main process, and return its result in all; a single process needs no torch for that."""
+        """Call `work` in the main process, and return its result in all; with one process torch is not imported."""
         if not processes.several():
             return work()
         return on_main(self.accelerator, work)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the run folder against other runs; raise RunError where another run holds the lock."""
+        """Lock the run folder against other runs; raise RunError if another run holds the lock."""
         with ExitStack() as stack:
             self.on_main(lambda: stack.enter_context(hold(self.folder / ".lock", "run")))
             yield
@@ -130,7 +130,7 @@ class Run:
         self._notes[stage.folder] = notes
 
     def notes(self, name: str) -> dict[str, Any]:
-        """Return the notes of a finished stage, the same on all processes; raise RunError where it is not finished."""
+        """Return the notes of a finished stage, the same on all processes; raise RunError if it is not finished."""
         if name not in self._notes:
             notes = self.on_main(lambda: self.records[name].done)
             if notes is None:
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def start(self) -> Path:
-        """Path of the model before training: the base model, with its head fitted where that is new."""
+        """Path of the model before training: the base model, with a fitted head if the head is new."""
         return self.best().with_name("start")
 
     # Data and candidates.
@@ -174,7 +174,7 @@ class Run:
         return retriever.Candidates.load(self.folder / "retrieve" / f"{split}.npz")
 
     def default_candidates(self, split: str) -> Candidates | None:
-        """Return the untuned first stage's candidates for dev or test; None where tuning changed nothing."""
+        """Return the untuned first stage's candidates for dev or test; None if tuning changed nothing."""
         path = self.folder / "retrieve" / f"default-{split}.npz"
         return retriever.Candidates.load(path) if path.is_file() else None
 

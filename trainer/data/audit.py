@@ -1,4 +1,4 @@
-"""Counts, notes and warnings about a collection: problems that make metrics unreliable but stop nothing."""
+"""Counts, notes and warnings about a collection: problems that make metrics unreliable but do not stop a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIN_TAGS = 2  # in one document, for it to count as HTML
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a checked collection, with notes on what was done and warnings, which stop nothing.
+    """Counts of a checked collection, with notes on how it was read and warnings, which do not stop a run.
 
     `spare` is the lowest and the highest number of documents that can be negatives of a train query: all except its
     positives, their duplicates and the query's own document.
@@ -109,7 +109,7 @@ class Audit:
         return (min(counts), max(counts)) if counts else (0, 0)
 
     def notes(self, reader: Reader, qrels: SplitQrels) -> list[str]:
-        """Return information about the splits that is no warning."""
+        """Return information about the splits that needs no warning."""
         least = reader.section.relevant_from
         judged = sum(map(len, qrels.values()))
         notes = [self._detectable(qrels[split], split, least) for split in ("dev", "test")]
@@ -187,7 +187,7 @@ class Audit:
 
 
 def detectable(queries: int) -> float:
-    """Return the smallest true difference in mean nDCG@10 that so many queries detect with a power of 80 %.
+    """Return the smallest true difference in mean nDCG@10 that this number of queries detects with a power of 80 %.
 
     It is 2.8 standard errors: 1.96 for a two-sided test at 5 % and 0.84 for the power. The standard deviation of the
     differences is assumed to be 0.30, about that between a reranker and its first stage with one positive per query; it
@@ -212,7 +212,8 @@ def _self_documents(own: Mapping[str, Sequence[int]], reader: Reader) -> Iterato
     examples = [f"{query} ({reader.query_location(query)})" for query in own]
     yield (
         f"{len(own)} queries are documents themselves ({len(by_id)} by their id, {len(own) - len(by_id)} by their text "
-        f"alone); such a document is no candidate and no negative of its query (data.self_documents); {_some(examples)}"
+        f"alone); such a document is neither a candidate nor a negative of its query "
+        f"(data.self_documents); {_some(examples)}"
     )
 
 
@@ -244,7 +245,7 @@ def _repeated_queries(reader: Reader, qrels: SplitQrels, texts: Mapping[str, str
         if different:
             yield (
                 f"{len(different)} {split} queries repeat the text of another one with other judgements; positives of "
-                f"one of them are no negatives of the other; {_some(different)}"
+                f"one of them are not used as negatives of the other; {_some(different)}"
             )
 
 

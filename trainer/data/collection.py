@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compare
 
 
 def check_collection(section: Data) -> Summary:
-    """Read the whole collection once and return what it holds; raises DataError with every fault."""
+    """Read the complete collection once and return its summary; raises DataError with all problems."""
     reader, audit, texts = _reader(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
@@ -47,28 +47,28 @@ def _reader(section: Data) -> Reader:
 def _qrels(
     reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str] = SPLITS
 ) -> tuple[SplitQrels, list[str]]:
-    """Return the judgements of all three splits with the reviews, and notes on how they were made.
+    """Return the judgements of all three splits with reviewed labels applied, and notes on splitting and reviews.
 
-    Raises DataError with every fault, among them a split of `needed` without a positive.
+    Raises DataError with all problems; a split of `needed` without a positive is one.
     """
     qrels = reader.qrels()
     given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
     notes = reader.notes() + split_off(qrels, texts, section)
     if section.judgements is not None:
         notes.append(overrule(section.judgements, qrels, reader))
-    reader.faults.stop()  # these faults may be the reason why a split is empty
+    reader.faults.stop()  # these problems may be the reason why a split is empty
     require_positives(qrels, given, section, reader.faults, needed)
     reader.faults.stop()
     return {split: qrels[split] for split in SPLITS}, notes
 
 
 def build_collection(section: Data, folder: Path) -> Collection:
-    """Check the collection and write it as Arrow files under `folder`; raises DataError with every fault."""
+    """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems."""
     return _build(_reader(section), folder, SPLITS)
 
 
 def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
-    """Write what `reader` gives as Arrow files; the splits of `needed` must have positives."""
+    """Write the reader's records as Arrow files; the splits of `needed` must have positives."""
     section, twins, texts, read = reader.section, NearDuplicates(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -131,7 +131,7 @@ class Collection:
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
     {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
     (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
-    are that query itself, which are no candidates of it. Grades from `relevant_from` on mean relevant. `section` is the
+    are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `section` is the
     data section for a recipe, which only a collection from memory has.
     """
 
@@ -156,9 +156,9 @@ class Collection:
         """Return a checked collection made of plain dicts, as ir_measures takes them.
 
         `documents` are {id: text} or {id: {"title": text, "text": text}}, `queries` {id: text}. `qrels` are {query id:
-        {document id: grade}}, of which a hash of the query's text takes dev and test as with files, or {split: {query
-        id: {document id: grade}}} with the splits train, dev and test. `settings` are keys of a recipe's section
-        `data`, such as relevant_from=2 or dev_share=0.2. Raises DataError with every fault.
+        {document id: grade}}, from which dev and test are split off by a hash of the query's text as with files, or
+        {split: {query id: {document id: grade}}} with the splits train, dev and test. `settings` are keys of a recipe's
+        section `data`, such as relevant_from=2 or dev_share=0.2. Raises DataError with all problems.
 
         The dicts are copied to temporary files, which are deleted with the last object that uses them.
         """
@@ -208,7 +208,7 @@ class Collection:
         return replace(self, queries=queries, self_documents=self.self_documents | own)
 
     def _documents_with_text(self, texts: Mapping[str, str]) -> dict[str, list[int]]:
-        """Return the document rows that equal one of the texts, by its id; none where such documents are kept."""
+        """Return the document rows that equal one of the texts, by its id; none if such documents are kept."""
         if not self.excludes_self:
             return {}
         read = DocumentTexts()
@@ -236,7 +236,7 @@ class Collection:
         return rows
 
     def answerable(self, split: str) -> list[int]:
-        """Return the query rows of a split with a positive: only they can be measured or learned from."""
+        """Return the query rows of a split with a positive; only these are used in training and evaluation."""
         return [query for query, grades in self.qrels[split].items() if has_positive(grades, self.relevant_from)]
 
     def positives(self, split: str, query: int) -> list[int]:

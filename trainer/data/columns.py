@@ -143,7 +143,7 @@ def _none_usual(role: str, columns: Sequence[str]) -> str:
 
 def _missing_header(columns: Sequence[str]) -> str:
     return (
-        "; if the first line is no header, add one above it"
+        "; if the first line is not a header, add one above it"
         if any(" " in name or name.isdigit() for name in columns)
         else ""
     )

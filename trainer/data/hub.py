@@ -61,7 +61,7 @@ def _batches(dataset: Dataset) -> Iterator[pyarrow.RecordBatch]:
 
 
 def find_set(reference: str) -> tuple[Tables, Tables, dict[str, Tables], dict[str, Tables]]:
-    """Return corpus, queries, qrels by split and pairs by split; either the first three or the pairs are empty.
+    """Return corpus, queries, qrels by split, and pairs by split; either the first three are empty or the pairs.
 
     Raises DataError if the data set cannot be loaded or has another layout.
     """

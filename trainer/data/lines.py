@@ -27,7 +27,7 @@ UNPACK: dict[str, tuple[str, Callable[[Path], Any]]] = {
     ".xz": ("xz", lzma.LZMAFile),
 }
 PACKED = tuple(UNPACK)
-# The first bytes of files that are no text, whatever their names, with the kind of file and the remedy.
+# The first bytes of files that are not text, whatever their names, with the kind of file and the remedy.
 SIGNATURES = (
     (b"PK\x03\x04", "a zip archive, as .xlsx is; save the sheet as CSV (UTF-8), or unpack the archive"),
     (b"\xd0\xcf\x11\xe0", "an old Office document, as .xls is; save the sheet as CSV (UTF-8)"),

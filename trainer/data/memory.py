@@ -1,4 +1,4 @@
-"""A collection from plain dicts: read with the checks that files get, and written in BEIR layout for a run."""
+"""A collection from plain dicts: checked in the same way as files, and written in BEIR layout for a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPES = {
 
 
 class TemporaryFolder:
-    """A folder that is deleted when the last object that holds this one is gone."""
+    """A folder that is deleted when the last reference to this object is gone."""
 
     def __init__(self) -> None:
         self.path = Path(mkdtemp(prefix="collection-"))
@@ -42,7 +42,7 @@ class TemporaryFolder:
 
 @dataclass(frozen=True)
 class DictTable:
-    """The rows of one dict; `keys` say where each row stands in it, as one writes it in Python."""
+    """The rows of one dict; `keys` has the keys that lead to each row, for messages."""
 
     name: str
     columns: tuple[str, ...]
@@ -50,7 +50,7 @@ class DictTable:
     row: Callable[[tuple[Any, ...]], dict[str, Any]]
 
     def location(self, number: int) -> str:
-        """Return the expression that leads to a row, e.g. `documents['d1']`."""
+        """Return the Python expression for a row, e.g. `documents['d1']`."""
         return self.name + "".join(f"[{key!r}]" for key in self.keys[number - 1])
 
     def rows(self, choose: Choose, faults: Faults) -> Rows:
@@ -59,7 +59,7 @@ class DictTable:
             return
         for number, keys in enumerate(self.keys, start=1):
             if len(keys) == 1 and any(separator in str(keys[0]) for separator in SEPARATORS):
-                faults.add(BROKEN_IDS, self.location(number), "an id holds no tab and no line end; rename it")
+                faults.add(BROKEN_IDS, self.location(number), "an id must not contain a tab or line end; rename it")
             yield number, self.row(keys)
 
 
@@ -68,8 +68,8 @@ def in_memory(
 ) -> Reader:
     """Return a reader of the dicts, whose section names the temporary folder of `write_beir`.
 
-    `settings` are keys of a recipe's section `data`. The folder is deleted with the section. Raises DataError where an
-    argument has another shape than it should have; what is wrong inside of them is found by reading.
+    `settings` are keys of a recipe's section `data`. The folder is deleted with the section. Raises DataError if an
+    argument does not have the expected shape; problems inside the dicts are found when they are read.
     """
     given = {"documents": documents, "queries": queries, "qrels": qrels}
     faults = [
@@ -103,7 +103,7 @@ def _section(settings: Mapping[str, Any]) -> Data:
 
 def _sentence(line: Any) -> str:
     if line["type"] == "extra_forbidden":
-        return f"is no key of the section data{did_you_mean(str(line['loc'][-1]), Data.model_fields)}"
+        return f"is not a key of the section data{did_you_mean(str(line['loc'][-1]), Data.model_fields)}"
     return line["msg"].removeprefix("Value error, ")
 
 
@@ -126,7 +126,7 @@ def _judged(qrels: Mapping[Any, Any], faults: Faults) -> dict[str, list[Any]]:
     for split, judged in qrels.items():
         name = f"qrels[{split!r}]"
         if split not in SPLITS:
-            faults.add("unknown splits", name, f"is no split{did_you_mean(str(split), SPLITS)}")
+            faults.add("unknown splits", name, f"is not a split{did_you_mean(str(split), SPLITS)}")
         elif not isinstance(judged, Mapping):
             faults.add("broken judgements", name, f"must be {{query id: {{document id: grade}}}}, got {judged!r:.60}")
         else:
@@ -156,7 +156,7 @@ def _judgements(name: str, judged: Mapping[Any, Any], faults: Faults) -> DictTab
 
 
 def _plain(value: Any) -> Any:
-    """Return NumPy's whole numbers as Python's, which ids and grades from a data frame are."""
+    """Convert NumPy integers to Python's; ids and grades from a data frame are NumPy integers."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 

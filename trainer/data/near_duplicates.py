@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 
 SIMILARITY = 0.8
 BANDS, BAND = 16, 4
-# Limits of the first documents and words that are searched for near-duplicates. A check has to take about a second,
-# the building of a collection may take longer.
+# Limits of the first documents and words that are searched for near-duplicates. A check has to take about a second;
+# building a collection may take longer.
 NEAR_DOCUMENTS, NEAR_WORDS = 20_000, 1_000_000
 BUILD_DOCUMENTS, BUILD_WORDS = 100_000, 20_000_000
 MIN_WORDS = 8  # in shorter texts a single changed word can change the meaning

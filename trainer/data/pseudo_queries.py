@@ -33,7 +33,7 @@ class PseudoQuery(NamedTuple):
 def pseudo_queries(collection: Collection, wanted: int, seed: int) -> list[PseudoQuery]:
     """Return `wanted` titles and sentences of randomly ordered documents, all different and different from all queries.
 
-    Every document gives one before any document gives a second. There are fewer if the corpus is too small.
+    Every document gives one text before any document gives a second one. If the corpus is too small, there are fewer.
     """
     taken = {_words(text) for text in collection.queries["text"][:]} | {""}
     drawn: list[PseudoQuery] = []

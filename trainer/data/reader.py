@@ -276,7 +276,7 @@ class JudgementCollector:
 
 
 def parse_grade(value: object) -> int | None:
-    """Return a grade as a number of 0 or more, None if the value is no grade.
+    """Return a grade as a number of 0 or more, None if the value is not a grade.
 
     It may be written as 1, 1.0, true, or as text. Negative grades, which TREC uses for spam and unjudged documents,
     count as not relevant.

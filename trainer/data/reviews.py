@@ -22,7 +22,7 @@ def overrule(path: Path, qrels: SplitQrels, reader: Reader) -> str:
     Problems are added to those of the reader. Raises DataError if there is no such file.
     """
     if not path.is_file() or ending(path) != ".jsonl":
-        problem = "no such file" if not path.is_file() else "is no .jsonl file"
+        problem = "no such file" if not path.is_file() else "is not a .jsonl file"
         raise DataError(f"{path}: {problem} (data.judgements); lines like {{{', '.join(KEYS)}}} are expected")
     faults, table = reader.faults, FileTable(path)
     split_of = {query: split for split, judged in qrels.items() for query in judged}
@@ -64,12 +64,12 @@ def _keys(columns: Sequence[str], table: FileTable, faults: Faults) -> Sequence[
 
 def _is_known(query: str, document: str, split_of: Mapping[str, str], reader: Reader, location: str) -> bool:
     if query not in reader.query_ids:
-        message = f"query {query!r} is no query of this collection{reader.near('query', query)}"
+        message = f"query {query!r} is not a query of this collection{reader.near('query', query)}"
         reader.faults.add("missing queries", location, message)
     elif query not in split_of:
         reader.faults.add("missing queries", location, f"query {query!r} is in no split; add it to the qrels first")
     if document not in reader.document_ids:
-        message = f"document {document!r} is no document of this collection{reader.near('document', document)}"
+        message = f"document {document!r} is not a document of this collection{reader.near('document', document)}"
         reader.faults.add("missing documents", location, message)
     return query in split_of and document in reader.document_ids
 

@@ -2,8 +2,8 @@
 
 Such a document is retrieved first for its own query and is never judged for it, so it would be the hardest negative and
 lower the ranks of all positives. BEIR leaves out documents with the query's id in evaluation; here documents with its
-text are left out too. Equal numbers as ids mean nothing if queries and documents are both numbered from one, as in
-Cranfield: if all equal ids are numbers, they count only if at least half of them have equal texts.
+text are left out too. Equal ids do not count if queries and documents are merely numbered from one, as in Cranfield:
+if all equal ids are numbers, they count only if at least half of them have equal texts.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _files(key: str, patterns: Iterable[Path], formats: Iterable[str], missing: 
 
 
 def _why_unreadable(path: Path) -> str:
-    """Return the reason why an existing path is no file that can be read repeatedly, or an empty string."""
+    """Return the reason why an existing path is not a file that can be read repeatedly, or an empty string."""
     if path.is_dir():
         return "is a folder; a file is needed, move the folder away"
     if not path.exists():

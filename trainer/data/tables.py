@@ -84,7 +84,7 @@ def with_header(row: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class FileTable:
-    """One file; `headerless` returns the columns of a CSV or TSV file whose first row is no header."""
+    """One file; `headerless` returns the columns of a CSV or TSV file whose first row is not a header."""
 
     path: Path
     headerless: Headerless = with_header

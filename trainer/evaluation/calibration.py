@@ -1,4 +1,4 @@
-"""Calibration fitted on dev and measured on test: what a score of the model alone means, and where to cut.
+"""Calibration of the model's own scores as probabilities, fitted on dev and evaluated on test, with thresholds.
 
 A pair is a document that the first stage returned and that is reranked; one without a judgement counts as not relevant,
 so probabilities are those of being *judged* relevant. Uncertainty comes from a bootstrap over queries, since the pairs
@@ -23,8 +23,8 @@ from trainer.runtime.run_folder import write_json
 
 BINS = 10  # of the reliability diagram and of ECE, with equally many pairs
 RESAMPLES = 1000
-FEWEST = 20  # positive and negative pairs of dev without which nothing is fitted
-SEPARATES = 0.7  # AUC that the lower end of its interval has to reach for a threshold to be of use
+FEWEST = 20  # least number of positive pairs, and of negative pairs, of dev that are needed for a fit
+SEPARATES = 0.7  # least lower bound of the AUC at which thresholds are useful
 ON_TEST = "calibration_test.json"  # in the folder of an evaluation
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -57,7 +57,7 @@ class Bin(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """What is left of the reranked lists when documents below a probability are dropped."""
+    """The reranked lists after documents below a probability are dropped."""
 
     probability: float
     kept: float  # documents of a query, on average
@@ -80,7 +80,7 @@ class Calibrated:
 
     @property
     def separates(self) -> bool:
-        """Whether some threshold tells relevant documents from others well enough to be used."""
+        """Whether the AUC is high enough for a threshold to separate relevant documents from others."""
         return self.auc.low >= SEPARATES
 
     def described(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def calibrate(
 
 
 def fit(pairs: Pairs, relevant_from: int = 1) -> Calibration | None:
-    """Return the calibration of dev pairs; None where they are too few, or where scores do not rise with relevance.
+    """Return the calibration of dev pairs; None if they are too few, or if scores do not rise with relevance.
 
-    Higher grades get a curve of their own where enough documents have them.
+    Higher grades get a curve of their own if enough documents have them.
     """
     scores, grades = pairs.scores[pairs.present], pairs.grades[pairs.present]
     curves = {}
@@ -158,7 +158,7 @@ def _platt(scores: np.ndarray, relevant: np.ndarray) -> Platt | None:
 
 
 def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: int) -> Calibrated:
-    """Return what a calibration fitted on dev is worth on the pairs of test."""
+    """Return the quality of a calibration fitted on dev, measured on the pairs of test."""
     relevant = pairs.grades >= relevant_from
     fitted = calibration.relevant.probability(pairs.scores)
     plain = Platt(1.0, 0.0).probability(pairs.scores)
@@ -184,7 +184,7 @@ def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: in
 
 
 def auc(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Return the chance that a relevant document has a higher score than another one, ties counted half."""
+    """Return the probability that a relevant document has a higher score than another one (AUC); ties count half."""
     positives, negatives = int(relevant.sum()), int((~relevant).sum())
     if not positives or not negatives:
         return float("nan")

@@ -2,8 +2,8 @@
 
 A weight chosen as the best of a grid on 80 dev queries is mostly noise: on runbooks dev chose 1 where the test optimum
 is 0.3 (docs/results.md). So a fit with two parameters to up to 200 train queries gives the weight, and dev replaces it
-by another one of the grid only where the mean gain is above its standard error. Among equally good weights that happens
-by chance once in six, while the best of six equally good weights is nearly always another one than the fitted.
+by another one of the grid only if the mean gain is above its standard error. If all weights are equally good, that
+happens by chance once in six times, while the best of six such weights is nearly always not the fitted one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def choose_weight(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
     `values` are (weights, queries), the fitted weight first; `counts` (resamples, queries) say how often each query is
     drawn. The chosen weight has the highest mean gain over the fitted one among those whose gain is above its standard
-    error; where there is none, it is the fitted one.
+    error; if there is none, it is the fitted one.
     """
     gains = values - values[0]
     queries = counts.sum(axis=1, keepdims=True)

@@ -1,8 +1,8 @@
 """The release gate: decide on dev, in float32, if the exported model is better than the baselines.
 
 A model is used in one of two modes: alone, or fused with first-stage scores. The baselines are what the user had
-before: the tuned first stage and, where the base model is a reranker already, the base model. A mode is better only
-where it beats both baselines.
+before: the tuned first stage and, if the base model is a reranker already, the base model. A mode is better only if it
+beats both baselines.
 
 The exported model and the first-stage weight were chosen on dev, so their dev means are optimistic. The bootstrap over
 dev queries repeats the choice in each resample and takes the full dev set as the truth: the optimism of the choice in
@@ -81,7 +81,7 @@ def compare(
         optimism.append(chosen - error[:, choice.chosen])
     difference = float(means[choice.chosen] - max(0.0, np.concatenate(optimism).mean()))
     most = np.quantile(np.concatenate(errors), level) * _small_sample_factor(gains.shape[1], level)
-    low = float(means[choice.chosen] - most) if gains.shape[1] > 1 else -1.0  # a single query bounds nothing
+    low = float(means[choice.chosen] - most) if gains.shape[1] > 1 else -1.0  # a single query gives no interval
     return Finding(outcome_of(difference, low), against, difference, low)
 
 
@@ -98,8 +98,8 @@ def outcome_of(difference: float, low: float) -> Outcome:
 def _small_sample_factor(queries: int, level: float) -> float:
     """Return the factor by which the bootstrap's interval is too narrow for few queries (Hesterberg 2015, section 5.3).
 
-    The bootstrap ignores that the standard deviation is estimated (Student's t) and that the one of a sample is biased
-    downwards.
+    The bootstrap ignores that the standard deviation is estimated (Student's t) and that the standard deviation of a
+    sample is biased downwards.
     """
     freedom = max(1, queries - 1)
     return float(stdtrit(freedom, level) / ndtri(level) * math.sqrt(queries / freedom))

@@ -13,7 +13,7 @@ from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
 
 LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a terminal of 80 columns
-    "first_stage_default": "first (untuned)",
+    "first_stage_default": "untuned first",
     "first_stage": "first stage",
     "base": "base model",
     "fitted": "fitted head",
@@ -71,7 +71,7 @@ class Results(Release):
 
     @property
     def training_helped(self) -> bool:
-        """True where a trained model was better on dev than the model before training."""
+        """True if a trained model was better on dev than the model before training."""
         return "tuned" in self.systems
 
     @property

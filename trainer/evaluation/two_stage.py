@@ -1,7 +1,7 @@
 """Two-stage evaluation: rerank the retrieved candidates and measure the result against all judgements.
 
 Only documents that the first stage really returned are reranked; a positive that it missed counts as missed. Every
-system is compared with the first stage, and with the base model where that is a reranker already, by bootstrap
+system is compared with the first stage, and with the base model if that is a reranker already, by bootstrap
 intervals and a paired test. The ceiling is the perfect order of the retrieved candidates.
 """
 
@@ -90,7 +90,7 @@ def measure(
 
 
 def summarise(measured: Measured, split: str, seed: int, release: Release | None = None) -> Results:
-    """Return means with bootstrap intervals, and each reranked system compared with what was there before."""
+    """Return means with bootstrap intervals, and the comparisons of each reranked system with the baselines."""
     values = measured.values
     reranked = [system for system in values if system not in ("first_stage_default", "first_stage", "ceiling")]
     metrics = list(values["first_stage"])
@@ -130,7 +130,7 @@ def evaluate(
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
     `default` are the candidates of the first stage without tuning, for the system `first_stage_default`. `release`,
-    what dev showed of the exported model, is only recorded here.
+    the verdict on the exported model from dev, is only recorded here.
     """
     measured = measure(collection, split, candidates, scores, metrics, default)
     results = summarise(measured, split, seed, release)

@@ -40,13 +40,13 @@ def _public_name(reference: str) -> str:
 
 
 def _fusion(results: Results, fusion: Fusion | None) -> str:
-    """Return the paragraph on fusion with first-stage scores; empty where the model has no weights for it."""
+    """Return the paragraph on fusion with first-stage scores; empty if the model has no weights for it."""
     if fusion is None:
         return ""
     return f"""
 `{results.label("fused")}` is the fusion of the model's scores with the first stage's: both are standardised over the
 documents of a request (mean 0, variance 1) and added, the first stage's with weight {fusion.scores:g}. The weight was
-fitted on train and checked on dev. Where only the order of the first stage is known, -log2(1 + rank) is used as its
+fitted on train and checked on dev. If only the order of the first stage is known, -log2(1 + rank) is used as its
 score, with weight {fusion.order:g}. Both weights are in `fusion.json`; domain-reranker applies them:
 
 ```python
@@ -121,7 +121,7 @@ training, so these are the weights before training{head}."""
 
 
 def _first_line(results: Results) -> str:
-    """Return the verdict as the first paragraph; empty where there is none."""
+    """Return the verdict as the first paragraph; empty if there is none."""
     return f"\n**{results.sentence}**\n" if results.verdict else ""
 
 
@@ -139,7 +139,7 @@ def _on_test(results: Results) -> str:
 
 
 def _example(trust: str, left_out: Mapping[str, str]) -> str:
-    """Return example code for sentence-transformers, or for transformers where that alone reads the folder."""
+    """Return example code for sentence-transformers, or for transformers if that alone reads the folder."""
     if "sentence-transformers" not in left_out:
         return f"""from sentence_transformers import CrossEncoder
 
@@ -189,7 +189,7 @@ def _plain(text: str) -> str:
 def model_card(
     reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, best_step: int | None = None
 ) -> str:
-    """Return the model card; `best_step` is the training step of the weights, 0 where they are untrained."""
+    """Return the model card; `best_step` is the training step of the weights, 0 if they are untrained."""
     table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
     table += [f"| {' | '.join(row)} |" for row in results.rows()]
     brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)

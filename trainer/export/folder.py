@@ -40,7 +40,7 @@ def export(
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
     `pairs` are real (query, document) texts of mixed length, or none; `best_step` is the training step of the weights,
-    0 where they are untrained. Raise ExportError where transformers does not compute the trained model's scores from
+    0 if they are untrained. Raise ExportError if transformers does not compute the trained model's scores from
     the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"

@@ -1,4 +1,4 @@
-"""Export of a model as an ONNX graph, with the weights in a second file where one file would be too large."""
+"""Export of a model as an ONNX graph, with the weights in a second file if one file would be too large."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.model.packing import Batch
 
-OPSET = 17  # what the TorchScript exporter writes with the fewest surprises; old runtimes read it
+OPSET = 17  # opset that the TorchScript exporter writes most reliably, and that old runtimes read
 LARGEST_FILE = 2**31 - 1  # bytes: a protobuf message cannot be larger
 
 
@@ -32,7 +32,7 @@ class _Graph(nn.Module):
 def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int = LARGEST_FILE) -> None:
     """Write a graph with dynamic batch and length and output `logits` (batch, 1) of a float32 model on the CPU.
 
-    Above `largest_file` bytes all weights go to one file `model.onnx.data` next to it; the exporter by itself would
+    Above `largest_file` bytes all weights go to one file `model.onnx.data` next to it; without this the exporter would
     write a file for each weight. Exceptions of the exporter are not caught.
     """
     import onnx

@@ -60,10 +60,10 @@ def files_to_push(folder: Path) -> list[tuple[str, int]]:
 
 
 def upload(section: Push, folder: Path) -> Pushed:
-    """Create the repository where it does not exist (private by default) and upload the folder.
+    """Create the repository if it does not exist (private by default) and upload the folder.
 
     One commit adds the files and deletes those of an earlier export that no longer exist. The visibility of an existing
-    repository does not change. Raise PushError where there is no token, no network or no permission.
+    repository does not change. Raise PushError if there is no token, no network or no permission.
     """
     require_upload()
     if not console.console.is_terminal:

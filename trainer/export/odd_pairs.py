@@ -1,4 +1,4 @@
-"""Pairs that libraries are known to read differently: empty or truncated ones, and unusual characters."""
+"""Pairs that libraries are known to tokenise differently: empty or truncated texts, and unusual characters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ODD_TEXTS = [
 def odd_pairs(
     pairs: Sequence[tuple[str, str]], special_tokens: Sequence[str], max_length: int
 ) -> list[tuple[str, str]]:
-    """Return odd pairs made from the first real pair, or from a built-in one where there is none."""
+    """Return odd pairs made from the first real pair, or from a built-in one if there is none."""
     query, document = pairs[0] if pairs else ("why does it restart", "a failing probe restarts the container")
     long = " ".join([document or "word"] * max_length)  # a document has a token at least
     texts = [*ODD_TEXTS, " ".join(special_tokens)]

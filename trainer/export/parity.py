@@ -43,7 +43,7 @@ class Parity:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def compare(self, name: str, score: Callable[[], np.ndarray]) -> bool:
-        """Compare a reader's float32 scores and return True where they match; else record the reason in `left_out`."""
+        """Compare a reader's float32 scores and return True if they match; else record the reason in `left_out`."""
         try:
             difference = largest_difference(score(), self.expected)
         except Exception as error:  # exporters and runtimes raise anything
@@ -58,7 +58,7 @@ class Parity:
     def compare_folder(self, folder: Path, device: str) -> None:
         """Read the folder with both libraries, pair by pair and in padded batches, in float32 and in half precision.
 
-        Where transformers alone fails, nothing else is read.
+        If transformers alone fails, nothing else is read.
         """
         self.compare("transformers", partial(score_transformers, folder, self.pairs, device=device, batch=1))
         if "transformers" not in self.differences:
@@ -101,7 +101,7 @@ def _kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _reason(error: Exception) -> str:
-    """Return another library's error in one line; raise it where the cause is a full disk or too little memory."""
+    """Return another library's error in one line; raise it if the cause is a full disk or too little memory."""
     if explain(error, Path("runs")):
         raise error
     return f"{type(error).__name__}: {one_line(error)}"[:300]

@@ -11,7 +11,7 @@ from trainer.data import Collection
 from trainer.recipe import Mine
 from trainer.retriever import NOTHING, Candidates
 
-# Verdicts on a candidate. Where several apply, later assignments in `filter_candidates` take precedence.
+# Verdicts on a candidate. If several apply, later assignments in `filter_candidates` take precedence.
 USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, TEACHER, OUTSIDE, NO_CANDIDATE = range(8)
 LIKELY_FALSE_NEGATIVE = (DUPLICATE, ABOVE_SHARE, TEACHER)
 

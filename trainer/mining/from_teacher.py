@@ -21,8 +21,8 @@ def sample_queries(candidates: Candidates, count: int, seed: int) -> Candidates:
 def with_source_documents(candidates: Candidates, source: Sequence[int]) -> Candidates:
     """Return the candidates with the document from which each pseudo-query was taken (rows, NOTHING for none).
 
-    Where the first stage did not retrieve it, it takes the last rank, with the score of the candidate at that rank. The
-    row is NOTHING for a document that has no text besides the query.
+    A source document that was not retrieved takes the last rank, with the score of the candidate at that rank. The row
+    is NOTHING for a document that has no text besides the query.
     """
     names = ("documents", "scores", "similarities", "ranks")
     documents, scores, similarities, ranks = (getattr(candidates, name).copy() for name in names)
@@ -52,8 +52,8 @@ def rescale_to_logits(standardised: np.ndarray, logits: np.ndarray) -> np.ndarra
 def groups_by_teacher(candidates: Candidates, scores: np.ndarray) -> list[Group]:
     """Return a group for each query with at least two candidates, ordered by the teacher's scores (queries, depth).
 
-    Grades are reversed ranks and no judgements: of the losses only margin_mse reads them, and with them takes the
-    difference of every two documents.
+    Grades are reversed ranks, not judgements. Of the losses only margin_mse uses them: because all grades differ, it
+    compares every two documents.
     """
     groups = []
     for index, query in enumerate(candidates.queries.tolist()):

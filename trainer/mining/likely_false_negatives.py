@@ -27,10 +27,10 @@ def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collec
     These are the candidates filtered out as such, and negatives with a higher score than the query's best positive.
     """
     verdicts, candidates, lead = mined.verdicts, mined.verdicts.candidates, _lead(mined)
-    reasons = names(section) | {USABLE: "a negative, yet above the positive"}
+    reasons = names(section) | {USABLE: "used as a negative, but scored above the positive"}
     likely = np.isin(verdicts.reasons, LIKELY_FALSE_NEGATIVE) | mined.chosen & (lead > 0)
     pairs = np.argwhere(likely & verdicts.window)
-    # A lead is unknown for near-duplicates of a positive; they come first.
+    # The lead is unknown for near-duplicates of a positive; they are listed first.
     pairs = pairs[np.argsort(-np.nan_to_num(lead[tuple(pairs.T)], nan=np.inf), kind="stable")]
     with (folder / FILE).open("w", encoding="utf-8") as file:
         for index, rank in pairs.tolist():
@@ -59,7 +59,7 @@ def write_likely_false_negatives(section: Mine, mined: Mined, collection: Collec
 def _lead(mined: Mined) -> np.ndarray:
     """Return each candidate's score minus that of the query's best positive (queries, depth), NaN where unknown.
 
-    Scores are the teacher's where there is one, because it reads both texts, else similarities.
+    Scores are the teacher's if there is one, because it reads both texts, else similarities.
     """
     verdicts, candidates = mined.verdicts, mined.verdicts.candidates
     if not np.isnan(verdicts.teacher).all():

@@ -79,7 +79,7 @@ class Report:
         """One line with the number of negatives, for the terminal."""
         line = f"{self.negatives} negatives for {self.queries} queries"
         if self.queries_with_fewer_negatives:
-            line += f" ({self.queries_with_fewer_negatives} got fewer than asked)"
+            line += f" ({self.queries_with_fewer_negatives} got fewer than requested)"
         return line
 
     def show(self) -> None:
@@ -105,7 +105,7 @@ class Report:
         lines += [f"| {name} | {count} | {count / max(1, self.candidates):.1%} |" for name, count in self._reasons()]
         ranks = ", ".join(f"{value:.0f}" for value in self.negative_ranks.values()) or "none"
         lines += ["", f"Ranks of the negatives (least, quartiles, most): {ranks}", ""]
-        lines += _histograms(mined) + ["## Look at some", ""] + _examples(mined, collection)
+        lines += _histograms(mined) + ["## Examples", ""] + _examples(mined, collection)
         (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 
     def _reasons(self) -> list[tuple[str, int]]:
@@ -117,7 +117,7 @@ def names(section: Mine) -> dict[int, str]:
     return {
         POSITIVE: "judged relevant",
         NEGATIVE: "judged not relevant",
-        DUPLICATE: "nearly the text of a positive",
+        DUPLICATE: "near-duplicate of a positive",
         ABOVE_SHARE: f"above {section.max_share_of_positive or 0:.0%} of the positive",
         TEACHER: f"teacher score within {section.teacher_margin} of the positive's",
         OUTSIDE: "outside the rank window",
@@ -125,7 +125,7 @@ def names(section: Mine) -> dict[int, str]:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    """Return {share: quantile} of the values that are not NaN; empty where there is none."""
+    """Return {share: quantile} of the values that are not NaN; empty if there is none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return {}

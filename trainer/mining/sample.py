@@ -175,7 +175,7 @@ def _from_corpus(
 def _groups(query: int, positives: list[int], grades: Mapping[int, int], negatives: list[int]) -> list[Group]:
     """Return groups of at most POSITIVES_PER_GROUP positives, with positives and negatives distributed round-robin."""
     count = -(-len(positives) // POSITIVES_PER_GROUP)
-    # Where there are fewer negatives than groups, the last groups all get the hardest negative.
+    # If there are fewer negatives than groups, the last groups all get the hardest negative.
     parts = [(positives[start::count], negatives[start::count] or negatives[:1]) for start in range(count)]
     return [Group(query, own, [grades[row] for row in own], others) for own, others in parts if others]
 

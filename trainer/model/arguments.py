@@ -1,6 +1,6 @@
-"""The arguments of `Reranker.load`, `score` and `rank`, checked before any work.
+"""Checks of the arguments of `Reranker.load`, `score` and `rank`, made before any work.
 
-TypeError says that an argument is of the wrong kind, ValueError that its value has no meaning.
+An argument of the wrong type raises TypeError, one with an impossible value ValueError.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRAINING_STAGES = ("distil", "train-2", "train")  # folders of a run with a chec
 
 
 def require_options(reference: object, precision: object, max_length: object) -> None:
-    """Raise TypeError or ValueError for arguments of `load` that have no meaning."""
+    """Raise TypeError or ValueError for invalid arguments of `load`."""
     if not isinstance(reference, str | Path):
         hint = "; this run has exported no model (see RunResult.passed)" if reference is None else ""
         raise TypeError(f"reference must be a Hub id or a folder, not {type(reference).__name__}{hint}")
@@ -35,7 +35,7 @@ def require_options(reference: object, precision: object, max_length: object) ->
 
 
 def model_folder(reference: str | Path) -> Path:
-    """Return the folder of a model; of a run folder that is its export/model, and ModelError is raised without one."""
+    """Return the model's folder, `export/model` for a run folder; raises ModelError if a run has no exported model."""
     try:
         folder = Path(reference).expanduser()
         exported, is_run = folder / "export" / "model", (folder / "data" / "done.json").is_file()
@@ -51,7 +51,7 @@ def model_folder(reference: str | Path) -> Path:
 
 
 def as_texts(query: object, documents: Any) -> list[str]:
-    """Return the documents as a list; raises TypeError unless the query is a text and the documents are several."""
+    """Return the documents as a list; raises TypeError unless the query is a text and the documents a list of texts."""
     if not isinstance(query, str):
         raise TypeError(f"query must be a text, not {type(query).__name__}")
     if isinstance(documents, str | bytes):
@@ -66,7 +66,7 @@ def as_texts(query: object, documents: Any) -> list[str]:
 
 
 def as_pairs(pairs: Any) -> list[tuple[str, str]]:
-    """Return the pairs as a list of tuples; raises TypeError for anything but (query, document) pairs of texts."""
+    """Return the pairs as a list of tuples; raises TypeError unless they are (query, document) pairs of texts."""
     if isinstance(pairs, str | bytes | Mapping) or not isinstance(pairs, Iterable):
         raise TypeError(f"pairs must be a list of (query, document) pairs, not {type(pairs).__name__}")
     pairs = list(pairs)
@@ -82,7 +82,7 @@ def as_pairs(pairs: Any) -> list[tuple[str, str]]:
 
 
 def require_top_k(top_k: object) -> None:
-    """Raise TypeError or ValueError unless `top_k` is None or a whole number from 1 on."""
+    """Raise TypeError or ValueError unless `top_k` is None or a whole number of 1 or more."""
     if top_k is None:
         return
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer):

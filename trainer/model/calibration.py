@@ -1,10 +1,10 @@
-"""Calibration: a model's scores as probabilities of relevance, kept with the model as `calibration.json`.
+"""Calibration: a model's scores as probabilities of relevance, saved with the model as `calibration.json`.
 
     P(grade >= g) = 1 / (1 + exp(-(slope * score + intercept)))
 
 Platt scaling (Platt 1999): two numbers for each grade, fitted in `trainer/evaluation/calibration.py` on the candidates
-of dev queries, as they are reranked. Slopes are positive, so the order of documents stays. It holds for scores of the
-model alone; scores that are fused with the first stage's are standardised within a request and mean nothing outside.
+of dev queries, as they are reranked. Slopes are positive, so the order of documents does not change. It applies to the
+scores of the model alone: fused scores are standardised within a request, so they cannot be compared between requests.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:
-        """Read what `save` wrote; None where there is no file. Raises ModelError for one that cannot be used."""
+        """Return the calibration in a model folder, None without the file; raises ModelError for an invalid file."""
         content = read_record(folder / FILE)
         if content is None:
             return None

@@ -29,8 +29,8 @@ Kind = Literal["scores", "order"]
 class Fusion:
     """The weights of the first stage in a fusion with a model.
 
-    `scores` is the weight of first-stage scores, `order` the weight of the documents' order where there are no scores.
-    `alone` is false where the model was shown to be better than the first stage only in a fusion with it.
+    `scores` is the weight of first-stage scores, `order` the weight of the documents' order if there are no scores.
+    `alone` is false if the model was shown to be better than the first stage only in a fusion with it.
     """
 
     scores: float
@@ -43,7 +43,7 @@ class Fusion:
 
     @classmethod
     def load(cls, folder: Path) -> Fusion | None:
-        """Return the weights in a model folder, None without the file; raises ModelError for any other file."""
+        """Return the weights in a model folder, None without the file; raises ModelError for an invalid file."""
         content = read_record(folder / FILE)
         if content is None:
             return None
@@ -73,9 +73,9 @@ def fuse(scores: np.ndarray, first: np.ndarray, weight: float, found: np.ndarray
 
 
 def numbers_of_order(documents: int) -> np.ndarray:
-    """Return substitutes for first-stage scores where only the order is known: -log2(1 + rank), rank from 1.
+    """Return substitutes for first-stage scores if only the order is known: -log2(1 + rank), rank from 1.
 
-    They fall as nDCG's discount does, fast at the top and slowly further down.
+    They decrease with the rank as nDCG's discount does, fast at the top and slowly further down.
     """
     return -np.log2(2.0 + np.arange(documents))
 
@@ -83,7 +83,7 @@ def numbers_of_order(documents: int) -> np.ndarray:
 def first_stage_numbers(
     documents: int, scores: Sequence[float] | np.ndarray | None, by_order: bool
 ) -> tuple[np.ndarray, Kind] | None:
-    """Return the first-stage numbers (documents,) of a query and their kind; None where nothing is fused.
+    """Return the first-stage numbers (documents,) of a query and their kind; None if nothing is fused.
 
     Raises ValueError for scores that do not fit the documents.
     """

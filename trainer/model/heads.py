@@ -58,8 +58,8 @@ def with_interaction(
 def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """Return the standard `ForSequenceClassification` model with one label and the encoder weights of a folder.
 
-    With `config`, only the weights that fit it are loaded: the caller sets the encoder's weights afterwards, and the
-    head keeps those that the folder has.
+    With `config`, weights in the folder that do not match it are skipped, because the caller sets the encoder's weights
+    afterwards; the head keeps the weights that the folder has.
     """
     options = {"num_labels": 1} if config is None else {"config": config}
     return weights.load(

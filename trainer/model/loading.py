@@ -28,7 +28,7 @@ def load_cross_encoder(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return the float32 model on the CPU and its tokenizer; a fresh head is reported on the terminal.
 
-    Raises ModelError where the folder, its weights or its tokenizer do not make a cross-encoder.
+    Raises ModelError if the folder, its weights or its tokenizer do not make a cross-encoder.
     """
     kind = require_cross_encoder(folder, head, trust_remote_code)
     with weights.loading(folder):
@@ -57,7 +57,7 @@ def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 @torch.inference_mode()
 def _require_scores(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raise ModelError where the tokenizer cannot join two texts, or where an untested architecture gives no logit."""
+    """Raise ModelError if the tokenizer cannot join two texts, or if an untested architecture gives no logit."""
     special: Any = tokenizer("a", "a", return_special_tokens_mask=True)["special_tokens_mask"]
     first = special.index(0) if 0 in special else len(special)
     if 1 not in special[first:]:

@@ -92,7 +92,7 @@ def signals(model: InteractionForSequenceClassification, batch: Batch, packed: b
 
 
 def _packed_signals(model: InteractionForSequenceClassification, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return `model.signals` with a packed encoder; the states are padded again for the comparison of tokens."""
+    """Return `model.signals` with a packed encoder; its states are padded again before tokens are compared."""
     real = batch["attention_mask"].bool()
     query, document, second_segment = model.texts(batch["input_ids"], real)
     inputs = _pack(model, batch, second_segment[real])

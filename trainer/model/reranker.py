@@ -1,7 +1,7 @@
 """The cross-encoder with its tokenizer: load, score, rank, save.
 
 A model that was saved with a head keeps it. An encoder without one gets a new interaction head, or a new classifier
-where the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no
+if the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no
 probabilities.
 """
 
@@ -53,7 +53,7 @@ from trainer.runtime.run_folder import remove
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
 MEASURED_PAIRS = 12  # on which precisions are compared
-ALL_AT_ONCE = 1 << 40  # tokens: where nothing is padded, nothing is gained by another bucket
+ALL_AT_ONCE = 1 << 40  # tokens: packed batches have no padding, so more buckets save nothing
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Reranker:
         keep_logits_exact(model)
         self.compute_in(precision)
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
-        self.calibration: Calibration | None = None  # curves from scores to probabilities, where the model has them
-        self.fusion: Fusion | None = None  # weights of first-stage scores, where the model has them
+        self.calibration: Calibration | None = None  # curves from scores to probabilities, if the model has them
+        self.fusion: Fusion | None = None  # weights of first-stage scores, if the model has them
         self._warned = False
 
     @classmethod
@@ -107,15 +107,15 @@ class Reranker:
     ) -> Reranker:
         """Load a model from a Hub id, a model folder, a run folder or `package:NAME/SUBFOLDER`.
 
-        `device` defaults to the GPU where there is one. `precision` is fp32 (the default, in which models are
+        `device` defaults to the GPU if there is one. `precision` is fp32 (the default, in which models are
         evaluated), bf16, fp16, or auto: the fastest on this device, which a few seconds of measuring decide on a CPU
         with bf16 units. `max_length` (tokens of query and document) defaults to what the model was saved with.
 
         Only training needs the last two: `head` is auto, classifier, interaction, or trained (refuse a model without a
         head); `layers` are the hidden layers that a new interaction head compares.
 
-        Raises ModelError where the model cannot be loaded, MachineError where the machine lacks the device or
-        precision, and TypeError or ValueError for arguments that have no meaning.
+        Raises ModelError if the model cannot be loaded, MachineError if the machine lacks the device or precision, and
+        TypeError or ValueError for invalid arguments.
         """
         require_options(reference, precision, max_length)
         target = usable_device(device, precision)
@@ -144,9 +144,9 @@ class Reranker:
         self.pairs = PairEncoder(self.tokenizer, max_length)
 
     def bf16_speedup(self, training: bool = False) -> float:
-        """Measure how many times as fast this model scores, or learns, in bf16 as in fp32, on pairs of random tokens.
+        """Return the speedup of bf16 over fp32 in scoring, or in training, measured on pairs of random tokens.
 
-        The pairs have many lengths and come in buckets as real ones do: bf16 gains less in small batches.
+        The pairs have different lengths and share buckets like real ones, because bf16 gains less in small batches.
         """
         ids = np.random.default_rng(0).integers(self.model.config.vocab_size, size=self.max_length, dtype=np.int32)
         lengths = np.linspace(self.max_length / 4, self.max_length, MEASURED_PAIRS).astype(int).tolist()
@@ -171,12 +171,12 @@ class Reranker:
 
     @property
     def max_length(self) -> int:
-        """Return how many tokens of query and document together are read."""
+        """Return the maximum number of tokens of a query and document together."""
         return self.pairs.max_length
 
     @property
     def is_interaction(self) -> bool:
-        """Return whether the interaction head scores, and not the standard classifier."""
+        """Return whether the model has the interaction head, and not a standard classifier."""
         return isinstance(self.model, InteractionForSequenceClassification)
 
     def buckets(self, sizes: Sequence[int], most: int | None = None, training: bool = False) -> list[list[int]]:
@@ -188,7 +188,7 @@ class Reranker:
     def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
         """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.
 
-        Raises TypeError for what is not a list of pairs of texts.
+        Raises TypeError unless `pairs` is a list of pairs of texts.
         """
         pairs = as_pairs(pairs)
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
@@ -220,8 +220,8 @@ class Reranker:
 
         With `first_stage_scores` (one for each document), or with `first_stage="order"` (the documents come in the
         first stage's order), each score is the fusion of the model's score with the first stage's. Otherwise it is the
-        model's alone. Raises TypeError or ValueError for arguments that do not fit, and ModelError where the model has
-        no weights for the fusion.
+        model's alone. Raises TypeError or ValueError for invalid arguments, and ModelError if the model has no
+        weights for the fusion.
         """
         documents = as_texts(query, documents)
         require_top_k(top_k)
@@ -238,9 +238,9 @@ class Reranker:
         return [Ranked(index, documents[index], float(scores[index])) for index in best]
 
     def _fusion_for(self, is_asked: bool) -> Fusion | None:
-        """Return the weights of the fusion; raises ModelError where it is requested and there are none.
+        """Return the weights of the fusion; raises ModelError if fusion is requested and the model has none.
 
-        Warns once where it is not requested although this model is better than the first stage only with it.
+        Warns once if fusion is not requested although the model is better than the first stage only with it.
         """
         if is_asked and self.fusion is None:
             raise ModelError(
@@ -250,8 +250,8 @@ class Reranker:
         if not is_asked and self.fusion is not None and not self.fusion.alone and not self._warned:
             self._warned = True
             warnings.warn(
-                "this model was shown to be better than the first stage only with the first stage's scores beside its "
-                "own; pass first_stage_scores to rank()",
+                "this model was shown to be better than the first stage only with the first stage's scores added to "
+                "its own; pass first_stage_scores to rank()",
                 stacklevel=3,
             )
         return self.fusion
@@ -263,7 +263,7 @@ class Reranker:
     def score_chunks(
         self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: str | None = None
     ) -> np.ndarray:
-        """Return the same for `total` pairs that come in chunks; the next chunk is made while one is scored."""
+        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored."""
         return self._over_chunks(chunks, total, packing.logits, note)
 
     def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
@@ -291,7 +291,7 @@ class Reranker:
     def _over_buckets(
         self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Compute, advance: Callable[..., None]
     ) -> Tensor:
-        """`compute` of one chunk's pairs, in smaller buckets from where the memory did not suffice."""
+        """Return the result of `compute` for a chunk's pairs; when memory runs out, continue in smaller buckets."""
         sizes = [self.pairs.size(pair) for pair in pairs]
         waiting = self.buckets(sizes)
         parts, order = [], []
@@ -309,19 +309,17 @@ class Reranker:
         return torch.cat(parts)[torch.tensor(order).argsort().to(self.model.device)]
 
     def _shrink_buckets(self, sizes: Sequence[int]) -> None:
-        """Halve the batches after a lack of memory; raises ModelError where a single pair did not fit."""
+        """Halve the batch size after running out of memory; raises ModelError if the batch was a single pair."""
         if len(sizes) == 1:
-            raise ModelError(
-                f"reranker.max_length: memory does not suffice for one pair of {sizes[0]} tokens; lower it"
-            )
+            raise ModelError(f"reranker.max_length: out of memory with a single pair of {sizes[0]} tokens; lower it")
         self.tokens_per_bucket = len(sizes) * max(sizes) // 2
-        warn("score", f"out of memory: going on with {self.tokens_per_bucket} tokens in a batch")
+        warn("score", f"out of memory: continuing with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write weights (the model's own unless they are given), configuration, tokenizer and fusion weights.
 
-        A process that is killed leaves the old folder or the new one. Between two renames the old one is called
-        `.NAME.old`; the next save first gives it its name back.
+        The folder is replaced by two renames. A process that is killed between them leaves the old folder as
+        `.NAME.old`, and the next save renames it back first.
         """
         partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
         if old.exists() and not folder.exists():
@@ -330,10 +328,10 @@ class Reranker:
             remove(left_over)
         partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
-        for local in ("is_local", "local_files_only"):  # how it was loaded here does not belong in the folder
+        for local in ("is_local", "local_files_only"):  # settings of loading it here, not of the tokenizer
             self.tokenizer.init_kwargs.pop(local, None)
         backend: Any = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # a length stays set after tokenizing with it
+        backend.no_truncation()  # tokenizing with truncation leaves it switched on
         backend.no_padding()
         self.model.save_pretrained(partial, state_dict=weights)
         self.tokenizer.save_pretrained(partial)

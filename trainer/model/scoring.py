@@ -51,7 +51,7 @@ def fit_length(reranker: Reranker, collection: Collection, candidates: Candidate
     """Set the reranker's `max_length` so that 90 % of the pairs are not truncated, and return a message about it.
 
     The length is bounded by what the model can read, and chosen on at most 2,000 pairs of evenly spaced queries. The
-    message is empty where there are no pairs.
+    message is empty if there are no pairs.
     """
     chosen = (
         np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
@@ -103,7 +103,7 @@ def rerank(
 ) -> np.ndarray:
     """Return the model's scores (queries, depth) float32 of all candidates, -inf at the padding.
 
-    Raises RunError where a score is NaN: sorting would keep the first stage's order, and a broken model would seem as
+    Raises RunError if a score is NaN: sorting would keep the first stage's order, and a broken model would seem as
     good as the first stage.
     """
     scores = candidates.scored(lambda rows: score_rows(reranker, tokenized, rows, accelerator, note))

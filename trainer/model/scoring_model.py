@@ -1,4 +1,4 @@
-"""A reranker's model over several batches in one forward call, as data parallelism needs it."""
+"""The model over several batches in one forward call, which data parallelism requires."""
 
 from __future__ import annotations
 

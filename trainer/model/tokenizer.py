@@ -1,9 +1,8 @@
-"""The tokenizer: special tokens come only from its template, here and in every program that loads the saved folder.
+"""The tokenizer: only its template adds special tokens, here and in every program that loads the saved folder.
 
-`[SEP]` in a query, or the `</s>` of an HTML page, is text. transformers reads `split_special_tokens` from
-tokenizer_config.json and then does not match special tokens in texts; but a Unigram model (XLM-R, ALBERT, DeBERTa) has
-them in its vocabulary with the highest scores and produces them all the same. For such models a pre-tokenizer splits
-the text inside of special tokens.
+`[SEP]` in a query, or `</s>` in an HTML page, is plain text. With `split_special_tokens` in tokenizer_config.json,
+transformers does not match special tokens in texts. A Unigram model (XLM-R, ALBERT, DeBERTa) still produces them,
+because its vocabulary has them with the highest scores. For such models a pre-tokenizer splits these strings.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from trainer.errors import ModelError
 def load_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Return the tokenizer without truncation and padding, which treats special tokens in texts as text.
 
-    Raises ModelError where the folder has only a slow tokenizer, without a tokenizer.json.
+    Raises ModelError if the folder has only a slow tokenizer, without a tokenizer.json.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(
         folder,
@@ -43,7 +42,7 @@ def load_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> Pre
 
 
 def _matches_in_text(tokenizer: Any) -> bool:
-    """Return whether the text of a special token is encoded as its id, except for the unknown token."""
+    """Return whether the string of any special token (except the unknown token) is encoded as that token."""
     for token in set(tokenizer.all_special_tokens) - {tokenizer.unk_token}:
         texts = [token, f"a {token} a", f"a{token}a"]
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -2,7 +2,7 @@
 
 Names are `model_type` in config.json. An encoder for the interaction head must respect an attention bias for every pair
 of tokens and return the hidden states of all layers; a standard classifier needs less. A model in none of these lists
-may still work with a classifier; loading it shows that.
+may still work with a classifier, which is tested when it is loaded.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         return [(str(module["type"]), str(module["path"])) for module in modules]
     except (TypeError, KeyError):
         raise ModelError(
-            f"model {name_of(folder)}: modules.json is no list of modules with type and path; {REFETCH}"
+            f"model {name_of(folder)}: modules.json is not a list of modules with type and path; {REFETCH}"
         ) from None
 
 

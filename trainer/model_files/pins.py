@@ -1,7 +1,7 @@
 """The commits of a run's Hub models, saved in its folder, so that the next start loads the same weights.
 
-A Hub id stands for the commit that the run began with, even after a later upload. If the file is deleted, the next
-start uses the newest commits, and the stages that depend on them run again.
+A run uses the same commit of a Hub id each time, even after a later upload. If the file is deleted, the next start uses
+the newest commits, and the stages that depend on them run again.
 """
 
 from __future__ import annotations

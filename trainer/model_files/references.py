@@ -2,7 +2,7 @@
 
 Each is resolved to a local folder with safetensors weights, and a hash of its content; no code is imported and nothing
 is unpickled. A Hub id is resolved to a commit once per process, so that the loaded weights are those of the
-fingerprint, even if the run takes long and somebody uploads meanwhile.
+fingerprint, even if a newer version is uploaded during a long run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model's tokenizer files: read without transformers, for checks before anything is loaded."""
+"""Reading of a model's tokenizer files without transformers, for checks before loading."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Data(Section):
     unknown_ids: Literal["error", "skip"] = "error"
     """skip: leave out and count judgements of documents or queries that are not in the files; error: stop."""
     self_documents: Literal["exclude", "keep"] = "exclude"
-    """exclude: a document with the id or text of a query is no candidate and no negative of it, unless relevant."""
+    """exclude: a document with the id or text of a query is never its candidate or negative, unless relevant."""
     separator: str | None = None
     """Field separator of .csv and .tsv files; null: detected from the header line."""
     corpus_id: str | tuple[str, ...] | None = None
@@ -138,16 +138,16 @@ class Data(Section):
         )
 
     def keep(self, files: object) -> None:
-        """Hold the temporary files of a collection from memory, so that they last as long as this section."""
+        """Keep the temporary files of a collection from memory until this section is deleted."""
         self._temporary = files
 
     @property
     def is_temporary(self) -> bool:
-        """Whether `path` leads to temporary files, which end with this section."""
+        """Whether `path` names temporary files, which are deleted with this section."""
         return self._temporary is not None
 
     def moved(self, path: Path) -> Data:
-        """Return the section with a path to files that stay."""
+        """Return the section with the path of permanent files."""
         section = self.model_copy(update={"path": path})
         section._temporary = None
         return section

@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise RecipeError(f"{path}: has more than {MAX_BYTES:,} bytes, so it is no recipe")
+            raise RecipeError(f"{path}: has more than {MAX_BYTES:,} bytes, so it is not a recipe")
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         if path.is_symlink():

@@ -49,11 +49,13 @@ class Recipe(Section):
     @field_validator("data", mode="before")
     @classmethod
     def _a_collection_has_its_section(cls, data: Any) -> Any:
-        """Accept a `Collection` from memory, by the section that names its files."""
+        """Replace a `Collection` from memory by the data section that names its files."""
         if isinstance(data, Data) or not hasattr(data, "section"):
             return data
         if data.section is None:
-            raise ValueError("names no files: of a collection only Collection.from_memory knows them; name its folder")
+            raise ValueError(
+                "names no files: a collection must come from Collection.from_memory; else give the path of its files"
+            )
         return data.section
 
     @field_validator("train")

@@ -50,7 +50,7 @@ class Retriever(Section):
 
     @property
     def bi_encoder(self) -> str | None:
-        """The model that embeds, where the first stage has one."""
+        """The bi-encoder of the first stage, None if it has none."""
         return self.model if self.kind in ("dense", "hybrid") or self.fuse_run else None
 
     @property

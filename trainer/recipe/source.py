@@ -65,7 +65,7 @@ class Source:
 
     @classmethod
     def read(cls, path: Path) -> Source:
-        """Parse the YAML safely; raises RecipeError if it is no mapping, and collects duplicate keys as problems."""
+        """Parse the YAML safely; raises RecipeError if it is not a mapping, and collects duplicate keys as problems."""
         source = cls(path)
         text = read_text(path)
         try:
@@ -114,7 +114,9 @@ class Source:
         name, equals, value = text.partition("=")
         path = tuple(name.split("."))
         if not equals or not all(path) or len(path) > 2:
-            self._add(COMMAND_LINE, (), f"{_shown(text)} is no override; write section.key=value, e.g. train.epochs=3")
+            self._add(
+                COMMAND_LINE, (), f"{_shown(text)} is not an override; write section.key=value, e.g. train.epochs=3"
+            )
             return
         try:
             node = compose(value)

@@ -194,7 +194,7 @@ class Difference:
 
 
 def forest(rows: Sequence[Difference], title: str) -> Markup:
-    """Return a forest plot: a line for each difference with its interval and a dot, filled where 0 is excluded."""
+    """Return a forest plot: a line and a dot for each difference with its interval, filled if 0 is outside of it."""
     return both(lambda width, kind: _forest(rows, title, width, kind))
 
 
@@ -258,7 +258,7 @@ def _sorted_bars(values: Sequence[float], title: str, width: int, kind: str, hei
 
 
 def sign(value: float, decimals: int = 3) -> str:
-    """Return a difference with its sign, without one where it rounds to 0."""
+    """Return a difference with its sign, without one if it rounds to 0."""
     text = f"{abs(value):.{decimals}f}"
     if not float(text):
         return text

@@ -62,7 +62,7 @@ class Row:
 
     @property
     def direction(self) -> str:
-        """Gain or loss where the interval of the difference excludes 0, else same."""
+        """Gain or loss if the interval of the difference excludes 0, else same."""
         if self.gain is None or self.gain.low <= 0 <= self.gain.high:
             return "same"
         return "gain" if self.gain.low > 0 else "loss"
@@ -75,7 +75,9 @@ class Facts:
         self.run = run
         self.evaluate = run / "evaluate"
         if not (self.evaluate / "results.json").is_file():
-            raise RunError(f"{run}: has no finished evaluation; run the recipe first (reranker evaluate RECIPE)")
+            raise RunError(
+                f"{run}: has no finished evaluation; run the recipe first (reranker run RECIPE --until evaluate)"
+            )
         self.results: dict[str, Any] = read_json(self.evaluate / "results.json")
         done = sorted(run.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns)
         # A name with a dot is that of a stage moved aside; the export comes after the report.
@@ -190,7 +192,7 @@ class Facts:
 
     @property
     def word(self) -> str:
-        """The verdict in a word or two: the run's own, or for runs without one that of the interval on test."""
+        """The verdict in one or two words; for runs without a verdict, one from the interval on test."""
         if verdict := self.results.get("verdict"):
             return WORDS.get(verdict, str(verdict))
         if len(self.queries) < FEW_QUERIES:
@@ -248,7 +250,7 @@ class Facts:
 
     @property
     def latency(self) -> dict[str, Any] | None:
-        """Latency by depth on the machine of the evaluation; None where it was not measured."""
+        """Latency by depth on the machine of the evaluation; None if it was not measured."""
         return self.notes.get("evaluate", {}).get("latency")
 
     @property
@@ -267,7 +269,7 @@ class Facts:
 
     @property
     def interpolation(self) -> list[tuple[float, float]]:
-        """List of (share of the trained weights, dev score); empty where interpolation was not tried."""
+        """List of (share of the trained weights, dev score); empty if interpolation was not tried."""
         return [(share, score) for share, score in self.notes.get(self.training, {}).get("interpolation") or []]
 
     @property
@@ -277,7 +279,7 @@ class Facts:
 
     @cached_property
     def mined(self) -> dict[str, Any]:
-        """The counts of the mining stage (report.json); empty where the file is missing."""
+        """The counts of the mining stage (report.json); empty if the file is missing."""
         return read_record(self.mining / "report.json") or {}
 
     @cached_property
@@ -299,7 +301,7 @@ class Facts:
 
 
 def seed_of(recipe: Mapping[str, Any]) -> int:
-    """Return the seed of a recipe from a run folder, 0 where it has no valid one."""
+    """Return the seed of a recipe from a run folder, 0 if it has no valid one."""
     seed = recipe.get("seed")
     return seed if isinstance(seed, int) and seed >= 0 else 0
 

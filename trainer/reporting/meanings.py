@@ -1,4 +1,4 @@
-"""Metrics explained to people who do not know them."""
+"""Explanations of metrics for people who do not know them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MEANINGS = {
     "R": "The share of the relevant documents that are retrieved.",
     "P": "The share of the listed documents that are relevant.",
     "AP": "The mean of the precision at the rank of each relevant document.",
-    "Success": "1 where a relevant document is listed, else 0.",
+    "Success": "1 if a relevant document is listed, else 0.",
     "Judged": "The share of the listed documents that have a judgement.",
 }
 

@@ -205,7 +205,7 @@ def _dev(facts: Facts, dev: Sequence[tuple[float, float]]) -> Markup:
 
 
 def _loss(loss: Sequence[tuple[float, float]]) -> Markup:
-    size = -(-len(loss) // MOST_POINTS)  # neighbouring points are averaged where there are too many
+    size = -(-len(loss) // MOST_POINTS)  # neighbouring points are averaged if there are too many
     parts = [loss[start : start + size] for start in range(0, len(loss), size)]
     points = [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
     axes = Axes("optimizer steps", "loss", _step_ticks(points))

@@ -72,7 +72,7 @@ def write_queries(collection: Collection, folder: Path) -> None:
 
 
 def read_queries(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records that `write_queries` wrote; raise RunError where one is damaged."""
+    """Yield the records that `write_queries` wrote; raise RunError if one is damaged."""
     with (folder / FILE).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -129,7 +129,7 @@ def _cause(
     shipped: str,
     depth: int,
 ) -> str | None:
-    """Return the reason why the final list does not begin with a relevant document; None where it does.
+    """Return the reason why the final list does not begin with a relevant document; None if it does.
 
     An unjudged document at the top that the first stage also ranks above every relevant one is probably relevant: two
     independent systems agree on it.

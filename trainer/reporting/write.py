@@ -26,7 +26,7 @@ def write_details(collection: Collection, folder: Path, seed: int) -> None:
 def write_report(run: Path) -> Path:
     """Write `report.html` and `report.md` of an evaluated run, and return the path of the page.
 
-    Raise RunError where the run folder has no finished evaluation.
+    Raise RunError if the run folder has no finished evaluation.
     """
     folder = run / "evaluate"
     if (folder / "results.json").is_file() and not all((folder / name).is_file() for name in (QUERIES, DEPTHS)):

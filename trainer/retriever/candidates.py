@@ -32,7 +32,7 @@ class RankedLists:
 
     @classmethod
     def best(cls, keys: np.ndarray, depth: int) -> RankedLists:
-        """Return the `depth` largest of each query's `sort_keys` (Q, n) as lists; all of them where n is smaller."""
+        """Return the `depth` largest of each query's `sort_keys` (Q, n) as lists; all of them if n is smaller."""
         if keys.shape[1] > depth:
             keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, -depth:]
         return cls(*from_keys(np.sort(keys, axis=1)[:, ::-1]))
@@ -74,7 +74,7 @@ def from_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Candidates:
     """The candidates of Q queries from the first stage, best first.
 
-    `similarities` are comparable between candidates and positives: cosines where there is a bi-encoder, else the
+    `similarities` are comparable between candidates and positives: cosines if there is a bi-encoder, else the
     engine's own scores. `positive_similarity` is that of the query's most similar positive, NaN where unknown. `ranks`
     are the document's ranks in the lists of the single `engines`.
     """

@@ -26,7 +26,7 @@ PROBES = 64  # IVF lists searched for each query
 def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: Kind = "auto") -> RankedLists:
     """Return the top `depth` documents of every query; ties in order of rows.
 
-    `auto` takes exact search where that takes about an hour at most, else an inverted file (IVF).
+    `auto` takes exact search if that takes about an hour at most, else an inverted file (IVF).
     """
     depth = min(depth, len(documents))
     vectors = queries.rows(np.arange(len(queries)))
@@ -41,7 +41,7 @@ def search_dense(queries: Embeddings, documents: Embeddings, depth: int, kind: K
 
 
 def choose_index(queries: int, documents: int, dimensions: int, device: str) -> Literal["flat", "ivf"]:
-    """Return `flat` where exact search takes about an hour at most on `device` (cpu or cuda), else `ivf`."""
+    """Return `flat` if exact search takes about an hour at most on `device` (cpu or cuda), else `ivf`."""
     return "flat" if queries * documents * dimensions <= EXACT_WORK[device] else "ivf"
 
 
@@ -62,7 +62,7 @@ def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> Ranke
 
 
 def _device() -> Literal["cpu", "cuda"]:
-    torch = sys.modules.get("torch")  # imported already where texts are embedded; cached vectors need no torch
+    torch = sys.modules.get("torch")  # imported already if texts are embedded; cached vectors need no torch
     return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 

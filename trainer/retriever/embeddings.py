@@ -51,7 +51,7 @@ class BiEncoder:
     def load(self, device: str) -> SentenceTransformer:
         """Return the model, ready to encode.
 
-        Raises ModelError where a file or weight of the folder is missing or does not fit.
+        Raises ModelError if a file or weight of the folder is missing or does not fit.
         """
         from sentence_transformers import SentenceTransformer
         from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -180,7 +180,7 @@ class Shards:
                 advance(end - start, "embedded")
 
     def _check_files(self) -> list[Path]:
-        """Return the shards to compute, with a warning where a file is damaged."""
+        """Return the shards to compute, with a warning if a file is damaged."""
         missing = [path for path in dict.fromkeys(self.paths) if not _is_intact(path)]
         damaged = [path for path in missing if path.exists()]
         for path in filter(

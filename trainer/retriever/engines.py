@@ -84,7 +84,7 @@ class Engines:
 
     @property
     def default_settings(self) -> Settings:
-        """The baseline of tuning: the user's own run alone where there is one, else all engines fused by RRF."""
+        """The baseline of tuning: the user's own run alone if there is one, else all engines fused by RRF."""
         return Settings(weights={"run": 1.0} if self._section.run is not None else None)
 
     @property

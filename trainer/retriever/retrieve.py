@@ -55,10 +55,10 @@ def embed(
     queries: Sequence[int] | None = None,
     choose: Callable[[BiEncoder], Precision] | None = None,
 ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
-    """Return the vectors of query rows (None: the judged) and of all documents, and in words how many are new.
+    """Return the vectors of query rows (None: all judged ones) and of all documents, and a message on new ones.
 
     Each process encodes its share of what is missing in `cache`, in the precision that `choose` returns (None: fp32).
-    The vectors are None where the first stage has no bi-encoder.
+    The vectors are None if the first stage has no bi-encoder.
     """
     if section.bi_encoder is None:
         return None, ""
@@ -85,8 +85,8 @@ def embed(
 def candidates_of_dict(run: Mapping[str, Mapping[str, float]], collection: Collection, split: str) -> Candidates:
     """Return the candidates of a split's answerable queries from a run {query id: {document id: score}}.
 
-    All documents of a query are kept, by falling score; of equal scores the first in the dict comes first. Raises
-    DataError with every fault.
+    All documents of a query are kept, by descending score, ties in the order of the dict. Raises DataError with all
+    problems.
     """
     queries = collection.answerable(split)
     ranking = ranking_of_dict(run, collection.query_ids, collection.document_ids, queries)
@@ -101,7 +101,7 @@ def retrieve_splits(
     """Return the candidates of every split's queries with a positive, and save them as `SPLIT.npz` in `folder`.
 
     Dev and test get `section.depth` candidates, train at least MINING_DEPTH. The settings are tuned on the train
-    queries and saved as tuning.json. Where they change the ranking, the candidates of dev and test under the default
+    queries and saved as tuning.json. If they change the ranking, the candidates of dev and test under the default
     settings are saved as `default-SPLIT.npz`.
     """
     engines = Engines(section, collection, judged_queries(collection), embeddings)

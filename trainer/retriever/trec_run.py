@@ -1,4 +1,4 @@
-"""The user's own search engine as first stage: its TREC run, or the same as a dict."""
+"""The results of the user's own search engine as first stage: a TREC run, or a dict."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ranking_of_dict(
 ) -> RankedLists:
     """Return the ranking of the `wanted` query rows from {query id: {document id: score}}; raises DataError.
 
-    A query for which nothing was found has an empty dict; queries of other splits may be there too.
+    A query without results has an empty dict. Queries of other splits are allowed.
     """
     faults = Faults()
     queries, documents = ({identity: row for row, identity in enumerate(ids)} for ids in (query_ids, document_ids))
@@ -75,7 +75,7 @@ def ranking_of_dict(
             lists[queries[query]] = _checked(scores, documents, place, faults)
     missing = [row for row in wanted if row not in lists]
     if missing and not faults.kinds:
-        message = f"{len(missing)} judged queries are missing, e.g. {query_ids[missing[0]]!r}; give {{}} for no answer"
+        message = f"{len(missing)} judged queries are missing, e.g. {query_ids[missing[0]]!r}; use {{}} for no results"
         faults.add("queries not in the run", "run", message)
     faults.stop()
     chosen = [lists[row] for row in wanted]
@@ -85,7 +85,7 @@ def ranking_of_dict(
 def _checked(
     scores: Mapping[str, float], documents: Mapping[str, int], place: str, faults: Faults
 ) -> list[tuple[float, int, int]]:
-    """Return (negated score, position, document row) of each document, without those that are noted as faults."""
+    """Return (negated score, position, document row) of each valid document; invalid ones are added to the faults."""
     found = []
     for position, (given, score) in enumerate(scores.items()):
         here, document = f"{place}[{given!r}]", documents.get(str(given).strip())
@@ -117,7 +117,7 @@ def _with_trec_ids(rows: Mapping[str, int]) -> dict[str, int]:
 
 
 def _parse(text: str, location: str, faults: Faults) -> Line | None:
-    """Return the fields of a line that is not blank; None, with a fault added, where it is malformed."""
+    """Return the fields of a line that is not blank; None, with a fault added, if it is malformed."""
     fields = trec_fields(text, 6)
     if len(fields) != 6:
         message = f"expected `query Q0 document rank score tag`, got {text.strip()[:60]!r}"

@@ -2,7 +2,7 @@
 
 Two rules guard against overfitting. Of all settings within one standard error of the best, those closest to the
 defaults are taken (the one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984), with the
-error of the paired difference; and where cross-validation shows no gain, the defaults are kept.
+error of the paired difference; and if cross-validation shows no gain, the defaults are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Terminal output.
 
-All output for people goes through `console`, so that one process of several prints: `quiet()` silences all but the
-main one. Texts are printed literally: markup in them is not interpreted, and control characters are escaped.
+All output for people goes through `console`, so that only the main one of several processes prints: `quiet()` silences
+the others. Texts are printed literally: markup in them is not interpreted, and control characters are escaped.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def card(title: str, texts: dict[str, str]) -> None:
 def progress(description: str, total: int, completed: int = 0) -> Iterator[Advance]:
     """Show a progress bar; yield `advance(count, note)`, where `note` is text such as the loss or the speed.
 
-    Nothing is drawn if the output is no terminal (a log file, CI) or `total` is 0.
+    Nothing is drawn if the output is not a terminal (a log file, CI) or `total` is 0.
     """
     columns = (
         TextColumn("{task.description:<9}", style="bold cyan", markup=False),

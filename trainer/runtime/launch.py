@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trainer.runtime.precision import Precision
 
 Result = TypeVar("Result")
-TIMEOUT = timedelta(hours=12)  # of collective operations: the others wait while the main process retrieves
+TIMEOUT = timedelta(hours=12)  # time limit of collective operations: other processes wait while the main one retrieves
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

@@ -24,9 +24,9 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # error numbers of 
 def hold(path: Path, doing: str) -> Iterator[None]:
     """Hold the lock on the file `path` while the block runs; the file names the holder.
 
-    `doing` names in messages what the lock protects, e.g. "run". The file is never deleted, since two processes could
-    then lock two different files. Raises RunError if another process holds the lock, or if the folder cannot be
-    created or written to.
+    `doing` is the protected work in messages, e.g. "run". The file is never deleted, since two processes could then
+    lock two different files. Raises RunError if another process holds the lock, or if the folder cannot be created or
+    written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

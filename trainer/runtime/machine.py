@@ -1,8 +1,8 @@
-"""Errors of the machine in one sentence: a full disk, a missing permission, a path that is too long, too little memory.
+"""One-sentence messages for errors of the machine: a full disk, a missing permission, a long path, too little memory.
 
-Libraries raise them in many forms: an OSError with or without a path, a RuntimeError of torch that names a line of
-C++, an error of safetensors or Arrow whose text ends with the error number. Only `explained` translates them.
-Every other exception is passed on unchanged and shown with its traceback.
+Libraries raise them in many forms: an OSError with or without a path, a RuntimeError of torch that names a line of C++,
+an error of safetensors or Arrow whose text ends with the error number. Only `explained` translates them. Every other
+exception is passed on unchanged and shown with its traceback.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def _existing(path: Path) -> Path:
 def _causes(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
     """Yield the error and the chain of its causes, each with a flag that it certainly is the cause.
 
-    An error that was raised while another one was handled may be independent of it. After a full disk or a lack of
-    memory it is not: then even closing a file fails.
+    An error that was raised while another one was handled may be independent of it, but not after disk space or memory
+    ran out: then even closing a file fails.
     """
     seen: set[int] = set()
     certain = True

@@ -74,9 +74,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 @contextmanager
 def without_cudnn_attention(device: torch.device) -> Iterator[None]:
-    """Keep torch from cuDNN's attention on a GPU, so that scores are the same whether Accelerate was started or not.
+    """Disable cuDNN's attention on a GPU within the context, so that scores do not depend on whether Accelerate runs.
 
-    A run turns it off for the whole process, for the reasons in `start_accelerator`.
+    A run disables it for the complete process, for the reasons in `start_accelerator`.
     """
     if device.type != "cuda":
         yield
@@ -107,7 +107,7 @@ def resolve(requested: Precision | Literal["auto"], device: torch.device) -> Pre
 
 
 def fastest(device: torch.device) -> Precision | None:
-    """Return the fastest precision on `device`; None where a measurement of the model decides, on a CPU with bf16."""
+    """Return the fastest precision on `device`; None if a measurement of the model decides, on a CPU with bf16."""
     if device.type == "cpu":
         return None if has_native_bf16() else "fp32"
     if device.type != "cuda":
@@ -190,8 +190,8 @@ def best_device() -> str:
 def usable_device(name: str | torch.device | None, precision: str | None = None) -> torch.device:
     """Return the device of this name, or the best one here for None.
 
-    Raises ValueError for a name that torch does not know, and MachineError where this machine does not have the device,
-    or the device not the precision.
+    Raises ValueError for a name that torch does not know, and MachineError if this machine does not have the device or
+    the device does not support the precision.
     """
     try:
         device = torch.device(name or best_device())
@@ -201,7 +201,9 @@ def usable_device(name: str | torch.device | None, precision: str | None = None)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(str(error).partition("\n")[0])[:200]
-        raise MachineError(f"device: {device} cannot be used on this machine ({reason}); take cpu, or none") from None
+        raise MachineError(
+            f"device: {device} cannot be used on this machine ({reason}); use cpu, or leave the argument out"
+        ) from None
     if precision == "fp16" and device.type != "cuda":
-        raise MachineError(f"precision: fp16 needs a CUDA GPU, and the device is {device}; take fp32 or auto")
+        raise MachineError(f"precision: fp16 needs a CUDA GPU, and the device is {device}; use fp32 or auto")
     return device

@@ -117,7 +117,7 @@ class StageFolder:
 
     @classmethod
     def of(cls, folder: Path, depends: Mapping[str, Any], previous: StageFolder | None) -> StageFolder:
-        """Return the stage of a folder, with `depends` as it is after a round trip through JSON."""
+        """Return the stage of a folder; `depends` is converted to JSON and back, to be compared with a saved one."""
         return cls(folder, json.loads(json.dumps(depends, default=str)), previous)
 
     @cached_property

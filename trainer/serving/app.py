@@ -178,7 +178,7 @@ async def _score(request: Request, batcher: Batcher, measures: Measures, texts: 
 
 
 async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
-    """Await and return the answer; where the client disconnects first, cancel it and raise RefusedError."""
+    """Await and return the answer; if the client disconnects first, cancel it and raise RefusedError."""
     working, watching = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -207,7 +207,7 @@ def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures
 
     @app.get("/ready", response_class=Response, responses=UNAVAILABLE)
     async def ready() -> Response:
-        """Answer 200 where a request would be accepted, 503 where it would be refused."""
+        """Answer 200 if a request would be accepted, 503 if it would be refused."""
         return Response(status_code=503 if batcher.broken or batcher.is_full else 200)
 
     @app.get("/info", responses={401: ERRORS[401]})

@@ -150,19 +150,19 @@ class Batcher:
 
     @property
     def broken(self) -> bool:
-        """True where the device seems lost: several requests in a row failed, each computed in a batch of its own."""
+        """True if the device seems lost: several requests in a row failed, each computed in a batch of its own."""
         return self._failures >= LOST
 
     @property
     def is_full(self) -> bool:
-        """True where even a request of one document would be refused."""
+        """True if even a request of one document would be refused."""
         return self.waiting >= self.max_waiting
 
     async def score(self, texts: Texts) -> Scored:
         """Return the logits of all documents.
 
-        Raise RefusedError: 429 where too many documents wait, 422 for a pair that is too long without truncation,
-        424 where the model fails. When the caller is cancelled, its remaining pairs are dropped.
+        Raise RefusedError: 429 if too many documents wait, 422 for a pair that is too long without truncation,
+        424 if the model fails. When the caller is cancelled, its remaining pairs are dropped.
         """
         arrived = time.perf_counter()
         count = len(texts.documents)
@@ -192,7 +192,7 @@ class Batcher:
             self._works.discard(work)
 
     def _admit(self, count: int) -> None:
-        """Count the documents as waiting; raise RefusedError where too many wait already."""
+        """Count the documents as waiting; raise RefusedError if too many wait already."""
         if self.waiting + count > self.max_waiting:
             seconds = ceil(self.waiting / self._speed) if self._speed else 1
             raise RefusedError(
@@ -219,7 +219,7 @@ class Batcher:
         return tokens
 
     def _require_short(self, pairs: Sequence[Pair], positions: list[int]) -> None:
-        """Raise RefusedError where a pair is too long; `positions` has each document's index in `pairs`."""
+        """Raise RefusedError if a pair is too long; `positions` has each document's index in `pairs`."""
         for index, pair in enumerate(pairs):
             if (length := self.engine.length(pair)) > self.engine.max_length:
                 raise RefusedError(
@@ -253,7 +253,7 @@ class Batcher:
         return parts
 
     async def _compute(self, parts: Sequence[Part]) -> None:
-        """Compute one batch; where it fails, compute each request's part alone, so that only the bad one fails."""
+        """Compute one batch; if it fails, compute each request's part alone, so that only the bad one fails."""
         pairs = [work.pairs[position] for work, positions in parts for position in positions]
         tokens = sum(work.sizes[position] for work, positions in parts for position in positions)
         started = time.perf_counter()

@@ -67,7 +67,7 @@ class Guard:
             self._write(scope, record, time.perf_counter() - started)
 
     def _require_key(self, scope: Scope) -> None:
-        """Raise RefusedError where the server has a key and the request does not have it."""
+        """Raise RefusedError if the server has a key and the request does not have it."""
         key = self.settings.key
         if key is None or (scope["method"] in ("GET", "HEAD") and scope["path"] in PUBLIC):
             return

@@ -28,7 +28,7 @@ DocumentShape = Literal["object", "string"]
 
 
 def require_characters(value: T) -> T:
-    """Return a JSON value unchanged; raise ValueError where it has half a surrogate pair, which is no character."""
+    """Return a JSON value unchanged; raise ValueError if it has half a surrogate pair, which is not a character."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -178,7 +178,7 @@ def read_documents(
 ) -> list[str]:
     """Return the text of each document: a string itself, an object's `text`, or a line `key: value` for each key.
 
-    With `fields` only these keys of objects are read, in this order. Raise RefusedError where an object has none.
+    With `fields` only these keys of objects are read, in this order. Raise RefusedError if an object has none.
     """
     return [
         document if isinstance(document, str) else _text_of(document, fields, position)
@@ -204,8 +204,8 @@ def _as_text(value: JsonValue) -> str:
 def fusion_of(body: RerankBody, documents: int, fusion: Fusion | None) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from the logits (documents,) of one request to its final scores.
 
-    The final scores are the logits, or their fusion where the body has first-stage scores or `first_stage: order`.
-    Raise RefusedError with 422 where these are invalid, or where the model has no fusion weights.
+    The final scores are the logits, or their fusion if the body has first-stage scores or `first_stage: order`.
+    Raise RefusedError with 422 if these are invalid, or if the model has no fusion weights.
     """
     if body.first_stage is not None and body.first_stage_scores is not None:
         raise RefusedError(422, "Validation", "give either `first_stage_scores` or `first_stage`")
@@ -231,7 +231,7 @@ def best_first(scores: np.ndarray, body: RerankBody) -> list[int]:
 
 
 def public_scores(scores: np.ndarray, raw: bool) -> list[float]:
-    """Return the scores for clients: logits where `raw`, else sigmoids in float64, distinct for logits up to 36."""
+    """Return the scores for clients: logits if `raw`, else sigmoids in float64, distinct for logits up to 36."""
     exact = scores.astype(np.float64)
     return exact.tolist() if raw else (1 / (1 + np.exp(-np.clip(exact, -700, 700)))).tolist()
 

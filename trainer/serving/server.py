@@ -29,14 +29,14 @@ KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than most 
 
 
 def require_packages() -> None:
-    """Raise ServeError where the extra `serve` is not installed."""
+    """Raise ServeError if the extra `serve` is not installed."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ServeError(f"serve: {', '.join(missing)} not installed; pip install 'domain-reranker[serve]'")
 
 
 def api_key() -> str | None:
-    """Return the API key from the environment, None where it is not set; raise ServeError where it is invalid."""
+    """Return the API key from the environment, None if it is not set; raise ServeError if it is invalid."""
     key = os.environ.get(KEY)
     if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
         raise ServeError(
@@ -62,7 +62,7 @@ def model_folder(reference: str) -> tuple[str, str]:
 
 
 def listen_at(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen yet; raise ServeError where the address cannot be used."""
+    """Return a bound socket that does not listen yet; raise ServeError if the address cannot be used."""
     with ExitStack() as opened:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

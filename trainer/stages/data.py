@@ -34,10 +34,10 @@ class Data(Stage):
 
 
 def keep_collection(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with a collection from memory written under the run folder; any other recipe as it is.
+    """Return the recipe with its collection from memory saved in the run folder; other recipes are returned unchanged.
 
     So the recipe in the run folder can be run again, reviewed and pushed without the Python objects. Only the main
-    process writes; the others read their own temporary files, which are equal.
+    process writes; the others read their own temporary files, which have the same content.
     """
     source = recipe.data.path
     if source is None or not recipe.data.is_temporary or not processes.is_main():

@@ -9,7 +9,7 @@ from trainer.runtime import console
 
 
 def require_better(run: Run, force: bool) -> None:
-    """Raise NotBetterError where dev does not show that the model is better, unless forced."""
+    """Raise NotBetterError if dev does not show that the model is better, unless forced."""
     notes = run.notes("evaluate")
     if evaluation.passes(notes["verdict"]):
         return
@@ -19,6 +19,6 @@ def require_better(run: Run, force: bool) -> None:
 
 
 def refuse_worse(run: Run, force: bool) -> None:
-    """Raise NotBetterError where the model is worse both alone and with first-stage scores, unless forced."""
+    """Raise NotBetterError if the model is worse both alone and with first-stage scores, unless forced."""
     if run.notes("evaluate")["verdict"] == evaluation.WORSE and not force:
         require_better(run, force)

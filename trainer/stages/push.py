@@ -9,13 +9,13 @@ from trainer.runtime import console
 
 
 def require_section(run: Run) -> None:
-    """Raise RecipeError where the recipe does not name a repository."""
+    """Raise RecipeError if the recipe does not name a repository."""
     if run.recipe.push is None:
         raise RecipeError("push: the recipe has no push section; add `push:` with `repository: OWNER/NAME`")
 
 
 def require_export(run: Run) -> None:
-    """Raise RunError where the run folder does not contain this recipe's exported model, complete and unchanged."""
+    """Raise RunError if the run folder does not contain this recipe's exported model, complete and unchanged."""
     if run.on_main(lambda: run.records["export"].done) is None:
         raise RunError(
             f"push: {run.folder / 'export'} does not contain this recipe's exported model, complete and unchanged; "

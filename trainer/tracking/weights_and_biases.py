@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per training, without a wait for a missing network and without sending local paths."""
+"""Weights & Biases: one run per training, which neither waits for a missing network nor sends local paths."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def _settings() -> Any:
 
 
 def _run_id(folder: Path, resumed: bool) -> str:
-    """Return the id of this training's W&B run, which its folder keeps for when the training is resumed.
+    """Return the id of this training's W&B run, saved in its folder so that a resumed training continues the same run.
 
-    A training that is not resumed gets a new random id, so that it never continues another one's run.
+    A training that is not resumed gets a new random id, so that it never adds to the run of another training.
     """
     path = folder / "wandb-id.txt"
     if resumed and path.is_file() and (saved := path.read_text(encoding="utf-8", errors="replace").strip()).isalnum():
@@ -96,7 +96,7 @@ def _run_id(folder: Path, resumed: bool) -> str:
 
 
 def answers(server: str) -> bool:
-    """Return True if a server responds in time; asks in a thread, since a name look-up has no time limit."""
+    """Return True if a server responds in time; a thread makes the request, because DNS look-ups have no time limit."""
     answered = threading.Event()
 
     def ask() -> None:

@@ -46,7 +46,7 @@ class Progress:
 
     @property
     def ending(self) -> str:
-        """The message about early stopping; empty where all steps were done."""
+        """The message about early stopping; empty if all steps were done."""
         if self.step == self.planned:
             return ""
         return f"stopped at step {self.step} of {self.planned}: no improvement since step {self.best_step}"
@@ -60,7 +60,7 @@ def pending_best(folder: Path, step: int) -> Path:
 def commit_best(folder: Path, step: int) -> None:
     """Move the best model of `step` to `folder/trained`, and delete new ones that no checkpoint recorded.
 
-    After a kill at any moment the best model that the last checkpoint recorded is in `trained` or still to be moved.
+    Whenever the process is killed, the best model of the last checkpoint is in `trained` or can be moved there.
     """
     best = pending_best(folder, step)
     if best.is_dir():
@@ -154,7 +154,7 @@ def precision_of(checkpoint: Path) -> Precision:
 def resume(checkpoint: Path, accelerator: Accelerator) -> Progress:
     """Load weights, optimizer and random states of a checkpoint, and return its progress.
 
-    Raises RunError where the checkpoint was written with FSDP and this run is without, or the other way round.
+    Raises RunError if the checkpoint was written with FSDP and this run is without, or the other way round.
     """
     notes = on_main(accelerator, lambda: read_json(checkpoint / "progress.json"))
     processes, sharded = notes["processes"], notes["sharded"]

@@ -2,7 +2,7 @@
 
 A step is split into passes under a token budget; the loss is divided by the number of groups of the full step, so that
 it does not depend on the split. A group over the budget is computed twice, bucket by bucket (GradCache), so that its
-size costs time but no memory. Where memory runs out all the same, the budget is halved and the step repeated.
+size costs time but no memory. If memory still runs out, the budget is halved and the step repeated.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class GradientStep:
     def accumulate(self, positions: Sequence[int]) -> tuple[float, int]:
         """Accumulate the gradients of one step, and return its mean loss over groups and number of pairs.
 
-        Both are over all processes. Gradients are synchronised in a last pass of a single pair, when every process has
-        its own, so that a process whose memory ran out can repeat its part alone. Raises RunError where memory does not
-        suffice.
+        Both are over all processes. Gradients are synchronised in a last pass of a single pair, after every process has
+        computed its own, so that a process that ran out of memory can repeat its part alone. Raises RunError if that
+        does not help.
         """
         self.model.train()
         start = _random_state(self.device)

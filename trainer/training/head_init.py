@@ -28,9 +28,9 @@ PROBE_RIDGE = 0.003  # ridge penalty on the weights of standardised features
 class Fit:
     """The candidate lists of a fitted head, held-out logits of their documents, and the first stage's weight.
 
-    The logits of each half of the lists are from a mixture fitted to the other half: on its own lists a mixture
-    overfits, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per standard
-    deviation of the first stage's scores; 0 where they add nothing.
+    The logits of each half of the lists are from a mixture fitted to the other half: a mixture overfits the lists that
+    it was fitted to, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
+    standard deviation of the first stage's scores; 0 if they add nothing.
     """
 
     lists: Sequence[Group]

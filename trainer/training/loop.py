@@ -46,7 +46,7 @@ Measure = Callable[[], float]  # the dev score, larger is better
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that a training needs; `reranker.model` is trained in place.
+    """The inputs of a training; `reranker.model` is trained in place.
 
     `lists` are full candidate lists of train queries, to which a fresh interaction head is fitted first; empty if there
     is none. `measure()` returns the two-stage dev score of the current model; every process calls it. With `fresh_head`
@@ -68,7 +68,7 @@ def train_reranker(job: TrainingJob) -> Progress:
     """Fine-tune the model of a job, and return the progress with the curve of dev scores.
 
     The model before the first step is saved in `folder/start`, the best one after it in `folder/trained`. Raises
-    RunError where the loss is not finite or memory does not suffice.
+    RunError if the loss is not finite or memory runs out.
     """
     section, reranker, accelerator = job.recipe.train, job.reranker, job.accelerator
     checkpoint = on_main(accelerator, lambda: last_checkpoint(job.folder))
@@ -102,7 +102,7 @@ def train_reranker(job: TrainingJob) -> Progress:
 def _run_steps(
     job: TrainingJob, progress: Progress, plan: Sequence[Sequence[int]], stepper: _Stepper, log: Log | None
 ) -> None:
-    """Perform the steps that are left, with evaluations on dev and checkpoints on the way."""
+    """Perform the remaining steps, with evaluations on dev and checkpoints."""
     section = job.recipe.train
     evaluate_at = evaluation_steps(len(plan), section)
     with console.progress(job.folder.name, total=len(plan), completed=progress.step) as advance:
@@ -142,7 +142,7 @@ class _Stepper:
     def step(self, number: int, positions: Sequence[int]) -> dict[str, float]:
         """Perform step `number` (from 0) on the groups at `positions`, and return the values to log.
 
-        Raises RunError, with unchanged weights, where the loss or a gradient is not finite.
+        Raises RunError, with unchanged weights, if the loss or a gradient is not finite.
         """
         started = time.monotonic()
         factor = rate_factor(number, self.planned, self.section.warmup_share)

@@ -26,7 +26,7 @@ FITTED_WEIGHTS = ("mixture", "lexical", "token_weights")  # fitted before traini
 
 
 def configure_model(section: Train, reranker: Reranker) -> None:
-    """Apply the recipe's settings to the model; raises RunError where it does not support them."""
+    """Apply the recipe's settings to the model; raises RunError if it does not support them."""
     for module in reranker.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = section.dropout
