@@ -1,6 +1,6 @@
-"""The code in numbers, as docs/architecture.md shows them: python scripts/house.py [--long] [--lazy].
+"""The code in numbers: python scripts/house.py [--long] [--lazy] [--write].
 
-`--long` lists the longest functions and files, `--lazy` every import inside a function.
+`--write` puts the table into docs/architecture.md; `--long` lists the longest functions and files, `--lazy` every import inside a function.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from statistics import median, quantiles
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parents[1] / "trainer"
+DOCS = PACKAGE.with_name("docs") / "architecture.md"
+BEGIN, END = "<!-- house -->\n", "<!-- /house -->"
 LONG_FUNCTION = 50  # lines, decorators and docstring included
 LONG_FILE = 350  # lines
 MANY_PARAMETERS = 5
@@ -89,14 +91,23 @@ def table(files: list[File]) -> str:
     return "\n".join(["| | |", "| --- | ---: |", *rows])
 
 
+def written(docs: str, files: list[File]) -> str:
+    """Return the page with the table between its marks."""
+    before, _, rest = docs.partition(BEGIN)
+    return f"{before}{BEGIN}{table(files)}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
     """Print the table, and the lists that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--lazy", action="store_true")
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     files = read()
     print(table(files))
+    if arguments.write:
+        DOCS.write_text(written(DOCS.read_text(encoding="utf-8"), files), encoding="utf-8")
     rows = [(file.name, function) for file in files for function in file.functions]
     if arguments.long:
         for name, function in sorted(rows, key=lambda row: -row[1].lines)[:20]:
