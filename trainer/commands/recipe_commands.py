@@ -126,7 +126,7 @@ def _add_step(until: str) -> None:
     ) -> None:
         _carry_out(recipe, overrides, runs, until, force, verbose)
 
-    step.__doc__ = f"Run a recipe up to the stage {until} without uploading: short for `run --until {until}`."
+    step.__doc__ = f"Run a recipe up to the stage {until}, and upload nothing: short for `run --until {until}`."
     command(reranker_app, until, hidden=True)(step)
 
 
