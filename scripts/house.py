@@ -1,6 +1,7 @@
 """The code in numbers: python scripts/house.py [--long] [--lazy] [--write].
 
-`--write` puts the table into docs/architecture.md; `--long` lists the longest functions and files, `--lazy` every import inside a function.
+`--write` puts the table into docs/architecture.md; `--long` lists the longest functions and files, `--lazy` every
+import inside a function.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 import trainer
-from trainer import errors
+from trainer import errors, pipeline
 from trainer.commands.cli import reranker_app, train_app
 from trainer.errors import RecipeError, TrainerError
 from trainer.recipe import load_recipe, sections
@@ -83,6 +83,8 @@ def check_command(words: list[str]) -> None:
     program = program.removeprefix(".venv/bin/")
     if program in APPS:
         given = arguments(program, rest)
+        stages = {stage.name for stage in pipeline.STAGES} | {pipeline.PUSH}
+        assert given.get("until", pipeline.PUSH) in stages, given["until"]
         overrides = given.get("overrides") or [word for word in given.get("words") or () if OVERRIDE.match(word)]
         check_recipe(given.get("recipe") or given.get("run"), overrides)
     elif program == "accelerate":

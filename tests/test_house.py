@@ -25,7 +25,7 @@ def test_the_table_in_the_docs_is_of_this_code(house):
 
 
 def test_functions_are_counted_with_their_decorators_and_inner_ones(house, tmp_path):
-    code = "import os\n\n\n@one\n@two\ndef outer(self, a, *, b):\n    import sys\n    def inner():\n        from os import path\n"
+    code = "@one\n@two\ndef outer(self, a, *, b):\n    import sys\n    def inner():\n        from os import path\n"
     (tmp_path / "pipeline.py").write_text(code)
     (file,) = house.read(tmp_path)
     assert [tuple(one) for one in file.functions] == [("outer", 6, 2, 2), ("inner", 2, 0, 0)]
