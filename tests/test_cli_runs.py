@@ -91,7 +91,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "record a list": (lambda run: (run / "data/done.json").write_text("[]"), "data/done.json is damaged"),
     "record a folder": (lambda run: _folder_at(run / "mine/done.json"), "mine/done.json is damaged"),
     "record of nothing": (lambda run: (run / "export/done.json").write_text('{"files": 7}'), "export/done.json is"),
-    "weights cut": (lambda run: cut_short(run / "export/model/model.safetensors"), "model.safetensors does not have"),
+    "weights cut": (lambda run: cut_short(run / "export/model/model.safetensors"), "model.safetensors differs in size"),
     "model gone": (lambda run: shutil.rmtree(run / "export/model"), "export/model/README.md is missing"),
     "results cut": (lambda run: cut_short(run / "evaluate/results.json"), "evaluate/results.json"),
     "results a list": (lambda run: (run / "evaluate/results.json").write_text("[]"), "evaluate: its files are damaged"),
@@ -309,7 +309,7 @@ def test_what_is_no_run_is_told_in_one_sentence(reranker, runs, run, tmp_path, m
 
 
 def test_overrides_of_a_run_that_is_only_shown_are_refused(reranker, run):
-    assert_one_sentence(reranker("show", run, "mine.rounds=2"), "is shown as it is; leave mine.rounds=2 away")
+    assert_one_sentence(reranker("show", run, "mine.rounds=2"), "to which overrides do not apply; remove mine.rounds=2")
 
 
 # Recipes in run folders

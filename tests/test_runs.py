@@ -575,7 +575,7 @@ def test_judgements_in_the_folder_of_a_stage_are_refused(finished, small, tmp_pa
 def test_later_stages_that_do_not_run_again_are_named(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     run(small("mine.last_rank=20"), runs, until="mine")
-    stale = "results of other inputs, not run again yet (see their recipe.json)"
+    stale = "out of date, made from other inputs (see recipe.json in each)"
     assert f"{stale}: train, evaluate, export" in capsys.readouterr().out
     run(small("mine.last_rank=20"), runs, until="evaluate")
     assert f"{stale}: export" in capsys.readouterr().out
