@@ -231,7 +231,7 @@ def test_a_distilled_model_has_a_row_and_a_sentence_of_its_own(by_hand, capsys):
     show(results)
     printed = capsys.readouterr().out
     gain = f"{NDCG['tuned'] - NDCG['first_stage']:.3f}"
-    assert f"the tuned model is better than the first stage by {gain}, which may be chance" in printed
+    assert f"the tuned model is ahead of the first stage by {gain}, which may be chance" in printed
     assert "the distilled model is no better than the first stage (+0.000; " in printed
 
 

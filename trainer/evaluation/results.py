@@ -138,7 +138,7 @@ def _show_comparison(system: str, row: Mapping[str, Any]) -> None:
         console.stage("evaluate", f"{system} is better than {baseline} by {difference:.3f} ({queries})", style="green")
     elif difference > 0:
         chance = f"which may be chance (p = {p:.2f}; {queries})"
-        console.warn("evaluate", f"{system} is better than {baseline} by {difference:.3f}, {chance}")
+        console.warn("evaluate", f"{system} is ahead of {baseline} by {difference:.3f}, {chance}")
     else:
         message = f"{system} is no better than {baseline} ({difference:+.3f}; {queries})"
         console.stage("evaluate", message, style="red")
