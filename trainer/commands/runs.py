@@ -20,7 +20,6 @@ from trainer.runtime import console
 from trainer.runtime.lock import is_held
 from trainer.runtime.run_folder import read_record
 
-COLUMNS = ["run", "date", "data", "base", "metric", "before", "after", "gain", "verdict", "size"]
 DATA = ("path", "corpus", "pairs")  # the ways to name a collection
 Records = Mapping[str, Mapping[str, Any] | None]  # {stage: content of done.json}: None without one, empty if damaged
 
@@ -59,8 +58,9 @@ def list_runs(folder: Path, as_json: bool) -> None:
     if not listed:
         console.stage("runs", f"there are no runs in {folder} yet; train RECIPE makes one")
         return
-    console.table("", COLUMNS, [_cells(run) for run in listed], left=["data", "base", "verdict"])
     for run in listed:
+        console.stage(run.name, f"{_verdict(run)}, {_date(run)}")
+        console.stage("", _summary(run))
         if run.fault:
             console.warn("runs", f"{run.name}: {run.fault}")
 
@@ -155,13 +155,18 @@ def _judge_state(run: Listed, folder: Path, records: Records, damage: str | None
         run.state = "finished"
 
 
-def _cells(run: Listed) -> list[str]:
-    """Return the cells of a run's row, empty for unknown values."""
-    values = [f"{value:.3f}" if value is not None else "" for value in (run.first_stage, run.shipped)]
-    gain = f"{run.gain:+.3f}" if run.gain is not None else ""
-    date = run.date[:16].replace("T", " ") if run.date else ""
-    named = [_short(run.data or ""), _short(run.base or ""), run.metric or ""]
-    return [run.name, date, *named, *values, gain, _verdict(run), decimal(run.bytes)]
+def _date(run: Listed) -> str:
+    """Return the date and time without the time zone, in words where it is unknown."""
+    return run.date[:16].replace("T", " ") if run.date else "date unknown"
+
+
+def _summary(run: Listed) -> str:
+    """Return the run's data, base, metric before and after with the gain, and size; without the unknown values."""
+    named = " with ".join(_short(one) for one in (run.data, run.base) if one)
+    measured = ""
+    if run.first_stage is not None and run.shipped is not None and run.gain is not None:
+        measured = f"{run.metric} {run.first_stage:.3f} -> {run.shipped:.3f} ({run.gain:+.3f})"
+    return "; ".join(part for part in (named, measured, decimal(run.bytes)) if part)
 
 
 def _verdict(run: Listed) -> str:
@@ -173,5 +178,7 @@ def _verdict(run: Listed) -> str:
 
 
 def _short(reference: str) -> str:
-    """Return the last two parts of a path, a Hub id or package:NAME/SUBFOLDER."""
-    return "/".join(reference.removeprefix("package:").rstrip("/").split("/")[-2:])
+    """Return the last part of a path or Hub id, or the package of package:NAME/SUBFOLDER."""
+    if reference.startswith("package:"):
+        return reference.removeprefix("package:").partition("/")[0]
+    return reference.rstrip("/").rpartition("/")[2]
