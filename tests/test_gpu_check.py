@@ -204,4 +204,4 @@ def test_without_a_gpu_the_script_says_so():
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "torch sees no CUDA GPU here; --dry runs on the CPU" in done.stderr
+    assert "torch finds no CUDA GPU; --dry runs on the CPU" in done.stderr

@@ -360,7 +360,7 @@ import sys
 from pathlib import Path
 from trainer.pipeline import run
 from trainer.recipe import load_recipe
-run(load_recipe(sys.argv[1], ["reranker.model=me/tiny", "reranker.head=classifier"]), Path(sys.argv[2]), sys.argv[3])
+run(load_recipe(sys.argv[1], ["reranker.model=me/tiny", "reranker.head=classifier"]), sys.argv[2], until=sys.argv[3])
 """
     environment = online(moving.url, tmp_path / "home")
     for until, head in (("mine", COMMIT), ("evaluate", LATER)):
