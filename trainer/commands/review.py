@@ -27,33 +27,33 @@ Line = dict[str, Any]
 Pair = tuple[str, str]  # ids of query and document
 
 
-def review(suspects: Path, judgements: Path, ask: Ask) -> int:
-    """Ask about every pair in `suspects` without an answer in `judgements`, and return the number of new answers.
+def review(pairs_file: Path, judgements: Path, ask: Ask) -> int:
+    """Ask about every pair in `pairs_file` without an answer in `judgements`, and return the number of new answers.
 
     Raises RunError if there is no list to review or another review is running, and DataError with all lines that cannot
     be read.
     """
-    if not suspects.is_file():
+    if not pairs_file.is_file():
         raise RunError(
-            f"review: {suspects} is not there; mine first: reranker run RECIPE --until mine, or train RECIPE"
+            f"review: {pairs_file} is not there; mine first: reranker run RECIPE --until mine, or train RECIPE"
         )
     with hold(judgements.with_name(".review.lock"), "review"):
-        return _ask_about(suspects, judgements, ask)
+        return _ask_about(pairs_file, judgements, ask)
 
 
-def suspects_of(run: Path, rounds: int) -> Path:
+def pairs_file_of(run: Path, rounds: int) -> Path:
     """Return the path of the likely false negatives that the last of `rounds` mining rounds writes."""
     return run / ("mine-2" if rounds == 2 else "mine") / FILE
 
 
-def newest_suspects(run: Path) -> Path:
+def newest_pairs_file(run: Path) -> Path:
     """Return the path of the newest list of likely false negatives, the first round's if there is none."""
-    written = [path for rounds in (1, 2) if (path := suspects_of(run, rounds)).is_file()]
-    return max(written, key=lambda path: path.stat().st_mtime_ns, default=suspects_of(run, 1))
+    written = [path for rounds in (1, 2) if (path := pairs_file_of(run, rounds)).is_file()]
+    return max(written, key=lambda path: path.stat().st_mtime_ns, default=pairs_file_of(run, 1))
 
 
-def _ask_about(suspects: Path, judgements: Path, ask: Ask) -> int:
-    lines = {_pair(line): line for line in _lines(suspects, "delete it and mine again")}
+def _ask_about(pairs_file: Path, judgements: Path, ask: Ask) -> int:
+    lines = {_pair(line): line for line in _lines(pairs_file, "delete it and mine again")}
     answers = _Answers(judgements)
     open_pairs = deque(pair for pair in lines if pair not in answers.pairs)
     given = 0

@@ -90,19 +90,19 @@ def review(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("
     Press q to leave; the same command resumes the review. Answers are used by a recipe whose `data.judgements` names
     their file.
     """
-    from trainer.commands.review import newest_suspects, review, suspects_of
+    from trainer.commands.review import newest_pairs_file, pairs_file_of, review
     from trainer.commands.run_folders import folder_of, recipe_from
 
     if recipe.is_dir():
         folder = folder_of(recipe, overrides, runs)
-        suspects = newest_suspects(folder)
+        pairs_file = newest_pairs_file(folder)
     else:
         loaded = recipe_from(recipe, overrides, runs)
         folder = runs / loaded.name
-        suspects = suspects_of(folder, loaded.mine.rounds)
+        pairs_file = pairs_file_of(folder, loaded.mine.rounds)
     judgements = folder / "judgements.jsonl"
     with despite_quiet():
-        if review(suspects, judgements, _key):
+        if review(pairs_file, judgements, _key):
             named = "RECIPE" if recipe.is_dir() else quote(str(recipe))
             console.stage("review", f"to train with them: train {named} {quote(f'data.judgements={judgements}')}")
 

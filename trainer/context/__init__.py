@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from trainer.context.inputs import content as content
 from trainer.context.inputs import settings as settings
 from trainer.context.run import Notes as Notes
+from trainer.context.run import RoundStage as RoundStage
 from trainer.context.run import Run as Run
 from trainer.context.run import Stage as Stage
 from trainer.lazy import face

@@ -71,6 +71,26 @@ class Stage(Protocol):
         """Print the stage's results, even if it was skipped; most stages have nothing to print."""
 
 
+@dataclass(frozen=True)
+class RoundStage(Stage):
+    """A stage that comes once for each round of mining (`mine.rounds`)."""
+
+    round: int = 1
+
+    def folder_of(self, name: str) -> str:
+        """Return the folder of a stage in the same round: mine, or mine-2."""
+        return name if self.round == 1 else f"{name}-{self.round}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the stage's folder."""
+        return self.folder_of(self.name)
+
+    def is_wanted(self, recipe: Recipe) -> bool:
+        """Return whether the recipe has this round."""
+        return self.round <= recipe.mine.rounds
+
+
 class Run:
     """A recipe, its run folder and its stages."""
 

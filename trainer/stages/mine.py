@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import context, mining
-from trainer.context import Notes, Run, Stage, content, settings
+from trainer.context import Notes, RoundStage, Run, content, settings
 from trainer.data.groups import write_groups
 from trainer.errors import RunError
 from trainer.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Mine(Stage):
+class Mine(RoundStage):
     """Builds training groups. In the second round (`mine.rounds: 2`) the model of the first round is the teacher."""
 
-    round: int = 1
     name = "mine"
     version = 5
     processes = "all"
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder: mine, or mine-2."""
-        return "mine" if self.round == 1 else f"mine-{self.round}"
-
-    def is_wanted(self, recipe: Recipe) -> bool:
-        """Return whether the recipe has this round."""
-        return self.round <= recipe.mine.rounds
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys of `mine` in use, the teacher's hash, and other inputs of the selection."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer import context, model, training
-from trainer.context import Notes, Run, Stage, content, settings
+from trainer.context import Notes, RoundStage, Run, content, settings
 from trainer.data.groups import read_groups
 from trainer.model_files import references
 from trainer.recipe import Recipe
@@ -18,23 +17,12 @@ from trainer.runtime import console
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
 
 
-@dataclass(frozen=True)
-class Train(Stage):
+class Train(RoundStage):
     """Trains the reranker. The second round starts from the base model again, with the groups of mine-2."""
 
-    round: int = 1
     name = "train"
     version = 6
     processes = "all"
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder: train, or train-2."""
-        return "train" if self.round == 1 else f"train-{self.round}"
-
-    def is_wanted(self, recipe: Recipe) -> bool:
-        """Return whether the recipe has this round."""
-        return self.round <= recipe.mine.rounds
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys of `reranker` and `train` that change the result, the base's hash, and the dev metric."""
@@ -56,7 +44,7 @@ class Train(Stage):
         faster = partial(reranker.bf16_speedup, training=True)
         reranker.compute_in(run.precision(folder.name, "training", base, faster))
         tokenized = model.TokenizedCollection(run.collection, reranker.pairs)
-        groups = read_groups(run.folder / self.folder.replace("train", "mine"))
+        groups = read_groups(run.folder / self.folder_of("mine"))
         first_stage = run.first_stage_dev
         console.stage("train", f"{len(groups)} groups; dev {run.metric} of the first stage {first_stage:.4f}")
         job = training.TrainingJob(
