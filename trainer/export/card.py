@@ -10,8 +10,10 @@ from typing import Any
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
+from trainer.data import guard_sets
 from trainer.evaluation.gate import BASELINES
 from trainer.evaluation.results import SIGNIFICANT, Results
+from trainer.evaluation.seeds import SYSTEM, describe_seeds
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
 from trainer.model import Fusion, Reranker
@@ -75,6 +77,8 @@ def _public_recipe(recipe: Recipe) -> str:
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
+    if recipe.evaluate.guard is not None:
+        shown["evaluate"]["guard"] = list(guard_sets(recipe.evaluate))
     if recipe.retriever.run is not None:
         shown["retriever"]["run"] = recipe.retriever.run.name
     shown.pop("push", None)
@@ -136,6 +140,22 @@ def _on_test(results: Results) -> str:
                 f"On these queries it is not significantly better than {BASELINES[row['against']]} ({figures})."
             )
     return "\n".join(["", *sentences, ""]) if sentences else ""
+
+
+def _seeds(results: Results) -> str:
+    """Return the paragraph on the trainings with several seeds; empty for one."""
+    if not results.seeds:
+        return ""
+    sentence = describe_seeds(results.seeds, results.metrics[0])
+    return f"\n{sentence[0].upper()}{sentence[1:]}. `{results.label(SYSTEM)}` averages each query's values over them.\n"
+
+
+def _guard(results: Results) -> str:
+    """Return the paragraph on guard sets; empty if there are none."""
+    if not results.guard:
+        return ""
+    lines = [f"- {finding.sentence[0].upper()}{finding.sentence[1:]}." for finding in results.guard]
+    return "\n".join(["", "Other collections, before training and now, on the same candidates:", "", *lines, ""])
 
 
 def _example(trust: str, left_out: Mapping[str, str]) -> str:
@@ -212,7 +232,7 @@ its p-value in a paired sign-flip permutation test. Relevant documents that the 
 `ceiling` is the perfect order of the candidates.
 
 {chr(10).join(table)}
-{_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}
+{_on_test(results)}{_seeds(results)}{_guard(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}
 ## Use
 
 ```python

@@ -8,6 +8,7 @@ Imports inside run down, like the package's own:
     page  text                          report.html; report.md
     facts                               the content of a report
     charts  latency  meanings           SVG charts; milliseconds by depth; metrics explained
+    robustness                          seeds and guard sets
     depths                              quality by depth
     queries                             a record for each test query
 

@@ -20,6 +20,7 @@ from trainer.reporting.charts import Axes, Difference, Series, forest, line_char
 from trainer.reporting.facts import NAMES, Facts, kind_of, plural
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut
+from trainer.reporting.robustness import sections
 from trainer.runtime.console import visible
 
 FILES = Path(__file__).with_name("page")
@@ -55,6 +56,7 @@ def render(facts: Facts) -> str:
         left_out=left_out,
         causes=CAUSES,
         names=NAMES,
+        sections=sections(facts.results, facts.metric),
         plural=plural,
         charts=draw(facts),
         tables=tables(facts),

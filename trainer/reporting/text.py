@@ -8,6 +8,7 @@ from typing import Any
 from trainer.reporting.charts import sign
 from trainer.reporting.facts import Facts, worst_first
 from trainer.reporting.meanings import meaning_of
+from trainer.reporting.robustness import sections
 from trainer.runtime.console import markdown
 
 SHOWN = 10  # largest losses, largest wins, and likely false negatives
@@ -20,6 +21,7 @@ def markdown_report(facts: Facts) -> str:
         facts.sentence,
         *(f"**!** {warning}" for warning in facts.warnings),
         *_results(facts),
+        *_some_runs(facts),
         *_queries(facts),
         *_depth(facts),
         *_mining(facts),
@@ -50,6 +52,14 @@ def _results(facts: Facts) -> list[str]:
         "Differences are to the first stage; better / worse counts queries."
     )
     return ["## Results", title, _table(columns, rows)]
+
+
+def _some_runs(facts: Facts) -> list[str]:
+    parts = []
+    for section in sections(facts.results, facts.metric):
+        rows = [[markdown(name), *others] for name, *others in section.rows]
+        parts += [f"## {section.title}", section.text, _table(section.columns, rows)]
+    return parts
 
 
 def _queries(facts: Facts) -> list[str]:
