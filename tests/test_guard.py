@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from trainer.check import check
-from trainer.data import guard_sets
+from trainer.data import build_collection, guard_sets
 from trainer.errors import DataError, RecipeError, TrainerError
 from trainer.evaluation import gate
+from trainer.evaluation.fusion import try_weights
 from trainer.evaluation.gate import (
     KEPT,
     LOST,
@@ -23,9 +24,12 @@ from trainer.evaluation.gate import (
     verdict_with_guard,
 )
 from trainer.evaluation.guard import judge
+from trainer.evaluation.release import decide_release
 from trainer.evaluation.results import Results
+from trainer.model import Fusion
 from trainer.pipeline import open_run, run
-from trainer.recipe import Evaluate, Retriever, load_recipe
+from trainer.recipe import Data, Evaluate, Retriever, load_recipe
+from trainer.retriever import Candidates
 from trainer.stages.guard import first_stage
 
 ZEROS = [0.0] * 40
@@ -163,7 +167,7 @@ def test_faults_of_all_sets_are_reported_at_once_with_those_of_the_collection(re
     assert f"evaluate.guard: {tmp_path / 'nowhere'}: no such folder; evaluate.guard names a folder" in text
     assert f"evaluate.guard: {other_set / 'qrels'}: holds none of test.tsv, dev.tsv and train.tsv" in text
     assert f"evaluate.guard: {empty}: no query has a relevant document" in text
-    assert "corpus.jsonl:1" in text
+    assert f"{beir / 'corpus.jsonl'}: no column" in text
 
 
 def test_a_line_that_cannot_be_read_is_a_fault_of_the_set(recipe_file, other_set, tmp_path):
@@ -237,6 +241,53 @@ def test_a_run_measures_its_guard_sets_and_only_a_loss_refuses(exported, other_s
     assert found.loss == pytest.approx(np.mean(measured["values"]["before"]) - np.mean(measured["values"]["after"]))
     assert found.sentence in " ".join(printed.split())
 
-    # The same values, but as those of a model that forgot: another allowance judges again and measures nothing again.
-    values = measured["values"]
-    assert values["first_stage"][0] == 1.0  # BM25 finds the document with both words
+    assert measured["values"]["first_stage"][0] == 1.0  # BM25 finds the document with both words
+    for name in ("report.html", "report.md"):
+        assert "elsewhere" in (folder / name).read_text()
+
+    # The same run with the values of a model that forgot.
+    forgot = {"first_stage": [0.5] * 40, "before": [0.75] * 40, "after": [0.65, 0.75] * 20}
+    (folder / "guard" / "1" / "values.json").write_text(json.dumps(measured | {"values": forgot}))
+    open_run(guarded, runs).records["guard"].finish("")
+    refused = run(guarded, runs, until="export").refused
+    assert "worse: on dev, " in str(refused)
+    assert "; on the guard set elsewhere the model loses 0.0500 nDCG@10 over 40 queries, clearly more than" in str(
+        refused
+    )
+    assert "max_guard_drop, or export it anyway with --force" in str(refused)
+    capsys.readouterr()
+
+    # More is allowed: the sets are not measured again.
+    refused = run(load_recipe(exported[0], [*words, "evaluate.max_guard_drop=0.2"]), runs, until="export", force=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a loss of more than 0.2 (evaluate.max_guard_drop) is ruled out" in printed
+    assert not refused.refused
+    card = (folder / "export" / "model" / "README.md").read_text()
+    assert "- On the guard set elsewhere the model loses 0.0500 nDCG@10 over 40 queries" in card
+    assert '"guard": [\n      "elsewhere"\n    ]' in card
+    assert str(other_set.parent) not in card
+
+
+def test_a_loss_on_a_guard_set_refuses_a_model_that_is_better_on_dev(beir, tmp_path):
+    collection = build_collection(Data(path=beir), tmp_path / "data")
+    queries, rng = collection.answerable("dev"), np.random.default_rng(1)
+    documents = np.array([rng.permutation(40) for _ in queries], dtype=np.int32)
+    perfect = np.array(
+        [
+            [collection.qrels["dev"][query].get(row, 0) for row in rows.tolist()]
+            for query, rows in zip(queries, documents, strict=True)
+        ],
+        dtype=np.float32,
+    )
+    scores = np.tile(np.arange(40, 0, -1, dtype=np.float32), (len(queries), 1))
+    ranks, positive = np.zeros((*documents.shape, 0), dtype=np.int16), np.ones(len(queries), dtype=np.float32)
+    dev = Candidates(np.array(queries), documents, scores, scores, positive, ranks, engines=np.array([]))
+    weights = {kind: try_weights(collection, dev, "nDCG@10", perfect, 0.0, kind) for kind in ("scores", "order")}
+    verdicts = [
+        decide_release(
+            collection, dev, "nDCG@10", {"tuned": perfect}, [], weights, 1, tmp_path, guard=[finding(judged)]
+        )[0].verdict
+        for judged in (KEPT, UNCLEAR, LOST)
+    ]
+    assert verdicts == ["better", "better", WORSE]
+    assert Fusion.load(tmp_path).alone  # the model is used alone, as its findings on dev say

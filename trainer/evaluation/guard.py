@@ -43,7 +43,7 @@ def judge(
 
 
 def judge_guard_sets(folder: Path, allowed: float, seed: int) -> Iterator[GuardFinding]:
-    """Yield the finding on each set that the stage guard measured, in the order of the recipe."""
+    """Yield the finding on each set that the stage guard measured, in the order of the names."""
     for path in sorted(folder.glob(f"*/{GUARD_VALUES}"), key=lambda path: int(path.parent.name)):
         measured = read_json(path)
         yield judge(measured["set"], **measured["values"], allowed=allowed, seed=seed)

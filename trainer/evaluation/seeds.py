@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ def average(by_seed: Sequence[Values]) -> dict[str, dict[str, float]]:
     """
     first = by_seed[0]
     return {
-        metric: {query: mean(values[metric][query] for values in by_seed) for query in queries}
+        metric: {query: fmean(values[metric][query] for values in by_seed) for query in queries}
         for metric, queries in first.items()
     }
 
@@ -51,7 +51,7 @@ def average(by_seed: Sequence[Values]) -> dict[str, dict[str, float]]:
 def results_of(seeds: Sequence[SeedScores], by_seed: Sequence[Values]) -> tuple[SeedResult, ...]:
     """Return the means of each seed's values."""
     return tuple(
-        SeedResult(one.seed, one.exported, one.dev_mean, {name: mean(of.values()) for name, of in values.items()})
+        SeedResult(one.seed, one.exported, one.dev_mean, {name: fmean(of.values()) for name, of in values.items()})
         for one, values in zip(seeds, by_seed, strict=True)
     )
 
@@ -59,7 +59,7 @@ def results_of(seeds: Sequence[SeedScores], by_seed: Sequence[Values]) -> tuple[
 def spread(results: Sequence[SeedResult], metric: str) -> tuple[float, float]:
     """Return the mean over at least two seeds, and their standard deviation (n - 1)."""
     values = [result.means[metric] for result in results]
-    return mean(values), stdev(values)
+    return fmean(values), stdev(values)
 
 
 def describe_seeds(results: Sequence[SeedResult], metric: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 from trainer.data import Collection, trec_fields, trec_id
@@ -112,13 +112,13 @@ def describe_queries(collection: Collection, folder: Path, results: Mapping[str,
             "metric": metric,
             "shipped": shipped,
             "scores": {system: values[query] for system, values in scores.items()}
-            | ({SYSTEM: mean(values[query] for values in by_seed)} if by_seed else {}),
+            | ({SYSTEM: fmean(values[query] for values in by_seed)} if by_seed else {}),
             "first_relevant": first,
             "candidates": len(before),
             "relevant": len(positives),
             "missed": len(missed),
             "unjudged": {system: _unjudged(rows, grades) for system, rows in lists.items()}
-            | ({SYSTEM: mean(_unjudged(order[query], grades) for order in seeds.values())} if seeds else {}),
+            | ({SYSTEM: fmean(_unjudged(order[query], grades) for order in seeds.values())} if seeds else {}),
             "cause": _cause(before, after, grades, first, shipped, results["depth"]),
             "documents": _documents(collection, before, after, grades, sorted(missed)[:MISSED]),
         }

@@ -38,7 +38,8 @@ class Guard(Stage):
     def run(self, run: Run, folder: Path) -> Notes:
         """Measure the sets that an earlier start has not finished."""
         lines = []
-        for number, (name, section) in enumerate(guard_sets(run.recipe.evaluate).items(), start=1):
+        # Sorted, because the order of the recipe is no input: a start with another order continues in the same folders.
+        for number, (name, section) in enumerate(sorted(guard_sets(run.recipe.evaluate).items()), start=1):
             path = folder / str(number) / evaluation.GUARD_VALUES
             if not run.on_main(path.is_file):
                 _measure(run, name, section, path)
