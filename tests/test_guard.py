@@ -218,7 +218,7 @@ def test_the_engines_of_the_run_retrieve_without_its_own_trec_run(given, kind, b
 
 
 def test_a_run_measures_its_guard_sets_and_only_a_loss_refuses(exported, other_set, tmp_path, capsys, monkeypatch):
-    runs, words = tmp_path / "runs", [f"evaluate.guard=[{other_set}]"]
+    runs, words = tmp_path / "runs", [f"evaluate.guard=[{other_set}]", "export.formats=[]"]
     shutil.copytree(exported[1], runs)
     plain, guarded = load_recipe(exported[0]), load_recipe(exported[0], words)
     folder = runs / "exported"

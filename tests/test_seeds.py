@@ -226,7 +226,7 @@ class Killed(BaseException):
 
 
 def test_a_run_that_is_killed_in_the_second_training_goes_on_there(exported, tmp_path, monkeypatch, capsys):
-    recipe = load_recipe(exported[0], ["train.seeds=[13, 5, 6]"])
+    recipe = load_recipe(exported[0], ["train.seeds=[13, 5]"])
     runs, whole = tmp_path / "runs", tmp_path / "whole"
     shutil.copytree(exported[1], runs)
     shutil.copytree(exported[1], whole)
@@ -252,15 +252,12 @@ def test_a_run_that_is_killed_in_the_second_training_goes_on_there(exported, tmp
     assert (folder / "train" / "done.json").stat().st_mtime_ns == before
 
     run(recipe, whole, until="evaluate")
-    for name in ("train-seed-5/best/model.safetensors", "evaluate/seeds.trec", "evaluate/seed-6.trec"):
-        if (whole / "exported" / name).exists():
-            assert (folder / name).read_bytes() == (whole / "exported" / name).read_bytes()
+    for name in ("train-seed-5/best/model.safetensors", "evaluate/seed-5.trec", "evaluate/seed-13.trec"):
+        assert (folder / name).read_bytes() == (whole / "exported" / name).read_bytes()
     results = Results.load(folder / "evaluate")
     assert results == Results.load(whole / "exported" / "evaluate")
-    assert [one.seed for one in results.seeds] == [13, 5, 6]
-    notes = [
-        json.loads((folder / name / "done.json").read_text()) for name in ("train", "train-seed-5", "train-seed-6")
-    ]
+    assert [one.seed for one in results.seeds] == [13, 5]
+    notes = [json.loads((folder / name / "done.json").read_text()) for name in ("train", "train-seed-5")]
     best = max(notes, key=lambda one: one["best_dev"])["best_dev"]
     chosen = next(one for one, note in zip(results.seeds, notes, strict=True) if note["best_dev"] == best)
     assert chosen.exported
@@ -270,13 +267,13 @@ def test_a_run_that_is_killed_in_the_second_training_goes_on_there(exported, tmp
     assert training == ("train" if chosen.seed == 13 else f"train-seed-{chosen.seed}")
     losses = [
         re.findall(r'"loss": ([^,]+)', (folder / name / "metrics.jsonl").read_text())
-        for name in ("train", "train-seed-5", "train-seed-6")
+        for name in ("train", "train-seed-5")
     ]
-    assert losses[0] != losses[1] != losses[2] != losses[0]  # each has an order of its own
+    assert losses[0] != losses[1]  # each has an order of its own
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     for report in (page, text):
         assert "Seeds" in report
-        assert "13 (best on dev)" in report or "5 (best on dev)" in report or "6 (best on dev)" in report
+        assert "13 (best on dev)" in report or "5 (best on dev)" in report
         assert "Mean of the seeds" in report
 
 
