@@ -21,9 +21,8 @@ from trainer.evaluation.gate import (
     GuardFinding,
     Release,
     advice,
-    verdict_with_guard,
 )
-from trainer.evaluation.guard import judge
+from trainer.evaluation.guard import judge, with_guard_sets
 from trainer.evaluation.release import decide_release
 from trainer.evaluation.results import Results
 from trainer.model import Fusion
@@ -105,7 +104,8 @@ def finding(judged: str, loss: float = 0.05) -> GuardFinding:
 
 @pytest.mark.parametrize(("judged", "verdict"), [(LOST, WORSE), (KEPT, "better"), (UNCLEAR, "better")])
 def test_only_a_clear_loss_changes_the_verdict(judged, verdict):
-    assert verdict_with_guard("better", [finding(KEPT), finding(judged)]) == verdict
+    release = with_guard_sets(Release(verdict="better"), [finding(KEPT), finding(judged)])
+    assert (release.verdict, len(release.guard)) == (verdict, 2)
 
 
 def test_the_sentence_names_the_set_and_the_figures():
@@ -283,11 +283,7 @@ def test_a_loss_on_a_guard_set_refuses_a_model_that_is_better_on_dev(beir, tmp_p
     ranks, positive = np.zeros((*documents.shape, 0), dtype=np.int16), np.ones(len(queries), dtype=np.float32)
     dev = Candidates(np.array(queries), documents, scores, scores, positive, ranks, engines=np.array([]))
     weights = {kind: try_weights(collection, dev, "nDCG@10", perfect, 0.0, kind) for kind in ("scores", "order")}
-    verdicts = [
-        decide_release(
-            collection, dev, "nDCG@10", {"tuned": perfect}, [], weights, 1, tmp_path, guard=[finding(judged)]
-        )[0].verdict
-        for judged in (KEPT, UNCLEAR, LOST)
-    ]
+    release, _ = decide_release(collection, dev, "nDCG@10", {"tuned": perfect}, [], weights, 1, tmp_path)
+    verdicts = [with_guard_sets(release, [finding(judged)]).verdict for judged in (KEPT, UNCLEAR, LOST)]
     assert verdicts == ["better", "better", WORSE]
     assert Fusion.load(tmp_path).alone  # the model is used alone, as its findings on dev say

@@ -248,6 +248,7 @@ def test_a_run_that_is_killed_in_the_second_training_goes_on_there(exported, tmp
     capsys.readouterr()
     run(recipe, runs, until="evaluate")
     printed = capsys.readouterr().out
+    assert "resumed at step 1 from checkpoint-0000001" in printed
     assert "(up to date)" in next(line for line in printed.splitlines() if line.startswith("train "))
     assert (folder / "train" / "done.json").stat().st_mtime_ns == before
 

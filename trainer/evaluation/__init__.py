@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.gate import passes as passes
     from trainer.evaluation.guard import GUARD_VALUES as GUARD_VALUES
     from trainer.evaluation.guard import judge_guard_sets as judge_guard_sets
+    from trainer.evaluation.guard import with_guard_sets as with_guard_sets
     from trainer.evaluation.release import decide_release as decide_release
     from trainer.evaluation.results import Results as Results
     from trainer.evaluation.results import show as show

@@ -167,11 +167,6 @@ class Release:
         return f"{self.verdict}: on dev, {', '.join(differences)}{lost}"
 
 
-def verdict_with_guard(verdict: str, guard: Iterable[GuardFinding]) -> str:
-    """Return the verdict, or worse if the model clearly lost more than allowed on a guard set."""
-    return WORSE if any(finding.judged == LOST for finding in guard) else verdict
-
-
 def verdict_of(alone: Finding, fused: Finding) -> str:
     """Return the verdict on a model from its findings in both modes."""
     if alone.judged == BETTER:

@@ -8,12 +8,13 @@ a guard set, so the bootstrap has no choice to repeat.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from trainer.evaluation.gate import DevChoice, GuardFinding, compare, resamples
+from trainer.evaluation.gate import KEPT, LOST, UNCLEAR, WORSE, DevChoice, GuardFinding, Release, compare, resamples
 from trainer.runtime.run_folder import read_json
 
 GUARD_VALUES = "values.json"  # in the folder of each set
@@ -27,7 +28,7 @@ def judge(
     loss = compare(DevChoice(old[None]), "after", new, resamples(len(new), seed))
     gain = compare(DevChoice(new[None]), "before", old, resamples(len(new), seed))
     low, high = loss.low, -gain.low
-    judged = "lost" if low > allowed else "kept" if high <= allowed else "cannot tell"
+    judged = LOST if low > allowed else KEPT if high <= allowed else UNCLEAR
     return GuardFinding(
         name,
         len(new),
@@ -42,8 +43,14 @@ def judge(
     )
 
 
-def judge_guard_sets(folder: Path, allowed: float, seed: int) -> Iterator[GuardFinding]:
-    """Yield the finding on each set that the stage guard measured, in the order of the names."""
-    for path in sorted(folder.glob(f"*/{GUARD_VALUES}"), key=lambda path: int(path.parent.name)):
-        measured = read_json(path)
-        yield judge(measured["set"], **measured["values"], allowed=allowed, seed=seed)
+def judge_guard_sets(folder: Path, allowed: float, seed: int) -> list[GuardFinding]:
+    """Return the finding on each set that the stage guard measured, in the order of the names."""
+    paths = sorted(folder.glob(f"*/{GUARD_VALUES}"), key=lambda path: int(path.parent.name))
+    measured = [read_json(path) for path in paths]
+    return [judge(one["set"], **one["values"], allowed=allowed, seed=seed) for one in measured]
+
+
+def with_guard_sets(release: Release, findings: Sequence[GuardFinding]) -> Release:
+    """Return the verdict with the findings on guard sets; a model that clearly lost more than allowed is worse."""
+    lost = any(finding.judged == LOST for finding in findings)
+    return replace(release, verdict=WORSE if lost else release.verdict, guard=tuple(findings))

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from trainer.data import Collection
 from trainer.evaluation.fusion import Weights, choose_weight, fused_choice, try_weights
-from trainer.evaluation.gate import (
-    BASELINES,
-    ONLY_FUSED,
-    DevChoice,
-    GuardFinding,
-    Release,
-    verdict_of,
-    verdict_with_guard,
-    weakest_finding,
-)
+from trainer.evaluation.gate import BASELINES, ONLY_FUSED, DevChoice, Release, verdict_of, weakest_finding
 from trainer.evaluation.two_stage import query_scores
 from trainer.model import Fusion
 from trainer.model.fusion import Kind
@@ -40,7 +31,6 @@ def decide_release(
     folder: Path,
     *,
     other_seeds: Sequence[np.ndarray] = (),
-    guard: Iterable[GuardFinding] = (),
 ) -> tuple[Release, dict[str, float]]:
     """Return the verdict on the last system of `scores` (queries, depth of dev), and each system's mean on dev.
 
@@ -48,17 +38,16 @@ def decide_release(
     (queries, depth) of the best models of the trainings with other seeds. Write fusion.json, and dev.json with each
     query's values, which `scripts/gate_table.py` resamples.
     """
-    values = {
-        name: np.array(list(query_scores(collection, "dev", candidates, metric, one).values()))
-        for name, one in [("first_stage", None), *scores.items()]
-    }
+
+    def measure(one: np.ndarray | None) -> np.ndarray:
+        return np.array(list(query_scores(collection, "dev", candidates, metric, one).values()))
+
+    values = {name: measure(one) for name, one in [("first_stage", None), *scores.items()]}
     shipped = list(scores)[-1]
     names, others = [name for name in CHOSEN_ON_DEV if name in scores], between
     if shipped not in CHOSEN_ON_DEV:  # a distilled model, which is trained once
         names, others, other_seeds = [shipped], [], ()
-    of_seeds = [
-        np.array(list(query_scores(collection, "dev", candidates, metric, one).values())) for one in other_seeds
-    ]
+    of_seeds = [measure(one) for one in other_seeds]
     alone = np.array([*(values[name] for name in names), *of_seeds, *others])
     fused = weights["scores"]
     choices = {
@@ -68,27 +57,21 @@ def decide_release(
     baselines = {name: values[name] for name in BASELINES if name in values}
     _write(choices, baselines, metric, folder)
     if of_seeds:
-        fusions = [
-            fused,
-            *(try_weights(collection, candidates, metric, one, fused.tried[0], "scores") for one in other_seeds),
-        ]
-        choices["fused"] = fused_choice(np.array([values[shipped], *of_seeds]), fusions)
+        fitted = fused.tried[0]
+        tried = [try_weights(collection, candidates, metric, one, fitted, "scores") for one in other_seeds]
+        choices["fused"] = fused_choice(np.array([values[shipped], *of_seeds]), [fused, *tried])
     findings = {mode: weakest_finding(choice, baselines, seed) for mode, choice in choices.items()}
-    verdict, on_guard = verdict_of(findings["alone"], findings["fused"]), tuple(guard)
+    verdict = verdict_of(findings["alone"], findings["fused"])
     Fusion(fused.chosen, weights["order"].chosen, alone=verdict != ONLY_FUSED).save(folder)
     means = {name: float(one.mean()) for name, one in [*values.items(), ("fused", fused.values[fused.chosen_index])]}
-    release = Release(
-        verdict=verdict_with_guard(verdict, on_guard),
-        shipped=shipped,
-        findings=findings,
-        first_stage_weight=fused.chosen,
-        guard=on_guard,
-    )
-    return release, means
+    return Release(verdict=verdict, shipped=shipped, findings=findings, first_stage_weight=fused.chosen), means
 
 
 def _write(choices: Mapping[str, DevChoice], baselines: Mapping[str, np.ndarray], metric: str, folder: Path) -> None:
-    """Write dev.json: each dev query's value under the baselines, and under all alternatives of each mode."""
+    """Write dev.json: each dev query's value under the baselines, and under the alternatives of each mode.
+
+    With several seeds the fused mode has only the weights of the exported model.
+    """
     content = {
         "metric": metric,
         "opponents": {name: values.tolist() for name, values in baselines.items()},

@@ -53,8 +53,8 @@ class Evaluate(Stage):
             seed,
             folder,
             other_seeds=[one.dev for one in seeds if not one.exported],
-            guard=evaluation.judge_guard_sets(run.folder / "guard", run.recipe.evaluate.max_guard_drop, seed),
         )
+        release = _with_guard_sets(run, release)
         candidates, default = run.candidates("test"), run.default_candidates("test")
         test["fused"] = evaluation.fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)
         if default is not None:
@@ -112,6 +112,15 @@ def _between(run: Run) -> list[list[float]]:
     """Return each dev query's value under the interpolated models, which the trainings with all seeds wrote."""
     paths = [run.folder / folder / context.BETWEEN for folder in run.trainings.values()]
     return [values for path in paths if path.is_file() for values in read_json(path)]
+
+
+def _with_guard_sets(run: Run, release: evaluation.Release) -> evaluation.Release:
+    """Return the verdict with the findings on guard sets, if the recipe has any."""
+    section = run.recipe.evaluate
+    if section.guard is None:
+        return release
+    findings = evaluation.judge_guard_sets(run.folder / "guard", section.max_guard_drop, run.recipe.seed)
+    return evaluation.with_guard_sets(release, findings)
 
 
 def _of_guard_and_seeds(run: Run, release: evaluation.Release) -> dict[str, Any]:
