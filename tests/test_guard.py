@@ -1,14 +1,16 @@
 """Guard sets: what `check` says of them, the judgement by hand, and a run with one."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from trainer.check import check
-from trainer.data import build_collection, guard_sets
+from trainer.data import build_collection, check_guard_sets, guard_sets, guard_split
 from trainer.errors import DataError, RecipeError, TrainerError
 from trainer.evaluation import gate
 from trainer.evaluation.fusion import try_weights
@@ -26,6 +28,7 @@ from trainer.evaluation.guard import judge, with_guard_sets
 from trainer.evaluation.release import decide_release
 from trainer.evaluation.results import Results
 from trainer.model import Fusion
+from trainer.model.fusion import Kind
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Evaluate, Retriever, load_recipe
 from trainer.retriever import Candidates
@@ -98,7 +101,7 @@ def test_one_query_and_few_noisy_queries_say_nothing():
     assert found.high - found.loss == pytest.approx(2.462 * error, rel=0.25)  # Student's, of .99 and 29 degrees
 
 
-def finding(judged: str, loss: float = 0.05) -> GuardFinding:
+def finding(judged: Any, loss: float = 0.05) -> GuardFinding:
     return GuardFinding("scifact", 40, 0.3, 0.5, 0.5 - loss, loss, loss - 0.01, loss + 0.01, 0.02, judged)
 
 
@@ -199,6 +202,26 @@ def test_shared_texts_are_warned_about(recipe_file, beir, other_set, tmp_path, c
 
 
 @pytest.mark.parametrize(
+    ("splits", "measured"),
+    [(["dev"], "dev"), (["train"], "train"), (["train", "dev"], "dev"), (["train", "test"], "test")],
+)
+def test_one_split_is_enough_and_test_comes_first(other_set, beir, tmp_path, splits, measured):
+    (other_set / "qrels" / "test.tsv").rename(tmp_path / "judgements.tsv")
+    lines = (tmp_path / "judgements.tsv").read_text().splitlines(keepends=True)
+    for number, split in enumerate(splits):  # no query is in two splits
+        own = [line for line in lines[1:] if line.startswith(f"q{number}") or (len(splits) == 1 and line[1] != "0")]
+        with gzip.open(other_set / "qrels" / f"{split}.tsv.gz", "wt") as file:
+            file.write("".join([lines[0], *own]))
+    section = Evaluate(guard=(other_set,))
+    overlap = check_guard_sets(section, Data(path=beir), tmp_path / "check.json", keep=False)["elsewhere"]
+    assert overlap.split == measured
+    collection = build_collection(guard_sets(section)["elsewhere"], tmp_path / "built")
+    assert guard_split(collection) == measured
+    assert len(collection.answerable(measured)) == overlap.queries
+    assert not (tmp_path / "check.json").exists()
+
+
+@pytest.mark.parametrize(
     ("given", "kind", "bi_encoder"),
     [
         ({"kind": "hybrid", "language": "german"}, "hybrid", True),
@@ -282,8 +305,11 @@ def test_a_loss_on_a_guard_set_refuses_a_model_that_is_better_on_dev(beir, tmp_p
     scores = np.tile(np.arange(40, 0, -1, dtype=np.float32), (len(queries), 1))
     ranks, positive = np.zeros((*documents.shape, 0), dtype=np.int16), np.ones(len(queries), dtype=np.float32)
     dev = Candidates(np.array(queries), documents, scores, scores, positive, ranks, engines=np.array([]))
-    weights = {kind: try_weights(collection, dev, "nDCG@10", perfect, 0.0, kind) for kind in ("scores", "order")}
+    kinds: tuple[Kind, ...] = ("scores", "order")
+    weights = {kind: try_weights(collection, dev, "nDCG@10", perfect, 0.0, kind) for kind in kinds}
     release, _ = decide_release(collection, dev, "nDCG@10", {"tuned": perfect}, [], weights, 1, tmp_path)
     verdicts = [with_guard_sets(release, [finding(judged)]).verdict for judged in (KEPT, UNCLEAR, LOST)]
     assert verdicts == ["better", "better", WORSE]
-    assert Fusion.load(tmp_path).alone  # the model is used alone, as its findings on dev say
+    fusion = Fusion.load(tmp_path)
+    assert fusion
+    assert fusion.alone  # the model is used alone, as its findings on dev say

@@ -20,6 +20,7 @@ from trainer.evaluation.results import Results, show
 from trainer.evaluation.seeds import SeedResult, SeedScores, average, describe_seeds, spread
 from trainer.evaluation.statistics import paired_p
 from trainer.evaluation.two_stage import evaluate
+from trainer.model.fusion import Kind
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, load_recipe
 from trainer.retriever import Candidates
@@ -142,9 +143,8 @@ def test_more_seeds_make_the_verdict_more_careful(beir, tmp_path):
     dev = candidates_of(collection, "dev", documents)
     scores = [rng.normal(size=dev.documents.shape).astype(np.float32) for _ in range(6)]
     scores.sort(key=lambda one: -np.mean(list(dev_values(collection, dev, one))))
-    weights = {
-        kind: Weights((0.0,), np.array([dev_values(collection, dev, scores[0])])) for kind in ("scores", "order")
-    }
+    kinds: tuple[Kind, ...] = ("scores", "order")
+    weights = {kind: Weights((0.0,), np.array([dev_values(collection, dev, scores[0])])) for kind in kinds}
     dev_scores = {"fitted": rng.normal(size=dev.documents.shape), "tuned": scores[0]}
 
     def decide(others):
