@@ -13,7 +13,7 @@ from trainer.check import check
 from trainer.data import build_collection, check_guard_sets, guard_sets, guard_split
 from trainer.errors import DataError, RecipeError, TrainerError
 from trainer.evaluation import gate
-from trainer.evaluation.fusion import try_weights
+from trainer.evaluation.fusion import Weights, try_weights
 from trainer.evaluation.gate import (
     KEPT,
     LOST,
@@ -306,7 +306,7 @@ def test_a_loss_on_a_guard_set_refuses_a_model_that_is_better_on_dev(beir, tmp_p
     ranks, positive = np.zeros((*documents.shape, 0), dtype=np.int16), np.ones(len(queries), dtype=np.float32)
     dev = Candidates(np.array(queries), documents, scores, scores, positive, ranks, engines=np.array([]))
     kinds: tuple[Kind, ...] = ("scores", "order")
-    weights = {kind: try_weights(collection, dev, "nDCG@10", perfect, 0.0, kind) for kind in kinds}
+    weights: dict[Kind, Weights] = {kind: try_weights(collection, dev, "nDCG@10", perfect, 0.0, kind) for kind in kinds}
     release, _ = decide_release(collection, dev, "nDCG@10", {"tuned": perfect}, [], weights, 1, tmp_path)
     verdicts = [with_guard_sets(release, [finding(judged)]).verdict for judged in (KEPT, UNCLEAR, LOST)]
     assert verdicts == ["better", "better", WORSE]

@@ -144,7 +144,9 @@ def test_more_seeds_make_the_verdict_more_careful(beir, tmp_path):
     scores = [rng.normal(size=dev.documents.shape).astype(np.float32) for _ in range(6)]
     scores.sort(key=lambda one: -np.mean(list(dev_values(collection, dev, one))))
     kinds: tuple[Kind, ...] = ("scores", "order")
-    weights = {kind: Weights((0.0,), np.array([dev_values(collection, dev, scores[0])])) for kind in kinds}
+    weights: dict[Kind, Weights] = {
+        kind: Weights((0.0,), np.array([dev_values(collection, dev, scores[0])])) for kind in kinds
+    }
     dev_scores = {"fitted": rng.normal(size=dev.documents.shape), "tuned": scores[0]}
 
     def decide(others):
