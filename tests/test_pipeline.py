@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from trainer import context
 from trainer.data.groups import read_groups
-from trainer.pipeline import run
+from trainer.model import TokenizedCollection
+from trainer.pipeline import open_run, run
 from trainer.recipe import load_recipe
 from trainer.retriever import embeddings
 
@@ -31,6 +33,22 @@ def test_a_second_run_skips_everything_and_a_change_redoes_from_there(command, r
     third = command(recipe_file, "mine.negatives_per_positive=3", "--runs", runs, "--force")
     assert third.returncode == 0, third.stdout + third.stderr
     assert third.stdout.count("(up to date)") == 2  # data and retrieve
+
+
+def test_the_smallest_detectable_difference_is_printed_before_training_and_not_again(exported, capsys):
+    recipe, runs = exported
+    opened = open_run(load_recipe(recipe), runs)
+    reranker = context.load(opened, str(opened.best()))
+    measure = context.dev_measure(opened, reranker, TokenizedCollection(opened.collection, reranker.pairs))
+    assert measure() == measure()
+    dev = json.loads((opened.folder / "evaluate" / "dev.json").read_text())
+    alone = dev["ways"]["alone"]
+    differences = np.subtract(alone["values"][alone["chosen"]], dev["opponents"]["first_stage"])
+    least = 2.8 * np.std(differences, ddof=1) / np.sqrt(8)
+    assert least > 0.01
+    printed = capsys.readouterr().out
+    assert printed.count("can be detected") == 1
+    assert f"differences of {least:.3f} nDCG@10 or more to the first stage can be detected with these 8 dev" in printed
 
 
 def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
