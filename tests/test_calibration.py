@@ -17,6 +17,11 @@ from trainer.retriever import NOTHING, Candidates
 TRUE = Platt(0.8, -1.5)
 
 
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch):
+    monkeypatch.setattr(calibration, "RESAMPLES", 199)
+
+
 def drawn(queries=200, depth=20, seed=1, curve=TRUE, grades=1) -> Pairs:
     """Pairs whose relevance is drawn with the probabilities of a curve."""
     rng = np.random.default_rng(seed)

@@ -386,10 +386,10 @@ def test_the_calibration_is_shown_with_diagram_thresholds_and_grades(random_run)
         assert "Scores are calibrated on dev: calibration error on test 0.020, 0.400 without; AUC 0.812." in text
         assert "0.812 [0.770, 0.850]" in text
         assert "0.290 to 0.560" in text
-    assert "0.05 4.2 0.310 0.920 0%" in page
-    assert "0.90 0.0 – 0.000 100%" in page
+    assert "0.05 4.2 0.310 0.920 0 %" in page
+    assert "0.90 0.0 – 0.000 100 %" in page
     assert "2 or higher –" in page
-    assert "| 0.05 | 4.2 | 0.310 | 0.920 | 0% |" in markdown
+    assert "| 0.05 | 4.2 | 0.310 | 0.920 | 0 % |" in markdown
     assert "Do not filter by a threshold" not in page
     drawn = (run / "report.html").read_text(encoding="utf-8").count('class="dot gain"')
     (run / "evaluate" / "calibration_test.json").unlink()
@@ -411,7 +411,7 @@ def test_a_refused_calibration_and_files_of_earlier_versions_are_shown_without_a
     run, *_ = random_run
     (run / "evaluate" / "calibration_test.json").write_text(content)
     page, markdown = texts_of(run)
-    assert "Documents left after those below a probability are dropped" not in page
+    assert "documents below a probability are dropped" not in page
     assert ("Scores are not calibrated: too few." in page) == ("not calibrated" in content)
     assert ("Scores are not calibrated: too few." in markdown) == ("not calibrated" in content)
 
@@ -494,7 +494,8 @@ def chromium() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("view", "kind"), [("show=lost", "lost"), ("show=same&order=-gain", "same"), ("words=zzz", None)]
+    ("view", "kind"),
+    [("show=lost", "lost"), ("show=won", "won"), ("show=same&order=-gain", "same"), ("words=zzz", None)],
 )
 def test_a_browser_filters_without_an_error(tmp_path, view, kind):
     browser = chromium()

@@ -13,8 +13,15 @@ from trainer.reporting.charts import both, element, nice_ticks, svg
 from trainer.runtime.run_folder import read_record
 
 Figures = Mapping[str, Any]
-QUALITY = ("relevant if the grade is", "AUC", "Brier score", "without calibration", "calibration error", "without")
-THRESHOLD = ("probability at least", "documents kept per query", "precision", "recall", "queries left empty")
+QUALITY = (
+    "relevant if the grade is",
+    "AUC",
+    "Brier score",
+    "uncalibrated Brier score",
+    "calibration error",
+    "uncalibrated calibration error",
+)
+THRESHOLD = ("probability at least", "kept per query", "precision", "recall", "empty")
 LEFT, TOP, BOTTOM = 52, 26, 44  # pixels around the diagram
 
 
@@ -47,7 +54,7 @@ def threshold_rows(calibration: Figures) -> list[list[str]]:
             f"{one['kept']:.1f}",
             _number(one["precision"]),
             _number(one["recall"]),
-            f"{one['empty']:.0%}",
+            f"{100 * one['empty']:.0f} %",
         ]
         for one in calibration.get("thresholds", [])
     ]
