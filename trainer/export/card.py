@@ -125,6 +125,12 @@ def _first_line(results: Results) -> str:
     return f"\n**{results.sentence}**\n" if results.verdict else ""
 
 
+def _table(results: Results) -> str:
+    """Return the results as a Markdown table."""
+    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
+    return "\n".join([*table, *(f"| {' | '.join(row)} |" for row in results.rows())])
+
+
 def _on_test(results: Results) -> str:
     """Return a sentence for each baseline that the model does not significantly beat on test."""
     sentences = []
@@ -190,9 +196,11 @@ def _calibration(calibrated: str) -> str:
     """Return the paragraph on probabilities, with what they were worth on test; empty without a calibration."""
     if not calibrated:
         return ""
+    quality = calibrated.removeprefix("scores are calibrated on dev: ")
     return f"""
-`calibration.json` turns the model's logits into the probability that a document would be judged relevant. On the test
-queries: {calibrated}. A document without a judgement counted as not relevant. domain-reranker applies it:
+`calibration.json` turns the model's logits into the probability that a document would be judged relevant. It was fitted
+on dev, where a document without a judgement counted as not relevant ({quality}).
+domain-reranker applies it:
 
 ```python
 from trainer.model import Reranker
@@ -216,8 +224,6 @@ def model_card(
     `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
     calibration, empty if there is none.
     """
-    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
-    table += [f"| {' | '.join(row)} |" for row in results.rows()]
     brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
     trust = ", trust_remote_code=True" if brings_code else ""
     return f"""---
@@ -238,7 +244,7 @@ its p-value in a paired sign-flip permutation test, adjusted for all comparisons
 documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
-{chr(10).join(table)}
+{_table(results)}
 {_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
 ## Use
 
