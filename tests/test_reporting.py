@@ -435,6 +435,9 @@ def test_a_run_ends_with_a_report_that_can_be_made_again(exported, monkeypatch, 
     assert "Recipe, with all defaults" in words
     assert "Scoring all 16 documents of the corpus instead would take about" in words
     assert "Scores are not calibrated: the reranked dev candidates hold only 8 relevant documents" in words
+    lines = text.read_text(encoding="utf-8").splitlines()
+    assert '      "name": "exported",' in lines
+    assert any(line.startswith("| evaluate | ") for line in lines)
     assert json.loads((runs / "exported" / "evaluate" / "done.json").read_text())["latency"]["by_depth"]
     before = page.read_bytes(), text.read_bytes()
     for named in (recipe, runs / "exported"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def markdown_report(facts: Facts) -> str:
         *_calibration(facts),
         *_mining(facts),
         *_training(facts),
+        *_origin(facts),
         "## Glossary",
         *(f"- {metric}: {meaning_of(metric)}" for metric in facts.results["systems"]["first_stage"]),
     ]
@@ -151,6 +153,15 @@ def _mining(facts: Facts) -> list[str]:
     ]
     title = f"## Likely false negatives ({total})"
     return [*parts, title, _table(["query", "document", "reason"], rows), "Judge them: `reranker review RECIPE`."]
+
+
+def _origin(facts: Facts) -> list[str]:
+    """Return the finished stages, the versions of packages, and the recipe with all defaults as a code block."""
+    rows = [[stage, f"{seconds:.0f}", markdown(message)] for stage, seconds, message in facts.stages]
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    recipe = json.dumps(facts.recipe, indent=2).replace("\n", "\n    ")
+    parts = [_table(["stage", "seconds", "result"], rows)] if rows else []
+    return ["## Recipe and versions", *parts, *([versions] if versions else []), f"    {recipe}"]
 
 
 def _training(facts: Facts) -> list[str]:
