@@ -66,7 +66,7 @@ def measured_detectable(differences: Sequence[float] | np.ndarray) -> float | No
     """
     if len(differences) < 2:
         return None
-    return float(detectable(len(differences), np.std(differences, ddof=1)))
+    return detectable(len(differences), float(np.std(differences, ddof=1)))
 
 
 def _blocks(values: int) -> Iterator[tuple[int, int]]:
