@@ -70,10 +70,12 @@ def may_run_code(run: Run, stage: str) -> bool:
     return run.recipe.reranker.trust_remote_code
 
 
-def score(run: Run, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
-    """Return a saved model's float32 scores (queries, depth) of candidates."""
+def score(
+    run: Run, reference: str, candidates: Candidates, stage: str = "train", collection: Collection | None = None
+) -> np.ndarray:
+    """Return a saved model's float32 scores (queries, depth) of candidates, by default of the run's collection."""
     reranker = load(run, reference, stage)
-    tokenized = TokenizedCollection(run.collection, reranker.pairs)
+    tokenized = TokenizedCollection(collection or run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.gate import BASELINES, Finding, Release, passes
+from trainer.evaluation.gate import BASELINES, KEPT, LOST, Finding, GuardFinding, Release, passes
+from trainer.evaluation.seeds import SeedResult, describe_seeds
 from trainer.evaluation.statistics import Interval, holm
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
@@ -19,6 +20,7 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
     "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
+    "seeds": "mean of seeds",
     "reranked": "reranked",
     "ceiling": "ceiling",
 }
@@ -43,6 +45,7 @@ class Results(Release):
     systems: dict[str, dict[str, Interval]]
     comparisons: list[dict[str, Any]]
     judged: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    seeds: tuple[SeedResult, ...] = ()  # of the trainings with several seeds
 
     def save(self, folder: Path) -> None:
         """Write results.json, whose keys other programs read."""
@@ -55,6 +58,9 @@ class Results(Release):
         }
         findings = {mode: finding._asdict() for mode, finding in self.findings.items()}
         content = {**vars(self), **tables, "findings": findings}
+        for key in ("guard", "seeds"):  # only in the file if the recipe asks for them
+            if rows := content.pop(key):
+                content[key] = [row._asdict() for row in rows]
         write_json(folder / "results.json", {KEYS.get(name, name): value for name, value in content.items()})
 
     @classmethod
@@ -67,6 +73,8 @@ class Results(Release):
                 for system, metrics in content.get(name, {}).items()  # earlier versions wrote no `judged`
             }
         content["findings"] = {mode: Finding(**finding) for mode, finding in content.pop("ways").items()}
+        content["guard"] = tuple(GuardFinding(**row) for row in content.get("guard", ()))
+        content["seeds"] = tuple(SeedResult(**row) for row in content.get("seeds", ()))
         return cls(**content)
 
     @property
@@ -141,16 +149,24 @@ def show(results: Results) -> None:
     if results.verdict:
         style = "green" if passes(results.verdict) else "red"
         console.stage("evaluate", results.sentence, style=style)
+    for finding in results.guard:
+        console.stage("evaluate", finding.sentence, style={KEPT: "green", LOST: "red"}.get(finding.judged, ""))
     title = f"{results.split}: {results.queries} queries, the first {results.depth} candidates of each reranked"
     title += "; fused: with first-stage scores" if "fused" in results.systems else ""
     title += "; ceiling: perfect order of the candidates"
     family = len(results.main_comparisons())
     title += f"; p: adjusted for {family} comparisons (Holm)" if family > 1 else ""
     console.table(title, results.columns(), results.rows())
+    if results.seeds:
+        console.stage("evaluate", describe_seeds(results.seeds, results.metrics[0]))
     if not results.training_helped:
         console.warn("evaluate", UNTRAINED)
     names = {
-        **{system: f"the {label}" for system, label in LABELS.items() if system in ("fitted", "tuned", "distilled")},
+        **{
+            system: f"the {label}"
+            for system, label in LABELS.items()
+            if system in ("fitted", "tuned", "distilled", "seeds")
+        },
         "fused": f"the {LABELS[results.shipped]} with first-stage scores (weight {results.first_stage_weight:g})",
     }
     for row in results.main_comparisons():

@@ -18,6 +18,7 @@ from trainer.data import Collection, trec_id
 from trainer.evaluation.gate import BASELINES, Release
 from trainer.evaluation.metrics import RankingById, best_order, per_query
 from trainer.evaluation.results import Results, adjusted
+from trainer.evaluation.seeds import SYSTEM, SeedResult, SeedScores, average, results_of
 from trainer.evaluation.statistics import Interval, bootstrap, measured_detectable, paired_p
 from trainer.evaluation.unjudged import measure_unjudged
 from trainer.retriever import NOTHING, Candidates
@@ -90,12 +91,22 @@ def measure(
     return Measured(depth, orders, values)
 
 
+def _averaged(measured: Measured, seeds: Sequence[SeedScores]) -> tuple[SeedResult, ...]:
+    """Replace the values of the seeds' models by their mean for each query, and return each model's own means."""
+    by_seed = [measured.values.pop(one.name) for one in seeds]
+    if by_seed:
+        best = measured.values.pop("ceiling")
+        measured.values.update({SYSTEM: average(by_seed), "ceiling": best})
+    return results_of(seeds, by_seed)
+
+
 def summarise(
     measured: Measured,
     split: str,
     seed: int,
     release: Release | None = None,
     judged: dict[str, dict[str, Interval]] | None = None,
+    seeds: tuple[SeedResult, ...] = (),
 ) -> Results:
     """Return means with bootstrap intervals, and the comparisons of each reranked system with the baselines."""
     values = measured.values
@@ -119,6 +130,7 @@ def summarise(
             for metric in metrics
         ),
         judged=judged or {},
+        seeds=seeds,
     )
 
 
@@ -133,19 +145,24 @@ def evaluate(
     *,
     default: Candidates | None = None,
     release: Release | None = None,
+    seeds: Sequence[SeedScores] = (),
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, write TREC runs and results.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
     `default` are the candidates of the first stage without tuning, for the system `first_stage_default`. `release`,
-    the verdict on the exported model from dev, is only recorded here.
+    the verdict on the exported model from dev, is only recorded here. `seeds` are the models of several trainings;
+    the system `seeds` has each query's mean over them, and each model a TREC run `seed-SEED.trec`.
     """
-    measured = measure(collection, split, candidates, scores, metrics, default)
+    with_seeds = {**scores, **{one.name: one.test for one in seeds}}
+    measured = measure(collection, split, candidates, with_seeds, metrics, default)
+    by_seed = _averaged(measured, seeds)
     rankings = {
         system: _by_id(collection, candidates, rows) for system, rows in measured.orders.items() if system != "ceiling"
     }
-    judged = measure_unjudged(metrics[0], collection.named_qrels(split), rankings, collection.relevant_from, seed)
-    results = summarise(measured, split, seed, release, judged)
+    in_table = {system: ranking for system, ranking in rankings.items() if system in measured.values}
+    judged = measure_unjudged(metrics[0], collection.named_qrels(split), in_table, collection.relevant_from, seed)
+    results = summarise(measured, split, seed, release, judged, by_seed)
     if folder is not None:
         for system, ranking in rankings.items():
             _write_trec(folder / f"{system}.trec", ranking, system)

@@ -10,8 +10,10 @@ from typing import Any
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
+from trainer.data import guard_sets
 from trainer.evaluation.gate import BASELINES
 from trainer.evaluation.results import SIGNIFICANT, Results
+from trainer.evaluation.seeds import SYSTEM, describe_seeds
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
 from trainer.model import Fusion, Reranker
@@ -75,6 +77,8 @@ def _public_recipe(recipe: Recipe) -> str:
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
+    if recipe.evaluate.guard is not None:
+        shown["evaluate"]["guard"] = list(guard_sets(recipe.evaluate))
     if recipe.retriever.run is not None:
         shown["retriever"]["run"] = recipe.retriever.run.name
     shown.pop("push", None)
@@ -142,6 +146,27 @@ def _on_test(results: Results) -> str:
                 f"On these queries it is not significantly better than {BASELINES[row['against']]} ({figures})."
             )
     return "\n".join(["", *sentences, ""]) if sentences else ""
+
+
+def _notes(results: Results) -> str:
+    """Return the paragraphs below the table."""
+    return _on_test(results) + _seeds(results) + _guard(results)
+
+
+def _seeds(results: Results) -> str:
+    """Return the paragraph on the trainings with several seeds; empty for one."""
+    if not results.seeds:
+        return ""
+    sentence = describe_seeds(results.seeds, results.metrics[0])
+    return f"\n{sentence[0].upper()}{sentence[1:]}. `{results.label(SYSTEM)}` averages each query's values over them.\n"
+
+
+def _guard(results: Results) -> str:
+    """Return the paragraph on guard sets; empty if there are none."""
+    if not results.guard:
+        return ""
+    lines = [f"- {finding.sentence[0].upper()}{finding.sentence[1:]}." for finding in results.guard]
+    return "\n".join(["", "Other collections, before training and now, on the same candidates:", "", *lines, ""])
 
 
 def _example(trust: str, left_out: Mapping[str, str]) -> str:
@@ -245,7 +270,7 @@ documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
 {_table(results)}
-{_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
+{_notes(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
 ## Use
 
 ```python

@@ -9,6 +9,7 @@ Imports inside run down, like the package's own:
     facts                               the content of a report
     probabilities                       the calibration as rows and as a reliability diagram
     charts  latency  meanings           SVG charts; milliseconds by depth; metrics explained
+    robustness                          seeds and guard sets
     depths  json_lines                  quality by depth; files that people may have edited
     queries                             a record for each test query
 

@@ -41,6 +41,7 @@ NAMES = {
     ),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
+    "seeds": ("Mean of the seeds", "each query’s value averaged over the trainings with different seeds"),
     "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
 }
@@ -280,8 +281,8 @@ class Facts:
 
     @property
     def training(self) -> str:
-        """Folder name of the last training stage."""
-        return "train-2" if "train-2" in self.notes else "train"
+        """Folder name of the last training stage; with several seeds, of the one whose model is used."""
+        return self.notes.get("evaluate", {}).get("training") or ("train-2" if "train-2" in self.notes else "train")
 
     @cached_property
     def curves(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

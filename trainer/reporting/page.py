@@ -22,6 +22,7 @@ from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import NAMES, Facts, kind_of, plural
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, REMEDIES, UNLABELLED, cut
+from trainer.reporting.robustness import sections
 from trainer.runtime.console import visible
 
 FILES = Path(__file__).with_name("page")
@@ -61,6 +62,7 @@ def render(facts: Facts) -> str:
         thresholds=probabilities.THRESHOLD,
         qualities=probabilities.QUALITY,
         names=NAMES,
+        sections=sections(facts.results, facts.metric),
         plural=plural,
         charts=draw(facts),
         tables=tables(facts),

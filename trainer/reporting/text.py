@@ -12,6 +12,7 @@ from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import Facts, worst_first
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import REMEDIES
+from trainer.reporting.robustness import sections
 from trainer.runtime.console import markdown
 
 SHOWN = 10  # largest losses, largest wins, and likely false negatives
@@ -24,6 +25,7 @@ def markdown_report(facts: Facts) -> str:
         facts.sentence,
         *(f"**!** {warning}" for warning in facts.warnings),
         *_results(facts),
+        *_some_runs(facts),
         *_queries(facts),
         *_depth(facts),
         *_calibration(facts),
@@ -76,6 +78,14 @@ def _of_judged(facts: Facts) -> list[str]:
         for system, measures in facts.of_judged.items()
     ]
     return ["### Judged documents alone", _table(["system", *next(iter(facts.of_judged.values()))], rows)]
+
+
+def _some_runs(facts: Facts) -> list[str]:
+    parts = []
+    for section in sections(facts.results, facts.metric):
+        rows = [[markdown(name), *others] for name, *others in section.rows]
+        parts += [f"## {section.title}", section.text, _table(section.columns, rows)]
+    return parts
 
 
 def _queries(facts: Facts) -> list[str]:
