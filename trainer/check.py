@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data import MAX_AUTO_LENGTH, EarlierSplits, Summary, check_collection, describe_lengths, fingerprint_data
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
@@ -41,13 +41,16 @@ def check(
     there. Raise TrainerError with all errors.
     """
     errors = _errors_besides_data(recipe, pushes)
+    if problem := _own_model_problem(recipe, runs):
+        errors.append(RecipeError(problem))
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     try:
-        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+        earlier = EarlierSplits.of(recipe.reranker.model)
+        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{earlier.fingerprint if earlier else ''}"
         cache = runs / recipe.name / CACHE
         cached = _read_cache(cache, fingerprint)
-        summary = cached or check_collection(recipe.data)
+        summary = cached or check_collection(recipe.data, earlier)
         if problems := _mining_problems(summary, recipe):
             raise DataError(problems)
     except TrainerError as error:
@@ -68,6 +71,21 @@ def check(
         errors[0]
         if len(errors) == 1
         else TrainerError(dict.fromkeys(line for error in errors for line in error.faults))
+    )
+
+
+def _own_model_problem(recipe: Recipe, runs: Path) -> str:
+    """Return a message if the base model is in the folder of this run, which would replace it, else an empty string."""
+    base = recipe.reranker.model
+    try:
+        inside = references.is_local(base) and references.locate(base, weights=False).resolve()
+    except ModelError:  # reported with the other models
+        return ""
+    if not inside or (runs / recipe.name).resolve() not in inside.parents:
+        return ""
+    return (
+        f"reranker.model: {base} is in the folder of this run, which replaces it; give the new run a name of its own, "
+        f"e.g. name={recipe.name}-2"
     )
 
 
