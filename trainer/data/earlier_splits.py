@@ -92,11 +92,13 @@ class EarlierSplits:
             counts.append(f"{len(tested)} of its test queries are train queries here (e.g. {tested[0]!r})")
         if trained:
             counts.append(f"{len(trained)} of its train queries are dev or test queries here (e.g. {trained[0]!r})")
-        return counts and (
+        if not counts:
+            return ""
+        return (
             f"{self.model} comes from a run with other splits: {' and '.join(counts)}, so the test would not be fair; "
             "give these queries the split that they had, leave out data.dev and data.test to keep the old splits, or "
             "start from the model before that run"
-        ) or ""
+        )
 
     def _moved(
         self, qrels: SplitQrels, texts: Mapping[str, str], before: str, now: tuple[str, ...]

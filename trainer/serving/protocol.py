@@ -18,6 +18,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
 from trainer.model import Fusion
 from trainer.model.fusion import first_stage_numbers
+from trainer.model.scores import sigmoid
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
 
@@ -77,6 +78,35 @@ class ScoreBody(BaseModel):
     documents: Text | list[Text] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
     model: str | None = None
     use_activation: bool | None = Field(None, description="False: return logits, not their sigmoid")
+
+
+class SearchBody(BaseModel):
+    """The request body of `/search`."""
+
+    query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
+    top_k: Count | None = Field(None, description="Number of results; 0 and null: all that are reranked")
+    raw_scores: bool | None = Field(None, description="Return the final scores, not their sigmoid")
+
+
+class Hit(BaseModel):
+    """One document of the corpus, with its ranks before and after reranking."""
+
+    rank: int
+    first_stage_rank: int
+    id: str
+    relevance_score: float
+    first_stage_score: float
+    text: str
+
+
+class SearchAnswer(BaseModel):
+    """The response of `/search`, best first; `fused` says whether the scores contain the first stage's."""
+
+    model: str
+    query: str
+    documents: int
+    fused: bool
+    results: list[Hit]
 
 
 class RankedDocument(BaseModel):
@@ -232,8 +262,7 @@ def best_first(scores: np.ndarray, body: RerankBody) -> list[int]:
 
 def public_scores(scores: np.ndarray, raw: bool) -> list[float]:
     """Return the scores for clients: logits if `raw`, else sigmoids in float64, distinct for logits up to 36."""
-    exact = scores.astype(np.float64)
-    return exact.tolist() if raw else (1 / (1 + np.exp(-np.clip(exact, -700, 700)))).tolist()
+    return scores.astype(np.float64).tolist() if raw else sigmoid(scores).tolist()
 
 
 def is_raw(body: RerankBody | ScoreBody) -> bool:
