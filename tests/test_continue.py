@@ -141,7 +141,9 @@ def test_a_run_folder_means_its_exported_model(exported, tmp_path):
     unfinished = tmp_path / "unfinished"
     shutil.copytree(runs / "exported", unfinished)
     shutil.rmtree(unfinished / "export")
-    with pytest.raises(ModelError, match=r"no exported model; finish its run, or name its best checkpoint .*train/best"):
+    with pytest.raises(
+        ModelError, match=r"no exported model; finish its run, or name its best checkpoint .*train/best"
+    ):
         references.locate(str(unfinished))
 
 

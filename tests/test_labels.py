@@ -105,7 +105,9 @@ def test_a_spreadsheet_keeps_every_id(run):
     assert back(run, saved(path, rows)) == 15
     wanted = [True, False, None, 2, 0, True] * 3
     assert kept(run) == {
-        pair: label for pair, label in zip(zip(ODD, reversed(ODD), strict=True), wanted, strict=True) if label is not None
+        pair: label
+        for pair, label in zip(zip(ODD, reversed(ODD), strict=True), wanted, strict=True)
+        if label is not None
     }
     assert back(run, path) == 0
     assert len(sheet_of_open(run)) == 3
@@ -151,7 +153,7 @@ def test_all_problems_are_told_with_their_lines_and_nothing_is_changed(run):
     with pytest.raises(DataError) as raised:
         back(run, path)
     text = "\n".join(raised.value.faults)
-    assert f"{path}:3: \"relevant\" is" in text
+    assert f'{path}:3: "relevant" is' in text
     assert "got 'maybe'" in text
     assert f"relevant ({path}:2), not relevant ({path}:4), grade 3 ({path}:6); keep one" in text
     assert f"{path}:5: ('nobody', '007') is not in the collection" in text
@@ -198,7 +200,10 @@ def test_label_studio_reads_tasks_and_its_exports_come_back(run, minimal):
 
 
 def test_two_annotators_who_disagree_are_both_named(run):
-    value = [{"result": [{"from_name": "relevant", "value": {"choices": [choice]}}]} for choice in ("relevant", "not relevant")]
+    value = [
+        {"result": [{"from_name": "relevant", "value": {"choices": [choice]}}]}
+        for choice in ("relevant", "not relevant")
+    ]
     path = run / "export.json"
     path.write_text(json.dumps([{"data": {"query_id": "007", "document_id": "-5"}, "annotations": value}]))
     with pytest.raises(DataError, match=r"relevant \(.*task 1\), not relevant \(.*task 1\)"):

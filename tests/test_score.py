@@ -163,7 +163,9 @@ def test_compressed_files_and_a_run_folder_as_the_model(exported, tmp_path):
 
 def test_odd_input_is_refused_before_a_model_is_loaded(tmp_path):
     path = tmp_path / "in.jsonl"
-    path.write_text('{"query": "a", "documents": ["b"]}\n{"query": "a\\ud83d", "documents": ["b"]}\n{"query": "c", "docu')
+    path.write_text(
+        '{"query": "a", "documents": ["b"]}\n{"query": "a\\ud83d", "documents": ["b"]}\n{"query": "c", "docu'
+    )
     with pytest.raises(DataError) as raised:
         score("no/such model", path, tmp_path / "out.jsonl")
     assert sorted(fault.split(": ")[0] for fault in raised.value.faults) == [f"{path}:2", f"{path}:3"]

@@ -164,7 +164,11 @@ def test_the_command_prints_json_lines_or_two_columns(folder, corpus, reranker, 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["{run}", " "], "the query is empty"), (["{run}/no", "disk"], "no such folder"), (["{root}", "disk"], "is not the folder of a run")],
+    [
+        (["{run}", " "], "the query is empty"),
+        (["{run}/no", "disk"], "no such folder"),
+        (["{root}", "disk"], "is not the folder of a run"),
+    ],
 )
 def test_the_command_says_what_is_wrong(folder, words, message):
     words = [word.format(run=folder, root=folder.parent) for word in words]

@@ -29,8 +29,8 @@ from trainer.model import Fusion, Reranker
 from trainer.serving.app import create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
-from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
 from trainer.serving.scoring import REASONS
+from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
 from trainer.serving.settings import Settings
 
 QUERY = "kernel kills the process"

@@ -40,9 +40,7 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes)
-    if problem := _own_model_problem(recipe, runs):
-        errors.append(RecipeError(problem))
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     try:
@@ -74,19 +72,17 @@ def check(
     )
 
 
-def _own_model_problem(recipe: Recipe, runs: Path) -> str:
-    """Return a message if the base model is in the folder of this run, which would replace it, else an empty string."""
+def _own_model_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return an error if the base model is in the folder of this run, which would replace it."""
     base = recipe.reranker.model
     try:
         inside = references.is_local(base) and references.locate(base, weights=False).resolve()
     except ModelError:  # reported with the other models
-        return ""
+        return []
     if not inside or (runs / recipe.name).resolve() not in inside.parents:
-        return ""
-    return (
-        f"reranker.model: {base} is in the folder of this run, which replaces it; give the new run a name of its own, "
-        f"e.g. name={recipe.name}-2"
-    )
+        return []
+    advice = f"give the new run a name of its own, e.g. name={recipe.name}-2"
+    return [RecipeError(f"reranker.model: {base} is in the folder of this run, which replaces it; {advice}")]
 
 
 def _read_cache(path: Path, fingerprint: str) -> Summary | None:

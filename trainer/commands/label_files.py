@@ -55,7 +55,8 @@ def require_format(path: Path) -> None:
     """Raise RunError unless the file's ending is one of a format."""
     if path.suffix.lower() not in FORMATS:
         raise RunError(
-            f"{path}: the ending chooses the format: .csv for a spreadsheet, .jsonl for JSON lines, .json for Label Studio"
+            f"{path}: the ending chooses the format: .csv for a spreadsheet, .jsonl for JSON lines, .json for Label "
+            "Studio"
         )
 
 

@@ -78,19 +78,20 @@ def _unknown(run: Path) -> Callable[[Pair], str]:
     return problem
 
 
-def _agreed(rows: Sequence[Label], faults: Faults) -> dict[Pair, bool | int]:
+def _agreed(rows: Sequence[Label], faults: Faults) -> dict[Pair, bool | int | None]:
     """Return the label of each pair; different labels of one pair are added to `faults`."""
     by_pair: dict[Pair, list[Label]] = {}
     for row in rows:
         by_pair.setdefault(row.pair, []).append(row)
-    agreed: dict[Pair, bool | int] = {}
+    agreed: dict[Pair, bool | int | None] = {}
     for pair, several in by_pair.items():
         given = {json.dumps(row.relevant): row.relevant for row in several}
-        if len(given) > 1:
+        if len(given) == 1:
+            (agreed[pair],) = given.values()
+        else:
             listed = ", ".join(f"{_name(row.relevant)} ({row.location})" for row in several)
             message = f"query {pair[0]!r}, document {pair[1]!r} has different labels: {listed}; keep one"
             faults.add("different labels of one pair", several[0].location, message)
-        agreed |= {pair: value for value in given.values() if value is not None}
     return agreed
 
 
@@ -98,7 +99,7 @@ def _name(relevant: bool | int | None) -> str:
     return NAMES[relevant] if isinstance(relevant, bool) else f"grade {relevant}"
 
 
-def _merge(judgements: Path, given: Mapping[Pair, bool | int]) -> tuple[int, int]:
+def _merge(judgements: Path, given: Mapping[Pair, bool | int | None]) -> tuple[int, int]:
     """Replace the answers of the given pairs, append those of other pairs, and return how many are new and changed."""
     before = lines_of(judgements, "correct or remove the line") if judgements.is_file() else []
     answers: dict[Pair, Any] = {pair_of(line): line.get("relevant") for line in before}

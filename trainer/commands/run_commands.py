@@ -92,7 +92,9 @@ def review(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", help="Write the open pairs to a file: .csv (spreadsheet), .jsonl, .json (Label Studio).", metavar="FILE"
+            "--to",
+            help="Write the open pairs to a file: .csv (spreadsheet), .jsonl, .json (Label Studio).",
+            metavar="FILE",
         ),
     ] = None,
     labelled: Annotated[

@@ -227,7 +227,9 @@ def _json_list(text: str, where: str, faults: Faults) -> Item | None:
         content = None
     line: dict[str, Any] = content if isinstance(content, dict) else {}
     if "\\ud" in text.lower() and not _is_writable(line):
-        faults.add("broken characters", where, "holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it")
+        faults.add(
+            "broken characters", where, "holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it"
+        )
         return None
     documents = line.get(_key_of(line))
     if not isinstance(line.get("query"), str) or not isinstance(documents, list):

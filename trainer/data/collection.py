@@ -79,9 +79,7 @@ def build_collection(section: Data, folder: Path, earlier: EarlierSplits | None 
     return _build(_reader(section), folder, SPLITS, earlier)
 
 
-def _build(
-    reader: Reader, folder: Path, needed: Sequence[str], earlier: EarlierSplits | None = None
-) -> Collection:
+def _build(reader: Reader, folder: Path, needed: Sequence[str], earlier: EarlierSplits | None = None) -> Collection:
     """Write the reader's records as Arrow files; the splits of `needed` must have positives."""
     section, twins, texts, read = reader.section, NearDuplicates(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)

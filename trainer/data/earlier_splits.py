@@ -100,9 +100,7 @@ class EarlierSplits:
             "start from the model before that run"
         )
 
-    def _moved(
-        self, qrels: SplitQrels, texts: Mapping[str, str], before: str, now: tuple[str, ...]
-    ) -> Iterator[str]:
+    def _moved(self, qrels: SplitQrels, texts: Mapping[str, str], before: str, now: tuple[str, ...]) -> Iterator[str]:
         for split in now:
             yield from (query for query in qrels[split] if self.split_of(texts[query]) == before)
 

@@ -54,7 +54,7 @@ class Pushed:
 
 
 def files_to_push(folder: Path) -> list[tuple[str, int]]:
-    """Return (name, bytes) of every file that would be uploaded, sorted by name; hidden files and the splits are not."""
+    """Return (name, bytes) of each file that would be uploaded, sorted by name: all but hidden files and the splits."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SPLITS_FILE)
     named = [(path.relative_to(folder), path.stat().st_size) for path in paths]
     return [(str(name), size) for name, size in named if not any(part.startswith(".") for part in name.parts)]

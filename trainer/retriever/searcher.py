@@ -53,7 +53,12 @@ class Searcher:
 
     @classmethod
     def open(
-        cls, section: Retriever, collection: Collection, settings: Settings, cache: Path, trust_remote_code: bool = False
+        cls,
+        section: Retriever,
+        collection: Collection,
+        settings: Settings,
+        cache: Path,
+        trust_remote_code: bool = False,
     ) -> Searcher:
         """Return the first stage, ready to search; documents without vectors in `cache` are encoded first.
 

@@ -90,6 +90,7 @@ def _recipe(run: Path) -> Recipe:
         before = by_content.get(done[before].get("before"))
     if before is None:
         raise RunError(
-            f"search: the first stage in {run} is of another recipe than its exported model; finish the run: train RECIPE"
+            f"search: the first stage in {run} is of another recipe than its exported model; finish the run: train "
+            "RECIPE"
         )
     return load_recipe(run / "retrieve" / "recipe.json")

@@ -39,7 +39,9 @@ def add_search(app: FastAPI, batcher: Batcher, measures: Measures, corpus: Corpu
         return JSONResponse(_answer(body, found, scored, batcher, first_stage.corpus.documents))
 
 
-def _answer(body: SearchBody, found: Found, scored: Scored | None, batcher: Batcher, documents: int) -> dict[str, object]:
+def _answer(
+    body: SearchBody, found: Found, scored: Scored | None, batcher: Batcher, documents: int
+) -> dict[str, object]:
     fusion = batcher.engine.fusion
     final = found.fused(scored.logits, fusion) if scored else found.scores
     public = public_scores(final, body.raw_scores is True)

@@ -88,7 +88,7 @@ def serve(
 ) -> None:
     """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered before the end.
 
-    The corpus of a run is served too, unless `settings.search` is off. Raise ServeError or ModelError before the server starts.
+    The corpus of a run is served too, unless `settings.search` is off. Raise ServeError or ModelError before the start.
     """
     from trainer.model import Reranker
     from trainer.serving.app import create_app
