@@ -92,7 +92,7 @@ def test_new_splits_that_move_a_query_between_training_and_test_are_one_error(ol
     assert fault.startswith(f"reranker.model: {old} comes from a run with other splits: ")
     assert "1 of its test queries are train queries here (e.g. 'q3')" in fault
     assert "1 of its train queries are dev or test queries here (e.g. 'q0')" in fault
-    assert "leave out data.dev and data.test" in fault
+    assert "leave out the files of dev and test, so that the old splits are kept" in fault
     check_collection(new(train=[0, 1, 4], dev=[2, 5], test=[3]), EarlierSplits.of(str(old)))
     check_collection(section, None)
 

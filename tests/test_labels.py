@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 
@@ -244,3 +245,25 @@ def test_the_labels_of_a_run_are_used_by_the_next_one(exported, tmp_path):
     path.write_text("query_id,document_id,relevant\ntrain-disc,disk-1,yes\n")
     with pytest.raises(DataError, match="query 'train-disc' is not in the collection"):
         read_labels(path, mined, judgements)
+
+
+def test_the_command_writes_and_reads_the_file_of_a_run(exported, tmp_path):
+    from typer.testing import CliRunner
+
+    from trainer.commands.cli import reranker_app
+
+    run = tmp_path / "later"
+    shutil.copytree(exported[1] / "exported", run)
+    pairs_file(run).write_text('{"query_id": "train-disk", "document_id": "disk-1", "relevant": null, "query": "+1"}\n')
+    path = str(tmp_path / "labels.csv")
+    written = CliRunner().invoke(reranker_app, ["review", str(run), "--to", path])
+    assert "1 open pairs" in written.output
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "labels.csv").read_text("utf-8-sig")))
+    assert row["query"] == "'+1"
+    saved(tmp_path / "labels.csv", [row | {"relevant": "not relevant"}])
+    read = CliRunner().invoke(reranker_app, ["review", str(run), "--from", path])
+    assert "1 labels: 1 new, 0 changed, 0 the same; 0 rows without a label" in read.output
+    assert f"data.judgements={run / 'judgements.jsonl'}" in read.output.replace("\n", "")
+    assert kept(run) == {("train-disk", "disk-1"): False}
+    both = CliRunner().invoke(reranker_app, ["review", str(run), "--from", path, "--to", path])
+    assert "give either --to or --from" in str(both.exception)

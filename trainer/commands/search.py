@@ -31,6 +31,8 @@ def search(run: Path, query: str, top_k: int, as_json: bool, trust_remote_code: 
     if not run.is_dir():
         raise RunError(f"{run}: no such folder; name the folder of a finished run, e.g. runs/quickstart")
     require_run(run)
+    if as_json:
+        console.quiet()  # standard output is JSON and nothing else
     reranker = Reranker.load(run, head="trained", trust_remote_code=trust_remote_code)
     corpus = Corpus.open(run, trust_remote_code)
     found = corpus.search(query)

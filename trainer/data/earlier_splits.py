@@ -36,7 +36,8 @@ class EarlierSplits:
         Raises ModelError for a damaged file.
         """
         try:
-            folder = references.locate(reference, weights=False) if references.is_local(reference) else None
+            local = references.is_local(reference) and not reference.startswith("package:")
+            folder = references.locate(reference, weights=False) if local else None
         except ModelError:  # the check of the model reports it
             folder = None
         content = None if folder is None else read_record(folder / FILE)
@@ -96,8 +97,8 @@ class EarlierSplits:
             return ""
         return (
             f"{self.model} comes from a run with other splits: {' and '.join(counts)}, so the test would not be fair; "
-            "give these queries the split that they had, leave out data.dev and data.test to keep the old splits, or "
-            "start from the model before that run"
+            "give these queries the split that they had, or leave out the files of dev and test, so that the old "
+            "splits are kept, or start from the model before that run"
         )
 
     def _moved(self, qrels: SplitQrels, texts: Mapping[str, str], before: str, now: tuple[str, ...]) -> Iterator[str]:
