@@ -139,7 +139,7 @@ def test_ids_that_a_spreadsheet_changed_are_recognised_by_the_key(run):
 def test_rows_whose_columns_were_sorted_apart_are_refused(run):
     path = out(run, "labels.csv")
     rows = sheet(path)
-    rows[0]["pair"] = key_of((ODD[1], ODD[-2]))
+    rows[0] |= {"pair": key_of((ODD[1], ODD[-2])), "relevant": "yes"}
     with pytest.raises(DataError, match="was a single column sorted"):
         back(run, saved(path, rows[:1]))
 
@@ -267,3 +267,15 @@ def test_the_command_writes_and_reads_the_file_of_a_run(exported, tmp_path):
     assert kept(run) == {("train-disk", "disk-1"): False}
     both = CliRunner().invoke(reranker_app, ["review", str(run), "--from", path, "--to", path])
     assert "give either --to or --from" in str(both.exception)
+
+
+def test_rows_that_are_no_labels_are_let_be(run):
+    path = run / "labels.csv"
+    path.write_text("query_id,document_id,relevant,note\n007,-5,yes,\n,,,\n,,,5 pairs\ngone,gone,,\n")
+    assert back(run, path) == 1
+    (run / "labels.jsonl").write_text('{"query_id": "007", "document_id": "-5", "relevant": 1}\n{"relevant": 1}\n')
+    with pytest.raises(DataError, match="labels.jsonl:2: needs the keys query_id and document_id"):
+        back(run, run / "labels.jsonl")
+    (run / "labels.xlsx").touch()
+    with pytest.raises(RunError, match="saved as CSV in UTF-8"):
+        back(run, run / "labels.xlsx")

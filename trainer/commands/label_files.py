@@ -46,17 +46,17 @@ class Label(NamedTuple):
 def write(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the lines of likely false negatives in the format of the file's ending; raises RunError for another one."""
     require_format(path)
-    text = {".csv": _csv, ".jsonl": _json_lines, ".json": _tasks}[path.suffix.lower()](lines)
+    text = {".csv": _csv, ".jsonl": _json_lines, ".json": _tasks}[ending(path)](lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode("utf-8"))
 
 
-def require_format(path: Path) -> None:
+def require_format(path: Path, formats: Sequence[str] = FORMATS) -> None:
     """Raise RunError unless the file's ending is one of a format."""
-    if path.suffix.lower() not in FORMATS:
+    if path.suffix.lower() not in formats:
         raise RunError(
-            f"{path}: the ending chooses the format: .csv for a spreadsheet, .jsonl for JSON lines, .json for Label "
-            "Studio"
+            f"{path}: the ending chooses the format: .csv for a spreadsheet (saved as CSV in UTF-8), .jsonl for JSON "
+            "lines, .json for Label Studio"
         )
 
 
@@ -130,9 +130,11 @@ def _read_table(path: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, 
 
     is_sheet = ending(path) in (".csv", ".tsv")
     for number, row in table.rows(choose, faults):
+        if not {"query_id", "document_id"} <= set(row):  # a JSON line with other keys than the first one
+            faults.add("broken lines", table.location(number), "needs the keys query_id and document_id")
+            continue
         cells = {name: restored(cell) if is_sheet and isinstance(cell, str) else cell for name, cell in row.items()}
-        if not is_sheet or any(str(cell).strip() for cell in cells.values()):  # a line of separators only
-            yield table.location(number), cells
+        yield table.location(number), cells
 
 
 def _read_task(location: str, task: Any, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -170,21 +172,24 @@ def labels(
     """Yield the labels of rows; rows with unknown ids or values that are no labels are added to `faults`.
 
     `keys` are the pairs of the exported list by their keys: a row whose ids a spreadsheet changed is recognised by its
-    key. `unknown` returns the problem of a pair that is not in the collection, else an empty string.
+    key. `unknown` returns the problem of a pair that is not in the collection, else an empty string. Rows without a
+    label may have any ids.
     """
     for location, row in rows:
+        try:
+            relevant = _grade(row.get("relevant"))
+        except ValueError as error:
+            faults.add("broken labels", location, str(error))
+            continue
         pair, meant = pair_of(row), keys.get(str(row.get("pair") or ""))
-        problem = unknown(pair)
-        if meant is not None and pair != meant and not problem:
+        problem = "" if relevant is None else unknown(pair)
+        if relevant is not None and meant not in (None, pair) and not problem:
             message = f"the ids {pair} and the key {row['pair']!r} are of two pairs; was a single column sorted?"
             faults.add("rows that are mixed up", location, message)
-        elif meant is None and problem:
+        elif problem and meant is None:
             faults.add("unknown ids", location, problem)
         else:
-            try:
-                yield Label(location, meant or pair, _grade(row["relevant"]))
-            except ValueError as error:
-                faults.add("broken labels", location, str(error))
+            yield Label(location, meant or pair, relevant)
 
 
 def _grade(value: Any) -> bool | int | None:

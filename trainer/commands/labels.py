@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.commands.label_files import Label, Pair, key_of, labels, pair_of, read, require_format, write
+from trainer.commands.label_files import FORMATS, Label, Pair, key_of, labels, pair_of, read, require_format, write
 from trainer.commands.review import lines_of, locked, require_mined
 from trainer.data import Collection, Faults
 from trainer.errors import RunError
@@ -42,6 +42,7 @@ def read_labels(path: Path, pairs_file: Path, judgements: Path) -> int:
     require_mined(pairs_file)
     if not path.is_file():
         raise RunError(f"{path}: no such file; write one with --to, and fill in its column `relevant`")
+    require_format(path, (*FORMATS, ".tsv"))
     keys = {key_of(pair): pair for pair in map(pair_of, lines_of(pairs_file, "delete it and mine again"))}
     faults = Faults()
     rows = list(labels(read(path, faults), keys, _unknown(pairs_file.parents[1]), faults))
