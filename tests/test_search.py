@@ -163,16 +163,16 @@ def test_the_command_prints_json_lines_or_two_columns(folder, corpus, reranker, 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("line", "message"),
     [
         (["{run}", " "], "the query is empty"),
         (["{run}/no", "disk"], "no such folder"),
         (["{root}", "disk"], "is not the folder of a run"),
     ],
 )
-def test_the_command_says_what_is_wrong(folder, words, message):
-    words = [word.format(run=folder, root=folder.parent) for word in words]
-    result = CliRunner().invoke(reranker_app, ["search", *words])
+def test_the_command_says_what_is_wrong(folder, line, message):
+    given = [word.format(run=folder, root=folder.parent) for word in line]
+    result = CliRunner().invoke(reranker_app, ["search", *given])
     assert message in str(result.exception)
 
 

@@ -188,13 +188,16 @@ def _ceiling(run: Run) -> Compared:
 
 
 def _show(run: Run, rows: Sequence[Compared]) -> None:
-    """Print the first metric on dev and test, the gain and the cost; all metrics are in the file."""
-    columns = ["model", "dev", run.metric, "gain, 95 %", "p", "+/-", "ms", "pairs/s", "size"]
+    """Print quality in the first metric on dev and test, then the cost; all metrics are in the file."""
     queries, depth = len(run.collection.answerable("test")), run.recipe.rerank_depth
-    title = f"test: {queries} queries, the best {depth} candidates of each reranked; ms: median of a query"
+    title = f"test: {queries} queries, the best {depth} candidates of each reranked"
     names = _short([row.name for row in rows])
     measured = [(name, row) for name, row in zip(names, rows, strict=True) if not row.fault]
-    console.table(title, columns, [[name, *_cells(row, run.metric)] for name, row in measured])
+    quality = ["model", "dev", run.metric, "gain, 95 %", "p", "+/-"]
+    console.table(title, quality, [[name, *_quality(row, run.metric)] for name, row in measured])
+    costs = [[name, *_cost(row)] for name, row in measured if row.parameters and FUSED not in name]
+    if costs:
+        console.table("", ["model", "size", "ms per query", "95 %", "pairs/s"], costs)
     console.stage("compare", f"all figures: {run.folder / FILE}")
 
 
@@ -210,7 +213,7 @@ def _last(name: str) -> str:
     return path.rpartition("/")[2] + FUSED * name.endswith(FUSED)
 
 
-def _cells(row: Compared, metric: str) -> list[str]:
+def _quality(row: Compared, metric: str) -> list[str]:
     gain = row.difference
     return [
         f"{row.dev[metric].mean:.3f}",
@@ -218,7 +221,13 @@ def _cells(row: Compared, metric: str) -> list[str]:
         f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else "",
         f"{row.p:.4f}" if row.p is not None else "",
         f"{row.wins}/{row.losses}" if row.wins is not None else "",
-        f"{row.p50_ms:.0f}" if row.p50_ms is not None else "",
-        f"{row.pairs_per_second:.0f}" if row.pairs_per_second else "",
+    ]
+
+
+def _cost(row: Compared) -> list[str]:
+    return [
         f"{row.parameters / 1e6:.1f}M" if row.parameters else "",
+        f"{row.p50_ms:.1f}" if row.p50_ms is not None else "",
+        f"{row.p95_ms:.1f}" if row.p95_ms is not None else "",
+        f"{row.pairs_per_second:.0f}" if row.pairs_per_second else "",
     ]
