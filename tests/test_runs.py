@@ -461,7 +461,7 @@ FINISHED = [
     *(f"evaluate/{name}.trec" for name in ("first_stage", "first_stage_default", "fitted", "tuned", "fused")),
     *(f"evaluate/{name}" for name in ("results.json", "dev.json", "fusion.json", "depths.json", "queries.jsonl")),
     *(f"export/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")),
-    *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json")),
+    *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json", "splits.json")),
     "report.md",
     *(f"{stage}/{name}" for stage in STAGES for name in ("begun.json", "done.json", "recipe.json")),
 ]
