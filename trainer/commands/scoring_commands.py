@@ -19,7 +19,7 @@ Precision = Annotated[
 @command(reranker_app, panel=MODELS)
 def score(
     model: Annotated[
-        str, typer.Argument(help="A model: a folder, a Hub id or package:NAME/SUBFOLDER.", metavar="MODEL")
+        str, typer.Argument(help="A run folder, a model folder, a Hub id or package:NAME/SUBFOLDER.", metavar="MODEL")
     ],
     source: Annotated[
         Path, typer.Argument(help='The lists: JSON lines of {"query", "documents"}, or a TREC run.', metavar="IN")
