@@ -389,12 +389,6 @@ def test_a_missing_recipe_is_reported_with_the_most_similar_name():
         load_recipe("nowhere/r.yaml")
 
 
-def test_a_folder_is_no_recipe():
-    Path("folder").mkdir()
-    with pytest.raises(RecipeError, match=r"^folder: cannot be read \(Is a directory\)"):
-        load_recipe("folder")
-
-
 def test_a_dangling_link_is_not_reported_as_a_misspelt_name():
     Path("r.yaml").unlink(missing_ok=True)
     Path("r.yaml").symlink_to("moved.yaml")
