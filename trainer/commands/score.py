@@ -24,7 +24,8 @@ from trainer.data import Faults, fingerprint_data, read_lines, trec_fields, trec
 from trainer.data.reader import Reader
 from trainer.data.sources import find_sources
 from trainer.errors import DataError, RecipeError, RunError
-from trainer.model import Reranker
+from trainer.model import Calibration, Reranker
+from trainer.model.calibration import require_calibration
 from trainer.model_files import references
 from trainer.recipe import Data
 from trainer.runtime import console, processes
@@ -60,12 +61,14 @@ def score(
     max_length: int | None = None,
     precision: Precision | Literal["auto"] = "fp32",
     trust_remote_code: bool = False,
+    probabilities: bool = False,
 ) -> None:
     """Write every list of `source` to `output` in the order of a model's scores.
 
-    With `data`, which names the files of the texts, `source` is a TREC run, else JSON lines. Raises DataError with
-    all problems of the input before the model is loaded, and RecipeError if `output` was begun with another input,
-    model or option.
+    With `data`, which names the files of the texts, `source` is a TREC run, else JSON lines. With `probabilities` the
+    scores are calibrated probabilities of relevance. Raises DataError with all problems of the input before the model
+    is loaded, RecipeError if `output` was begun with another input, model or option, and ModelError if the model
+    cannot be loaded, or has no calibration for probabilities.
     """
     if output.exists() and source.exists() and output.samefile(source):
         raise RecipeError(f"{output}: is the input too; name another file for the output")
@@ -73,25 +76,21 @@ def score(
     count = len(run) if run is not None else _checked_lines(source)
     texts = fingerprint_data(data) if data else ""
     known = json_sha256(VERSION, references.fingerprint(references.locate(model)), sha256(source), texts, precision)
+    calibration = _calibration(model) if probabilities else None
     parts = output.with_name(f".{output.name}.parts")
     accelerator = start_accelerator("fp32") if processes.several() else None
-    fingerprint = json_sha256(known, max_length)
-    done = on_main(accelerator, lambda: _begin(parts, fingerprint, output)) if accelerator else None
-    done = _begin(parts, fingerprint, output) if done is None else done
+    fingerprint = json_sha256(known, max_length, *(["probabilities"] if probabilities else []))
+    begin = partial(_begin, parts, fingerprint, output)
+    done = on_main(accelerator, begin) if accelerator else begin()
     if done:
         console.stage("score", f"{len(done)} blocks are finished already; resuming")
-    load = partial(
-        Reranker.load,
-        model,
-        device=accelerator.device if accelerator else None,
-        precision=precision,
-        head="trained",
-        max_length=max_length,
-        trust_remote_code=trust_remote_code,
-    )
+    device = accelerator.device if accelerator else None
+    options: dict[str, Any] = {"head": "trained", "max_length": max_length, "trust_remote_code": trust_remote_code}
+    load = partial(Reranker.load, model, device=device, precision=precision, **options)
     lists = run if run is not None else _json_lists(source, Faults())
     ours = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    blocks = _score_blocks(lists, parts, done, ours, load, _write_trec if data else _write_json, count)
+    write = partial(_write, _write_trec if data else _write_json, calibration)
+    blocks = _score_blocks(lists, parts, done, ours, load, write, count)
     if accelerator:
         accelerator.wait_for_everyone()
     if processes.is_main():
@@ -124,6 +123,22 @@ def _score_blocks(
                 missing += 1
             advance(len(block))
     return number + 1
+
+
+def _write(
+    form: Callable[[Path, Sequence[Item], Sequence[np.ndarray], Sequence[np.ndarray]], None],
+    calibration: Calibration | None,
+    path: Path,
+    block: Sequence[Item],
+    scores: Sequence[np.ndarray],
+) -> None:
+    """Write a block in a form, JSON or TREC, with its scores or their probabilities."""
+    form(path, block, scores, scores if calibration is None else list(map(calibration.relevant.probability, scores)))
+
+
+def _calibration(model: str) -> Calibration:
+    """Return the calibration of a model; raise ModelError if it has none."""
+    return require_calibration(Calibration.load(references.locate(model)))
 
 
 def _begin(parts: Path, known: str, output: Path) -> set[int]:
@@ -176,23 +191,29 @@ def _ordered(scores: np.ndarray) -> list[int]:
     return np.argsort(-scores, kind="stable").tolist()
 
 
-def _write_json(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray]) -> None:
+def _write_json(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray], public: Sequence[np.ndarray]) -> None:
+    """Write the lists in the order of their scores, with the public scores."""
     with path.open("w", encoding="utf-8") as file:
-        for item, values in zip(block, scores, strict=True):
+        for item, values, shown in zip(block, scores, public, strict=True):
             line = dict(item.source)
             order = _ordered(values)
             key = _key_of(line)
             line[key] = [line[key][position] for position in order]
-            line |= {"scores": [round(float(values[position]), 6) for position in order], "index": order}
+            line |= {"scores": [_number_of(shown[position]) for position in order], "index": order}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray]) -> None:
+def _number_of(score: np.floating) -> float:
+    """Return a score for files: float32 logits with six decimals, and probabilities, which can be tiny, in full."""
+    return round(float(score), 6) if score.dtype == np.float32 else float(score)
+
+
+def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray], public: Sequence[np.ndarray]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for item, values in zip(block, scores, strict=True):
+        for item, values, shown in zip(block, scores, public, strict=True):
             query, documents = item.source
             for rank, position in enumerate(_ordered(values), start=1):
-                file.write(f"{query} Q0 {documents[position]} {rank} {values[position]:.6f} reranked\n")
+                file.write(f"{query} Q0 {documents[position]} {rank} {_number_of(shown[position])!r} reranked\n")
 
 
 def _join(parts: Path, blocks: int, output: Path) -> None:

@@ -12,12 +12,13 @@ import typer
 from trainer.commands.run_folders import require_run
 from trainer.errors import RunError
 from trainer.model import Reranker
-from trainer.model.scores import sigmoid
+from trainer.model.calibration import Platt
 from trainer.reporting.queries import cut
 from trainer.runtime import console
 from trainer.serving.corpus import Corpus
 
 LETTERS = 60  # of a document's text in a column
+SIGMOID = Platt(1.0, 0.0)  # as the server's scores
 Hit = Mapping[str, Any]
 
 
@@ -37,7 +38,7 @@ def search(run: Path, query: str, top_k: int, as_json: bool, trust_remote_code: 
     corpus = Corpus.open(run, trust_remote_code)
     found = corpus.search(query)
     final = found.fused(reranker.score([(query, text) for text in found.texts]), reranker.fusion)
-    results = found.results(final, sigmoid(final).tolist())
+    results = found.results(final, SIGMOID.probability(final).tolist())
     if as_json:
         facts = {"model": run.resolve().name, "query": query, "documents": corpus.documents}
         answer = facts | {"fused": reranker.fusion is not None, "results": results[:top_k]}

@@ -5,6 +5,7 @@ Imports inside run down, like the package's own:
     release                             the verdict on the exported model, from dev
     fusion                              the weight of first-stage scores: fitted on train, checked on dev
     two_stage  calibration              systems measured on a split, as a table and as TREC runs
+    unjudged                            measures that take unjudged documents into account
     results                             results.json, and the table on the terminal
     gate  statistics  metrics           the release gate; intervals and paired tests; values of ir_measures
 

@@ -17,8 +17,9 @@ import numpy as np
 from trainer.data import Collection, trec_id
 from trainer.evaluation.gate import BASELINES, Release
 from trainer.evaluation.metrics import RankingById, best_order, per_query
-from trainer.evaluation.results import Results
-from trainer.evaluation.statistics import bootstrap, paired_p
+from trainer.evaluation.results import Results, adjusted
+from trainer.evaluation.statistics import Interval, bootstrap, measured_detectable, paired_p
+from trainer.evaluation.unjudged import measure_unjudged
 from trainer.retriever import NOTHING, Candidates
 
 
@@ -89,7 +90,13 @@ def measure(
     return Measured(depth, orders, values)
 
 
-def summarise(measured: Measured, split: str, seed: int, release: Release | None = None) -> Results:
+def summarise(
+    measured: Measured,
+    split: str,
+    seed: int,
+    release: Release | None = None,
+    judged: dict[str, dict[str, Interval]] | None = None,
+) -> Results:
     """Return means with bootstrap intervals, and the comparisons of each reranked system with the baselines."""
     values = measured.values
     reranked = [system for system in values if system not in ("first_stage_default", "first_stage", "ceiling")]
@@ -103,14 +110,15 @@ def summarise(measured: Measured, split: str, seed: int, release: Release | None
             system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
             for system, by_metric in values.items()
         },
-        comparisons=[
+        comparisons=adjusted(
             _compare(values, system, before, metric, seed)
             for before in BASELINES
             if before in values
             for system in reranked
             if system != before
             for metric in metrics
-        ],
+        ),
+        judged=judged or {},
     )
 
 
@@ -133,11 +141,14 @@ def evaluate(
     the verdict on the exported model from dev, is only recorded here.
     """
     measured = measure(collection, split, candidates, scores, metrics, default)
-    results = summarise(measured, split, seed, release)
+    rankings = {
+        system: _by_id(collection, candidates, rows) for system, rows in measured.orders.items() if system != "ceiling"
+    }
+    judged = measure_unjudged(metrics[0], collection.named_qrels(split), rankings, collection.relevant_from, seed)
+    results = summarise(measured, split, seed, release, judged)
     if folder is not None:
-        for system, rows in measured.orders.items():
-            if system != "ceiling":
-                _write_trec(folder / f"{system}.trec", _by_id(collection, candidates, rows), system)
+        for system, ranking in rankings.items():
+            _write_trec(folder / f"{system}.trec", ranking, system)
         results.save(folder)
     return results
 
@@ -145,7 +156,10 @@ def evaluate(
 def _compare(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, baseline: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """Return a system's mean difference to a baseline, its p-value, and the numbers of queries won and lost."""
+    """Return a system's mean difference to a baseline, its p-value, and the numbers of queries won, lost and unchanged.
+
+    `detectable` is the smallest difference between these two systems that so many queries detect.
+    """
     ours, theirs = (list(values[name][metric].values()) for name in (system, baseline))
     differences = np.subtract(ours, theirs)
     return {
@@ -156,6 +170,8 @@ def _compare(
         "p": paired_p(ours, theirs, seed),
         "wins": int((differences > 0).sum()),
         "losses": int((differences < 0).sum()),
+        "unchanged": int((differences == 0).sum()),
+        "detectable": measured_detectable(differences),
     }
 
 

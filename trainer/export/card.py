@@ -125,13 +125,19 @@ def _first_line(results: Results) -> str:
     return f"\n**{results.sentence}**\n" if results.verdict else ""
 
 
+def _table(results: Results) -> str:
+    """Return the results as a Markdown table."""
+    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
+    return "\n".join([*table, *(f"| {' | '.join(row)} |" for row in results.rows())])
+
+
 def _on_test(results: Results) -> str:
     """Return a sentence for each baseline that the model does not significantly beat on test."""
     sentences = []
     for row in results.main_comparisons():
-        better = row["difference"] > 0 and row["p"] < SIGNIFICANT
+        better = row["difference"] > 0 and row["p_adjusted"] < SIGNIFICANT
         if row["system"] == results.shipped and not better:
-            figures = f"difference {row['difference']:+.3f}, p = {row['p']:.3f}"
+            figures = f"difference {row['difference']:+.3f}, p = {row['p_adjusted']:.3f}"
             sentences.append(
                 f"On these queries it is not significantly better than {BASELINES[row['against']]} ({figures})."
             )
@@ -186,12 +192,38 @@ def _plain(text: str) -> str:
     return "`" + "".join(letter for letter in text if letter.isprintable() and letter != "`").rstrip(".") + "`"
 
 
+def _calibration(calibrated: str) -> str:
+    """Return the paragraph on probabilities, with what they were worth on test; empty without a calibration."""
+    if not calibrated:
+        return ""
+    quality = calibrated.removeprefix("scores are calibrated on dev: ")
+    return f"""
+`calibration.json` turns the model's logits into the probability that a document would be judged relevant. It was fitted
+on dev, where a document without a judgement counted as not relevant ({quality}).
+domain-reranker applies it:
+
+```python
+from trainer.model import Reranker
+
+model = Reranker.load("FOLDER_OR_REPOSITORY")
+model.probability([("a query", "a document"), ("a query", "another document")])
+```
+"""
+
+
 def model_card(
-    reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, best_step: int | None = None
+    reranker: Reranker,
+    recipe: Recipe,
+    results: Results,
+    parity: Parity,
+    best_step: int | None = None,
+    calibrated: str = "",
 ) -> str:
-    """Return the model card; `best_step` is the training step of the weights, 0 if they are untrained."""
-    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
-    table += [f"| {' | '.join(row)} |" for row in results.rows()]
+    """Return the model card.
+
+    `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
+    calibration, empty if there is none.
+    """
     brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
     trust = ", trust_remote_code=True" if brings_code else ""
     return f"""---
@@ -208,11 +240,12 @@ the logits; their values have no absolute meaning.
 
 Split {results.split}: {results.queries} queries; the first {results.depth} candidates of each were reranked.
 Intervals are bootstrapped over queries; `gain` is the difference to the first stage in {results.metrics[0]}, and `p`
-its p-value in a paired sign-flip permutation test. Relevant documents that the first stage missed count as missed;
+its p-value in a paired sign-flip permutation test, adjusted for all comparisons by this metric (Holm). Relevant
+documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
-{chr(10).join(table)}
-{_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}
+{_table(results)}
+{_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
 ## Use
 
 ```python

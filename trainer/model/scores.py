@@ -22,8 +22,3 @@ def standardised(numbers: np.ndarray, mask: np.ndarray) -> np.ndarray:
         for pick, edge in ((np.min, np.inf), (np.max, -np.inf))
     )
     return np.where(maximum > minimum, centred / np.where(deviation > 0, deviation, 1.0), 0.0)
-
-
-def sigmoid(scores: np.ndarray) -> np.ndarray:
-    """Return the sigmoid of scores, float64, which is distinct for scores up to 36."""
-    return 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -700, 700)))

@@ -22,6 +22,11 @@ TOP = 10  # documents of each list in a record
 LETTERS = 600  # most characters of a text in a record
 MISSED = 2  # most relevant documents in a record that the first stage did not return
 NOT_RETRIEVED, LOW, UNLABELLED = "not retrieved", "retrieved but low", "probably unlabelled"
+REMEDIES = {
+    NOT_RETRIEVED: "rerank more candidates, or improve the first stage",
+    LOW: "more or better train queries like these",
+    UNLABELLED: "judge the first document: the model and the first stage agree on it",
+}
 Order = dict[int, list[int]]  # {query row: document rows, best first}
 
 

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from trainer.serving.batching import Batcher, Scored, Texts
 from trainer.serving.corpus import Corpus, Found
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import ErrorBody, SearchAnswer, SearchBody, public_scores
+from trainer.serving.protocol import SIGMOID, Count, ErrorBody, Text
 from trainer.serving.scoring import ERRORS, score_texts, unless_disconnected
 from trainer.serving.settings import RefusedError
 
@@ -21,6 +22,35 @@ NO_CORPUS = (
     "documents to /rerank"
 )
 MISSING = {404: {"model": ErrorBody, "description": "The server has no corpus"}}
+
+
+class SearchBody(BaseModel):
+    """The request body of `/search`."""
+
+    query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
+    top_k: Count | None = Field(None, description="Number of results; 0 and null: all that are reranked")
+    raw_scores: bool | None = Field(None, description="Return the final scores, not their sigmoid")
+
+
+class Hit(BaseModel):
+    """One document of the corpus, with its ranks before and after reranking."""
+
+    rank: int
+    first_stage_rank: int
+    id: str
+    relevance_score: float
+    first_stage_score: float
+    text: str
+
+
+class SearchAnswer(BaseModel):
+    """The response of `/search`, best first; `fused` says whether the scores contain the first stage's."""
+
+    model: str
+    query: str
+    documents: int
+    fused: bool
+    results: list[Hit]
 
 
 def add_search(app: FastAPI, batcher: Batcher, measures: Measures, corpus: Corpus | None) -> None:
@@ -44,7 +74,7 @@ def _answer(
 ) -> dict[str, object]:
     fusion = batcher.engine.fusion
     final = found.fused(scored.logits, fusion) if scored else found.scores
-    public = public_scores(final, body.raw_scores is True)
+    public = (final if body.raw_scores else SIGMOID.probability(final)).tolist()
     return {
         "model": batcher.engine.name,
         "query": body.query,

@@ -16,7 +16,7 @@ class Evaluate(Stage):
     """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
-    version = 8
+    version = 9
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Evaluate(Stage):
         console.stage("evaluate", calibrated)
         weighted = evaluation.describe(weights)
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
-        values = {"dev": means, "verdict": release.verdict, "judged": release.sentence}
+        values = {"dev": means, "verdict": release.verdict, "judged": release.sentence, "calibrated": calibrated}
         return Notes(line, values | {"latency": _latency(run)})
 
     def show(self, run: Run) -> None:
