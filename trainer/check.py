@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.data import (
     MAX_AUTO_LENGTH,
+    EarlierSplits,
     Summary,
     check_collection,
     check_guard_sets,
@@ -48,15 +49,16 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes)
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
     try:
-        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+        earlier = EarlierSplits.of(recipe.reranker.model)
+        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{earlier.fingerprint if earlier else ''}"
         cache = runs / recipe.name / CACHE
         cached = _read_cache(cache, fingerprint)
-        summary = cached or check_collection(recipe.data)
+        summary = cached or check_collection(recipe.data, earlier)
         if problems := _mining_problems(summary, recipe):
             raise DataError(problems)
     except TrainerError as error:
@@ -90,6 +92,19 @@ def _guard_overlaps(recipe: Recipe, cache: Path, keep: bool, errors: list[Traine
     except TrainerError as error:
         errors.append(error)
         return {}
+
+
+def _own_model_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return an error if the base model is in the folder of this run, which would replace it."""
+    base = recipe.reranker.model
+    try:
+        inside = references.is_local(base) and references.locate(base, weights=False).resolve()
+    except ModelError:  # reported with the other models
+        return []
+    if not inside or (runs / recipe.name).resolve() not in inside.parents:
+        return []
+    advice = f"give the new run a name of its own, e.g. name={recipe.name}-2"
+    return [RecipeError(f"reranker.model: {base} is in the folder of this run, which replaces it; {advice}")]
 
 
 def _read_cache(path: Path, fingerprint: str) -> Summary | None:

@@ -194,7 +194,7 @@ def compare(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="Rerankers (Hub ids, folders or package:NAME/SUBFOLDER), and section.key=value for the recipe.",
+            help="Rerankers (Hub ids, model or run folders, package:NAME/SUB), and section.key=value for the recipe.",
             metavar="MODEL... [KEY=VALUE]...",
         ),
     ],

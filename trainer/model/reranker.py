@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
 from trainer.model import packing
-from trainer.model.arguments import as_pairs, as_texts, model_folder, require_options, require_top_k
+from trainer.model.arguments import as_pairs, as_texts, require_options, require_top_k
 from trainer.model.batching import (
     TOKENS_OF_A_LEARNING_START,
     TOKENS_OF_A_START,
@@ -36,6 +36,7 @@ from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
 from trainer.model_files.checks import Head
+from trainer.model_files.references import locate
 from trainer.runtime.console import progress, warn
 from trainer.runtime.precision import (
     Precision,
@@ -118,7 +119,7 @@ class Reranker:
         """
         require_options(reference, precision, max_length)
         target = usable_device(device, precision)
-        folder = model_folder(reference)
+        folder = locate(str(reference))
         model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code)
         longest = longest_input(model, tokenizer)
         saved = min(tokenizer.model_max_length, longest)

@@ -5,6 +5,7 @@ BM25's parameters and the fusion weights are tuned on them.
 
 Imports inside run down, like the package's own:
 
+    searcher                            new queries, one at a time, over an open corpus
     retrieve                            candidates of all splits, with one search per engine
     tuning                              BM25's parameters and fusion weights, tuned on the train queries
     engines                             all engines of a recipe, searched and fused
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.retriever.retrieve import retrieve_splits as retrieve_splits
     from trainer.retriever.retrieve import retrieve_unjudged as retrieve_unjudged
     from trainer.retriever.retrieve import shards as shards
+    from trainer.retriever.searcher import Searcher as Searcher
     from trainer.retriever.tuning import Tuning as Tuning
 
 __getattr__ = face(__name__)

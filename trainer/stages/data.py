@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.context import Notes, Run, Stage, settings
-from trainer.data import build_collection, fingerprint_data
+from trainer.data import EarlierSplits, build_collection, fingerprint_data
 from trainer.recipe import Recipe
 from trainer.runtime import processes
 from trainer.runtime.lock import hold
@@ -25,11 +25,15 @@ class Data(Stage):
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys that control reading, and the hash of the files' content."""
-        return settings("data", recipe.data, FILES) | {CONTENT + "data": fingerprint_data(recipe.data)}
+        files = {CONTENT + "data": fingerprint_data(recipe.data)}
+        if earlier := EarlierSplits.of(recipe.reranker.model):
+            files[CONTENT + "reranker.model's splits"] = earlier.fingerprint
+        return settings("data", recipe.data, FILES) | files
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Check every line of the files and write documents, queries and qrels."""
-        collection = build_collection(run.recipe.data, folder)
+        earlier = EarlierSplits.of(run.recipe.reranker.model)
+        collection = build_collection(run.recipe.data, folder, earlier)
         return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
 
 

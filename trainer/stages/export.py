@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer import context, evaluation, export, model
 from trainer.context import Notes, Run, Stage, settings
+from trainer.data import SPLITS, EarlierSplits
 from trainer.recipe import Recipe
 
 PARITY_PAIRS = 48  # dev pairs on which exported formats are compared, including the first and the last
@@ -16,7 +17,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 6
+    version = 7
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -36,8 +37,16 @@ class Export(Stage):
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
         parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
+        _splits(run).save(folder / "model")
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+
+
+def _splits(run: Run) -> EarlierSplits:
+    """Return the splits of this run's queries and of the runs before it, which a run that continues it will keep."""
+    name = run.recipe.reranker.model
+    earlier = EarlierSplits.of(name) or EarlierSplits(name, {})
+    return earlier.updated({split: run.collection.query_texts(list(run.collection.qrels[split])) for split in SPLITS})
 
 
 def _some_pairs(run: Run) -> list[tuple[str, str]]:
