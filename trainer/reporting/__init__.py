@@ -20,6 +20,7 @@ from trainer.lazy import face
 
 if TYPE_CHECKING:
     from trainer.reporting.latency import measure_latency as measure_latency
+    from trainer.reporting.latency import seconds_of_latency as seconds_of_latency
     from trainer.reporting.queries import read_queries as read_queries
     from trainer.reporting.write import PAGE as PAGE
     from trainer.reporting.write import write_details as write_details

@@ -53,6 +53,11 @@ def measure_latency(
     return {"machine": describe_machine(reranker), "by_depth": by_depth}
 
 
+def seconds_of_latency(depth: int, pair: float) -> float:
+    """Return the seconds that `measure_latency` takes at a depth, from the seconds of a pair."""
+    return min(SECONDS, (QUERIES + 1) * sum(depths_to(depth)) * pair)
+
+
 def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return the figures of one depth from (pairs, seconds) of each query."""
     pairs, seconds = np.array(took).T

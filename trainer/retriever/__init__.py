@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from trainer.retriever.embeddings import BiEncoder as BiEncoder
     from trainer.retriever.embeddings import Embeddings as Embeddings
     from trainer.retriever.embeddings import Shards as Shards
+    from trainer.retriever.engines import MINING_DEPTH as MINING_DEPTH
     from trainer.retriever.engines import Settings as Settings
     from trainer.retriever.engines import language_of as language_of
     from trainer.retriever.retrieve import candidates_of_dict as candidates_of_dict
     from trainer.retriever.retrieve import embed as embed
+    from trainer.retriever.retrieve import embedded_share as embedded_share
     from trainer.retriever.retrieve import retrieve_splits as retrieve_splits
     from trainer.retriever.retrieve import retrieve_unjudged as retrieve_unjudged
     from trainer.retriever.retrieve import shards as shards

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainer.training.checkpoints import Progress as Progress
     from trainer.training.head_init import probe as probe
     from trainer.training.head_init import start_head as start_head
+    from trainer.training.interpolate import BETWEEN as BETWEEN
     from trainer.training.interpolate import choose as choose
     from trainer.training.loop import Measure as Measure
     from trainer.training.loop import TrainingJob as TrainingJob
