@@ -19,10 +19,12 @@ from trainer.data import Collection
 from trainer.evaluation.statistics import Interval
 from trainer.model.calibration import Calibration, Platt
 from trainer.retriever import NOTHING, Candidates
+from trainer.runtime.console import Advance, no_progress, progress
 from trainer.runtime.run_folder import write_json
 
 BINS = 10  # of the reliability diagram and of ECE, with equally many pairs
 RESAMPLES = 1000
+STATISTICS = 5  # that are resampled
 FEWEST = 20  # least number of positive pairs, and of negative pairs, of dev that are needed for a fit
 SEPARATES = 0.7  # least lower bound of the AUC at which thresholds are useful
 ON_TEST = "calibration_test.json"  # in the folder of an evaluation
@@ -113,7 +115,8 @@ def calibrate(
             f"scores are not calibrated: dev has too few judged documents (at least {FEWEST} relevant ones are needed)"
         )
     calibration.save(folder)
-    on_test = measure(calibration, pairs["test"], collection.relevant_from, seed)
+    with progress("calibrate", total=STATISTICS * RESAMPLES) as advance:
+        on_test = measure(calibration, pairs["test"], collection.relevant_from, seed, advance)
     write_json(folder / ON_TEST, on_test.described())
     error = f"calibration error on test {on_test.ece.mean:.3f}, {on_test.uncalibrated_ece.mean:.3f} without"
     if on_test.separates:
@@ -157,7 +160,9 @@ def _platt(scores: np.ndarray, relevant: np.ndarray) -> Platt | None:
     return Platt(float(slope / spread), float(intercept - slope * centre / spread))
 
 
-def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: int) -> Calibrated:
+def measure(
+    calibration: Calibration, pairs: Pairs, relevant_from: int, seed: int, advance: Advance = no_progress
+) -> Calibrated:
     """Return the quality of a calibration fitted on dev, measured on the pairs of test."""
     relevant = pairs.grades >= relevant_from
     fitted = calibration.relevant.probability(pairs.scores)
@@ -169,7 +174,11 @@ def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: in
             present = pairs.present[rows]
             return statistic(values[rows][present], relevant[rows][present])
 
-        low, high = np.nanquantile([of(rows) for rows in draws], [0.025, 0.975])
+        resampled = []
+        for rows in draws:
+            resampled.append(of(rows))
+            advance()
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
         return Interval(of(slice(None)), float(low), float(high))
 
     return Calibrated(

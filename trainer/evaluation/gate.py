@@ -121,6 +121,7 @@ class Release:
     shipped: str = "tuned"
     findings: dict[str, Finding] = field(default_factory=dict)  # by mode
     first_stage_weight: float = 0.0
+    trained: bool = True  # False with train.epochs: 0
 
     @property
     def sentence(self) -> str:
@@ -130,7 +131,8 @@ class Release:
             f"({100 * LEVEL:.0f} % lower bound {finding.low:+.4f})"
             for mode, finding in self.findings.items()
         ]
-        return f"{self.verdict}: on dev, {', '.join(differences)}"
+        untrained = "" if self.trained else "; training did not run"
+        return f"{self.verdict}: on dev, {', '.join(differences)}{untrained}"
 
 
 def verdict_of(alone: Finding, fused: Finding) -> str:

@@ -24,6 +24,7 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
 }
 KEYS = {"findings": "ways"}  # in results.json, which other programs read
 SIGNIFICANT = 0.05
+NOT_RUN = "training did not run (train.epochs: 0): the model before training is evaluated and exported"
 UNTRAINED = "training did not help: the model before training was the best one on dev, so that one is used"
 
 
@@ -120,7 +121,7 @@ def show(results: Results) -> None:
     title += "; ceiling: perfect order of the candidates"
     console.table(title, results.columns(), results.rows())
     if not results.training_helped:
-        console.warn("evaluate", UNTRAINED)
+        console.warn("evaluate", UNTRAINED if results.trained else NOT_RUN)
     names = {
         **{system: f"the {label}" for system, label in LABELS.items() if system in ("fitted", "tuned", "distilled")},
         "fused": f"the {LABELS[results.shipped]} with first-stage scores (weight {results.first_stage_weight:g})",

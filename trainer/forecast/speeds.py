@@ -39,6 +39,8 @@ SECONDS = 1.5  # least duration of a measurement that counts
 FIRST, MOST = 4, 1024  # texts or pairs of the first round, and of the largest; each round has twice as many
 PACE_SECONDS = 0.11  # of `_plain_work` on one idle core of the machine on which the seconds of Work.plain were taken
 
+PACE_ROUNDS = 8  # about a second, so that a busy machine's scheduler does not decide
+
 
 class PairSpeed(NamedTuple):
     """Seconds of a cross-encoder: for loading, for each pair, and for each optimizer step; and its size."""
@@ -109,12 +111,10 @@ class Speeds:
     @property
     def pace(self) -> float:
         """How many times as long plain Python takes here as on the machine of the constants, measured each time."""
-        taken = []
-        for _ in range(3):
-            begun = self.clock()
+        begun = self.clock()
+        for _ in range(PACE_ROUNDS):
             _plain_work()
-            taken.append(self.clock() - begun)
-        return float(np.median(taken)) / PACE_SECONDS
+        return (self.clock() - begun) / PACE_ROUNDS / PACE_SECONDS
 
     def _kept(self, settings: Sequence[Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a measurement from the cache, or make it and keep it."""

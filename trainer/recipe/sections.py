@@ -171,8 +171,9 @@ class Train(Section):
     ] = "listwise"
     """Training objective. listwise: softmax over a list; pointwise: scores as probabilities; lambdarank: pairs weighted
     by their effect on nDCG, for several grades; mse, margin_mse, kl: a teacher's scores."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over all training groups."""
+    epochs: int = Field(default=1, ge=0)
+    """Passes over all training groups; 0: no training, so that the fitted head or the base itself is evaluated and
+    exported."""
     queries_per_step: int = Field(default=8, ge=1)
     """Groups per optimizer step, summed over all devices."""
     learning_rate: float | None = Field(default=None, gt=0)

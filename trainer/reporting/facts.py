@@ -220,7 +220,9 @@ class Facts:
     def warnings(self) -> list[str]:
         """Warnings, each with the fact, the consequence and the remedy."""
         count, warnings = len(self.queries), []
-        if "tuned" not in self.results["systems"]:
+        if not self.results.get("trained", True):
+            warnings.append("Training did not run (train.epochs: 0): the model before training was evaluated.")
+        elif "tuned" not in self.results["systems"]:
             warnings.append(
                 "Training did not help: the model before training was the best one on dev, so that one is used. Look "
                 "at the labels of the train queries."

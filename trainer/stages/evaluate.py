@@ -21,7 +21,7 @@ class Evaluate(Stage):
     """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
-    version = 8
+    version = 9
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -44,7 +44,15 @@ class Evaluate(Stage):
             return Notes()
         collection, metrics, seed = run.collection, run.recipe.evaluate.metrics, run.recipe.seed
         release, means = evaluation.decide_release(
-            collection, run.candidates("dev"), run.metric, dev, _between(run), weights, seed, folder
+            collection,
+            run.candidates("dev"),
+            run.metric,
+            dev,
+            _between(run),
+            weights,
+            seed,
+            folder,
+            trained=run.recipe.train.epochs > 0,
         )
         candidates, default = run.candidates("test"), run.default_candidates("test")
         test["fused"] = evaluation.fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)

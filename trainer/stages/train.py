@@ -63,6 +63,8 @@ class Train(RoundStage):
         curve = context.keep_best(run, folder, progress, self.name)
         share, best = curve[0]
         line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
+        if not run.recipe.train.epochs:
+            line = f"not trained (train.epochs: 0); dev {run.metric} {best:.4f}"
         line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
         line += f"; {progress.ending}" if progress.ending else ""
         values = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
