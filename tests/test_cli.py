@@ -519,9 +519,9 @@ def test_a_quiet_run_ends_with_the_verdict_alone(call, exported):
     assert (answer.code, answer.out, len(answer.err.splitlines())) == (3, "", 1)
 
 
-def test_a_verbose_run_ends_with_time_memory_and_folder_of_every_stage(call, exported, monkeypatch):
+def test_a_verbose_run_ends_with_predicted_and_real_time_memory_and_folder_of_every_stage(call, exported, monkeypatch):
     recipe, runs = exported
     monkeypatch.setattr(console.console, "width", 400)
     answer = call("train", recipe, "--verbose", "--force", "--runs", runs)
     for stage in ("data", "retrieve", "mine", "train", "evaluate", "export"):
-        assert re.search(rf"\b{stage} .* s .*[kMG]B .*{runs}/exported/{stage}\b", answer.out)
+        assert re.search(rf"\b{stage} .* s .* s .*[kMG]B .*{runs}/exported/{stage}\b", answer.out)

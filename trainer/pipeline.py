@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from trainer import retriever
 from trainer.check import check
 from trainer.context import Notes, Run, Stage
 from trainer.context.result import RunResult
@@ -31,8 +32,7 @@ from trainer.forecast import show as show_forecast
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins
 from trainer.recipe import Recipe, load_recipe
-from trainer.retriever import embedded_share
-from trainer.runtime import console, processes
+from trainer.runtime import console
 from trainer.runtime.machine import explained
 from trainer.stages import gate
 from trainer.stages import push as to_hub
@@ -77,7 +77,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
     refused = None
     with opened.locked():
         try:
-            _forecast(opened, opened.stages[: last + 1], summary)
+            opened.on_main(lambda: _forecast(opened, opened.stages[: last + 1], summary))
             for stage in opened.stages[: last + 1]:
                 run_stage(opened, stage, force)
             _report_stale(opened, opened.stages[last + 1 :])
@@ -104,13 +104,13 @@ def forecast(run: Run, stages: Sequence[Stage], summary: Summary) -> Forecast | 
     if not left:
         return None
     runs = run.folder.parent
-    embedded = embedded_share(run.recipe.retriever, run.collection, runs) if finished else 0.0
+    embedded = retriever.embedded_share(run.recipe.retriever, run.collection, runs) if finished else 0.0
     return predict(left, Work(run.recipe, summary, Speeds(run.recipe, summary, runs), embedded))
 
 
 def _forecast(run: Run, stages: Sequence[Stage], summary: Summary) -> None:
-    """Print the forecast of a run and keep it; every process waits for the main one at the first stage."""
-    if processes.is_main() and (made := forecast(run, stages, summary)) is not None:
+    """Print the forecast of a run and keep it."""
+    if (made := forecast(run, stages, summary)) is not None:
         show_forecast(made, table=False)
         keep_forecast(run.folder, made)
 

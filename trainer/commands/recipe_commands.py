@@ -34,7 +34,12 @@ MEASURED = ("evaluate", "export", "push")  # last stages of runs that have a ver
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
 RECIPES = "Recipes"
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print the time, the memory and the folder of every stage at the end.")
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Print the predicted and the real time, the memory and the folder of every stage at the end.",
+    ),
 ]
 
 

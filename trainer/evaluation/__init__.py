@@ -17,7 +17,6 @@ from trainer.lazy import face
 
 if TYPE_CHECKING:
     from trainer.evaluation.calibration import calibrate as calibrate
-    from trainer.evaluation.fusion import LISTS as LISTS
     from trainer.evaluation.fusion import describe as describe
     from trainer.evaluation.fusion import fuse_with_first_stage as fuse_with_first_stage
     from trainer.evaluation.gate import WORSE as WORSE

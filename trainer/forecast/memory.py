@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 ADAMW = 2  # numbers that the optimizer keeps for each trained weight
-LIBRARIES = {"cpu": 1.0e9, "cuda": 0.6e9}  # bytes: Python with its libraries; a CUDA context
+LIBRARIES = {"cpu": 1.3e9, "cuda": 0.6e9}  # bytes: Python with its libraries; a CUDA context
 FEWEST_TOKENS = 512  # of train.tokens_per_pass
 MARGIN = 0.9  # share of the memory that may be planned: allocators lose some
+DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))  # the second one under WSL
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -103,10 +104,11 @@ def remedies(memory: Memory, work: Work) -> Iterator[str]:
 
 def device_memory() -> tuple[str, float]:
     """Return the device on which training runs (cpu or cuda), and its bytes of memory."""
-    import torch
+    if any(path.exists() for path in DRIVERS):  # else importing torch, which takes seconds, would tell nothing
+        import torch
 
-    if torch.cuda.is_available():
-        return "cuda", float(torch.cuda.get_device_properties(0).total_memory)
+        if torch.cuda.is_available():
+            return "cuda", float(torch.cuda.get_device_properties(0).total_memory)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # no such file, or `max`
         pages = min(pages, int(CGROUP.read_text(encoding="ascii")))

@@ -20,6 +20,7 @@ import numpy as np
 
 from trainer.data import Summary, covering_length
 from trainer.model_files import references
+from trainer.runtime import processes
 from trainer.runtime.run_folder import json_sha256, read_record, write_json
 
 if TYPE_CHECKING:
@@ -99,14 +100,17 @@ class Speeds:
             precision = self._precision(reranker, references.locate(reference), use)
             return measure_reranker(reranker, pairs, precision, training, load, self.clock)
 
-        return PairSpeed(**self._kept(settings, lambda: measure()._asdict()))
+        speed = PairSpeed(**self._kept(settings, lambda: measure()._asdict()))
+        shared = {name: getattr(speed, name) / devices() for name in ("exact", "score", "learn")}
+        return speed._replace(**shared)
 
     def of_bi_encoder(self, section: Retriever) -> TextSpeed:
         """Return the speed of the first stage's bi-encoder."""
         assert section.bi_encoder is not None
         settings = [self._fingerprint(section.bi_encoder), section.max_length, section.document_prompt, self._texts()]
         settings.append(self.recipe.train.precision)
-        return TextSpeed(**self._kept(settings, lambda: self._measure_bi_encoder(section)._asdict()))
+        speed = TextSpeed(**self._kept(settings, lambda: self._measure_bi_encoder(section)._asdict()))
+        return speed._replace(document=speed.document / devices(), query=speed.query / devices())
 
     @property
     def pace(self) -> float:
@@ -319,6 +323,15 @@ def _settings(training: Training) -> dict[str, Any]:
     return {**training.section.model_dump(include=keys), "fresh_head": training.fresh_head}
 
 
+def devices() -> int:
+    """Return the number of devices that share the work: GPUs; processes on one CPU share its cores."""
+    if not processes.several():
+        return 1
+    from trainer.runtime.precision import best_device
+
+    return processes.count() if best_device() == "cuda" else 1
+
+
 def machine() -> str:
     """Return a description of this machine for the key of a measurement, without importing torch."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -335,7 +348,7 @@ def processor() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine() or "CPU"
 
 
 def _plain_work() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.errors import RunError
 from trainer.evaluation.statistics import Interval, bootstrap
+from trainer.forecast import read_predicted
 from trainer.mining.likely_false_negatives import FILE as LIKELY_FALSE_NEGATIVES
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import FILE as DEPTHS
@@ -297,9 +298,13 @@ class Facts:
         return self.notes.get("evaluate", {}).get("versions", {})
 
     @property
-    def stages(self) -> list[tuple[str, float, str]]:
-        """List of (stage, seconds, message) of the finished stages."""
-        return [(stage, notes.get("seconds", 0.0), notes.get("said", "")) for stage, notes in self.notes.items()]
+    def stages(self) -> list[tuple[str, float | None, float, str]]:
+        """List of (stage, predicted seconds if there is a forecast, seconds, message) of the finished stages."""
+        predicted = read_predicted(self.run)
+        return [
+            (stage, predicted.get(stage), notes.get("seconds", 0.0), notes.get("said", ""))
+            for stage, notes in self.notes.items()
+        ]
 
 
 def seed_of(recipe: Mapping[str, Any]) -> int:

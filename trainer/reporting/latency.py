@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-
 from trainer.data import Collection
+from trainer.forecast.speeds import processor
 from trainer.reporting.depths import depths_to
 
 if TYPE_CHECKING:
@@ -74,18 +71,10 @@ def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 def describe_machine(reranker: Reranker) -> str:
     """Return device, precision and the longest input as text."""
+    import torch
+
     if reranker.device.type == "cuda":
         device = torch.cuda.get_device_name(reranker.device)
     else:
-        device = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+        device = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return f"{device}, {reranker.precision}, pairs of at most {reranker.max_length} tokens"
-
-
-def _processor() -> str:
-    """Return the processor's name as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine() or "CPU"

@@ -8,6 +8,7 @@ from typing import Any
 from trainer import context, evaluation, reporting
 from trainer.context import Notes, Run, Stage
 from trainer.forecast import Cost, Work
+from trainer.model.fusion import LISTS
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json
@@ -81,7 +82,7 @@ class Evaluate(Stage):
         systems = 1 + trained
         pairs = systems * work.pairs("dev", "test")
         if not work.has_mixture:  # the base's scores of train queries, to which the first stage's weight is fitted
-            pairs += min(evaluation.LISTS, work.lists) * work.depth
+            pairs += min(LISTS, work.lists) * work.depth
         cost = Cost((2 * systems + 1) * speed.load + pairs * speed.exact, QUERY * work.queries("test") * work.depth)
         if work.recipe.distil:
             student = work.student
