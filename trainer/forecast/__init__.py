@@ -9,6 +9,8 @@ Imports inside run down, like the package's own:
     work                                what a stage's cost is computed from: counts and speeds
     memory                              the memory of training against that of the device
     speeds                              the models' speeds, measured once for each model and machine
+    measure                             a cross-encoder timed in scoring and training
+    here  records                       this machine; what is known of the speed of a model
 """
 
 from typing import TYPE_CHECKING

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from trainer.data import Summary
-from trainer.forecast.speeds import PairSpeed, Speeds, TextSpeed, Training
+from trainer.forecast.records import PairSpeed, TextSpeed, Training
+from trainer.forecast.speeds import Speeds
 from trainer.model_files import references
 
 if TYPE_CHECKING:

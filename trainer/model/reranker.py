@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
 from trainer.model_files.checks import Head
-from trainer.runtime.console import Advance, progress, warn
+from trainer.runtime.console import Advance, Note, shown, warn
 from trainer.runtime.precision import (
     Precision,
     autocast,
@@ -262,17 +261,10 @@ class Reranker:
         return self.score_chunks([pairs], len(pairs), note)
 
     def score_chunks(
-        self,
-        chunks: Iterable[Sequence[tuple[Tokens, Tokens]]],
-        total: int,
-        note: str | None = None,
-        advance: Advance | None = None,
+        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: Note = None
     ) -> np.ndarray:
-        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored.
-
-        The progress is shown with `note`, or it is the caller's own, which `advance` advances.
-        """
-        return self._over_chunks(chunks, total, packing.logits, note, advance)
+        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored."""
+        return self._over_chunks(chunks, total, packing.logits, note)
 
     def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
         """Return the signals that the interaction head mixes: (pairs, signals) float32."""
@@ -280,12 +272,7 @@ class Reranker:
 
     @torch.no_grad()  # under inference_mode autocast would cast every weight again in every bucket
     def _over_chunks(
-        self,
-        chunks: Iterable[Sequence[tuple[Tokens, Tokens]]],
-        total: int,
-        compute: Compute,
-        note: str | None,
-        advance: Advance | None = None,
+        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: Note
     ) -> np.ndarray:
         """Return the result of `compute` for every pair, in the order of the pairs.
 
@@ -295,8 +282,7 @@ class Reranker:
             return np.empty(0, dtype=np.float32)
         training = self.model.training
         self.model.eval()
-        shown = nullcontext(advance) if advance else progress(note or "score", total=total if note else 0)
-        with shown as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
+        with shown(note, total) as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
             parts = [self._over_buckets(pairs, compute, advance) for pairs in prefetch(chunks)]
         self.model.train(training)
         return torch.cat(parts).cpu().numpy()

@@ -15,7 +15,7 @@ from trainer.errors import RunError
 from trainer.model.batching import PairEncoder, Tokens
 from trainer.model.reranker import Reranker
 from trainer.retriever import Candidates
-from trainer.runtime.console import Advance
+from trainer.runtime.console import Note
 
 COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs sampled to choose a length
 PAIRS_PER_CHUNK = 32768  # pairs tokenised together, while the previous chunk is scored
@@ -78,18 +78,16 @@ def score_rows(
     tokenized: TokenizedCollection,
     rows: Sequence[tuple[int, int]],
     accelerator: Accelerator | None,
-    note: str | None = None,
-    advance: Advance | None = None,
+    note: Note = None,
 ) -> np.ndarray:
     """Return logits (pairs,) float32 of (query row, document row) pairs.
 
-    All processes of the accelerator share the work; without one this process scores every pair. Progress is shown with
-    `note`, or by the caller's `advance`.
+    All processes of the accelerator share the work; without one this process scores every pair.
     """
     place, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     ours = rows[place::processes]
     chunks = (tokenized.pairs(ours[start : start + PAIRS_PER_CHUNK]) for start in range(0, len(ours), PAIRS_PER_CHUNK))
-    part = reranker.score_chunks(chunks, len(ours), note, advance)
+    part = reranker.score_chunks(chunks, len(ours), note)
     parts = gather_object([part]) if processes > 1 else [part]
     scores = np.empty(len(rows), dtype=np.float32)
     for index, numbers in enumerate(parts):

@@ -72,7 +72,7 @@ class Teacher:
                 for start in range(0, len(new), PAIRS_PER_FILE):
                     chunk = new[start : start + PAIRS_PER_FILE]
                     rows = [row for _, row in chunk]
-                    scores = score_rows(reranker, tokenized, rows, self._accelerator, advance=advance)
+                    scores = score_rows(reranker, tokenized, rows, self._accelerator, advance)
                     self._store([key for key, _ in chunk], rows, scores)
             self.num_scored += len(new)
         return np.array([self._known[key] for key in keys], dtype=np.float32)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from trainer.data import Collection
-from trainer.forecast.speeds import processor
+from trainer.forecast.here import processor
 from trainer.reporting.depths import depths_to
 
 if TYPE_CHECKING:

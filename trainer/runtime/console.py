@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import IO, Any, Protocol, cast
 
 from rich.console import Console
@@ -171,6 +171,16 @@ class Advance(Protocol):
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         """Advance by `count` steps."""
+
+
+Note = str | Advance | None  # how long work shows its progress: under this description, by the caller's callback, not
+
+
+def shown(note: Note, total: int) -> AbstractContextManager[Advance]:
+    """Show the progress of work as `note` says; within the caller's own progress that one is advanced."""
+    if callable(note):
+        return nullcontext(note)
+    return progress(note or "", total if note else 0)
 
 
 def no_progress(count: int = 1, note: str = "") -> None:

@@ -36,7 +36,7 @@ class Data(Stage):
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of reading every text and writing it as Arrow."""
-        return work.plain(1.0 + work.documents * DOCUMENT) + Cost(bytes=work.characters)
+        return work.plain(1.0 + work.documents * DOCUMENT) + Cost(bytes=2 * work.characters)
 
 
 def keep_collection(recipe: Recipe, folder: Path) -> Recipe:

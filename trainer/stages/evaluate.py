@@ -15,7 +15,7 @@ from trainer.runtime.run_folder import read_json
 
 # Seconds on the machine of the forecast's constants: resampling, and measuring a query under all systems and weights.
 STATISTICS, MEASURED = 3.0, 1.5e-2
-QUERY = 400  # bytes of a candidate in the records of the queries
+CANDIDATE = 1900  # bytes of a candidate with its text in the records of the queries
 
 
 class Evaluate(Stage):
@@ -83,7 +83,7 @@ class Evaluate(Stage):
         pairs = systems * work.pairs("dev", "test")
         if not work.has_mixture:  # the base's scores of train queries, to which the first stage's weight is fitted
             pairs += min(LISTS, work.lists) * work.depth
-        cost = Cost((2 * systems + 1) * speed.load + pairs * speed.exact, QUERY * work.queries("test") * work.depth)
+        cost = Cost((2 * systems + 1) * speed.load + pairs * speed.exact, CANDIDATE * work.queries("test") * work.depth)
         if work.recipe.distil:
             student = work.student
             cost += Cost(2 * student.load + work.pairs("dev", "test") * student.exact)

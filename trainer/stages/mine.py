@@ -12,6 +12,8 @@ from trainer.errors import RunError
 from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 
+PAIR = 200  # bytes of a pair in the groups, the report and the likely false negatives
+
 
 class Mine(RoundStage):
     """Builds training groups. In the second round (`mine.rounds: 2`) the model of the first round is the teacher."""
@@ -56,7 +58,7 @@ class Mine(RoundStage):
     def forecast(self, work: Work) -> Cost:
         """Return the cost of the teacher's scores, if there is one; the rest takes seconds."""
         section, queries = work.recipe.mine, work.queries("train")
-        cost = work.plain(1e-3 * queries) + Cost(bytes=8 * work.lists * work.group_size)
+        cost = work.plain(1e-3 * queries) + Cost(bytes=PAIR * work.lists * work.group_size)
         window = work.depth if section.groups == "lists" else section.last_rank - section.first_rank + 1
         if self.round > 1:
             return cost + Cost(work.reranker.load + queries * window * work.reranker.score)
