@@ -31,7 +31,7 @@ retriever:
   kind: hybird
 train:
   batch_size: 8
-  epochs: 0
+  epochs: -1
 evaluate:
   metrics: [ndgc@10]
 """

@@ -232,7 +232,7 @@ def test_documents_with_equal_characters_and_different_tokens_are_distinguished(
     max_length = sum(tokens) // 2 + 4  # between the two, beside three special tokens and a query of one
     documents, queries = counted(texts), counted([words[0]] * 50)
     cut = describe_lengths(documents, queries, tokenizer, max_length)
-    assert cut.documents == pytest.approx(0.3, abs=0.04)
+    assert cut.documents == pytest.approx(0.3, abs=0.1)
     assert f"longest at least {tokens[1]} ({len(marks)} characters)" in cut.message
     assert not describe_lengths(documents, queries, tokenizer, 2 * max(tokens)).documents
 

@@ -24,7 +24,7 @@ LEAST_SAMPLE = 100  # texts of the sample, however long they are
 LONGEST = 100  # longest texts that are kept
 QUANTILES = 1000  # of the lengths in characters, so that a share is known to a thousandth
 SPECIAL_TOKENS = 3  # [CLS] query [SEP] document [SEP]
-NEIGHBOURS = 20  # sampled texts of the nearest lengths, whose tokens per character are applied to a length
+NEIGHBOURS = 5  # a length gets the tokens per character of the fifth of the sample with the nearest lengths
 COVERAGE = 0.9  # share of the pairs that fit into `reranker.max_length: auto`
 MIN_AUTO_LENGTH = 32  # tokens; a pair of two sentences has about as many
 MAX_AUTO_LENGTH = 512  # tokens; more only if the recipe sets it, since time and memory grow
@@ -160,7 +160,7 @@ def _in_tokens(lengths: Lengths, counted: Sequence[int]) -> list[int]:
     """Return lengths in tokens: the counted ones if the sample holds every text, else estimates from the characters.
 
     Texts of one length in characters differ in tokens, so each length is multiplied by the tokens per character of each
-    of the NEIGHBOURS sampled texts of the nearest lengths. With one mean for all texts, the share of documents over 108
+    of the sampled texts of the nearest lengths. With one mean for all texts, the share of documents over 108
     tokens was estimated as 5 % instead of 20 % for runbooks.
     """
     if lengths.is_complete:
@@ -168,11 +168,11 @@ def _in_tokens(lengths: Lengths, counted: Sequence[int]) -> list[int]:
     sample = sorted(zip(map(len, lengths.texts), counted, strict=True), key=lambda text: text[0])  # not by tokens
     sizes = [characters for characters, _ in sample]
     rates = [tokens / max(1, characters) for characters, tokens in sample]
-    estimated: list[int] = []
+    count, estimated = max(1, len(sample) // NEIGHBOURS), list[int]()
     for characters in lengths.characters:
         middle = (bisect_left(sizes, characters) + bisect_right(sizes, characters)) // 2
-        first = min(max(middle - NEIGHBOURS // 2, 0), len(sample) - NEIGHBOURS)
-        estimated += [round(characters * rate) for rate in rates[first : first + NEIGHBOURS]]
+        first = min(max(middle - count // 2, 0), len(sample) - count)
+        estimated += [round(characters * rate) for rate in rates[first : first + count]]
     return estimated
 
 

@@ -6,8 +6,8 @@ of the recipe's models here, on texts of the user's collection.
 Imports inside run down, like the package's own:
 
     plan                                the forecast of all remaining stages: made, shown, kept beside the real minutes
-    work                                what a stage's cost is computed from: counts and speeds
     memory                              the memory of training against that of the device
+    work                                what a stage's cost is computed from: counts and speeds
     speeds                              the models' speeds, measured once for each model and machine
     measure                             a cross-encoder timed in scoring and training
     here  records                       this machine; what is known of the speed of a model

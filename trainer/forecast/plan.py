@@ -82,8 +82,7 @@ def show(forecast: Forecast, finished: Iterable[str] = (), *, table: bool) -> No
 def keep(folder: Path, forecast: Forecast) -> None:
     """Write the forecast into the run folder; what was predicted for finished stages remains."""
     path = folder / FILE
-    before = _stages(path)
-    stages = before | {stage: asdict(cost) for stage, cost in forecast.costs.items()}
+    stages = {**_stages(path), **{stage: asdict(cost) for stage, cost in forecast.costs.items()}}
     memory = forecast.memory and asdict(forecast.memory)
     write_json(path, {"stages": stages, "memory": memory})
 

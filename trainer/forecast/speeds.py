@@ -103,15 +103,15 @@ class Speeds:
         model = encoder.load(device)
         load = self.clock() - begun
 
-        def encode(texts: Sequence[str], role: Literal["query", "document"], count: int) -> None:
-            encoder.encode(model, [texts[at % len(texts)] for at in range(count)], role, 32)
+        def seconds(texts: Sequence[str], role: Literal["query", "document"]) -> float:
+            def encode(count: int) -> None:
+                encoder.encode(model, [texts[at % len(texts)] for at in range(count)], role, 32)
+
+            return seconds_per_item(encode, self.clock)
 
         documents, queries = self.summary.document_lengths.texts, self.summary.query_lengths.texts
-        taken = (
-            seconds_per_item(partial(encode, texts, role), self.clock)
-            for texts, role in ((documents, "document"), (queries, "query"))
-        )
-        return TextSpeed(load, *taken, encoder.encode(model, queries[:1], "query", 1).shape[1])
+        dimensions = encoder.encode(model, queries[:1], "query", 1).shape[1]
+        return TextSpeed(load, seconds(documents, "document"), seconds(queries, "query"), dimensions)
 
     def _pairs(self, reranker: Reranker) -> list[tuple[Tokens, Tokens]]:
         """Return token pairs of the sample, and set the length that `max_length: auto` will about choose."""

@@ -12,6 +12,7 @@ from trainer.errors import did_you_mean
 from trainer.recipe.metric_names import unknown_metrics
 from trainer.recipe.section import Section
 
+MINING_DEPTH = 200  # least depth of the train queries' candidates and of every list in the fusion
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from trainer.retriever.embeddings import BiEncoder as BiEncoder
     from trainer.retriever.embeddings import Embeddings as Embeddings
     from trainer.retriever.embeddings import Shards as Shards
-    from trainer.retriever.engines import MINING_DEPTH as MINING_DEPTH
     from trainer.retriever.engines import Settings as Settings
     from trainer.retriever.engines import language_of as language_of
     from trainer.retriever.retrieve import candidates_of_dict as candidates_of_dict

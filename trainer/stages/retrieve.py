@@ -9,6 +9,7 @@ from trainer import context, evaluation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
+from trainer.recipe.sections import MINING_DEPTH
 from trainer.runtime import console
 from trainer.runtime.run_folder import CONTENT
 from trainer.runtime.verify import sha256
@@ -57,7 +58,7 @@ class Retrieve(Stage):
         """Return the cost of missing embeddings, of BM25 with its tuning, and of the search."""
         section, queries = work.recipe.retriever, work.queries()
         depths = (
-            (work.queries("train"), max(section.depth, retriever.MINING_DEPTH)),
+            (work.queries("train"), max(section.depth, MINING_DEPTH)),
             (work.queries("dev", "test"), section.depth),
         )
         cost = Cost(bytes=CANDIDATE * sum(count * min(depth, work.documents) for count, depth in depths))
