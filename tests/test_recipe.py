@@ -102,7 +102,7 @@ def test_problems_are_reported_by_line_and_those_of_the_command_line_last():
 data:
   path: somewhere
 train:
-  epochs: 0
+  epochs: -1
   epohcs: 2
 retriever:
   kind: hybird
