@@ -103,7 +103,7 @@ def test_problems_are_reported_by_line_and_those_of_the_command_line_last():
 data:
   path: somewhere
 train:
-  epochs: 0
+  epochs: -1
   epohcs: 2
 retriever:
   kind: hybird
@@ -370,8 +370,8 @@ def test_an_override_corrects_an_error_of_the_file():
         ("name.first=a", "command line: name.first: name is not a section"),
         ("train.epochs=[1", "command line: train.epochs: '[1' is not a YAML value; quote it"),
         ("seed=!!int x", "command line: seed: '!!int x' is not a YAML value; quote it"),
-        ("train.epochs=0", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
-        ("train={epochs: 0}", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
+        ("train.epochs=-1", "command line: train.epochs: input should be greater than or equal to 0, got -1"),
+        ("train={epochs: -1}", "command line: train.epochs: input should be greater than or equal to 0, got -1"),
     ],
 )
 def test_a_wrong_override_is_reported_on_the_command_line(override, told):

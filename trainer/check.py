@@ -29,7 +29,7 @@ from trainer.runtime.machine import folder_problems
 from trainer.runtime.run_folder import read_record, write_json
 from trainer.tracking.weights_and_biases import key_problem
 
-VERSION = 1  # raised when the check would give another result for the same collection
+VERSION = 2  # raised when the check would give another result for the same collection
 CACHE, GUARD_CACHE = "check.json", "check_guard.json"  # in the run folder
 # Shares of tokens unknown to a tokenizer: typical of a language that the model was not trained on, and of noise.
 UNREADABLE = 0.9
@@ -175,9 +175,19 @@ def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
             problems = error.faults
         lines += [f"{reference.key}: {problem}" for problem in problems]
     errors: list[TrainerError] = [ModelError(lines)] if lines else []
-    if problems := distil_problems(recipe, kinds):
+    if problems := [*distil_problems(recipe, kinds), *_untrained_problems(recipe, kinds)]:
         errors.append(RecipeError(problems))
     return errors
+
+
+def _untrained_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> Iterator[str]:
+    """Yield the problem that a classifier on an encoder has random weights until it is trained."""
+    base = recipe.reranker.model
+    if not recipe.train.epochs and recipe.reranker.head == "classifier" and kinds.get(base) == "encoder":
+        yield (
+            f"train.epochs: 0 trains nothing, and a new classifier on {base} has random weights; use reranker.head: "
+            "interaction, which is fitted, or a base that ranks already"
+        )
 
 
 def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, weights: bool) -> list[str]:

@@ -64,6 +64,11 @@ def is_local(reference: str) -> bool:
     return reference.startswith("package:") or _model_in(reference) is not None or not _HUB_ID.fullmatch(reference)
 
 
+def has_weights(reference: str) -> bool:
+    """Return True if the weights of a reference are on this machine already."""
+    return is_local(reference) or any(locate(reference, weights=False).glob("*.safetensors"))
+
+
 def name_of(folder: Path) -> str:
     """Return the reference of a folder, for messages: a Hub id, a package, or the folder itself."""
     if folder.parent.name == "snapshots":

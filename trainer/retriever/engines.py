@@ -11,6 +11,7 @@ import numpy as np
 from trainer.data import Collection
 from trainer.data.languages import LANGUAGE_SAMPLE, detect_language
 from trainer.recipe import Retriever
+from trainer.recipe.sections import MINING_DEPTH
 from trainer.retriever.bm25 import K1, Analyzer, B, Bm25
 from trainer.retriever.candidates import NOTHING, RankedLists, at_ranks, cosines, ranks_in
 from trainer.retriever.dense import search_dense
@@ -18,7 +19,6 @@ from trainer.retriever.embeddings import SHARD, Embeddings
 from trainer.retriever.fusion import ordered, reciprocal_rank_fusion, reciprocal_ranks, union, z_scores
 from trainer.retriever.trec_run import read_run
 
-MINING_DEPTH = 200  # least depth of the train queries' candidates and of every list in the fusion
 Indices = slice | np.ndarray
 ALL = slice(None)
 QUERIES_AT_ONCE = 4096  # queries whose document pools are in memory at a time: some 100 MB

@@ -8,11 +8,13 @@ from typing import Any
 
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import EarlierSplits, build_collection, fingerprint_data
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 from trainer.runtime import processes
 from trainer.runtime.lock import hold
 from trainer.runtime.run_folder import CONTENT, remove
 
+DOCUMENT = 3e-4  # seconds to check a document, look for its duplicates and write it
 FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # identified by their content
 
 
@@ -35,6 +37,10 @@ class Data(Stage):
         earlier = EarlierSplits.of(run.recipe.reranker.model)
         collection = build_collection(run.recipe.data, folder, earlier)
         return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of reading every text and writing it as Arrow."""
+        return work.plain(1.0 + work.documents * DOCUMENT) + Cost(bytes=2 * work.characters)
 
 
 def keep_collection(recipe: Recipe, folder: Path) -> Recipe:

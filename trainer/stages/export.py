@@ -8,8 +8,13 @@ from typing import Any
 from trainer import context, evaluation, export, model
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import SPLITS, EarlierSplits
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 
+# Pairs are scored by the model, by transformers singly and padded, by sentence-transformers, and by both in two halves.
+READINGS = 8
+ODD = 1.8  # odd pairs are added to the real ones
+GRAPH = 4.0  # seconds to write an ONNX graph, on the machine of the forecast's constants
 PARITY_PAIRS = 48  # dev pairs on which exported formats are compared, including the first and the last
 
 
@@ -40,6 +45,14 @@ class Export(Stage):
         _splits(run).save(folder / "model")
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of writing the formats, and of scoring pairs with every reader in every precision."""
+        speed = work.student if work.recipe.distil else work.reranker
+        weights, formats = work.weights(speed), 1 + len(work.recipe.export.formats)
+        readings = READINGS + len(work.recipe.export.formats)
+        cost = Cost(readings * (speed.load + PARITY_PAIRS * ODD * speed.exact), formats * weights)
+        return cost + work.written(2 * formats * weights) + work.plain(GRAPH * len(work.recipe.export.formats))
 
 
 def _splits(run: Run) -> EarlierSplits:
