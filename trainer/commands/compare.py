@@ -71,6 +71,7 @@ def _measured(run: Run, reference: str, trust_remote_code: bool) -> Compared:
     try:
         options: dict[str, Any] = {"head": "trained", "trust_remote_code": trust_remote_code}
         reranker = Reranker.load(reference, **options)
+        reranker.passages = run.recipe.passages or reranker.passages
         if length is not None:
             reranker.read_at_most(min(length, reranker.max_length))
         row.parameters = sum(weight.numel() for weight in reranker.model.parameters())

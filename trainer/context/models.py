@@ -44,6 +44,7 @@ def load_base(run: Run) -> Reranker:
         trust_remote_code=section.trust_remote_code,
     )
     reranker.fusion = None  # fusion weights of the base do not fit the trained weights
+    reranker.passages = run.recipe.passages
     if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
         console.stage("train", message)
     return reranker
@@ -68,9 +69,10 @@ def may_run_code(run: Run, stage: str) -> bool:
     return run.recipe.reranker.trust_remote_code
 
 
-def score(run: Run, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
-    """Return a saved model's float32 scores (queries, depth) of candidates."""
+def score(run: Run, reference: str, candidates: Candidates, stage: str = "train", windows: bool = True) -> np.ndarray:
+    """Return float32 scores (queries, depth) of candidates by a saved model; long ones are cut without `windows`."""
     reranker = load(run, reference, stage)
+    reranker.passages = reranker.passages if windows else None
     tokenized = TokenizedCollection(run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
 
@@ -121,13 +123,17 @@ def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options:
 
 def teacher(run: Run, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
     """Return a cross-encoder that scores pairs of the collection's rows and caches its scores."""
-    options = {"max_length": run.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "max_length": run.recipe.reranker.max_length,
+        "trust_remote_code": trust_remote_code,
+    }
     folder = references.locate(reference)
     precision = run.precision(
         "teacher", "scoring", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
     )
     cache = run.folder.parent / ".teachers"
-    return Teacher(reference, collection, cache, run.accelerator, precision=precision, **options)
+    options |= {"precision": precision, "passages": run.recipe.passages}
+    return Teacher(reference, collection, cache, run.accelerator, **options)
 
 
 def first_stage_weights(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from trainer.recipe import MAX_AUTO_LENGTH, Passages
+
 LENGTH_SAMPLE = 100  # texts whose tokens are counted, so that the check takes about a second
 QUANTILES = 1000  # of the lengths in characters, so that a share is known to a thousandth
 SPECIAL_TOKENS = 3  # [CLS] query [SEP] document [SEP]
 NEIGHBOURS = 20  # sampled texts of the nearest lengths, whose tokens per character are applied to a length
 COVERAGE = 0.9  # share of the pairs that fit into `reranker.max_length: auto`
 MIN_AUTO_LENGTH = 32  # tokens; a pair of two sentences has about as many
-MAX_AUTO_LENGTH = 512  # tokens; more only if the recipe sets it, since time and memory grow
 TOKENISED_CHARACTERS = 100_000  # of the longest texts together; the tokens of a longer text are extrapolated
 
 
@@ -100,9 +101,14 @@ def covering_length(pairs: Sequence[int], longest: int) -> int:
 
 
 def describe_lengths(
-    documents: Lengths, queries: Lengths, tokenizer: Path, max_length: int | None, most: int = MAX_AUTO_LENGTH
+    documents: Lengths,
+    queries: Lengths,
+    tokenizer: Path,
+    max_length: int | None,
+    most: int = MAX_AUTO_LENGTH,
+    passages: Passages | None = None,
 ) -> Truncation:
-    """Return the shares of documents and queries that the reranker truncates.
+    """Return the shares of documents and queries that the reranker truncates; with windows it truncates no document.
 
     A pair is truncated to `max_length` tokens, the longer text first: a document if it is longer than the median query
     leaves, a query if it is longer than half of the length. If `max_length` is None it is chosen from the lengths, up
@@ -121,16 +127,26 @@ def describe_lengths(
     asked, read = _in_tokens(queries, tokens(queries.texts)), _in_tokens(documents, sample)
     longest, characters = _longest(documents, sample, tokens(documents.longest_texts))
     auto = "" if max_length else ": auto"
-    max_length = max_length or covering_length([length + _median(asked) + SPECIAL_TOKENS for length in read], most)
+    parts = read if passages is None else [min(length, passages.length) for length in read]
+    max_length = max_length or covering_length([length + _median(asked) + SPECIAL_TOKENS for length in parts], most)
     room = max_length - SPECIAL_TOKENS
     left = max(room - _median(asked), room // 2)
     long_documents = sum(length > left for length in read) / len(read)
     long_queries = sum(length > room // 2 for length in asked) / len(asked)
     about, least = ("", "") if documents.count <= LENGTH_SAMPLE else ("about ", "at least ")
+    sizes = f"median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
+    if passages is not None:
+        counts = [len(passages.windows(length, left)) for length in read]
+        message = (
+            f"{about}{sum(count > 1 for count in counts) / len(counts):.0%} of {documents.count} documents are read in "
+            f"several windows of up to {passages.length} tokens (passages.length), all documents in "
+            f"{sum(counts) / len(counts):.1f} on average; {long_queries:.0%} of the queries are truncated; {sizes}"
+        )
+        return Truncation(0.0, long_queries, message)
     message = (
         f"{about}{long_documents:.0%} of {documents.count} documents are longer than the {left} tokens that the "
         f"median query leaves of {max_length} (reranker.max_length{auto}) and are truncated; {long_queries:.0%} of "
-        f"the queries are; median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
+        f"the queries are; {sizes}"
     )
     return Truncation(long_documents, long_queries, message)
 

@@ -19,6 +19,7 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
     "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
+    "without_windows": "without windows",
     "reranked": "reranked",
     "ceiling": "ceiling",
 }

@@ -31,6 +31,7 @@ EXPORTED = [
     "config.json",
     "calibration.json",
     "fusion.json",
+    "passages.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -40,6 +40,10 @@ NAMES = {
     ),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
+    "without_windows": (
+        "Without windows",
+        "the exported model on servers that cut long documents off instead of reading them in windows",
+    ),
     "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
 }

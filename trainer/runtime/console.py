@@ -164,7 +164,7 @@ class Advance:
         self._bar = bar
         self._task = task
 
-    def __call__(self, count: int = 1, note: str = "") -> None:
+    def __call__(self, count: float = 1, note: str = "") -> None:
         """Advance by `count` steps and show `note` after the bar."""
         from rich.progress import TaskID
 

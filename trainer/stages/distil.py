@@ -71,6 +71,7 @@ class Distil(Stage):
             run.accelerator,
             folder,
             training.has_fresh_classifier(run.recipe),
+            _chooser(run),
         )
         progress = training.train_reranker(job)
         ((share, best), *_) = context.keep_best(run, folder, progress, self.name, shares=())
@@ -79,6 +80,14 @@ class Distil(Stage):
         line = f"{trained_on}; best dev {run.metric} {best:.4f} at step {step}"
         line += f" (tuned {tuned:.4f}, first stage {run.first_stage_dev:.4f})"
         return Notes(line, {"best_dev": best, "best_step": step})
+
+
+def _chooser(run: Run) -> model.Reranker | None:
+    """Return the model that chooses windows for a student that cannot, because its classifier is new."""
+    assert run.recipe.distil is not None
+    if run.recipe.passages is None or run.recipe.distil.model is not None:
+        return None
+    return context.load(run, str(run.best(run.last_training)))
 
 
 def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import context, evaluation, reporting
 from trainer.context import Notes, Run, Stage
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Evaluate(Stage):
@@ -34,6 +37,8 @@ class Evaluate(Stage):
             for split in ("dev", "test")
         )
         shipped = list(systems)[-1]
+        if run.recipe.passages is not None:
+            test["without_windows"] = _without_windows(run, systems[shipped])
         weights = context.first_stage_weights(run, dev[shipped])
         if not run.is_main:
             return Notes()
@@ -76,6 +81,12 @@ def _systems(run: Run) -> dict[str, str]:
     if "distil" in run.records:
         systems["distilled"] = str(run.best("distil"))
     return systems
+
+
+def _without_windows(run: Run, model: str) -> np.ndarray:
+    """Return the exported model's scores of test as other servers compute them: long documents are truncated."""
+    stage = "distil" if run.exported == "distil" else "train"
+    return context.score(run, model, run.reranked("test"), stage, windows=False)
 
 
 def _between(run: Run) -> list[list[float]]:
