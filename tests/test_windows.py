@@ -218,20 +218,25 @@ def collection(tmp_path, words):
     return build_collection(Data(path=folder), tmp_path / "data")
 
 
+def found(documents: list[list[int]], queries: list[int]) -> Candidates:
+    """Candidates of queries, all with the same score of the first stage."""
+    rows = np.array(documents, dtype=np.int32)
+    ones, ranks = np.ones(rows.shape, dtype=np.float32), np.ones((*rows.shape, 1), dtype=np.int16)
+    return Candidates(np.array(queries, dtype=np.int32), rows, ones, ones, ones[:, 0], ranks, np.array(["bm25"]))
+
+
 def test_rerank_of_rows_and_score_of_texts_agree(reranker, collection):
-    documents = np.array([[2, 0, 1, 4], [4, 3, 0, 1]])
-    found = np.ones(documents.shape)
-    candidates = Candidates(np.array([0, 1]), documents, found, found, np.ones(documents.shape, dtype=int))
+    documents = [[2, 0, 1, 4], [4, 3, 0, 1]]
+    candidates = found(documents, [0, 1])
     scores = rerank(reranker, TokenizedCollection(collection, reranker.pairs), candidates, None)
     for index, query in enumerate(collection.query_texts([0, 1])):
-        expected = reranker.score([(query, text) for text in collection.passages(documents[index].tolist())])
+        expected = reranker.score([(query, text) for text in collection.passages(documents[index])])
         np.testing.assert_allclose(scores[index], expected, atol=1e-5)
 
 
 def test_the_length_is_chosen_for_windows_and_not_for_whole_documents(tiny, collection):
     reranker = Reranker.load(tiny["reranker"])
-    documents = np.array([[0, 1, 2, 3]])
-    candidates = Candidates(np.array([0]), documents, documents * 1.0, documents * 1.0, documents)
+    candidates = found([[0, 1, 2, 3]], [0])
     reranker.passages = Passages(length=20, overlap=5)
     fit_length(reranker, collection, candidates)
     assert reranker.max_length == 32  # 20, the query's 3 and 3 special tokens, up to the least length
