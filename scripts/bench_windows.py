@@ -3,9 +3,9 @@
     python scripts/bench_windows.py scifact=PATH/TO/scifact nfcorpus=PATH/TO/nfcorpus
 
 Each collection is run twice up to `evaluate`, with scripts/ablation.yaml and BM25 as first stage: once with long
-documents cut off and once with windows. The base is cut after its lowest layers, and queries are sampled. Each system of a run is
-printed as a line of Markdown, and so are windows that begin with the title of their document. Times are seconds of the
-processor, so that other work on the machine does not count.
+documents cut off and once with windows. The base is cut after its lowest layers, and queries are sampled. A line of
+Markdown is printed for each system of a run, and for windows that begin with the title of their document. Times are
+seconds of the processor, so that other work on the machine does not count.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def by_hand(reranker, query, document, folder) -> float:
     spans = reranker.passages.windows(len(words), room)
     parts = [" ".join(words[span]) for span in spans]
     with torch.inference_mode():
-        inputs = [tokenizer(query, part, return_tensors="pt") for part in parts]
+        inputs = [tokenizer([query], [part], return_tensors="pt") for part in parts]
         assert max(one["input_ids"].shape[1] for one in inputs) <= reranker.max_length
         return max(model(**one).logits.item() for one in inputs)
 
@@ -140,9 +140,9 @@ def test_an_answer_in_the_last_window_moves_its_document_to_the_top(tiny, words)
     other = [word for word in words if word not in QUERY.split()]
     filler = " ".join(np.random.default_rng(3).choice(other, size=37))
     documents = [f"{' '.join(other[:8])} probe", f"{filler} {QUERY}", f"{' '.join(other[8:16])}"]
-    assert [ranked.index for ranked in reranker.rank(QUERY, documents)][0] == 0
+    assert reranker.rank(QUERY, documents)[0].index != 1
     reranker.passages = Passages(length=10, overlap=3)
-    assert [ranked.index for ranked in reranker.rank(QUERY, documents)][:2] == [1, 0]
+    assert reranker.rank(QUERY, documents)[0].index == 1
 
 
 def test_windows_of_all_documents_share_batches(reranker, texts, monkeypatch):
