@@ -136,12 +136,8 @@ def describe_lengths(
     about, least = ("", "") if documents.count <= LENGTH_SAMPLE else ("about ", "at least ")
     sizes = f"median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
     if passages is not None:
-        counts = [len(passages.windows(length, left)) for length in read]
-        message = (
-            f"{about}{sum(count > 1 for count in counts) / len(counts):.0%} of {documents.count} documents are read in "
-            f"several windows of up to {passages.length} tokens (passages.length), all documents in "
-            f"{sum(counts) / len(counts):.1f} on average; {long_queries:.0%} of the queries are truncated; {sizes}"
-        )
+        in_windows = _in_windows(documents.count, [len(passages.windows(length, left)) for length in read], passages)
+        message = f"{about}{in_windows}; {long_queries:.0%} of the queries are truncated; {sizes}"
         return Truncation(0.0, long_queries, message)
     message = (
         f"{about}{long_documents:.0%} of {documents.count} documents are longer than the {left} tokens that the "
@@ -149,6 +145,15 @@ def describe_lengths(
         f"the queries are; {sizes}"
     )
     return Truncation(long_documents, long_queries, message)
+
+
+def _in_windows(documents: int, counts: Sequence[int], passages: Passages) -> str:
+    """Return the part of the message that says how many windows documents have; `counts` are those of a sample."""
+    several, mean = sum(count > 1 for count in counts) / len(counts), sum(counts) / len(counts)
+    return (
+        f"{several:.0%} of {documents} documents are read in several windows of up to {passages.length} tokens "
+        f"(passages.length), and all documents in {mean:.1f} on average"
+    )
 
 
 def _in_tokens(lengths: Lengths, counted: Sequence[int]) -> list[int]:
