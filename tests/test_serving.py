@@ -26,8 +26,8 @@ from httpx import ASGITransport, AsyncClient, Response
 from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
 from trainer.model import Fusion, Reranker
-from trainer.serving.app import REASONS, create_app
 from trainer.recipe import Passages
+from trainer.serving.app import REASONS, create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
 from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
