@@ -50,9 +50,9 @@ def test_a_few_foreign_documents_and_short_ones_are_no_second_language(told, bei
 
 def test_documents_that_are_mostly_cut_are_a_warning(told):
     assert "100% of 40 documents are longer than" in (said := told("reranker.max_length=8"))
-    assert "raise it, or split long documents into passages" in said
+    assert "raise it, or have long documents read in windows (section passages)" in said
     assert "0% of 40 documents are longer than" in (said := told("reranker.max_length=64"))
-    assert "split long documents" not in said
+    assert "read in windows" not in said
 
 
 def test_fewer_documents_than_negatives_are_a_warning(told):

@@ -11,6 +11,7 @@ from trainer.data import build_collection
 from trainer.data.groups import Group
 from trainer.model import Reranker, TokenizedCollection
 from trainer.model.interaction import LEXICAL
+from trainer.model.windows import Windowed
 from trainer.recipe import Data
 from trainer.training import head_init, probe
 
@@ -218,7 +219,9 @@ def test_held_out_logits_come_from_a_mixture_fitted_to_other_lists():
     lists = [Group(query, [query], [1], [1, 2, 3]) for query in range(12)]
     signals = rng.normal(size=(48, 3)).astype(np.float32)
     signals[::4, 0] += np.tile([3.0, -3.0], 6)  # half of the lists want what the other half avoids
-    logits = head_init.held_out_logits(signals, lists).reshape(12, 4)
+    single, start = Windowed([], np.ones(48, dtype=int)), np.ones(3)  # every document is one window
+    logits = head_init.held_out_logits(signals, single, lists, start).reshape(12, 4)
     assert (logits.argmax(axis=1) == 0).mean() < 0.2
     assert ((signals @ probe(signals[:4], lists[:1])).reshape(12, 4)[0].argmax()) == 0
-    assert head_init.held_out_logits(signals[:4], lists[:1]).shape == (4,)  # a single list has no other
+    alone = head_init.held_out_logits(signals[:4], Windowed([], single.counts[:4]), lists[:1], start)
+    assert alone.shape == (4,)  # a single list has no other

@@ -27,6 +27,7 @@ from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
 from trainer.model import Calibration, Fusion, Reranker
 from trainer.model.calibration import Platt
+from trainer.recipe import Passages
 from trainer.serving.app import create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
@@ -854,6 +855,59 @@ def process(tiny):
             yield server, int(re.search(r"http://127.0.0.1:(\d+)/", line)[1])
         finally:
             server.kill()
+
+
+class TestWindows:
+    """A model that reads long documents in windows, up to 24 tokens with the query."""
+
+    LONG = [" ".join(["disk shows free space a b c d e f g h lock queue cert"] * times) for times in (1, 2, 3)]
+
+    @pytest.fixture
+    def windowed(self, tiny) -> Reranker:
+        reranker = Reranker.load(tiny["reranker"], device="cpu", max_length=24)
+        reranker.passages = Passages(length=10, overlap=3)
+        return reranker
+
+    def test_the_server_scores_long_documents_as_the_library_does(self, windowed):
+        documents = [*DOCUMENTS, *self.LONG]
+        body = {"query": QUERY, "documents": documents}
+        engine = Engine(windowed, "tiny")
+
+        async def scenario(client: AsyncClient) -> Response:
+            answer = await client.post("/rerank", json=body)
+            assert client.batcher.waiting == 0
+            return answer
+
+        answer = talk(engine, scenario, batch_tokens=48)
+        same(rows(answer), expected(windowed, documents))
+        counts = [len(windowed.passages.windows(len(text.split()), 17)) for text in documents]
+        assert counts[-3:] == [2, 4, 6]  # of 15, 30 and 45 words
+        sizes = [4 + 3 + min(10, len(text.split())) for text in documents]
+        read = sum(size * count for size, count in zip(sizes, counts, strict=True))
+        score = talk(engine, lambda client: client.post("/score", json={"text_1": QUERY, "text_2": documents}))
+        assert score.json()["usage"]["total_tokens"] == read
+
+    def test_only_a_query_that_is_too_long_is_refused_where_nothing_may_be_cut(self, windowed):
+        engine = Engine(windowed, "tiny")
+        body = {"query": QUERY, "documents": self.LONG, "truncation": False}
+        assert talk(engine, lambda client: client.post("/v1/rerank", json=body)).status_code == 200
+        long = body | {"query": " ".join(["disk"] * 30)}
+        refused = talk(engine, lambda client: client.post("/v1/rerank", json=long))
+        assert refused.status_code == 422
+        assert "document 0 has" in refused.json()["message"]
+
+    def test_windows_that_wait_count_like_documents(self, windowed):
+        engine = Slow(windowed, seconds=0.2)
+
+        async def scenario(client: AsyncClient) -> tuple[int, int]:
+            first = asyncio.create_task(client.post("/rerank", json={"query": QUERY, "documents": self.LONG}))
+            while not engine.batches:
+                await asyncio.sleep(0.01)
+            waiting = client.batcher.waiting
+            assert (await first).status_code == 200
+            return waiting, client.batcher.waiting
+
+        assert talk(engine, scenario, batch_tokens=100) == (12, 0)
 
 
 class TestProcess:

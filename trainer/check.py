@@ -23,7 +23,7 @@ from trainer.errors import DataError, ExportError, MachineError, ModelError, Rec
 from trainer.evaluation.metrics import can_choose
 from trainer.model_files import checks, references, tokenizer_file
 from trainer.model_files.architectures import longest_text
-from trainer.recipe import ModelReference, Recipe
+from trainer.recipe import BESIDES_WINDOW, ModelReference, Recipe, window_too_long
 from trainer.runtime import console, processes
 from trainer.runtime.machine import folder_problems
 from trainer.runtime.run_folder import read_record, write_json
@@ -175,7 +175,11 @@ def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
             problems = error.faults
         lines += [f"{reference.key}: {problem}" for problem in problems]
     errors: list[TrainerError] = [ModelError(lines)] if lines else []
-    if problems := [*distil_problems(recipe, kinds), *_untrained_problems(recipe, kinds)]:
+    if problems := [
+        *distil_problems(recipe, kinds),
+        *_untrained_problems(recipe, kinds),
+        *window_problems(recipe, kinds),
+    ]:
         errors.append(RecipeError(problems))
     return errors
 
@@ -219,6 +223,23 @@ def distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) ->
     return problems
 
 
+def window_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
+    """Return the problems of the section `passages` with models of these kinds."""
+    base, student = recipe.reranker.model, recipe.distil and recipe.distil.model
+    if recipe.passages is None:
+        return []
+    problems = []
+    longest = longest_text(references.read_config(references.locate(base, weights=False))) if base in kinds else None
+    if longest is not None and recipe.passages.length > longest - BESIDES_WINDOW:
+        problems.append(f"passages.length: {window_too_long(recipe.passages, longest)}")
+    unable = "its new classifier gives random scores before training, so it cannot choose the windows to train on"
+    if kinds.get(base) == "encoder" and recipe.reranker.head == "classifier":
+        problems.append(f"passages: {base} is no reranker, and {unable}; use reranker.head: auto")
+    if student is not None and kinds.get(student) == "encoder":
+        problems.append(f"passages: {student} is no reranker, and {unable}; name a reranker or leave out distil.model")
+    return problems
+
+
 def _unknown_token_errors(recipe: Recipe, summary: Summary) -> list[TrainerError]:
     """Return an error for each model to whose tokenizer most tokens are unknown; warn of smaller shares."""
     documents, queries = summary.document_lengths.texts, summary.query_lengths.texts
@@ -250,11 +271,13 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     if tokenizer.is_file():
         lengths = summary.document_lengths, summary.query_lengths
         longest = longest_text(references.read_config(tokenizer.parent)) or MAX_AUTO_LENGTH
-        cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length, longest)
+        cut = describe_lengths(*lengths, tokenizer, recipe.reranker.max_length, longest, recipe.passages)
         if max(cut.documents, cut.queries) < MANY_CUT:
             console.stage("check", cut.message)
+        elif recipe.passages is not None:
+            warnings.append(f"{cut.message}; raise reranker.max_length")
         else:
-            warnings.append(f"{cut.message}; raise it, or split long documents into passages")
+            warnings.append(f"{cut.message}; raise it, or have long documents read in windows (section passages)")
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)

@@ -46,6 +46,7 @@ def load_base(run: Run) -> Reranker:
         trust_remote_code=section.trust_remote_code,
     )
     reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
+    reranker.passages = run.recipe.passages
     if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
         console.stage("train", message)
     return reranker
@@ -71,10 +72,19 @@ def may_run_code(run: Run, stage: str) -> bool:
 
 
 def score(
-    run: Run, reference: str, candidates: Candidates, stage: str = "train", collection: Collection | None = None
+    run: Run,
+    reference: str,
+    candidates: Candidates,
+    stage: str = "train",
+    collection: Collection | None = None,
+    windows: bool = True,
 ) -> np.ndarray:
-    """Return a saved model's float32 scores (queries, depth) of candidates, by default of the run's collection."""
+    """Return a saved model's float32 scores (queries, depth) of candidates, by default of the run's collection.
+
+    Without `windows` long documents are truncated, also if the model reads them in windows.
+    """
     reranker = load(run, reference, stage)
+    reranker.passages = reranker.passages if windows else None
     tokenized = TokenizedCollection(collection or run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
 
@@ -144,13 +154,17 @@ def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options:
 
 def teacher(run: Run, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
     """Return a cross-encoder that scores pairs of the collection's rows and caches its scores."""
-    options = {"max_length": run.recipe.reranker.max_length, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "max_length": run.recipe.reranker.max_length,
+        "trust_remote_code": trust_remote_code,
+    }
     folder = references.locate(reference)
     precision = run.precision(
         "teacher", "scoring", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
     )
     cache = run.folder.parent / ".teachers"
-    return Teacher(reference, collection, cache, run.accelerator, precision=precision, **options)
+    options |= {"precision": precision, "passages": run.recipe.passages}
+    return Teacher(reference, collection, cache, run.accelerator, **options)
 
 
 def first_stage_weights(

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from trainer.recipe import MAX_AUTO_LENGTH, Passages
+
 # Texts whose tokens are counted. With 100 of the runbooks' 368 documents the share over 108 tokens was estimated as
 # 27 % instead of 20 %: many have about that length, and the sample's standard error is four points.
 LENGTH_SAMPLE = 1000
@@ -27,7 +29,6 @@ SPECIAL_TOKENS = 3  # [CLS] query [SEP] document [SEP]
 NEIGHBOURS = 5  # a length gets the tokens per character of the fifth of the sample with the nearest lengths
 COVERAGE = 0.9  # share of the pairs that fit into `reranker.max_length: auto`
 MIN_AUTO_LENGTH = 32  # tokens; a pair of two sentences has about as many
-MAX_AUTO_LENGTH = 512  # tokens; more only if the recipe sets it, since time and memory grow
 TOKENISED_CHARACTERS = 100_000  # of the longest texts together; the tokens of a longer text are extrapolated
 
 
@@ -121,9 +122,14 @@ def covering_length(pairs: Sequence[int], longest: int) -> int:
 
 
 def describe_lengths(
-    documents: Lengths, queries: Lengths, tokenizer: Path, max_length: int | None, most: int = MAX_AUTO_LENGTH
+    documents: Lengths,
+    queries: Lengths,
+    tokenizer: Path,
+    max_length: int | None,
+    most: int = MAX_AUTO_LENGTH,
+    passages: Passages | None = None,
 ) -> Truncation:
-    """Return the shares of documents and queries that the reranker truncates.
+    """Return the shares of documents and queries that the reranker truncates; with windows it truncates no document.
 
     A pair is truncated to `max_length` tokens, the longer text first: a document if it is longer than the median query
     leaves, a query if it is longer than half of the length. If `max_length` is None it is chosen from the lengths, up
@@ -142,18 +148,33 @@ def describe_lengths(
     asked, read = _in_tokens(queries, tokens(queries.texts)), _in_tokens(documents, sample)
     longest, characters = _longest(documents, sample, tokens(documents.longest_texts))
     auto = "" if max_length else ": auto"
-    max_length = max_length or covering_length([length + _median(asked) + SPECIAL_TOKENS for length in read], most)
+    parts = read if passages is None else [min(length, passages.length) for length in read]
+    max_length = max_length or covering_length([length + _median(asked) + SPECIAL_TOKENS for length in parts], most)
     room = max_length - SPECIAL_TOKENS
     left = max(room - _median(asked), room // 2)
     long_documents = sum(length > left for length in read) / len(read)
     long_queries = sum(length > room // 2 for length in asked) / len(asked)
     about, least = ("", "") if documents.is_complete else ("about ", "at least ")
+    sizes = f"median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
+    if passages is not None:
+        in_windows = _in_windows(documents.count, [len(passages.windows(length, left)) for length in read], passages)
+        message = f"{about}{in_windows}; {long_queries:.0%} of the queries are truncated; {sizes}"
+        return Truncation(0.0, long_queries, message)
     message = (
         f"{about}{long_documents:.0%} of {documents.count} documents are longer than the {left} tokens that the "
         f"median query leaves of {max_length} (reranker.max_length{auto}) and are truncated; {long_queries:.0%} of "
-        f"the queries are; median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
+        f"the queries are; {sizes}"
     )
     return Truncation(long_documents, long_queries, message)
+
+
+def _in_windows(documents: int, counts: Sequence[int], passages: Passages) -> str:
+    """Return the part of the message that says how many windows documents have; `counts` are those of a sample."""
+    several, mean = sum(count > 1 for count in counts) / len(counts), sum(counts) / len(counts)
+    return (
+        f"{several:.0%} of {documents} documents are read in several windows of up to {passages.length} tokens "
+        f"(passages.length), and all documents in {mean:.1f} on average"
+    )
 
 
 def _in_tokens(lengths: Lengths, counted: Sequence[int]) -> list[int]:

@@ -21,6 +21,7 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
     "tuned": "tuned model",
     "distilled": "distilled model",
     "seeds": "mean of seeds",
+    "without_windows": "without windows",
     "reranked": "reranked",
     "ceiling": "ceiling",
 }

@@ -60,6 +60,18 @@ model.rank("a query", ["a document", "another document"], first_stage_scores=[12
 """
 
 
+def _windows(reranker: Reranker) -> str:
+    """Return the paragraph on windows for long documents; empty if documents are truncated."""
+    if reranker.passages is None:
+        return ""
+    length, overlap = reranker.passages.length, reranker.passages.overlap
+    return f"""
+domain-reranker reads documents of more than {length} tokens in windows of that length, which overlap by {overlap}
+tokens or more; the best window's score is the document's (`passages.json`). All rows above are measured in this way
+except `without windows`: the same model with long documents cut off, as other libraries and servers read them.
+"""
+
+
 def _lineage(recipe: Recipe) -> str:
     """Return the paragraph on distilled models; empty for other models."""
     if recipe.distil is None:
@@ -272,7 +284,7 @@ documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
 {_table(results)}
-{_notes(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
+{_notes(results)}{_windows(reranker)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
 ## Use
 
 ```python

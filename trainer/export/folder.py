@@ -79,9 +79,12 @@ def _write(reranker: Reranker, folder: Path) -> None:
 
 
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
-    """Return the trained model's scores (pairs,), each pair in a batch of its own, so that nothing is padded."""
+    """Return the trained model's scores (pairs,), each pair in a batch of its own, so that nothing is padded.
+
+    Long documents are truncated as other libraries do, also if the model reads them in windows.
+    """
     queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs, strict=True))
-    return np.concatenate([reranker.score_tokens([pair]) for pair in zip(queries, documents, strict=True)])
+    return np.concatenate([reranker.logits([pair]) for pair in zip(queries, documents, strict=True)])
 
 
 def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:

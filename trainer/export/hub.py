@@ -32,6 +32,7 @@ EXPORTED = [
     "config.json",
     "calibration.json",
     "fusion.json",
+    "passages.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

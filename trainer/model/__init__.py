@@ -7,6 +7,7 @@ Imports inside run down, like the package's own:
     scoring_model                       several batches in one forward call, for data parallelism
     reranker                            the model with its tokenizer
     loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
+    windows                             long documents read in overlapping parts
     heads  scores  calibration          fresh heads; standardised scores; scores as probabilities
     tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
     interaction                         the interaction head; it imports nothing of ours, because exports contain it
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from trainer.model.heads import with_classifier as with_classifier
     from trainer.model.reranker import Ranked as Ranked
     from trainer.model.reranker import Reranker as Reranker
+    from trainer.model.scoring import ChosenWindows as ChosenWindows
     from trainer.model.scoring import TokenizedCollection as TokenizedCollection
+    from trainer.model.scoring import best_window_of as best_window_of
     from trainer.model.scoring import fit_length as fit_length
     from trainer.model.scoring import inverse_document_frequency as inverse_document_frequency
     from trainer.model.scoring import rerank as rerank

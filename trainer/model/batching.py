@@ -23,6 +23,7 @@ Tokens = np.ndarray  # (length,) int32, without special tokens
 # in tokens that could be computed in that time: milliseconds of small products on a CPU, kernel launches on a GPU.
 TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}
 TOKENS_OF_A_START = {"cpu": 32, "cuda": 4096}
+MEASURED_PAIRS = 12  # on which precisions are compared
 # In training on a CPU each bucket also computes a gradient of all word embeddings, 47 MB for MiniLM-L6.
 TOKENS_OF_A_LEARNING_START = {"cpu": 128, "cuda": 4096}
 
@@ -77,6 +78,11 @@ class PairEncoder:
             if short + long > room:
                 short, long = room // 2, room - room // 2
         return (short, long) if len(query) <= len(document) else (long, short)
+
+    def room(self, query: Tokens) -> int:
+        """Return the number of tokens of a long document that are read with a query."""
+        room = self.max_length - self.num_special
+        return max(room - len(query), room // 2)
 
     def pad(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> dict[str, torch.Tensor]:
         """Return a padded batch: input_ids, attention_mask and (if the model has them) token_type_ids.
@@ -135,6 +141,13 @@ def buckets(sizes: Sequence[int], tokens: int, start: int) -> list[list[int]]:
         cut.append(order[begins[end] : end])
         end = int(begins[end])
     return cut[::-1]
+
+
+def random_pairs(vocabulary: int, max_length: int) -> list[tuple[Tokens, Tokens]]:
+    """Return pairs of random tokens, the longest of `max_length`, on which precisions are compared."""
+    ids = np.random.default_rng(0).integers(vocabulary, size=max_length, dtype=np.int32)
+    lengths = np.linspace(max_length / 4, max_length, MEASURED_PAIRS).astype(int).tolist()
+    return [(ids[:8], ids[:length]) for length in lengths]
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:

@@ -19,24 +19,26 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
-from trainer.model import packing
+from trainer.model import packing, windows
 from trainer.model.arguments import as_pairs, as_texts, require_options, require_top_k
 from trainer.model.batching import (
     TOKENS_OF_A_LEARNING_START,
     TOKENS_OF_A_START,
     TOKENS_PER_BUCKET,
     PairEncoder,
-    Tokens,
     buckets,
     prefetch,
+    random_pairs,
 )
 from trainer.model.calibration import Calibration, require_calibration
 from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
+from trainer.model.windows import Pair, Windowed
 from trainer.model_files.checks import Head
 from trainer.model_files.references import locate
+from trainer.recipe import Passages
 from trainer.runtime.console import Advance, Note, shown, warn
 from trainer.runtime.precision import (
     Precision,
@@ -49,10 +51,9 @@ from trainer.runtime.precision import (
     usable_device,
     without_cudnn_attention,
 )
-from trainer.runtime.run_folder import remove
+from trainer.runtime.run_folder import replacing_folder
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
-MEASURED_PAIRS = 12  # on which precisions are compared
 ALL_AT_ONCE = 1 << 40  # tokens: packed batches have no padding, so more buckets save nothing
 
 
@@ -91,6 +92,7 @@ class Reranker:
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
         self.calibration: Calibration | None = None  # curves from scores to probabilities, if the model has them
         self.fusion: Fusion | None = None  # weights of first-stage scores, if the model has them
+        self.passages: Passages | None = None  # windows in which long documents are read; None: they are truncated
         self._warned = False
 
     @classmethod
@@ -128,6 +130,7 @@ class Reranker:
         reranker = cls(model.to(target).eval(), tokenizer, max_length or saved)
         reranker.fusion = Fusion.load(folder)
         reranker.calibration = Calibration.load(folder)
+        reranker.passages = windows.load(folder)
         if precision == "auto":
             reranker.compute_in(fastest(reranker.device) or faster(reranker.bf16_speedup()))
         else:
@@ -148,9 +151,7 @@ class Reranker:
 
         The pairs have different lengths and share buckets like real ones, because bf16 gains less in small batches.
         """
-        ids = np.random.default_rng(0).integers(self.model.config.vocab_size, size=self.max_length, dtype=np.int32)
-        lengths = np.linspace(self.max_length / 4, self.max_length, MEASURED_PAIRS).astype(int).tolist()
-        pairs = [(ids[:8], ids[:length]) for length in lengths]
+        pairs = random_pairs(self.model.config.vocab_size, self.max_length)
         cut = self.buckets([self.pairs.size(pair) for pair in pairs], training=training)
         batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
 
@@ -252,25 +253,34 @@ class Reranker:
             )
         return self.fusion
 
-    def score_tokens(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
+    def cut(self, pairs: Sequence[Pair]) -> Windowed:
+        """Return tokenised pairs as the model reads them: with `passages`, one for each window of a document."""
+        return windows.whole(pairs) if self.passages is None else windows.cut(self.passages, pairs, self.pairs.room)
+
+    def score_tokens(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
         """Return logits (pairs,) float32 of tokenised pairs, in batches of similar lengths; `note` shows progress."""
         return self.score_chunks([pairs], len(pairs), note)
 
-    def score_chunks(
-        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: Note = None
-    ) -> np.ndarray:
-        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored."""
-        return self._over_chunks(chunks, total, packing.logits, note)
+    def score_chunks(self, chunks: Iterable[Sequence[Pair]], total: int, note: Note = None) -> np.ndarray:
+        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored.
 
-    def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], note: str | None = None) -> np.ndarray:
-        """Return the signals that the interaction head mixes: (pairs, signals) float32."""
-        return self._over_chunks([pairs], len(pairs), packing.signals, note)
+        With `passages`, the logit of a document is that of its best window. The windows of a chunk share batches.
+        """
+        counted = windows.Counted(map(self.cut, chunks))
+        logits = self._over_chunks(counted, total, packing.logits, note)
+        return counted.best(logits)
+
+    def logits(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
+        """Return the logits (pairs,) float32 of tokenised pairs as they are, truncated and not cut into windows."""
+        return self._over_chunks([windows.whole(pairs)], len(pairs), packing.logits, note)
+
+    def signals(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
+        """Return the signals (pairs, signals) float32 that the interaction head mixes, of pairs as they are."""
+        return self._over_chunks([windows.whole(pairs)], len(pairs), packing.signals, note)
 
     @torch.no_grad()  # under inference_mode autocast would cast every weight again in every bucket
-    def _over_chunks(
-        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: Note
-    ) -> np.ndarray:
-        """Return the result of `compute` for every pair, in the order of the pairs.
+    def _over_chunks(self, chunks: Iterable[Windowed], total: int, compute: Compute, note: Note) -> np.ndarray:
+        """Return the result of `compute` for every window, in their order; `total` is the number of documents.
 
         Results stay on the device until the end, so that a GPU computes while the next batch is put together.
         """
@@ -279,12 +289,13 @@ class Reranker:
         training = self.model.training
         self.model.eval()
         with shown(note, total) as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
-            parts = [self._over_buckets(pairs, compute, advance) for pairs in prefetch(chunks)]
+            parts = [self._over_buckets(windowed, compute, advance) for windowed in prefetch(chunks)]
         self.model.train(training)
         return torch.cat(parts).cpu().numpy()
 
-    def _over_buckets(self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Compute, advance: Advance) -> Tensor:
-        """Return the result of `compute` for a chunk's pairs; when memory runs out, continue in smaller buckets."""
+    def _over_buckets(self, windowed: Windowed, compute: Compute, advance: Advance) -> Tensor:
+        """Return the result of `compute` for a chunk's windows; when memory runs out, continue in smaller buckets."""
+        pairs, share = windowed.pairs, len(windowed.counts) / len(windowed.pairs)
         sizes = [self.pairs.size(pair) for pair in pairs]
         waiting = self.buckets(sizes)
         parts, order = [], []
@@ -297,7 +308,7 @@ class Reranker:
                 left = sum(waiting, [])
                 waiting = [[left[at] for at in places] for places in self.buckets([sizes[at] for at in left])]
                 continue
-            advance(len(waiting[0]))
+            advance(len(waiting[0]) * share)
             order += waiting.pop(0)
         return torch.cat(parts)[torch.tensor(order).argsort().to(self.model.device)]
 
@@ -309,33 +320,23 @@ class Reranker:
         warn("score", f"out of memory: continuing with {self.tokens_per_bucket} tokens in a batch")
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write weights (the model's own unless they are given), configuration, tokenizer and fusion weights.
+        """Write weights (the model's own unless they are given), configuration, tokenizer and settings.
 
-        The folder is replaced by two renames. A process that is killed between them leaves the old folder as
-        `.NAME.old`, and the next save renames it back first.
+        The settings are fusion weights, calibration and windows. The folder is replaced as a whole.
         """
-        partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left_over in (partial, old):
-            remove(left_over)
-        partial.mkdir(parents=True)
         self.tokenizer.model_max_length = self.max_length
         for local in ("is_local", "local_files_only"):  # settings of loading it here, not of the tokenizer
             self.tokenizer.init_kwargs.pop(local, None)
         backend: Any = self.tokenizer.backend_tokenizer
         backend.no_truncation()  # tokenizing with truncation leaves it switched on
         backend.no_padding()
-        self.model.save_pretrained(partial, state_dict=weights)
-        self.tokenizer.save_pretrained(partial)
-        if self.fusion is not None:
-            self.fusion.save(partial)
-        if self.calibration is not None:
-            self.calibration.save(partial)
-        readable = (partial / "config.json").stat().st_mode  # which follows the umask
-        for path in partial.glob("*.safetensors"):
-            path.chmod(readable)  # safetensors writes files that only their owner can read
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        remove(old)
+        with replacing_folder(folder) as partial:
+            self.model.save_pretrained(partial, state_dict=weights)
+            self.tokenizer.save_pretrained(partial)
+            for setting in filter(None, (self.fusion, self.calibration)):
+                setting.save(partial)
+            if self.passages is not None:
+                windows.save(self.passages, partial)
+            readable = (partial / "config.json").stat().st_mode  # which follows the umask
+            for path in partial.glob("*.safetensors"):
+                path.chmod(readable)  # safetensors writes files that only their owner can read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from trainer.data import Collection, covering_length
 from trainer.errors import RunError
 from trainer.model.batching import PairEncoder, Tokens
 from trainer.model.reranker import Reranker
+from trainer.model.windows import Pair
 from trainer.retriever import Candidates
 from trainer.runtime.console import Note
+
+Row = tuple[int, int]  # of a query and of a document
 
 COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs sampled to choose a length
 PAIRS_PER_CHUNK = 32768  # pairs tokenised together, while the previous chunk is scored
@@ -30,7 +33,7 @@ class TokenizedCollection:
         self._queries: dict[int, Tokens] = {}
         self._documents: dict[int, Tokens] = {}
 
-    def pairs(self, rows: Sequence[tuple[int, int]]) -> list[tuple[Tokens, Tokens]]:
+    def pairs(self, rows: Sequence[Row]) -> list[Pair]:
         """Return the token pairs of (query row, document row) pairs."""
         self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts)
         self._add(self._documents, {document for _, document in rows}, self.collection.passages)
@@ -48,9 +51,28 @@ class TokenizedCollection:
             known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
 
 
+class ChosenWindows:
+    """The pairs of training: of a document that is read in windows, the one window that was chosen before.
+
+    `chosen` is {(query row, document row): index of the window}; documents that are not in it have a single window.
+    """
+
+    def __init__(self, reranker: Reranker, tokenized: TokenizedCollection, chosen: Mapping[Row, int]) -> None:
+        self._reranker = reranker
+        self._tokenized = tokenized
+        self._chosen = chosen
+
+    def pairs(self, rows: Sequence[Row]) -> list[Pair]:
+        """Return the token pairs of (query row, document row) pairs."""
+        windowed = self._reranker.cut(self._tokenized.pairs(rows))
+        indices = windowed.starts + [self._chosen.get(row, 0) for row in rows]
+        return [windowed.pairs[index] for index in indices.tolist()]
+
+
 def fit_length(reranker: Reranker, collection: Collection, candidates: Candidates) -> str:
     """Set the reranker's `max_length` so that 90 % of the pairs are not truncated, and return a message about it.
 
+    Of documents that are read in windows, each window counts as a pair.
     The length is bounded by what the model can read, and chosen on at most 2,000 pairs of evenly spaced queries. The
     message is empty if there are no pairs.
     """
@@ -61,7 +83,7 @@ def fit_length(reranker: Reranker, collection: Collection, candidates: Candidate
     rows = [(query, row) for index, query in enumerate(lists.queries.tolist()) for row in lists.found(index)]
     if not rows:
         return ""
-    pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
+    pairs = reranker.cut(TokenizedCollection(collection, reranker.pairs).pairs(rows)).pairs
     lengths = np.array([len(query) + len(document) + reranker.pairs.num_special for query, document in pairs])
     length = covering_length(lengths.tolist(), reranker.max_length)
     reranker.read_at_most(length)
@@ -76,7 +98,7 @@ def fit_length(reranker: Reranker, collection: Collection, candidates: Candidate
 def score_rows(
     reranker: Reranker,
     tokenized: TokenizedCollection,
-    rows: Sequence[tuple[int, int]],
+    rows: Sequence[Row],
     accelerator: Accelerator | None,
     note: Note = None,
 ) -> np.ndarray:
@@ -84,15 +106,47 @@ def score_rows(
 
     All processes of the accelerator share the work; without one this process scores every pair.
     """
+
+    def score(ours: Sequence[Row]) -> np.ndarray:
+        starts = range(0, len(ours), PAIRS_PER_CHUNK)
+        chunks = (tokenized.pairs(ours[start : start + PAIRS_PER_CHUNK]) for start in starts)
+        return reranker.score_chunks(chunks, len(ours), note)
+
+    return _shared(rows, accelerator, score)
+
+
+def best_window_of(
+    reranker: Reranker,
+    tokenized: TokenizedCollection,
+    rows: Sequence[Row],
+    accelerator: Accelerator | None,
+    note: str | None = None,
+) -> dict[Row, int]:
+    """Return the index of the best window of each (query row, document row) pair with several windows.
+
+    All processes of the accelerator share the work, as in `score_rows`.
+    """
+    counts = reranker.cut(tokenized.pairs(rows)).counts
+    several = [row for row, count in zip(rows, counts.tolist(), strict=True) if count > 1]
+
+    def choose(ours: Sequence[Row]) -> np.ndarray:
+        windowed = reranker.cut(tokenized.pairs(ours))
+        return windowed.best_index(reranker.logits(windowed.pairs, note)) - windowed.starts
+
+    return dict(zip(several, _shared(several, accelerator, choose).tolist(), strict=True))
+
+
+def _shared(
+    rows: Sequence[Row], accelerator: Accelerator | None, compute: Callable[[Sequence[Row]], np.ndarray]
+) -> np.ndarray:
+    """Return the numbers (rows,) that `compute` gives, of which every process computes a part."""
     place, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    ours = rows[place::processes]
-    chunks = (tokenized.pairs(ours[start : start + PAIRS_PER_CHUNK]) for start in range(0, len(ours), PAIRS_PER_CHUNK))
-    part = reranker.score_chunks(chunks, len(ours), note)
+    part = compute(rows[place::processes])
     parts = gather_object([part]) if processes > 1 else [part]
-    scores = np.empty(len(rows), dtype=np.float32)
-    for index, numbers in enumerate(parts):
-        scores[index::processes] = numbers
-    return scores
+    numbers = np.empty(len(rows), dtype=part.dtype)
+    for index, one in enumerate(parts):
+        numbers[index::processes] = one
+    return numbers
 
 
 def rerank(

@@ -1,7 +1,7 @@
 """A teacher: a cross-encoder for mining and distillation whose scores are cached on disk.
 
-The cache key is a fingerprint of the teacher (weights, length, precision) and a hash of the two texts, so that no pair
-is scored twice, in this run or another, and a stopped run loses at most one chunk.
+The cache key is a fingerprint of the teacher (weights, length, precision, windows) and a hash of the two texts, so that
+no pair is scored twice, in this run or another, and a stopped run loses at most one chunk.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from trainer.data import Collection
 from trainer.model.reranker import Reranker
 from trainer.model.scoring import TokenizedCollection, score_rows
 from trainer.model_files import references
+from trainer.recipe import Passages
 from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.precision import Precision
@@ -40,6 +41,7 @@ class Teacher:
         max_length: int,
         precision: Precision = "fp32",
         trust_remote_code: bool = False,
+        passages: Passages | None = None,
     ) -> None:
         self._reference = reference
         self._collection = collection
@@ -47,8 +49,10 @@ class Teacher:
         self._max_length = max_length
         self._precision: Precision = precision
         self._trust_remote_code = trust_remote_code
+        self._passages = passages
         parts = [references.fingerprint(references.locate(reference)), max_length]
         parts += [] if precision == "fp32" else [precision]
+        parts += [] if passages is None else [passages.model_dump()]
         self._folder = cache / json_sha256(*parts)[:16]
         self._known = on_main(accelerator, self._read)
         self.num_scored = 0  # pairs that were not in the cache
@@ -66,6 +70,7 @@ class Teacher:
                 precision=self._precision,
                 trust_remote_code=self._trust_remote_code,
             )
+            reranker.passages = self._passages
             tokenized = TokenizedCollection(self._collection, reranker.pairs)
             ours = len(range(0, len(new), self._accelerator.num_processes))  # pairs of one process
             with console.progress("teacher", total=ours) as advance:

@@ -15,13 +15,36 @@ Imports inside run down, like the package's own:
 """
 
 from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
-from trainer.recipe.schema import RERANK_DEPTH, ModelReference, Recipe, schema_table, sections
-from trainer.recipe.sections import UNSPACED, Distil, Evaluate, Export, Mine, Push, Reranker, Retriever, Track, Train
+from trainer.recipe.schema import (
+    BESIDES_WINDOW,
+    MAX_AUTO_LENGTH,
+    RERANK_DEPTH,
+    ModelReference,
+    Recipe,
+    schema_table,
+    sections,
+    window_too_long,
+)
+from trainer.recipe.sections import (
+    UNSPACED,
+    Distil,
+    Evaluate,
+    Export,
+    Mine,
+    Passages,
+    Push,
+    Reranker,
+    Retriever,
+    Track,
+    Train,
+)
 from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_recipe
 
 __all__ = [
+    "BESIDES_WINDOW",
     "FILES",
     "HUB",
+    "MAX_AUTO_LENGTH",
     "OPTIONAL_SECTIONS",
     "PATHS",
     "READING",
@@ -35,6 +58,7 @@ __all__ = [
     "GuardSet",
     "Mine",
     "ModelReference",
+    "Passages",
     "Push",
     "Recipe",
     "Reranker",
@@ -44,4 +68,5 @@ __all__ = [
     "load_recipe",
     "schema_table",
     "sections",
+    "window_too_long",
 ]

@@ -8,9 +8,11 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_valida
 
 from trainer.recipe.data import Data
 from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
-from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Push, Reranker, Retriever, Track, Train
+from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Passages, Push, Reranker, Retriever, Track, Train
 
 RERANK_DEPTH = 20  # default number of candidates that are reranked
+MAX_AUTO_LENGTH = 512  # most tokens of `reranker.max_length: auto`; more only if set, since time and memory grow
+BESIDES_WINDOW = 16  # tokens that a window must leave for a short query and the special tokens
 
 
 class ModelReference(NamedTuple):
@@ -33,6 +35,7 @@ class Recipe(Section):
     retriever: Retriever = Retriever()
     mine: Mine = Mine()
     reranker: Reranker = Reranker()
+    passages: Passages | None = None
     train: Train = Train()
     distil: Distil | None = None
     evaluate: Evaluate = Evaluate()
@@ -86,6 +89,15 @@ class Recipe(Section):
             raise contradiction("depth", f"{reranker.depth} is more than retriever.depth {retriever.depth}; lower it")
         return reranker
 
+    @field_validator("passages")
+    @classmethod
+    def _require_room_for_a_query(cls, passages: Passages | None, info: ValidationInfo) -> Passages | None:
+        reranker = info.data.get("reranker")
+        longest = (reranker and reranker.max_length) or MAX_AUTO_LENGTH
+        if passages and passages.length > longest - BESIDES_WINDOW:
+            raise contradiction("length", window_too_long(passages, longest))
+        return passages
+
     @property
     def bi_encoder(self) -> str | None:
         """The first stage's bi-encoder, None if it has none."""
@@ -113,6 +125,14 @@ class Recipe(Section):
     def rerank_depth(self) -> int:
         """Number of candidates per query that are reranked, in training lists and on dev and test."""
         return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)
+
+
+def window_too_long(passages: Passages, longest: int) -> str:
+    """Return the problem of windows that leave no room for a query in an input of `longest` tokens."""
+    return (
+        f"a window of {passages.length} tokens leaves no room for a query in the {longest} tokens of "
+        f"reranker.max_length; set {longest - BESIDES_WINDOW} or less, or raise reranker.max_length"
+    )
 
 
 def schema_table(section: type[BaseModel]) -> list[list[str]]:

@@ -159,6 +159,37 @@ class Reranker(Section):
         return None if max_length == "auto" else max_length
 
 
+class Passages(Section):
+    """Windows for long documents: the reranker reads overlapping parts, and the best part's score is the document's."""
+
+    length: int = Field(default=256, ge=8)
+    """Length of a window in tokens of the document; shorter where a long query leaves less of reranker.max_length."""
+    overlap: int = Field(default=64, ge=0, validate_default=True)
+    """Least number of tokens that a window shares with the one before it."""
+
+    @field_validator("overlap")
+    @classmethod
+    def _require_progress(cls, overlap: int, info: ValidationInfo) -> int:
+        length = info.data.get("length")
+        if length is not None and overlap >= length:
+            raise ValueError(f"{overlap} is not less than passages.length {length}, so windows would not advance")
+        return overlap
+
+    def windows(self, tokens: int, room: int) -> list[slice]:
+        """Return the windows of a document of so many tokens, `room` of which are read with the query.
+
+        All have the same length, and together they hold every token. They are spread evenly, and the last one ends with
+        the document, because a short rest would be read without context.
+        """
+        length = min(self.length, room)
+        last = tokens - length  # start of the last window
+        if last <= 0:
+            return [slice(0, tokens)]
+        steps = -(-last // (length - self.overlap * length // self.length))
+        starts = (number * last // steps for number in range(steps + 1))
+        return [slice(start, start + length) for start in starts]
+
+
 class Train(Section):
     """The training loop."""
 

@@ -17,7 +17,7 @@ from trainer.recipe.plain_yaml import PlainLoader, compose, read_text
 from trainer.recipe.schema import Recipe, sections
 from trainer.recipe.section import LONGEST_TEXT
 
-OPTIONAL_SECTIONS = ("distil", "push")  # their stages run only if the section is given
+OPTIONAL_SECTIONS = ("passages", "distil", "push")  # what they ask for is only done if the section is given
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("retriever", "run"), ("evaluate", "guard")]
 COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME

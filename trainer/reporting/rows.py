@@ -17,6 +17,10 @@ NAMES = {
     ),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
+    "without_windows": (
+        "Without windows",
+        "the exported model on servers that cut long documents off instead of reading them in windows",
+    ),
     "seeds": ("Mean of the seeds", "each query’s value averaged over the trainings with different seeds"),
     "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),

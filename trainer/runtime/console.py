@@ -169,7 +169,7 @@ def progress(
 class Advance(Protocol):
     """Callback that advances one progress by `count`, with a note."""
 
-    def __call__(self, count: int = 1, note: str = "") -> None:
+    def __call__(self, count: float = 1, note: str = "") -> None:
         """Advance by `count` steps."""
 
 
@@ -183,7 +183,7 @@ def shown(note: Note, total: int) -> AbstractContextManager[Advance]:
     return progress(note or "", total if note else 0)
 
 
-def no_progress(count: int = 1, note: str = "") -> None:
+def no_progress(count: float = 1, note: str = "") -> None:
     """Show nothing."""
 
 
@@ -193,11 +193,11 @@ class Lines:
     def __init__(self, description: str, total: int, completed: int, clock: Callable[[], float]) -> None:
         self._description = description
         self._total = total
-        self._first = self._done = completed
+        self._first = self._done = float(completed)
         self._clock = clock
         self._begun = self._printed = clock()
 
-    def __call__(self, count: int = 1, note: str = "") -> None:
+    def __call__(self, count: float = 1, note: str = "") -> None:
         """Advance by `count` steps, and print a line if the last one is old enough."""
         self._done += count
         now = self._clock()
@@ -206,7 +206,7 @@ class Lines:
         self._printed = now
         rate = (self._done - self._first) / (now - self._begun)
         left = duration((self._total - self._done) / rate) if rate else "unknown"
-        text = f"{self._done} of {self._total} ({self._done / self._total:.0%}), {rate:.3g} per second, {left} left"
+        text = f"{self._done:.0f} of {self._total} ({self._done / self._total:.0%}), {rate:.3g} per second, {left} left"
         stage(self._description, f"{text}; {note}" if note else text)
 
 

@@ -103,6 +103,25 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to, which then replaces `folder` by two renames.
+
+    A process that is killed between them leaves the old folder as `.NAME.old`; the next call renames it back first.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left_over in (partial, old):
+        remove(left_over)
+    partial.mkdir(parents=True)
+    yield partial
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    remove(old)
+
+
 @dataclass
 class StageFolder:
     """One stage's folder, for one set of inputs.

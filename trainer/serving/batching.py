@@ -80,9 +80,12 @@ class FairClock:
 
 @dataclass(eq=False)
 class Work:
-    """The pairs of one request; `left` are the positions not computed yet, the shortest pair first."""
+    """The pairs of one request, one for each window of a document.
 
-    pairs: list[Pair]
+    `left` are the positions not computed yet, the shortest pair first.
+    """
+
+    pairs: Sequence[Pair]
     sizes: list[int]
     end: float  # by the fair clock
     answer: asyncio.Future[np.ndarray]
@@ -124,7 +127,7 @@ class Batcher:
         self.engine = engine
         self.tokens_per_batch = settings.batch_tokens or engine.tokens_per_batch
         self.max_waiting = max(settings.max_waiting, settings.max_documents)
-        self.waiting = 0  # documents
+        self.waiting = 0  # documents; one that is read in windows counts once for each of them
         self._measures = measures
         self._works: set[Work] = set()
         self._clock = FairClock()
@@ -169,13 +172,16 @@ class Batcher:
         self._admit(count)
         try:
             unique, positions = unique_pairs(texts)
-            pairs = await self._tokenize_pairs(texts, unique)
+            windowed = self.engine.cut(await self._tokenize_pairs(texts, unique))
+            pairs = windowed.pairs
+            further = len(pairs) - len(windowed.counts)
+            self.waiting, count = self.waiting + further, count + further
             if not texts.truncate:
-                self._require_short(pairs, positions)
+                self._require_short([pairs[start] for start in windowed.starts.tolist()], positions)
             sizes = [min(self.engine.length(pair), self.engine.max_length) for pair in pairs]
             answer = asyncio.get_running_loop().create_future()
             work = Work(pairs, sizes, self._clock.enter(sum(sizes)), answer)
-            logits = (await self._wait_for(work))[positions]
+            logits = windowed.best(await self._wait_for(work))[positions]
         finally:
             self.waiting -= count
         if not np.isfinite(logits).all():

@@ -8,8 +8,7 @@ import numpy as np
 
 from trainer.model import Reranker
 from trainer.model.batching import Tokens
-
-Pair = tuple[Tokens, Tokens]
+from trainer.model.windows import Pair, Windowed
 
 
 class Engine:
@@ -32,10 +31,14 @@ class Engine:
         """Return the token ids of each text, without truncation and special tokens."""
         return self._reranker.pairs.tokenize(texts)
 
+    def cut(self, pairs: Sequence[Pair]) -> Windowed:
+        """Return the pairs as they are scored: one for each window of a long document, if the model reads windows."""
+        return self._reranker.cut(pairs)
+
     def length(self, pair: Pair) -> int:
         """Return the number of tokens of a joined pair before truncation, including special tokens."""
         return len(pair[0]) + len(pair[1]) + self._reranker.pairs.num_special
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Return logits (pairs,) float32, computed in buckets of similar length."""
-        return self._reranker.score_tokens(pairs)
+        """Return logits (pairs,) float32 of pairs from `cut`, computed in buckets of similar length."""
+        return self._reranker.logits(pairs)

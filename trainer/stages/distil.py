@@ -72,6 +72,7 @@ class Distil(Stage):
             run.accelerator,
             folder,
             training.has_fresh_classifier(run.recipe),
+            _chooser(run),
         )
         progress = training.train_reranker(job)
         ((share, best), *_) = context.keep_best(run, folder, progress, self.name, shares=())
@@ -97,6 +98,14 @@ class Distil(Stage):
         if section.teacher == "fused":
             cost += Cost(teacher.load + work.pairs("dev") * teacher.exact)
         return cost
+
+
+def _chooser(run: Run) -> model.Reranker | None:
+    """Return the model that chooses windows for a student that cannot, because its classifier is new."""
+    assert run.recipe.distil is not None
+    if run.recipe.passages is None or run.recipe.distil.model is not None:
+        return None
+    return context.load(run, str(run.best(run.last_training)))
 
 
 def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:

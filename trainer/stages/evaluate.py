@@ -45,6 +45,8 @@ class Evaluate(Stage):
         )
         shipped = list(systems)[-1]
         seeds = _seeds(run, dev, test)
+        if run.recipe.passages is not None:
+            test["without_windows"] = _without_windows(run, systems[shipped])
         weights = context.first_stage_weights(run, dev[shipped])
         if not run.is_main:
             return Notes()
@@ -69,14 +71,7 @@ class Evaluate(Stage):
         options = {"default": default, "release": release, "seeds": seeds}
         evaluation.evaluate(collection, "test", candidates, test, metrics, seed, folder, **options)
         reporting.write_details(collection, folder, seed)
-        calibrated = evaluation.calibrate(
-            collection,
-            {"dev": run.reranked("dev"), "test": run.reranked("test")},
-            dev[shipped],
-            test[shipped],
-            seed,
-            folder,
-        )
+        calibrated = _calibrate(run, dev[shipped], test[shipped], folder)
         console.stage("evaluate", calibrated)
         weighted = evaluation.describe(weights)
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
@@ -113,6 +108,12 @@ def _systems(run: Run) -> dict[str, str]:
     return systems
 
 
+def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str:
+    """Fit and write the calibration of the exported model's scores, and return a message about it."""
+    candidates = {"dev": run.reranked("dev"), "test": run.reranked("test")}
+    return evaluation.calibrate(run.collection, candidates, dev, test, run.recipe.seed, folder)
+
+
 def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[evaluation.SeedScores]:
     """Return the scores of the best model of each seed's training, one model in memory at a time; [] for one seed."""
     if len(run.trainings) == 1:
@@ -127,6 +128,12 @@ def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) ->
         of_dev = evaluation.mean_score(run.collection, "dev", run.candidates("dev"), run.metric, scores[0])
         seeds.append(evaluation.SeedScores(seed, exported, scores[0], of_dev, scores[1]))
     return seeds
+
+
+def _without_windows(run: Run, model: str) -> np.ndarray:
+    """Return the exported model's scores of test as other servers compute them: long documents are truncated."""
+    stage = "distil" if run.exported == "distil" else "train"
+    return context.score(run, model, run.reranked("test"), stage, windows=False)
 
 
 def _between(run: Run) -> list[list[float]]:

@@ -31,6 +31,7 @@ class Mine(RoundStage):
             settings("mine", section, unread)
             | content("mine.teacher", section.teacher)
             | ({"reranker.max_length": reranker.max_length} if section.teacher else {})
+            | (settings("passages", recipe.passages) if section.teacher else {})
             | ({"reranker.depth": recipe.rerank_depth} if section.groups == "lists" else {})
             | {"seed": recipe.seed}
             | ({} if self.round == 1 else {"mine.rounds": self.round})

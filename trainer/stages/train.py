@@ -50,11 +50,12 @@ class Train(RoundStage):
         return [self if one == (recipe.seed,) else replace(self, seeds=one) for one in up_to]
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the keys of `reranker` and `train` that change the result, the base's hash, and the dev metric."""
+        """Return the keys of `reranker`, `passages` and `train` that count, the base's hash, and the dev metric."""
         base = recipe.reranker
         return (
             settings("reranker", base, {"model", "trust_remote_code", "depth"})
             | content("reranker.model", base.model)
+            | settings("passages", recipe.passages)
             | settings("train", recipe.train, WITHOUT_EFFECT | {"seeds"})
             | ({"train.seeds": self.seeds} if self.seeds else {})
             | {"reranker.depth": recipe.rerank_depth, "evaluate.metrics[0]": recipe.evaluate.metrics[0]}

@@ -7,6 +7,7 @@ Imports inside run down, like the package's own:
     gradients                           gradients of one step, within the memory of the device
     optimizer  head_init  student       AdamW and its rates; fitting a fresh head; the student of a distillation
     schedule  checkpoints  losses       batches and learning rate of each step; atomic checkpoints; losses
+    windows                             the windows of long documents that training reads
     parallel                            one device, data parallelism (DDP) or sharded models (FSDP2)
 """
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.model import Batches, Reranker, TokenizedCollection
+from trainer.model import Batches, ChosenWindows, Reranker, TokenizedCollection
 from trainer.model.batching import Tokens
 from trainer.model.packing import Batch
 from trainer.recipe import Train
@@ -46,7 +46,7 @@ class GradientStep:
         section: Train,
         groups: Sequence[Group],
         reranker: Reranker,
-        tokenized: TokenizedCollection,
+        tokenized: TokenizedCollection | ChosenWindows,
         accelerator: Accelerator,
         model: nn.Module,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,10 @@ from torch import nn
 
 from trainer.data.groups import Group
 from trainer.model import Reranker, TokenizedCollection, inverse_document_frequency
+from trainer.model.batching import Tokens
+from trainer.model.interaction import InteractionForSequenceClassification
+from trainer.model.scoring import Row
+from trainer.model.windows import Windowed, cut_document
 from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.training.checkpoints import FITTED
@@ -22,11 +26,14 @@ from trainer.training.losses import LOSSES
 
 IDF_SAMPLE = 100_000  # documents whose tokens are counted for the idf
 PROBE_RIDGE = 0.003  # ridge penalty on the weights of standardised features
+ROUNDS = 5  # most times that a mixture is fitted to the windows that the one before chose
 
 
 @dataclass(frozen=True)
 class Fit:
     """The candidate lists of a fitted head, held-out logits of their documents, and the first stage's weight.
+
+    `windows` has the index of the best window under the fitted head, for documents with several windows.
 
     The logits of each half of the lists are from a mixture fitted to the other half: a mixture overfits the lists that
     it was fitted to, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
@@ -36,6 +43,7 @@ class Fit:
     lists: Sequence[Group]
     logits: np.ndarray  # (documents of all lists,) float32
     first_stage_weight: float
+    windows: dict[Row, int] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write fitted.json: the first stage's weight, and {query row: {document row: logit}}."""
@@ -54,29 +62,69 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     if not reranker.is_interaction:
         return None
     model = reranker.model
-    documents = tokenized.documents(IDF_SAMPLE)
+    documents = _as_read(reranker, tokenized.documents(IDF_SAMPLE))
     average_length = float(np.mean([min(len(document), reranker.max_length) for document in documents]))
     model.start_head(inverse_document_frequency(documents, len(model.token_weights)), average_length)
     chosen = np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)
     lists = [lists[index] for index in chosen]
-    pairs = tokenized.pairs([(group.query, document) for group in lists for document in group.documents])
-    signals = reranker.signals(pairs, note="fit")
-    weights = probe(signals, lists)
+    rows = [(group.query, document) for group in lists for document in group.documents]
+    windowed = reranker.cut(tokenized.pairs(rows))
+    signals = reranker.signals(windowed.pairs, note="fit")
+    started = _mixture(model)
+    weights = fit_windows(signals, windowed, lists, started)
     model.mix(torch.tensor(weights))
+    scores = signals @ weights
     # Pointwise losses and sigmoids need scores around zero.
-    model.shift(-float((signals @ weights).mean()))
-    logits = held_out_logits(signals, lists)
-    return Fit(lists, logits, first_stage_weight(logits, lists))
+    model.shift(-float(windowed.best(scores).mean()))
+    logits = held_out_logits(signals, windowed, lists, started)
+    best = (windowed.best_index(scores) - windowed.starts).tolist()
+    windows = {row: index for row, index, count in zip(rows, best, windowed.counts, strict=True) if count > 1}
+    return Fit(lists, logits, first_stage_weight(logits, lists), windows)
 
 
-def held_out_logits(signals: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
+def _as_read(reranker: Reranker, documents: Sequence[Tokens]) -> list[Tokens]:
+    """Return the texts that word statistics count: documents, or their windows if they are read in windows."""
+    if reranker.passages is None:
+        return list(documents)
+    room = reranker.max_length
+    return [part for document in documents for part in cut_document(reranker.passages, document, room)]
+
+
+def _mixture(model: InteractionForSequenceClassification) -> np.ndarray:
+    """Return the weights (signals,) of an interaction head's signals, up to a factor."""
+    parts = [model.mixture.flatten(), model.lexical] if model.config.lexical else [model.mixture.flatten()]
+    return torch.cat(parts).detach().cpu().numpy()
+
+
+def fit_windows(signals: np.ndarray, windowed: Windowed, lists: Sequence[Group], weights: np.ndarray) -> np.ndarray:
+    """Return the mixture (signals,) that minimises the listwise loss of each document's best window.
+
+    The loss is not convex in the mixture if it chooses the windows, so choice and fit alternate, from the mixture
+    `weights` on. Without windows there is one fit. `signals` are (windows of all lists' documents, signals).
+    """
+    chosen = windowed.best_index(signals @ weights)
+    for _ in range(ROUNDS):
+        weights = probe(signals[chosen], lists)
+        before, chosen = chosen, windowed.best_index(signals @ weights)
+        if (chosen == before).all():
+            break
+    return weights
+
+
+def held_out_logits(signals: np.ndarray, windowed: Windowed, lists: Sequence[Group], started: np.ndarray) -> np.ndarray:
     """Return logits (documents of all lists,) float32, each half of the lists by a mixture fitted to the other."""
     half = np.repeat(np.arange(len(lists)) % 2, [len(group.documents) for group in lists])
-    logits = np.empty(len(signals), dtype=np.float32)
+    half_of_windows = np.repeat(half, windowed.counts)
+    logits = np.empty(len(half), dtype=np.float32)
     for number in (0, 1):
-        others = lists[1 - number :: 2] or lists
-        weights = probe(signals[half != number] if len(lists) > 1 else signals, others)
-        logits[half == number] = signals[half == number] @ weights
+        others, theirs, their_windows = lists, windowed, signals
+        if len(lists) > 1:
+            others = lists[1 - number :: 2]
+            theirs = Windowed([], windowed.counts[half != number])
+            their_windows = signals[half_of_windows != number]
+        weights = fit_windows(their_windows, theirs, others, started)
+        ours = Windowed([], windowed.counts[half == number])
+        logits[half == number] = ours.best(signals[half_of_windows == number] @ weights)
     return logits
 
 
@@ -94,24 +142,25 @@ def fit_head(
     most: int,
     accelerator: Accelerator,
     folder: Path,
-) -> float:
-    """Fit a fresh interaction head on the main process, broadcast it, and return the first stage's weight.
+) -> tuple[float, dict[Row, int]]:
+    """Fit a fresh interaction head on the main process and broadcast it.
 
-    It is fitted once, because fits on several devices differ in the last bits, and saved in the folder as fitted.json.
+    Return the first stage's weight, and the index of each document's best window. The head is fitted once, because fits
+    on several devices differ in the last bits, and saved in the folder as fitted.json.
     """
 
-    def fit() -> float:
+    def fit() -> tuple[float, dict[Row, int]]:
         fitted = start_head(reranker, tokenized, lists, most)
         if fitted is None:
-            return 0.0
+            return 0.0, {}
         fitted.save(folder)
-        return fitted.first_stage_weight
+        return fitted.first_stage_weight, fitted.windows
 
-    weight = on_main(accelerator, fit)
+    weight, chosen = on_main(accelerator, fit)
     for name, tensor in reranker.model.state_dict().items():
         if not name.startswith("encoder."):
             broadcast(tensor)
-    return weight
+    return weight, chosen
 
 
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:

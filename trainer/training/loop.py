@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,8 @@ from torch import nn
 
 from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.model import Reranker, TokenizedCollection
+from trainer.model import ChosenWindows, Reranker, TokenizedCollection
+from trainer.model.scoring import Row
 from trainer.recipe import Recipe
 from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
@@ -40,6 +41,7 @@ from trainer.training.head_init import fit_head
 from trainer.training.optimizer import configure_model, make_optimizer
 from trainer.training.parallel import full_weights, is_sharded, prepare_model, unsharded
 from trainer.training.schedule import evaluation_steps, rate_factor, steps
+from trainer.training.windows import choose_windows
 
 Measure = Callable[[], float]  # the dev score, larger is better
 
@@ -50,7 +52,8 @@ class TrainingJob:
 
     `lists` are full candidate lists of train queries, to which a fresh interaction head is fitted first; empty if there
     is none. `measure()` returns the two-stage dev score of the current model; every process calls it. With `fresh_head`
-    the head has a higher rate than the encoder.
+    the head has a higher rate than the encoder. If documents are read in windows, `chooser` chooses those to train on;
+    None: the model before training does.
     """
 
     recipe: Recipe
@@ -62,6 +65,7 @@ class TrainingJob:
     accelerator: Accelerator
     folder: Path
     fresh_head: bool
+    chooser: Reranker | None = None
 
 
 def train_reranker(job: TrainingJob) -> Progress:
@@ -77,11 +81,12 @@ def train_reranker(job: TrainingJob) -> Progress:
     configure_model(section, reranker)
     plan = steps(len(job.groups), section, job.recipe.seed)
     optimizer = make_optimizer(section, reranker, job.fresh_head, fused=not is_sharded(accelerator))
-    weight = 0.0
+    weight, known = 0.0, {}
     if job.lists and checkpoint is None:
-        weight = fit_head(reranker, job.tokenized, job.lists, section.fit_lists, accelerator, job.folder)
+        weight, known = fit_head(reranker, job.tokenized, job.lists, section.fit_lists, accelerator, job.folder)
+    pairs = _training_pairs(job, known)
     untrained = None if checkpoint else job.measure()  # before the model may be sharded over devices
-    stepper = _Stepper(job, len(plan), optimizer)
+    stepper = _Stepper(job, pairs, len(plan), optimizer)
     progress = (
         resume(checkpoint, accelerator)
         if checkpoint
@@ -97,6 +102,15 @@ def train_reranker(job: TrainingJob) -> Progress:
         log.close()
     accelerator.free_memory()  # free optimizer states and gradients before the next stage scores
     return progress
+
+
+def _training_pairs(job: TrainingJob, known: Mapping[Row, int]) -> TokenizedCollection | ChosenWindows:
+    """Return the pairs of training; of documents that are read in windows, the best window before training."""
+    if job.reranker.passages is None:
+        return job.tokenized
+    chooser = job.chooser or job.reranker
+    chosen = choose_windows(chooser, job.tokenized, job.groups, known, job.accelerator, job.folder)
+    return ChosenWindows(job.reranker, job.tokenized, chosen)
 
 
 def _run_steps(
@@ -126,7 +140,13 @@ def _run_steps(
 class _Stepper:
     """Performs the optimizer steps of a training."""
 
-    def __init__(self, job: TrainingJob, planned: int, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        job: TrainingJob,
+        pairs: TokenizedCollection | ChosenWindows,
+        planned: int,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         self.section = job.recipe.train
         self.groups = job.groups
         self.planned = planned
@@ -134,7 +154,7 @@ class _Stepper:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = prepare_model(job.accelerator, job.reranker, optimizer)
         self.gradient_step = GradientStep(
-            job.recipe.train, job.groups, job.reranker, job.tokenized, job.accelerator, self.model
+            job.recipe.train, job.groups, job.reranker, pairs, job.accelerator, self.model
         )
         self.collection = job.tokenized.collection
         self.folder = job.folder

@@ -44,6 +44,7 @@ def load_student(recipe: Recipe, tuned: Path) -> Reranker:
             trust_remote_code=section.trust_remote_code,
         )
         student.fusion = None  # fitted to the weights before this training
+        student.passages = recipe.passages
         return student
     student = Reranker.load(tuned, head="trained", max_length=recipe.reranker.max_length)
     return _with_fresh_classifier(student, locate(recipe.reranker.model))
@@ -63,4 +64,6 @@ def _with_fresh_classifier(tuned: Reranker, base: Path) -> Reranker:
     differing = model.base_model.load_state_dict(state, strict=False)
     new = [name for name in differing.missing_keys if "pooler" not in name]
     assert [*differing.unexpected_keys, *new] == []
-    return Reranker(model.to(tuned.model.device).eval(), tuned.tokenizer, tuned.max_length)
+    student = Reranker(model.to(tuned.model.device).eval(), tuned.tokenizer, tuned.max_length)
+    student.passages = tuned.passages
+    return student
