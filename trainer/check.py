@@ -8,10 +8,11 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data import MAX_AUTO_LENGTH, SPLITS, Summary, check_collection, describe_lengths, fingerprint_data
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
+from trainer.generation.endpoint import endpoint_problem
 from trainer.model_files import checks, references, tokenizer_file
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import ModelReference, Recipe
@@ -40,14 +41,15 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes)
+    errors = _errors_besides_data(recipe, pushes) + _endpoint_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     try:
-        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+        needed = () if recipe.generate else SPLITS
+        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{'' if needed else ' generate'}"
         cache = runs / recipe.name / CACHE
         cached = _read_cache(cache, fingerprint)
-        summary = cached or check_collection(recipe.data)
+        summary = cached or check_collection(recipe.data, needed)
         if problems := _mining_problems(summary, recipe):
             raise DataError(problems)
     except TrainerError as error:
@@ -85,7 +87,7 @@ def _read_cache(path: Path, fingerprint: str) -> Summary | None:
 def _mining_problems(summary: Summary, recipe: Recipe) -> list[str]:
     """Return the problems, known before retrieval, because of which no train query can have a negative."""
     section = recipe.mine
-    if summary.judged_negatives:
+    if summary.judged_negatives or not summary.judged["train"]:
         return []
     if summary.spare[1] <= 0:
         return [
@@ -123,6 +125,14 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
         except TrainerError as error:
             errors.append(error)
     return errors + _model_errors(recipe, weights=False)
+
+
+def _endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return the error of the endpoint of `generate`, unless the stage is finished and needs none."""
+    if recipe.generate is None or (runs / recipe.name / "generate" / "done.json").is_file():
+        return []
+    problem = endpoint_problem(recipe.generate.endpoint)
+    return [RunError(problem)] if problem else []
 
 
 def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
@@ -217,7 +227,7 @@ def _show(summary: Summary, recipe: Recipe) -> None:
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
     """Yield a warning if some train query cannot have as many negatives as the recipe asks for."""
     wanted, (fewest, _) = recipe.mine.negatives_per_positive, summary.spare
-    if fewest < wanted:
+    if summary.judged["train"] and fewest < wanted:
         yield (
             f"for some train query only {max(0, fewest)} of the {summary.documents} documents are neither relevant nor "
             f"duplicates of relevant ones, fewer than the {wanted} negatives of mine.negatives_per_positive"

@@ -1,10 +1,10 @@
 """READ THIS FIRST: run a recipe, stage by stage, up to an evaluated and exported reranker.
 
-    check -> data -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
+    check -> data -> generate -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
 
 Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
-first round as its teacher, and train-2 starts from the base model again. Distil and push only run if the recipe has
-the section.
+first round as its teacher, and train-2 starts from the base model again. Generate, distil and push only run if the
+recipe has the section.
 
 Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
 recipe keys, data, weights and the stages before it, all known before the first model loads. Otherwise it is run again:
@@ -35,12 +35,14 @@ from trainer.stages.data import Data, keep_collection
 from trainer.stages.distil import Distil
 from trainer.stages.evaluate import Evaluate
 from trainer.stages.export import Export
+from trainer.stages.generate import Generate
 from trainer.stages.mine import Mine
 from trainer.stages.retrieve import Retrieve
 from trainer.stages.train import Train
 
 STAGES: Sequence[Stage] = [
     Data(),
+    Generate(),
     Retrieve(),
     Mine(),
     Train(),
@@ -135,6 +137,8 @@ def _require_stage(until: str, recipe: Recipe) -> None:
         )
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
+    if until == "generate" and recipe.generate is None:
+        raise RecipeError("generate: the recipe has no generate section; add `generate:` with `model: chat:MODEL@URL`")
 
 
 def _report_stale(run: Run, stages: Sequence[Stage]) -> None:

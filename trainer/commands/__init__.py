@@ -6,8 +6,8 @@ Imports inside run down, like the package's own:
     recipe_commands                     commands whose argument is a recipe
     run_commands                        commands whose argument is a run
     scoring_commands                    commands whose argument is a model
-    clean  compare  init  push          implementations of the longer commands
-    review  runs  score  show           implementations of the longer commands
+    clean  compare  generate  init      implementations of the longer commands
+    push  review  runs  score  show     implementations of the longer commands
     run_folders                         the runs in a folder, and the recipe of a run
     apps                                both apps, and the options and exit codes of all commands
 """

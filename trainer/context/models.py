@@ -147,8 +147,15 @@ def first_stage_weights(
 
 
 def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
-    """Return candidates of train queries with the scores of the model before training, with its head fitted."""
+    """Return candidates of train queries with the scores of the model before training, with its head fitted.
+
+    Queries made from documents repeat their words more often than real ones, so they would favour the first stage.
+    """
     train, path = run.reranked("train"), run.folder / run.last_training / FITTED
+    real = [index for index, query in enumerate(train.queries.tolist()) if query not in run.collection.made]
+    train = train.select(np.array(real, dtype=np.int64))
+    if not real:
+        return train, np.empty(train.documents.shape, dtype=np.float32)
     logits = run.on_main(lambda: read_json(path)["logits"] if path.is_file() else None)
     if logits is not None:
         return fitted_lists(train, logits)

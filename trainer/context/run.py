@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from trainer import evaluation, retriever
 from trainer.data import Collection
+from trainer.data.generated import with_made_queries
 from trainer.errors import RunError
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins, write_pins
@@ -186,8 +187,9 @@ class Run:
 
     @cached_property
     def collection(self) -> Collection:
-        """The collection, memory-mapped from the folder of the data stage."""
-        return Collection.open(self.folder / "data")
+        """The collection, memory-mapped from the folder of the data stage, with the queries of the stage generate."""
+        collection = Collection.open(self.folder / "data")
+        return with_made_queries(collection, self.folder / "generate") if "generate" in self.records else collection
 
     def candidates(self, split: str) -> Candidates:
         """Return the first stage's candidates for a split."""

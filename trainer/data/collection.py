@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
-def check_collection(section: Data) -> Summary:
-    """Read the complete collection once and return its summary; raises DataError with all problems."""
+def check_collection(section: Data, needed: Sequence[str] = SPLITS) -> Summary:
+    """Read the complete collection once and return its summary; raises DataError with all problems.
+
+    The splits of `needed` must have positives.
+    """
     reader, audit, texts = _reader(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
         texts[query.id] = normalised(query.text)
-    qrels, notes = _qrels(reader, section, texts)
+    qrels, notes = _qrels(reader, section, texts, needed)
     return audit.summary(reader, qrels, texts, notes)
 
 
@@ -62,9 +65,12 @@ def _qrels(
     return {split: qrels[split] for split in SPLITS}, notes
 
 
-def build_collection(section: Data, folder: Path) -> Collection:
-    """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems."""
-    return _build(_reader(section), folder, SPLITS)
+def build_collection(section: Data, folder: Path, needed: Sequence[str] = SPLITS) -> Collection:
+    """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems.
+
+    The splits of `needed` must have positives.
+    """
+    return _build(_reader(section), folder, needed)
 
 
 def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
@@ -131,8 +137,9 @@ class Collection:
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
     {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
     (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
-    are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `section` is the
-    data section for a recipe, which only a collection from memory has.
+    are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `made` are the
+    query rows that were made from documents (the stage generate). `section` is the data section for a recipe, which
+    only a collection from memory has.
     """
 
     documents: Dataset
@@ -143,6 +150,7 @@ class Collection:
     relevant_from: int = 1
     excludes_self: bool = True
     section: Data | None = None
+    made: frozenset[int] = frozenset()
 
     @classmethod
     @explained
@@ -238,6 +246,10 @@ class Collection:
     def answerable(self, split: str) -> list[int]:
         """Return the query rows of a split with a positive; only these are used in training and evaluation."""
         return [query for query, grades in self.qrels[split].items() if has_positive(grades, self.relevant_from)]
+
+    def is_made(self, split: str) -> bool:
+        """Return whether a split has queries, and all of them are made from documents."""
+        return bool(self.qrels[split]) and self.made.issuperset(self.qrels[split])
 
     def positives(self, split: str, query: int) -> list[int]:
         """Return the document rows that are judged relevant for a query."""

@@ -22,6 +22,9 @@ def split_off(qrels: SplitQrels, texts: Mapping[str, str], section: Data) -> lis
     train = qrels.setdefault("train", {})
     missing = [split for split in SPLITS if split not in qrels]
     before = len(train)
+    if not before:  # a corpus without train queries, see the stage generate
+        qrels.update({split: {} for split in missing})
+        return []
     for split in missing:
         qrels[split] = {}
     for query in list(train):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.fusion import fuse_with_first_stage as fuse_with_first_stage
     from trainer.evaluation.gate import WORSE as WORSE
     from trainer.evaluation.gate import advice as advice
+    from trainer.evaluation.gate import made_warning as made_warning
     from trainer.evaluation.gate import passes as passes
     from trainer.evaluation.release import decide_release as decide_release
     from trainer.evaluation.results import Results as Results

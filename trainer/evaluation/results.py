@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.gate import BASELINES, Finding, Release, passes
+from trainer.evaluation.gate import BASELINES, Finding, Release, made_warning, passes
 from trainer.evaluation.statistics import Interval
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
@@ -115,6 +115,8 @@ def show(results: Results) -> None:
     if results.verdict:
         style = "green" if passes(results.verdict) else "red"
         console.stage("evaluate", results.sentence, style=style)
+    if warning := made_warning(results.made):
+        console.stage("evaluate", warning, style="red")
     title = f"{results.split}: {results.queries} queries, the first {results.depth} candidates of each reranked"
     title += "; fused: with first-stage scores" if "fused" in results.systems else ""
     title += "; ceiling: perfect order of the candidates"

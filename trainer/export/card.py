@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
-from trainer.evaluation.gate import BASELINES
+from trainer.evaluation.gate import BASELINES, made_warning
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
@@ -75,6 +75,10 @@ def _public_recipe(recipe: Recipe) -> str:
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
+    if recipe.generate is not None:
+        shown["generate"]["model"] = recipe.generate.endpoint.model
+        for key in {"examples", "tokenizer"} & shown["generate"].keys():
+            shown["generate"][key] = Path(shown["generate"][key]).name
     if recipe.retriever.run is not None:
         shown["retriever"]["run"] = recipe.retriever.run.name
     shown.pop("push", None)
@@ -121,8 +125,10 @@ training, so these are the weights before training{head}."""
 
 
 def _first_line(results: Results) -> str:
-    """Return the verdict as the first paragraph; empty if there is none."""
-    return f"\n**{results.sentence}**\n" if results.verdict else ""
+    """Return the verdict as the first paragraph, and a warning about made queries; empty if there is neither."""
+    warning = made_warning(results.made)
+    lines = [f"**{results.sentence}**"] * bool(results.verdict) + [f"**Warning: {warning}.**"] * bool(warning)
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def _on_test(results: Results) -> str:

@@ -17,10 +17,16 @@ from trainer.recipe.plain_yaml import PlainLoader, compose, read_text
 from trainer.recipe.schema import Recipe, sections
 from trainer.recipe.section import LONGEST_TEXT
 
-OPTIONAL_SECTIONS = ("distil", "push")  # their stages run only if the section is given
+OPTIONAL_SECTIONS = ("generate", "distil", "push")  # their stages run only if the section is given
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
-PATHS += [("retriever", "run")]
-REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
+PATHS += [("generate", "examples"), ("retriever", "run")]
+REFERENCES = [
+    ("generate", "tokenizer"),
+    ("retriever", "model"),
+    ("mine", "teacher"),
+    ("reranker", "model"),
+]  # of models
+REFERENCES += [("distil", "model")]
 # Keys of older recipes, with the message about each.
 MOVED = {
     "evaluate.depth": "is now reranker.depth",
@@ -197,7 +203,8 @@ class Source:
             message = "is required but missing"
         elif error["type"] == "contradiction":
             context = error.get("ctx", {})
-            path, message = (*path, context["key"]), context["message"]
+            key = tuple(context["key"].split("."))  # with its section if that is another one
+            path, message = key if len(key) > 1 else (*path, *key), context["message"]
         elif error["type"] == "tuple_type":
             message = f"is a list, e.g. [{given.strip(chr(39))[:40]}], got {given}"
         elif error["type"] == "value_error":

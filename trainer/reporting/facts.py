@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
+from trainer.evaluation.gate import made_warning
 from trainer.evaluation.statistics import Interval, bootstrap
 from trainer.mining.likely_false_negatives import FILE as LIKELY_FALSE_NEGATIVES
 from trainer.reporting.charts import sign
@@ -220,6 +221,8 @@ class Facts:
     def warnings(self) -> list[str]:
         """Warnings, each with the fact, the consequence and the remedy."""
         count, warnings = len(self.queries), []
+        if warning := made_warning(self.results.get("made", ())):
+            warnings.append(f"{warning[0].upper()}{warning[1:]}.")
         if "tuned" not in self.results["systems"]:
             warnings.append(
                 "Training did not help: the model before training was the best one on dev, so that one is used. Look "
@@ -271,6 +274,11 @@ class Facts:
     def interpolation(self) -> list[tuple[float, float]]:
         """List of (share of the trained weights, dev score); empty if interpolation was not tried."""
         return [(share, score) for share, score in self.notes.get(self.training, {}).get("interpolation") or []]
+
+    @cached_property
+    def generated(self) -> dict[str, Any]:
+        """The counts of the stage generate (report.json); empty without the stage."""
+        return (read_record(self.run / "generate" / "report.json") or {}) if "generate" in self.notes else {}
 
     @property
     def mining(self) -> Path:

@@ -22,6 +22,7 @@ def markdown_report(facts: Facts) -> str:
         *_results(facts),
         *_queries(facts),
         *_depth(facts),
+        *_generated(facts),
         *_mining(facts),
         *_training(facts),
         "## Glossary",
@@ -86,6 +87,25 @@ def _depth(facts: Facts) -> list[str]:
         f"{curve['recommended']} candidates are enough: more are not significantly better.",
     ]
     return [*parts, f"Measured on: {facts.latency['machine']}."] if facts.latency else parts
+
+
+def _generated(facts: Facts) -> list[str]:
+    made = facts.generated
+    if not made:
+        return []
+    kept = ", ".join(f"{count} for {split}" for split, count in made["kept"].items())
+    dropped = [
+        [reason, one["count"], *(markdown(one["examples"][0][key][:100]) for key in ("query", "document_id"))]
+        for reason, one in made["dropped"].items()
+    ]
+    examples = [[markdown(one[key][:100]) for key in ("query", "kind", "document_id")] for one in made["examples"]]
+    sources = f"{made['answered']} of {made['documents']} documents"
+    return [
+        "## Queries made from documents",
+        f"{kept}, from the answers of {markdown(made['model'])} for {sources}.",
+        _table(["query", "kind", "document"], examples),
+        *([_table(["reason for being dropped", "queries", "example", "document"], dropped)] if dropped else []),
+    ]
 
 
 def _mining(facts: Facts) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import context, evaluation, reporting
 from trainer.context import Notes, Run, Stage
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Evaluate(Stage):
@@ -41,6 +45,7 @@ class Evaluate(Stage):
         release, means = evaluation.decide_release(
             collection, run.candidates("dev"), run.metric, dev, _between(run), weights, seed, folder
         )
+        release = replace(release, made=[split for split in ("dev", "test") if collection.is_made(split)])
         candidates, default = run.candidates("test"), run.default_candidates("test")
         test["fused"] = evaluation.fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)
         if default is not None:
@@ -48,15 +53,7 @@ class Evaluate(Stage):
         options = {"default": default, "release": release}
         evaluation.evaluate(collection, "test", candidates, test, metrics, seed, folder, **options)
         reporting.write_details(collection, folder, seed)
-        calibrated = evaluation.calibrate(
-            collection,
-            {"dev": run.reranked("dev"), "test": run.reranked("test")},
-            dev[shipped],
-            test[shipped],
-            seed,
-            folder,
-        )
-        console.stage("evaluate", calibrated)
+        console.stage("evaluate", _calibrate(run, dev[shipped], test[shipped], folder))
         weighted = evaluation.describe(weights)
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
         values = {"dev": means, "verdict": release.verdict, "judged": release.sentence}
@@ -66,6 +63,14 @@ class Evaluate(Stage):
         """Print the table, and write the report unless there is one of this evaluation."""
         evaluation.show(evaluation.Results.load(run.folder / self.folder))
         run.on_main(lambda: _report(run.folder))
+
+
+def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str:
+    """Calibrate the exported model by its scores (queries, depth) of dev and test; return what came out."""
+    if run.collection.is_made("dev"):
+        return "scores are not calibrated: the dev queries are made from documents"
+    candidates = {split: run.reranked(split) for split in ("dev", "test")}
+    return evaluation.calibrate(run.collection, candidates, dev, test, run.recipe.seed, folder)
 
 
 def _systems(run: Run) -> dict[str, str]:
