@@ -32,8 +32,8 @@ def show_estimate(run: Run) -> None:
     tokenizer = tokenizer_file.read_tokenizer(
         references.locate(section.tokenizer or run.recipe.reranker.model, weights=False)
     )
-    forecast = generation.estimate(section, requests, section.documents, store_of(run.folder.parent), tokenizer)
-    for line in forecast.lines(section):
+    expected = generation.forecast(section, requests, section.documents, store_of(run.folder.parent), tokenizer)
+    for line in expected.lines(section):
         console.stage("generate", line)
 
 

@@ -8,7 +8,7 @@ Imports inside run down, like the package's own:
 
     estimate  batch                     requests, tokens, costs and hours before sending; files of the Batch API
     making                              requests, answers, filters and report of a collection
-    filters  plan                       which queries are dropped; which documents are asked, and in which split
+    filters  sources                    which queries are dropped; which documents are asked, and in which split
     prompt                              the request for a document, and the queries in its answer
     endpoint                            requests with back-off, concurrency and limits
     store                               answers by the content of the request
@@ -21,12 +21,12 @@ from trainer.lazy import face
 if TYPE_CHECKING:
     from trainer.generation.batch import read_answers as read_answers
     from trainer.generation.batch import write_requests as write_requests
-    from trainer.generation.estimate import estimate as estimate
+    from trainer.generation.estimate import forecast as forecast
     from trainer.generation.making import Draft as Draft
     from trainer.generation.making import ask as ask
     from trainer.generation.making import requests_of as requests_of
     from trainer.generation.making import write_report as write_report
-    from trainer.generation.plan import plan as plan
+    from trainer.generation.sources import plan as plan
     from trainer.generation.store import Store as Store
 
 __getattr__ = face(__name__)

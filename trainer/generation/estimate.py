@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
         return lines
 
 
-def estimate(section: Generate, requests: Sequence[Request], wanted: int, store: Store, tokenizer: Any) -> Estimate:
+def forecast(section: Generate, requests: Sequence[Request], wanted: int, store: Store, tokenizer: Any) -> Estimate:
     """Return the forecast for `wanted` of the requests; `tokenizer` is a tokenizer of the library tokenizers.
 
     Which documents are asked is only known once they are embedded, so stored answers are counted among all requests.

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.data import Collection, Faults, read_lines
+from trainer.data import SPLITS, Collection, Faults, read_lines
 from trainer.data.generated import MadeQuery
 from trainer.errors import DataError, RunError
 from trainer.generation import filters
 from trainer.generation.endpoint import Chat, Request, Spent
-from trainer.generation.plan import Source
 from trainer.generation.prompt import EXAMPLES, kinds_for, queries_in, request_for
+from trainer.generation.sources import Source
 from trainer.generation.store import Answer, Store
 from trainer.recipe.generate import Generate, Kind
 from trainer.retriever import Candidates, Embeddings
@@ -183,7 +183,7 @@ class Draft:
             "output_tokens": spent.output_tokens,
             "cost": cost_of(section, spent.input_tokens, spent.output_tokens),
             "failures": spent.failures,
-            "kept": dict(splits),
+            "kept": {split: splits[split] for split in SPLITS if splits[split]},
             "kinds": dict(kinds),
             "examples": _examples(self.kept, collection),
             "dropped": {
