@@ -5,10 +5,12 @@ The endpoint is a server on loopback that speaks OpenAI's chat protocol and answ
 
 import hashlib
 import json
+import re
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,11 +24,12 @@ from pydantic import ValidationError
 pytest.importorskip("openai")
 
 from trainer.data import Collection
-from trainer.errors import RunError
+from trainer.errors import DataError, RecipeError, RunError
 from trainer.generation import endpoint, filters, making
 from trainer.generation.prompt import kinds_for, queries_in, request_for
-from trainer.generation.sources import plan
+from trainer.generation.sources import Source, plan
 from trainer.generation.store import Answer, Store
+from trainer.model_files import tokenizer_file
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Endpoint, Generate, load_recipe
 from trainer.retriever import Embeddings
@@ -179,10 +182,13 @@ def quick(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def corpus(count: int) -> list[str]:
-    """Documents of words that few others have."""
+def corpus(count: int, known: Sequence[str] = ()) -> list[str]:
+    """Documents of words that few others have, after some that the tokenizers of the tiny models know."""
     rng = np.random.default_rng(5)
-    return [" ".join(f"w{word}" for word in rng.permutation(400)[:20]) for _ in range(count)]
+    return [
+        " ".join([*rng.permutation(known or [""])[:15], *(f"w{word}" for word in rng.permutation(400)[:20])]).strip()
+        for _ in range(count)
+    ]
 
 
 def section(server: ChatServer, **keys: Any) -> Generate:
@@ -549,6 +555,23 @@ def bare_recipe(recipe_file: Path, beir: Path, server: ChatServer) -> Path:
     return recipe_file
 
 
+@pytest.fixture
+def command_of_reranker(monkeypatch, capsys) -> Callable[..., str]:
+    """`command_of_reranker(word, ...)` is `reranker` in this process; it returns what was printed."""
+    from trainer.commands.cli import reranker_command
+
+    def call(*words: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["reranker", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            reranker_command()
+        told = capsys.readouterr()
+        assert not ended.value.code, told.err
+        return told.out
+
+    return call
+
+
 def hidden_in(folder: Path, text: str) -> list[str]:
     """The files of a folder that hold a text."""
     return [str(path) for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
@@ -672,3 +695,195 @@ def test_hostile_documents_change_nothing_of_others(bare_recipe, beir, server, t
     report = json.loads((tmp_path / "after" / "tiny" / "generate" / "report.json").read_text())
     assert report["dropped"][filters.UNREADABLE]["count"] >= 1
     assert report["dropped"][filters.DUPLICATE]["count"] >= 1
+
+
+RERANKER = [sys.executable, "-c", "from trainer.__main__ import reranker; reranker()"]
+KILLS = 20
+
+
+def troubled(server: ChatServer) -> None:
+    """Let a part of the documents fail at first, or get answers of which no query can be used."""
+    bad = {
+        1: "I cannot help with that.",
+        2: '{"kind": "question", "query": "why does the',
+        3: '{"query": "почему это происходит"}',
+        4: '{"query": "the same query of several documents"}',
+    }
+    troubles = {10: 429, 11: 500, 12: "cut", 13: 503}
+
+    def answer(content: dict[str, Any]) -> str:
+        document = content["document"]
+        copied = json.dumps({"query": " ".join(document.split()[:9])})
+        return copied if number_of(document) % 16 == 5 else bad.get(number_of(document) % 16) or queries(content)
+
+    server.answer = answer
+    server.ending = lambda document: "length" if number_of(document) % 16 == 2 else "stop"
+    server.trouble = lambda document, attempt: troubles.get(number_of(document) % 16) if attempt % 3 == 1 else None
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twenty_times_asks_nothing_stored_again(
+    bare_recipe, beir, server, tmp_path, started, words
+):
+    troubled(server)
+    texts = corpus(700, words)
+    rows = [{"_id": f"d{number}", "title": "", "text": text} for number, text in enumerate(texts)]
+    (beir / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = [*RERANKER, "generate", bare_recipe, "--runs", tmp_path / "killed", "generate.concurrency=4"]
+    store = tmp_path / "killed" / ".endpoints" / "chat.jsonl"
+    rng, stored, server.delay = np.random.default_rng(1), set(), 0.02
+    keys = keys_of(bare_recipe, texts)
+    environment = {"GENERATE_API_KEY": KEY}
+    for _ in range(KILLS):
+        before, goal = server.attempts.copy(), sum(server.answered.values()) + int(rng.integers(1, 30))
+        with started(line, **environment) as process:
+            process.wait_for(lambda goal=goal: sum(server.answered.values()) >= goal)
+            time.sleep(rng.uniform(0, 0.05))
+            process.processes[0].kill()
+            process.processes[0].wait()
+        time.sleep(0.2)  # requests that were on their way have reached the server
+        assert not {document for document in server.attempts - before if keys[document] in stored}
+        stored = set(Store(store).answers)
+    answered = sum(server.answered.values())
+    assert 0 <= answered - len(stored) <= 4 * KILLS
+    with started(line, **environment) as process:
+        (ended,) = process.finish()
+    assert ended.returncode == 0, ended.stderr
+    assert sum(server.answered.values()) - 700 <= 4 * KILLS
+    server.attempts.clear()
+    run(load_recipe(bare_recipe, ["generate.concurrency=4"]), tmp_path / "undisturbed", until="generate")
+    one, other = (
+        {
+            (key, answer.text, answer.ending, answer.input_tokens, answer.output_tokens)
+            for key, answer in answers.items()
+        }
+        for answers in (Store(store).answers, Store(tmp_path / "undisturbed" / ".endpoints" / "chat.jsonl").answers)
+    )
+    assert len(one) == 700
+    assert one == other
+    made = [tmp_path / runs / "tiny" / "generate" / "queries.jsonl" for runs in ("killed", "undisturbed")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    report = json.loads((tmp_path / "killed" / "tiny" / "generate" / "report.json").read_text())
+    assert set(report["dropped"]) >= {filters.UNREADABLE, filters.LANGUAGE, filters.DUPLICATE, filters.COPIED}
+    assert not hidden_in(tmp_path / "killed", KEY)
+
+
+def keys_of(recipe_file: Path, texts: list[str]) -> dict[str, str]:
+    """The key of each document's request."""
+    one = load_recipe(recipe_file).generate
+    assert one
+    collection = Collection.from_memory(
+        {f"d{number}": text for number, text in enumerate(texts)}, {"q": "a"}, {"train": {"q": {"d0": 1}}}
+    )
+    requests = making.requests_of(one, collection, [Source(row, "train") for row in range(len(texts))])
+    return {text: request.key for text, (request, _) in zip(texts, requests, strict=True)}
+
+
+# The estimate, and files of the Batch API.
+
+
+def test_the_estimate_is_within_a_tenth_of_what_is_sent(
+    bare_recipe, beir, server, tmp_path, tiny, words, command_of_reranker
+):
+    tokenizer = tokenizer_file.read_tokenizer(tiny["bert"])
+    server.count = lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    texts = [
+        " ".join(text.split()[: 5 + number % 30] * (1 + number % 9)) for number, text in enumerate(corpus(450, words))
+    ]
+    rows = [{"_id": f"d{number}", "title": "", "text": f"{text} only{number}"} for number, text in enumerate(texts)]
+    (beir / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ["generate.prices=[2, 8]", "generate.documents=300", "generate.round_trip=null"]
+    told = command_of_reranker("generate", bare_recipe, *overrides, "--runs", tmp_path / "runs", "--estimate")
+    assert not server.attempts
+    requests, tokens, back = (
+        int(re.search(pattern, told)[1].replace(",", ""))
+        for pattern in (r"(\d+) requests to", r"about ([\d,]+) tokens are sent", r"at most ([\d,]+) come back")
+    )
+    cost = float(re.search(r"at most ([\d.,]+) \(generate.prices", told)[1])
+    run(load_recipe(bare_recipe, overrides), tmp_path / "runs", until="generate")
+    assert requests == sum(server.attempts.values())
+    assert abs(tokens - server.input_tokens) <= 0.1 * server.input_tokens
+    assert server.output_tokens <= back == requests * 256
+    assert cost == pytest.approx((tokens * 2 + back * 8) / 1e6, abs=0.006)
+    told = command_of_reranker("generate", bare_recipe, *overrides, "--runs", tmp_path / "runs", "--estimate")
+    assert "0 requests to" in told
+    assert f"{requests} answers are stored already" in told
+
+
+def test_a_batch_gives_what_requests_give(bare_recipe, beir, server, tmp_path, command_of_reranker):
+    runs, batch, back = tmp_path / "runs", tmp_path / "batch.jsonl", tmp_path / "back.jsonl"
+    command_of_reranker("generate", bare_recipe, "--runs", runs, "--batch", batch)
+    lines = lines_of(batch)
+    assert len(lines) == 40
+    assert {line["url"] for line in lines} == {"/v1/chat/completions"}
+    answers = []
+    for line in lines[:-1]:
+        text = queries(json.loads(line["body"]["messages"][1]["content"]))
+        body = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5}}
+        answers.append({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}, "error": None})
+    others = [{"custom_id": lines[-1]["custom_id"], "response": None, "error": {"code": "x"}}, [], "a"]
+    others.append({**answers[0], "custom_id": "of another recipe"})
+    back.write_text("".join(json.dumps(answer) + "\n" for answer in [*answers, *others]) + "no JSON\n")
+    told = command_of_reranker("generate", bare_recipe, "--runs", runs, "--answers", back)
+    assert "39 answers added" in told
+    assert "5 lines are no answer" in told
+    assert not server.attempts
+    command_of_reranker("generate", bare_recipe, "--runs", runs)
+    assert sum(server.attempts.values()) == 1
+    run(load_recipe(bare_recipe), tmp_path / "asked", until="generate")
+    made = [path / "tiny" / "generate" / "queries.jsonl" for path in (runs, tmp_path / "asked")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+
+
+# What a recipe may say.
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "data: {corpus: a}",
+            "2: data.queries: is missing: name its file (also missing: qrels), or add the section generate",
+        ),
+        (
+            "data: {corpus: a, queries: b}\ngenerate: {model: chat:m@http://h/v1}",
+            "2: data.qrels: is missing: corpus, queries and qrels belong together; name its file",
+        ),
+        ("data: {path: a}\ngenerate: {}", "3: generate.model: is required but missing"),
+        ("data: {path: a}\ngenerate: {model: gpt}", "3: generate.model: is an endpoint, chat:MODEL@URL"),
+        ("data: {path: a}\ngenerate: {model: chat:m@http://h, kinds: []}", "3: generate.kinds: names each kind once"),
+        ("data: {path: a}\ngenerate: {model: chat:m@http://h, prices: [-1, 2]}", "3: generate.prices: are from 0"),
+        (
+            "data: {path: a}\ngenerate: {model: chat:m@http://h}\nretriever: {kind: run, run: b}",
+            "4: retriever.run: has no candidates for the queries of the section generate",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_make_queries_says_why(tmp_path, text, told):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: a\n{text}\n")
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert error.value.faults[0].removeprefix(f"{path}:").startswith(told)
+
+
+def test_a_corpus_and_test_queries_need_no_train_queries(tmp_path):
+    path = tmp_path / "r.yaml"
+    keys = "corpus: a, queries: b, test: c"
+    path.write_text(f"name: a\ndata: {{{keys}}}\ngenerate: {{model: chat:m@http://h}}\n")
+    assert load_recipe(path).data.missing == ["qrels"]
+
+
+def test_generate_without_its_section_is_an_error(recipe_file, tmp_path):
+    for until in ("generate",):
+        with pytest.raises(RecipeError, match="generate: the recipe has no generate section"):
+            run(load_recipe(recipe_file), tmp_path / "runs", until=until)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", '{"other": 1}\n'])
+def test_examples_without_a_query_are_an_error(tmp_path, text):
+    (tmp_path / "real.jsonl").write_text(text)
+    with pytest.raises(DataError, match="holds no query"):
+        making.read_examples(tmp_path / "real.jsonl")
