@@ -26,6 +26,8 @@ pytest.importorskip("openai")
 from trainer.data import Collection
 from trainer.errors import DataError, RecipeError, RunError
 from trainer.generation import endpoint, filters, making
+from trainer.generation.check import read_grade
+from trainer.generation.endpoint import Spent
 from trainer.generation.prompt import kinds_for, queries_in, request_for
 from trainer.generation.sources import Source, plan
 from trainer.generation.store import Answer, Store
@@ -195,9 +197,10 @@ def section(server: ChatServer, **keys: Any) -> Generate:
     return Generate(model=f"chat:{MODEL}@{server.url}", **keys)
 
 
-def asked(server: ChatServer, texts: list[str], store: Store, **keys: Any) -> making.Spent:
-    one = section(server, **keys)
-    return making.ask(one, [request_for(one, text, kinds_for(one, 0), []) for text in texts], store)
+def asked(server: ChatServer, texts: list[str], store: Store, **keys: Any) -> Spent:
+    one, spent = section(server, **keys), Spent()
+    making.ask(one, one.endpoint, [request_for(one, text, kinds_for(one, 0), []) for text in texts], store, spent)
+    return spent
 
 
 # The prompt, and what is read of an answer.
@@ -313,7 +316,7 @@ def test_what_fails_for_a_while_is_asked_again_and_nothing_twice(server, tmp_pat
     assert spent.answers == 30
     assert (spent.input_tokens, spent.output_tokens) == (server.input_tokens, server.output_tokens)
     assert server.most_at_once <= 4
-    assert asked(server, texts, Store(tmp_path / "s")) == making.Spent()
+    assert asked(server, texts, Store(tmp_path / "s")) == Spent()
     assert sum(server.attempts.values()) == spent.requests
 
 
@@ -363,7 +366,7 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(tmp_path, free_por
     one = Generate(model=f"chat:{MODEL}@http://127.0.0.1:{free_port}/v1", concurrency=2)
     requests = [request_for(one, text, ["question"], []) for text in corpus(30)]
     with pytest.raises(RunError, match=f"{free_port}.*requests in a row failed"):
-        making.ask(one, requests, Store(tmp_path / "s"))
+        making.ask(one, one.endpoint, requests, Store(tmp_path / "s"), Spent())
 
 
 def test_limits_stop_cleanly_and_what_is_answered_is_kept(server, tmp_path, capsys):
@@ -687,10 +690,10 @@ def test_hostile_documents_change_nothing_of_others(bare_recipe, beir, server, t
     run(load_recipe(bare_recipe), tmp_path / "after", until="generate")
     after = lines_of(tmp_path / "after" / "tiny" / "generate" / "queries.jsonl")
     harmless = [line for line in after if not line["document_id"].startswith("evil")]
-    fields = ("text", "kind", "document_id", "split")
-    assert {tuple(line[name] for name in fields) for line in harmless} == {
-        tuple(line[name] for name in fields) for line in before
-    }
+    fields = ("text", "kind", "document_id", "split", "also")
+    assert [[line[name] for name in fields] for line in harmless] == [
+        [line[name] for name in fields] for line in before
+    ]
     assert all(line.keys() == {"_id", *fields} for line in after)
     report = json.loads((tmp_path / "after" / "tiny" / "generate" / "report.json").read_text())
     assert report["dropped"][filters.UNREADABLE]["count"] >= 1
@@ -777,6 +780,62 @@ def keys_of(recipe_file: Path, texts: list[str]) -> dict[str, str]:
     )
     requests = making.requests_of(one, collection, [Source(row, "train") for row in range(len(texts))])
     return {text: request.key for text, (request, _) in zip(texts, requests, strict=True)}
+
+
+# The check of the labels.
+
+
+@pytest.mark.parametrize(
+    ("text", "grade"),
+    [
+        ("2", 2),
+        ("Grade: 3.", 3),
+        ("0\n", 0),
+        ("4", None),
+        ("", None),
+        ("2.5", None),
+        ("-1", None),
+        ("2 or 3", None),
+        ("13", None),
+    ],
+)
+def test_a_grade_is_the_only_number_of_an_answer(text, grade):
+    assert read_grade(text) == grade
+
+
+def test_documents_that_answer_a_query_too_become_relevant(bare_recipe, server, tmp_path):
+    def grade(content: dict[str, Any]) -> str:
+        if "kinds" in content:
+            return queries(content)
+        words = content["query"].split()
+        return str(min(3, number_of(f"{words[0]} {content['document']}") % 5))
+
+    server.answer = grade
+    run(load_recipe(bare_recipe), tmp_path / "no", until="generate")
+    made = lines_of(tmp_path / "no" / "tiny" / "generate" / "queries.jsonl")
+    overrides = [f"generate.check=chat:judge@{server.url}", "generate.check_depth=4"]
+    run(load_recipe(bare_recipe, overrides), tmp_path / "yes", until="generate")
+    checked = lines_of(tmp_path / "yes" / "tiny" / "generate" / "queries.jsonl")
+    collection = open_run(load_recipe(bare_recipe, overrides), tmp_path / "yes").collection
+    passages = dict(zip(collection.document_ids, collection.documents["passage"][:], strict=True))
+    asked = [json.loads(body["messages"][1]["content"]) for body in server.bodies if body["model"] == "judge"]
+    assert {content["query"] for content in asked} == {line["text"] for line in made}
+    for line in made:
+        graded = [content["document"] for content in asked if content["query"] == line["text"]]
+        assert len(graded) == len(set(graded)) in (4, 5)
+        good = {document for document in graded if int(grade({"query": line["text"], "document": document})) >= 2}
+        kept = [one for one in checked if one["text"] == line["text"]]
+        assert bool(kept) == (passages[line["document_id"]] in good)
+        for one in kept:
+            assert {passages[name] for name in [one["document_id"], *one["also"]]} == good
+            (row,) = [row for row, text in enumerate(collection.queries["text"][:]) if text == line["text"]]
+            relevant = collection.positives(one["split"], row)
+            assert {collection.document_ids[document] for document in relevant} == {one["document_id"], *one["also"]}
+    assert 0 < len(checked) < len(made)
+    assert any(line["also"] for line in checked)
+    report = json.loads((tmp_path / "yes" / "tiny" / "generate" / "report.json").read_text())
+    assert report["dropped"][filters.UNANSWERED]["count"] == len(made) - len(checked)
+    assert report["several_answers"] == sum(bool(line["also"]) for line in checked)
 
 
 # The estimate, and files of the Batch API.

@@ -17,16 +17,17 @@ PREFIX = "made-"  # of the ids; a number is added until no real query has the id
 
 
 class MadeQuery(NamedTuple):
-    """A query made from a document row; `kind` is what was asked for, e.g. keyword."""
+    """A query made from a document row; `kind` is what was asked for, `also` other document rows that answer it."""
 
     text: str
     kind: str
     document: int
     split: str
+    also: tuple[int, ...] = ()
 
 
 def write_queries(queries: Iterable[MadeQuery], collection: Collection, folder: Path) -> None:
-    """Write one JSON line per query, with the id of its document."""
+    """Write one JSON line per query, with the ids of its document and of others that answer it."""
     taken, number = set(collection.query_ids), 0
     with replacing(folder / FILE) as partial, partial.open("w", encoding="utf-8") as file:
         for query in queries:
@@ -39,12 +40,13 @@ def write_queries(queries: Iterable[MadeQuery], collection: Collection, folder: 
                 "kind": query.kind,
                 "document_id": collection.document_ids[query.document],
                 "split": query.split,
+                "also": [collection.document_ids[row] for row in query.also],
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def with_made_queries(collection: Collection, folder: Path) -> Collection:
-    """Return the collection with the queries that `write_queries` wrote, each relevant for its document alone."""
+    """Return the collection with the queries that `write_queries` wrote, each with the documents that answer it."""
     with (folder / FILE).open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     rows = {identity: row for row, identity in enumerate(collection.document_ids)}
@@ -52,5 +54,5 @@ def with_made_queries(collection: Collection, folder: Path) -> Collection:
     extended = collection.with_queries({line["_id"]: line["text"] for line in lines})
     qrels = {split: dict(collection.qrels[split]) for split in SPLITS}
     for row, line in enumerate(lines, start=first):
-        qrels[line["split"]][row] = {rows[line["document_id"]]: grade}
+        qrels[line["split"]][row] = {rows[identity]: grade for identity in (line["document_id"], *line["also"])}
     return replace(extended, qrels=qrels, made=frozenset(range(first, first + len(lines))))

@@ -76,7 +76,8 @@ def _public_recipe(recipe: Recipe) -> str:
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
     if recipe.generate is not None:
-        shown["generate"]["model"] = recipe.generate.endpoint.model
+        for key, endpoint in (("model", recipe.generate.endpoint), ("check", recipe.generate.checker)):
+            shown["generate"] |= {key: endpoint.model} if endpoint else {}
         for key in {"examples", "tokenizer"} & shown["generate"].keys():
             shown["generate"][key] = Path(shown["generate"][key]).name
     if recipe.retriever.run is not None:

@@ -8,7 +8,7 @@ Imports inside run down, like the package's own:
 
     estimate  batch                     requests, tokens, costs and hours before sending; files of the Batch API
     making                              requests, answers, filters and report of a collection
-    filters  sources                    which queries are dropped; which documents are asked, and in which split
+    filters  sources  check             which queries are dropped; which documents are asked; grades of a judge
     prompt                              the request for a document, and the queries in its answer
     endpoint                            requests with back-off, concurrency and limits
     store                               answers by the content of the request
@@ -21,6 +21,9 @@ from trainer.lazy import face
 if TYPE_CHECKING:
     from trainer.generation.batch import read_answers as read_answers
     from trainer.generation.batch import write_requests as write_requests
+    from trainer.generation.check import read_grade as read_grade
+    from trainer.generation.check import request_for_pair as request_for_pair
+    from trainer.generation.endpoint import Spent as Spent
     from trainer.generation.estimate import forecast as forecast
     from trainer.generation.making import Draft as Draft
     from trainer.generation.making import ask as ask

@@ -97,8 +97,9 @@ class Chat:
         concurrency: int,
         max_requests: int | None = None,
         max_tokens: int | None = None,
+        spent: Spent | None = None,
     ) -> None:
-        self.spent = Spent()
+        self.spent = spent or Spent()
         self._endpoint = endpoint
         self._store = store
         self._concurrency = concurrency

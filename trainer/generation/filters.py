@@ -30,6 +30,7 @@ LANGUAGE = "another language than the document"
 REAL = "repeats one of your queries"
 NOT_FOUND = "its document is not found"
 DUPLICATE = "asks the same as another made query"
+UNANSWERED = "judged not to be answered by its document"
 
 
 def words_of(text: str) -> list[str]:

@@ -13,10 +13,12 @@ from trainer.data import SPLITS, Collection, Faults, read_lines
 from trainer.data.generated import MadeQuery
 from trainer.errors import DataError, RunError
 from trainer.generation import filters
+from trainer.generation.check import ANSWERS
 from trainer.generation.endpoint import Chat, Request, Spent
 from trainer.generation.prompt import EXAMPLES, kinds_for, queries_in, request_for
 from trainer.generation.sources import Source
 from trainer.generation.store import Answer, Store
+from trainer.recipe import Endpoint
 from trainer.recipe.generate import Generate, Kind
 from trainer.retriever import Candidates, Embeddings
 from trainer.runtime import console
@@ -61,24 +63,23 @@ def requests_of(
     return requests
 
 
-def ask(section: Generate, requests: Sequence[Request], store: Store) -> Spent:
-    """Send the requests that are not in the store; raise RunError if the endpoint cannot be used.
+def ask(section: Generate, endpoint: Endpoint, requests: Sequence[Request], store: Store, spent: Spent) -> None:
+    """Send the requests that are not in the store, and count them in `spent`.
 
-    If a limit is reached, the requests that were answered so far are enough.
+    If a limit is reached, the requests that were answered so far are enough. Raise RunError if the endpoint cannot be
+    used.
     """
     stored = sum(request.key in store.answers for request in requests)
     if stored == len(requests):
-        return Spent()
-    chat = Chat(section.endpoint, store, section.concurrency, section.max_requests, section.max_tokens)
-    console.stage(
-        "generate", f"{len(requests) - stored} requests to {section.endpoint.url}; {stored} answers are stored"
-    )
+        return
+    chat = Chat(endpoint, store, section.concurrency, section.max_requests, section.max_tokens, spent)
+    console.stage("generate", f"{len(requests) - stored} requests to {endpoint.url}; {stored} answers are stored")
+    before = Counter(spent.failures)
     with console.progress("generate", len(requests), stored) as bar:
-        chat.ask(requests, lambda: bar(1, _note(chat.spent, section)))
-    spent = chat.spent
-    failed = sum(spent.failures.values())
-    if failed:
-        reasons = "; ".join(f"{count} times {reason}" for reason, count in spent.failures.items())
+        chat.ask(requests, lambda: bar(1, _note(spent, section)))
+    failures = Counter(spent.failures) - before
+    if failed := failures.total():
+        reasons = "; ".join(f"{count} times {reason}" for reason, count in failures.items())
         message = f"{failed} of {len(requests)} requests have no answer ({reasons})"
         if failed > FEW_FAILED * len(requests):
             raise RunError(f"generate: {message}; all answers are kept: run the same command again")
@@ -87,7 +88,6 @@ def ask(section: Generate, requests: Sequence[Request], store: Store) -> Spent:
         answered = sum(request.key in store.answers for request in requests)
         limit = f"{spent.requests} requests and {spent.tokens:,} tokens were sent"
         console.warn("generate", f"a limit of the recipe is reached ({limit}): {answered} of {len(requests)} answered")
-    return spent
 
 
 def _note(spent: Spent, section: Generate) -> str:
@@ -146,10 +146,12 @@ class Draft:
                 kept.append(query)
         self.kept = kept
 
-    def filter_by_search(self, section: Generate, candidates: Candidates, vectors: Embeddings | None) -> None:
+    def filter_by_search(
+        self, section: Generate, candidates: Candidates, vectors: Embeddings | None
+    ) -> list[list[int]]:
         """Drop queries whose document the first stage does not find, and all but one of those that ask the same.
 
-        `candidates` and `vectors` are those of the kept queries.
+        `candidates` and `vectors` are those of the kept queries. Return the documents found for each that is left.
         """
         ranks = filters.ranks_of(candidates, [query.document for query in self.kept])
         worse = filters.duplicates([query.text for query in self.kept], ranks, vectors)
@@ -157,6 +159,21 @@ class Draft:
         if section.round_trip is not None:
             lost = (index for index, rank in enumerate(ranks) if not 1 <= rank <= section.round_trip)
             reasons |= dict.fromkeys(lost, filters.NOT_FOUND)
+        left = [candidates.found(index) for index in range(len(self.kept)) if index not in reasons]
+        self.filter(reasons)
+        return left
+
+    def check(self, grades: Sequence[Mapping[int, int]]) -> None:
+        """Apply the grades of each kept query's documents ({row: grade}); without a grade nothing changes."""
+        reasons = {
+            index: filters.UNANSWERED
+            for index, (query, own) in enumerate(zip(self.kept, grades, strict=True))
+            if own.get(query.document, ANSWERS) < ANSWERS
+        }
+        self.kept = [
+            query._replace(also=tuple(row for row, grade in own.items() if grade >= ANSWERS and row != query.document))
+            for query, own in zip(self.kept, grades, strict=True)
+        ]
         self.filter(reasons)
 
     def require(self, splits: Sequence[str]) -> None:
@@ -185,6 +202,7 @@ class Draft:
             "failures": spent.failures,
             "kept": {split: splits[split] for split in SPLITS if splits[split]},
             "kinds": dict(kinds),
+            "several_answers": sum(bool(query.also) for query in self.kept),
             "examples": _examples(self.kept, collection),
             "dropped": {
                 reason: {"count": len(queries), "examples": _examples(queries, collection)}

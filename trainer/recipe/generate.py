@@ -51,11 +51,18 @@ class Generate(Section):
     round_trip: int | None = Field(default=20, ge=1, le=200)
     """Drop a made query if the untuned first stage does not return its document within this rank; null: keep all."""
 
-    @field_validator("model")
+    check: str | None = None
+    """Model (chat:MODEL@URL) that judges for each made query its document and the first candidates: others that answer
+    it become relevant too, and a query that its document does not answer is dropped; null: no check."""
+    check_depth: int = Field(default=5, ge=1, le=50)
+    """Number of candidates that are judged for each made query, one request each."""
+
+    @field_validator("model", "check")
     @classmethod
-    def _require_endpoint(cls, model: str) -> str:
-        read_endpoint(model)
-        return model
+    def _require_endpoint(cls, reference: str | None) -> str | None:
+        if reference is not None:
+            read_endpoint(reference)
+        return reference
 
     @field_validator("kinds")
     @classmethod
@@ -73,5 +80,10 @@ class Generate(Section):
 
     @property
     def endpoint(self) -> Endpoint:
-        """The model's name and address."""
+        """The name and the address of the model that writes the queries."""
         return read_endpoint(self.model)
+
+    @property
+    def checker(self) -> Endpoint | None:
+        """The name and the address of the model that judges, None without a check."""
+        return read_endpoint(self.check) if self.check else None

@@ -16,12 +16,14 @@ from trainer.runtime.run_folder import CONTENT
 from trainer.runtime.verify import sha256
 
 if TYPE_CHECKING:
-    from trainer.generation import Draft, Store
+    from collections.abc import Sequence
+
+    from trainer.generation import Draft, Spent, Store
     from trainer.retriever import Embeddings
 
 STORE = Path(".endpoints", "chat.jsonl")  # in the folder of all runs
 # Keys that change how requests are sent, or what is printed, but not the queries.
-WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model"}
+WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model", "check"}
 
 
 class Generate(Stage):
@@ -45,6 +47,7 @@ class Generate(Stage):
         return (
             settings("generate", section, WITHOUT_EFFECT)
             | {"generate.model": section.endpoint.model, "seed": recipe.seed}
+            | {"generate.check": section.checker and section.checker.model}
             | examples
             | first_stage
             | content("retriever.model", recipe.bi_encoder)
@@ -62,7 +65,8 @@ class Generate(Stage):
             requests = generation.requests_of(section, collection, sources)
             store = store_of(run.folder.parent)
             asked = [request for request, _ in requests]
-            spent = generation.ask(section, asked, store)
+            spent = generation.Spent()
+            generation.ask(section, section.endpoint, asked, store, spent)
             answered = sum(request.key in store.answers for request in asked)
             draft = generation.Draft.read(collection, sources, requests, store.answers)
             return draft, {"asked": len(asked), "answered": answered, "spent": spent}
@@ -75,7 +79,8 @@ class Generate(Stage):
         if not run.is_main:
             return Notes()
         candidates = retriever.retrieve_unjudged(run.recipe.retriever, extended, rows, embeddings)
-        draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
+        found = draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
+        _check(run, draft, found, collection, counts["spent"])
         made_splits = ["train", *(split for split in ("dev", "test") if not collection.answerable(split))]
         draft.require(made_splits)
         write_queries(draft.kept, collection, folder)
@@ -90,6 +95,31 @@ class Generate(Stage):
         """Print in red that the gain will be measured on made queries, if it will."""
         if warning := made_warning(run.notes(self.folder)["made"]):
             console.stage("generate", warning, style="red")
+
+
+def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent) -> None:
+    """Let the model of `generate.check` grade each query's own document and the first ones of those found for it."""
+    section = run.recipe.generate
+    if section is None or section.checker is None:
+        return
+    pairs = [
+        (index, row)
+        for index, (query, rows) in enumerate(zip(draft.kept, found, strict=True))
+        for row in dict.fromkeys([query.document, *rows[: section.check_depth]])
+    ]
+    passages = collection.passages([row for _, row in pairs])
+    requests = [
+        generation.request_for_pair(section.checker, draft.kept[index].text, passage)
+        for (index, _), passage in zip(pairs, passages, strict=True)
+    ]
+    store = store_of(run.folder.parent)
+    generation.ask(section, section.checker, requests, store, spent)
+    grades: list[dict[int, int]] = [{} for _ in draft.kept]
+    for (index, row), request in zip(pairs, requests, strict=True):
+        answer = store.answers.get(request.key)
+        if answer is not None and (grade := generation.read_grade(answer.text)) is not None:
+            grades[index][row] = grade
+    draft.check(grades)
 
 
 def documents_of(run: Run, collection: Collection) -> Embeddings | None:
