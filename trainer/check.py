@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.data import MAX_AUTO_LENGTH, SPLITS, Summary, check_collection, describe_lengths, fingerprint_data
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
+from trainer.evaluation import made_warning
 from trainer.evaluation.metrics import can_choose
 from trainer.generation.endpoint import endpoint_problem
 from trainer.model_files import checks, references, tokenizer_file
@@ -222,6 +223,8 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)
+    if recipe.generate and (made := made_warning([split for split, count in summary.judged.items() if not count])):
+        console.stage("check", made, style="red")
 
 
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:

@@ -15,6 +15,8 @@ from trainer.recipe.generate import Generate
 from trainer.runtime import console
 from trainer.stages.generate import documents_of, store_of
 
+MOST_COUNTED = 20_000  # documents among which stored answers are counted, if the recipe asks fewer
+
 
 def open_data(recipe: Recipe, runs: Path) -> Run:
     """Return the run of a recipe with its collection read; raise RecipeError without the section generate."""
@@ -27,7 +29,7 @@ def open_data(recipe: Recipe, runs: Path) -> Run:
 def show_estimate(run: Run) -> None:
     """Print requests, tokens, costs and hours."""
     section, collection = _section(run), Collection.open(run.folder / "data")
-    sources = generation.plan(collection, run.recipe.data, len(collection.documents))
+    sources = generation.plan(collection, run.recipe.data, max(section.documents, MOST_COUNTED))
     requests = [request for request, _ in generation.requests_of(section, collection, sources)]
     tokenizer = tokenizer_file.read_tokenizer(
         references.locate(section.tokenizer or run.recipe.reranker.model, weights=False)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from trainer.generation import check
 from trainer.generation.endpoint import Request
 from trainer.generation.making import cost_of
+from trainer.generation.prompt import SYSTEM
 from trainer.generation.store import Store
 from trainer.recipe.generate import Generate
 
@@ -25,6 +27,8 @@ class Estimate(NamedTuple):
     cost: float | None
     hours: float
     measured: bool  # whether the hours are from answers of this model, and not assumed
+    checks: int  # most requests of the check
+    check_tokens: int  # that these send
 
     def lines(self, section: Generate) -> list[str]:
         """Return the forecast for the terminal."""
@@ -36,6 +40,10 @@ class Estimate(NamedTuple):
             f"({section.answer_tokens} an answer)",
             f"about {self.hours:.1f} hours with {section.concurrency} requests at a time, {source}",
         ]
+        if self.checks:
+            lines.append(
+                f"the check (generate.check) sends at most {self.checks} more requests and {self.check_tokens:,} tokens"
+            )
         if self.cost is not None:
             lines.append(f"costs: at most {self.cost:,.2f} (generate.prices)")
         return lines
@@ -55,11 +63,17 @@ def forecast(section: Generate, requests: Sequence[Request], wanted: int, store:
     seconds = sum(answer.seconds for answer in stored) / len(stored) if stored else SECONDS
     output = count * section.answer_tokens
     hours = count * seconds / section.concurrency / 3600
-    cost = cost_of(section, tokens, output)
-    return Estimate(count, len(stored), round(tokens), output, cost, hours, bool(stored))
+    checks = count * section.queries_per_document * (section.check_depth + 1) if section.check else 0
+    check_tokens = round(
+        checks * (tokens / max(1, count) + _count(check.SYSTEM, tokenizer) - _count(SYSTEM, tokenizer))
+    )
+    cost = cost_of(section, tokens + check_tokens, output + checks * check.ANSWER_TOKENS)
+    return Estimate(count, len(stored), round(tokens), output, cost, hours, bool(stored), checks, check_tokens)
 
 
 def _tokens(request: Request, tokenizer: Any) -> int:
-    texts = [message["content"] for message in request.messages]
-    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return sum(len(one) + MESSAGE_TOKENS for one in encoded)
+    return sum(_count(message["content"], tokenizer) + MESSAGE_TOKENS for message in request.messages)
+
+
+def _count(text: str, tokenizer: Any) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))

@@ -7,7 +7,7 @@ comes from a document that a dev or test query comes from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,18 +39,19 @@ def plan(
     Queries are made for train, and for dev and test if they have no real queries. Of documents with nearly the same
     text one is asked. Without `embeddings` the topics are not known, and the order is that of a hash of the text.
     """
-    splits = _splits(collection, section)
-    rows = np.array(sorted(splits), dtype=np.int64)
-    if not len(rows):
+    found = list(_askable(collection, section))
+    if not found:
         return []
-    order = _by_hash(collection, rows)
+    rows = np.array([source.document for source, _ in found], dtype=np.int64)
+    # By a hash of the text, so that the order does not depend on the order of the corpus.
+    order = np.argsort(np.array([digest for _, digest in found], dtype=np.uint64), kind="stable")
     if embeddings is not None and wanted < len(rows):
         order = _round_robin(_clusters(embeddings, rows, seed)[order], order)
-    return [Source(int(row), splits[int(row)]) for row in rows[order[:wanted]]]
+    return [found[index][0] for index in order[:wanted].tolist()]
 
 
-def _splits(collection: Collection, section: Data) -> dict[int, str]:
-    """Return the split of every document that may be asked."""
+def _askable(collection: Collection, section: Data) -> Iterator[tuple[Source, int]]:
+    """Yield every document that may be asked, with its split and a 64-bit hash of its text."""
     alike = collection.first_alike
     real = {split for split in ("dev", "test") if collection.answerable(split)}
     held_out = {
@@ -59,13 +60,12 @@ def _splits(collection: Collection, section: Data) -> dict[int, str]:
         for query in collection.answerable(split)
         for document in collection.positives(split, query)
     }
-    splits = {}
     for start in range(0, len(alike), ROWS_AT_ONCE):
         rows = range(start, min(start + ROWS_AT_ONCE, len(alike)))
         for row, text in zip(rows, collection.passages(list(rows)), strict=True):
             if row == alike[row] and row not in held_out and text.strip():
-                splits[row] = _split(hash_position(text), section, real)
-    return splits
+                digest = hashlib.sha256(b"order" + text.encode()).digest()
+                yield Source(row, _split(hash_position(text), section, real)), int.from_bytes(digest[:8], "big")
 
 
 def _split(position: float, section: Data, real: set[str]) -> str:
@@ -73,12 +73,6 @@ def _split(position: float, section: Data, real: set[str]) -> str:
     if position < section.dev_share and "dev" not in real:
         return "dev"
     return "test" if position >= 1 - section.test_share and "test" not in real else "train"
-
-
-def _by_hash(collection: Collection, rows: np.ndarray) -> np.ndarray:
-    """Return the order of the rows by a hash of their texts, which does not depend on their places in the corpus."""
-    digests = [hashlib.sha256(b"order" + text.encode()).digest() for text in collection.passages(rows.tolist())]
-    return np.array(sorted(range(len(rows)), key=digests.__getitem__), dtype=np.int64)
 
 
 def _clusters(embeddings: Embeddings, rows: np.ndarray, seed: int) -> np.ndarray:

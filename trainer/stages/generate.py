@@ -9,9 +9,7 @@ from trainer import context, generation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data import Collection
 from trainer.data.generated import write_queries
-from trainer.evaluation import made_warning
 from trainer.recipe import Recipe
-from trainer.runtime import console
 from trainer.runtime.run_folder import CONTENT
 from trainer.runtime.verify import sha256
 
@@ -89,12 +87,7 @@ class Generate(Stage):
         kept = ", ".join(f"{count} {split}" for split, count in report["kept"].items())
         dropped = ", ".join(f"{one['count']} {reason}" for reason, one in report["dropped"].items()) or "none"
         line = f"queries made from {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}"
-        return Notes(line, {"made": made_splits})
-
-    def show(self, run: Run) -> None:
-        """Print in red that the gain will be measured on made queries, if it will."""
-        if warning := made_warning(run.notes(self.folder)["made"]):
-            console.stage("generate", warning, style="red")
+        return Notes(line)
 
 
 def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent) -> None:
