@@ -742,7 +742,7 @@ def test_a_run_that_is_killed_twenty_times_asks_nothing_stored_again(
     texts = corpus(700, words)
     rows = [{"_id": f"d{number}", "title": "", "text": text} for number, text in enumerate(texts)]
     (beir / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = load_recipe(bare_recipe, ["generate.concurrency=4"])
+    recipe = load_recipe(bare_recipe, ["generate.concurrency=4", "generate.round_trip=null"])
     work = partial(run, recipe, tmp_path / "killed", until="generate")
     store = tmp_path / "killed" / ".endpoints" / "chat.jsonl"
     rng, stored, server.delay = np.random.default_rng(1), set(), 0.02
