@@ -181,11 +181,8 @@ class Chat:
 
         started = time.monotonic()
         try:
-            response = self._client.chat.completions.create(
-                model=request.model,
-                messages=list(request.messages),
-                **request.parameters,  # pyright: ignore
-            )
+            create: Any = self._client.chat.completions.create  # its types know no parameters in a dict
+            response = create(model=request.model, messages=list(request.messages), **request.parameters)
             answer = _answer(response, time.monotonic() - started)
             return answer._replace(text=self._hide(answer.text), ending=self._hide(answer.ending)[:SHOWN]), "", None
         except openai.APIStatusError as error:
