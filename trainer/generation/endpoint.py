@@ -115,9 +115,15 @@ class Chat:
             raise RunError(problem)
         import openai
 
-        others = {} if self._endpoint.host == OPENAI_HOST else {"organization": "", "project": ""}
+        # The library would send OpenAI's names of organization and project, from the environment, to every server.
+        own = None if self._endpoint.host == OPENAI_HOST else ""
         return openai.OpenAI(
-            api_key=self._key or NO_KEY, base_url=self._endpoint.url, timeout=TIMEOUT, max_retries=0, **others
+            api_key=self._key or NO_KEY,
+            base_url=self._endpoint.url,
+            organization=own,
+            project=own,
+            timeout=TIMEOUT,
+            max_retries=0,
         )
 
     @property
