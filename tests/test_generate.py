@@ -242,6 +242,7 @@ def test_every_kind_is_asked_for_equally_often():
     kinds = [kind for turn in range(4) for kind in kinds_for(one, turn)]
     assert {kind: kinds.count(kind) for kind in one.kinds} == dict.fromkeys(one.kinds, 3)
     assert all(len(set(kinds_for(one, turn))) == 3 for turn in range(4))
+    assert kinds_for(one.model_copy(update={"kinds": ("symptom",)}), 7) == ["symptom"]
 
 
 def test_a_key_is_of_the_content_alone():
@@ -329,6 +330,49 @@ def test_slow_answers_are_asked_again(server, tmp_path, monkeypatch):
     spent = asked(server, corpus(4), Store(tmp_path / "s"))
     assert spent.answers == 4
     assert spent.requests == 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": []},
+        {"choices": None},
+        {"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]},
+        {"choices": [{"message": None}]},
+        {"detail": "moved"},
+        [1],
+        "<html>sign in</html>",
+    ],
+)
+def test_an_answer_that_is_not_the_protocols_is_asked_again(server, tmp_path, body):
+    send = server._send
+
+    def respond(handler: Any, status: int, text: str) -> None:
+        send(handler, status, json.dumps(body) if sum(server.attempts.values()) == 1 else text)
+
+    server._send = respond
+    spent = asked(server, corpus(1), Store(tmp_path / "s"), concurrency=1)
+    assert (spent.answers, spent.requests) == (1, 2)
+
+
+def test_an_answer_without_text_or_usage_is_an_answer(server, tmp_path):
+    choice = {"message": {"content": None, "refusal": "No."}, "finish_reason": "content_filter"}
+    send = server._send
+    server._send = lambda handler, status, text: send(handler, status, json.dumps({"choices": [choice], "usage": None}))
+    store = Store(tmp_path / "s")
+    asked(server, corpus(1), store)
+    (answer,) = store.answers.values()
+    assert answer._replace(seconds=0) == Answer("No.", "content_filter", 0, 0, 0)
+
+
+@pytest.mark.parametrize("thoughts", ['<think>\n{"query": "no"}\n</think>\n\n', "<think>", ""])
+def test_what_a_model_thinks_is_no_query(server, tmp_path, thoughts):
+    server.answer = lambda content: thoughts + '{"query": "yes it is"}'
+    store = Store(tmp_path / "s")
+    asked(server, corpus(1), store)
+    (answer,) = store.answers.values()
+    expected = [] if thoughts == "<think>" else [("question", "yes it is")]
+    assert queries_in(answer.text, ["question"]) == expected
 
 
 def test_a_server_says_how_long_to_wait():

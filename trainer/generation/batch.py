@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.data import Faults, read_lines
-from trainer.generation.endpoint import Request
+from trainer.generation.endpoint import Request, without_thoughts
 from trainer.generation.store import Answer, Store
 from trainer.recipe import Endpoint
 from trainer.runtime.run_folder import replacing
@@ -52,8 +52,8 @@ def _answer(line: str) -> tuple[str, Answer | None]:
         content: Any = json.loads(line)
         key, response = str(content["custom_id"]), content["response"]
         choice, usage = response["body"]["choices"][0], response["body"].get("usage") or {}
-        text = choice["message"].get("content") or choice["message"].get("refusal") or ""
+        text = without_thoughts(choice["message"].get("content") or choice["message"].get("refusal") or "")
         tokens = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        return key, Answer(str(text), str(choice.get("finish_reason") or ""), *tokens, seconds=0.0)
+        return key, Answer(text, str(choice.get("finish_reason") or ""), *tokens, seconds=0.0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return "", None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -34,6 +35,7 @@ GIVE_UP = 8  # requests in a row that fail for good, after which the endpoint is
 FATAL = {401: "the key is refused", 403: "access is refused", 404: "there is no such model or address"}
 AGAIN = (408, 409, 425, 429)  # besides 5xx
 SHOWN = 200  # characters of a server's message
+_THOUGHTS = re.compile(r"\s*<think>.*?(?:</think>|\Z)\s*", re.DOTALL)  # of reasoning models, before the answer
 
 
 class Request(NamedTuple):
@@ -199,7 +201,7 @@ class Chat:
             return None, f"status {status}: {message}", _retry_after(error.response.headers) if again else None
         except openai.APITimeoutError:
             return None, f"no answer within {TIMEOUT:.0f} seconds", 0.0
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
             return None, self._told(error), 0.0  # a broken connection, or an answer that is not what the API promises
 
     def _told(self, error: object) -> str:
@@ -239,8 +241,14 @@ def _answer(response: Any, seconds: float) -> Answer:
     text = message.content or getattr(message, "refusal", None) or ""
     if not isinstance(text, str):
         raise TypeError("the answer's content is not a text")
+    text = without_thoughts(text)
     tokens = (int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
     return Answer(text, str(choice.finish_reason or ""), *tokens, seconds=round(seconds, 3))
+
+
+def without_thoughts(text: str) -> str:
+    """Return an answer without the thoughts that some models write before it."""
+    return _THOUGHTS.sub("", text)
 
 
 def _has_no_credit(error: Any) -> bool:

@@ -56,7 +56,7 @@ def request_for(section: Generate, document: str, kinds: Sequence[Kind], example
 
 def kinds_for(section: Generate, turn: int) -> list[Kind]:
     """Return the kinds that are asked for of the document with this turn, so that all kinds are equally frequent."""
-    count = section.queries_per_document
+    count = min(section.queries_per_document, len(section.kinds))
     return [section.kinds[(turn * count + number) % len(section.kinds)] for number in range(count)]
 
 

@@ -25,7 +25,7 @@ class Generate(Section):
     """Number of documents that queries are made from, one request each; they are sampled evenly from clusters of the
     bi-encoder's vectors, so that all topics are covered."""
     queries_per_document: int = Field(default=2, ge=1, le=3)
-    """Queries made from each document, before filtering."""
+    """Queries made from each document, before filtering; at most one of each kind."""
     kinds: tuple[Kind, ...] = ("question", "keyword", "symptom", "comparison")
     """Kinds of queries, in turn: question; keyword: two to five words; symptom: a problem in the words of somebody who
     does not know the answer; comparison: of two things."""
