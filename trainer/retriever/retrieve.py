@@ -147,7 +147,8 @@ def _tuning(section: Retriever, collection: Collection, engines: Engines, defaul
     if section.tune == "off" or not section.has_bm25:
         return Tuning(engines.untuned_settings)
     if train < ENOUGH[section.tune]:
-        return Tuning(engines.untuned_settings, note=f"{train} train queries, and {ENOUGH[section.tune]} are needed")
+        queries = "train queries that are not made from documents" if collection.made else "train queries"
+        return Tuning(engines.untuned_settings, note=f"{train} {queries}, and {ENOUGH[section.tune]} are needed")
     return tune(engines, default, train, collection.relevant("train"), section.fusion == "rrf")
 
 
