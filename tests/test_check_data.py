@@ -128,9 +128,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from trainer.data import check_collection
 
     counted: list[int] = []
-    monkeypatch.setattr(
-        "trainer.check.check_collection", lambda section: counted.append(1) or check_collection(section)
-    )
+    monkeypatch.setattr("trainer.check.check_collection", lambda *given: counted.append(1) or check_collection(*given))
     return counted
 
 

@@ -121,7 +121,7 @@ class Release:
     shipped: str = "tuned"
     findings: dict[str, Finding] = field(default_factory=dict)  # by mode
     first_stage_weight: float = 0.0
-    made: Sequence[str] = ()  # of dev and test, those whose queries are made from documents
+    made: tuple[str, ...] = ()  # of dev and test, those whose queries are made from documents
 
     @property
     def sentence(self) -> str:

@@ -59,7 +59,7 @@ class Results(Release):
             for system, metrics in content["systems"].items()
         }
         content["findings"] = {mode: Finding(**finding) for mode, finding in content.pop("ways").items()}
-        return cls(**content)
+        return cls(**content | {"made": tuple(content.get("made", ()))})
 
     @property
     def table(self) -> list[dict[str, float | str]]:

@@ -45,7 +45,7 @@ class Evaluate(Stage):
         release, means = evaluation.decide_release(
             collection, run.candidates("dev"), run.metric, dev, _between(run), weights, seed, folder
         )
-        release = replace(release, made=[split for split in ("dev", "test") if collection.is_made(split)])
+        release = replace(release, made=tuple(split for split in ("dev", "test") if collection.is_made(split)))
         candidates, default = run.candidates("test"), run.default_candidates("test")
         test["fused"] = evaluation.fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)
         if default is not None:
