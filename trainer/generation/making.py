@@ -129,7 +129,8 @@ class Draft:
                 query = MadeQuery(text, kind, *source)
                 fault = filters.fault_of(text, passage)
                 draft._drop(fault, query) if fault else draft.kept.append(query)
-        real = filters.repeats([query.text for query in draft.kept], collection.queries["text"][:])
+        judged = [query for split in SPLITS for query in collection.qrels[split]]
+        real = filters.repeats([query.text for query in draft.kept], collection.query_texts(judged))
         draft.filter(dict.fromkeys((index for index, same in enumerate(real) if same), filters.REAL))
         return draft
 
