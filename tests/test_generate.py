@@ -488,6 +488,7 @@ TEXT = "The kubelet restarts the container when its liveness probe fails three t
         ("почему контейнер перезапускается", filters.LANGUAGE),
         ("容器为什么重启", filters.LANGUAGE),
         ("what does the document say about probes", filters.MENTIONS),
+        ("how to read the text file with the probe", None),
         ("a", filters.LENGTH),
         ("???", filters.LENGTH),
         ("word " * 100, filters.LENGTH),
@@ -510,6 +511,11 @@ def test_each_filter_has_its_reason(query, reason):
         ("kubectl rollout restart", "Der Container wird neu gestartet, wenn die Probe nicht mehr antwortet.", False),
         ("コンテナの再起動", "コンテナが再起動する理由はプローブの失敗です。", False),
         ("def parse(x)", "x = 1", False),
+        (
+            "how to sort a list in alphabetic order",
+            "def der(die, in_): return sorted(die, key=in_ or der) if die is not None else []",
+            False,
+        ),
         ("die casting", "Aluminium is cast in dies at a high pressure of the machine.", False),
     ],
 )

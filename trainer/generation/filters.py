@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from trainer.data.languages import UNSPACED_RUN, WITH_STOP_WORDS, stop_words
+from trainer.data.languages import MIN_SHARE, UNSPACED_RUN, WITH_STOP_WORDS, stop_words
 from trainer.data.near_duplicates import WORDS
 from trainer.retriever import NOTHING, Candidates, Embeddings
 
@@ -17,10 +17,11 @@ COPIED_WORDS = 8  # in a row that a query shares with its document
 COPIED_WHOLE = 4  # words of a query that is a part of its document as a whole
 CHARACTERS = 3  # that count as one word in scripts without spaces
 FOREIGN_WORDS = 2  # stop words of another language, besides two for each of its document's, that make a query foreign
+FEWEST = 5  # stop words of its language that a document needs for this
 FOREIGN_SCRIPT = 0.05  # share of a document's letters below which it does not use a script
 SIMILAR = 0.95  # cosine of two queries that ask the same
 BLOCK = 1024  # queries that are compared at once
-_MENTIONS = re.compile(r"\b(?:the|this) (?:document|passage|text|article|above)\b", re.IGNORECASE)
+_MENTIONS = re.compile(r"\b(?:the|this) (?:document|passage|article)\b", re.IGNORECASE)
 
 UNREADABLE = "no query in the answer"
 LENGTH = "too short or too long"
@@ -68,10 +69,13 @@ def is_foreign(query: str, document: str) -> bool:
         script = max(used, key=lambda name: used[name])
         if known.get(script, 0) < FOREIGN_SCRIPT * letters:
             return True
-    asked, read = _stop_words(words_of(query)), _stop_words(words_of(document))
+    words = words_of(document)
+    asked, read = _stop_words(words_of(query)), _stop_words(words)
     own = max(read, key=lambda language: read[language])
     other = max(asked, key=lambda language: asked[language])
-    return read[own] > 0 and asked[other] >= FOREIGN_WORDS + 2 * asked[own]
+    # Code and tables have a few stop words of any language.
+    clear = read[own] >= max(FEWEST, MIN_SHARE * len(words)) and read[own] > 2 * read[other]
+    return clear and asked[other] >= FOREIGN_WORDS + 2 * asked[own]
 
 
 def _scripts(text: str) -> dict[str, int]:
