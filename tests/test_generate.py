@@ -655,7 +655,7 @@ def test_a_corpus_alone_becomes_a_measured_reranker_with_a_warning(bare_recipe, 
         assert warning[4:] in (run / name).read_text(), name
     assert "first stage not tuned: 0 train queries that are not made from documents, and 50" in ended.stdout
     assert "scores are not calibrated: the dev queries are made" in ended.stdout
-    assert results["first_stage_weight"] == 0
+    assert results["first_stage_weight"] == 0.3  # the default: made queries choose no weight
     assert server.url not in (run / "export" / "model" / "README.md").read_text()
     assert not hidden_in(tmp_path / "runs", KEY)
     assert KEY not in ended.stdout + ended.stderr

@@ -12,7 +12,7 @@ from trainer import retriever
 from trainer.context.run import Run
 from trainer.data import Collection
 from trainer.data.groups import Group
-from trainer.evaluation.fusion import Weights, fit, fitted_lists, lists_to_fit, try_weights
+from trainer.evaluation.fusion import UNFITTED, Weights, fit, fitted_lists, lists_to_fit, try_weights
 from trainer.evaluation.two_stage import mean_score, query_scores
 from trainer.mining import candidate_lists
 from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
@@ -135,13 +135,17 @@ def first_stage_weights(
 ) -> dict[Kind, Weights]:
     """Return the first stage's weights in the fusion with a model that has these scores (queries, depth) on dev.
 
-    They are fitted with the scores of the model before training, which was not trained on the train queries.
+    They are fitted with the scores of the model before training, which was not trained on the train queries. If all
+    train queries are made from documents, nothing is fitted, and dev may change the default weight as it does others.
     """
     collection, dev = run.collection, run.candidates("dev")
     lists, before = _before_training(run)
 
+    def start(kind: Kind) -> float:
+        return UNFITTED if collection.is_made("train") else fit(collection, lists, before, kind)
+
     def weights(kind: Kind) -> Weights:
-        return try_weights(collection, dev, run.metric, scores, fit(collection, lists, before, kind), kind)
+        return try_weights(collection, dev, run.metric, scores, start(kind), kind)
 
     return run.on_main(lambda: {kind: weights(kind) for kind in kinds})
 

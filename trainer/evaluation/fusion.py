@@ -25,6 +25,7 @@ from trainer.training.losses import LOSSES
 
 LISTS = 200  # most candidate lists that the weight is fitted to: two parameters need no more
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # multiples of the fitted weight, which comes first; ties go to the first one
+UNFITTED = 0.3  # weight if no person asked a train query: the optimum on runbooks (docs/results.md)
 MOST = 10.0  # largest weight: above it the model's scores hardly count
 RIDGE = 0.003  # L2 penalty on the coefficients of standardised scores, as for a fresh head
 
