@@ -1,10 +1,10 @@
 """READ THIS FIRST: run a recipe, stage by stage, up to an evaluated and exported reranker.
 
-    check -> data -> generate -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
+    check -> data -> generate -> retrieve -> mine -> train -> distil -> guard -> evaluate -> export -> push
 
 Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
-first round as its teacher, and train-2 starts from the base model again. Generate, distil and push only run if the
-recipe has the section.
+first round as its teacher, and train-2 starts from the base model again. With `train.seeds` the last training runs once
+for each seed. Generate, distil and push only run if the recipe has the section, guard only with `evaluate.guard`.
 
 Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
 recipe keys, data, weights and the stages before it, all known before the first model loads. Otherwise it is run again:
@@ -36,6 +36,7 @@ from trainer.stages.distil import Distil
 from trainer.stages.evaluate import Evaluate
 from trainer.stages.export import Export
 from trainer.stages.generate import Generate
+from trainer.stages.guard import Guard
 from trainer.stages.mine import Mine
 from trainer.stages.retrieve import Retrieve
 from trainer.stages.train import Train
@@ -49,6 +50,7 @@ STAGES: Sequence[Stage] = [
     Mine(round=2),
     Train(round=2),
     Distil(),
+    Guard(),
     Evaluate(),
     Export(),
 ]

@@ -29,26 +29,32 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
-def check_collection(section: Data, needed: Sequence[str] = SPLITS) -> Summary:
+def check_collection(section: Data, needed: Sequence[str] | None = None) -> Summary:
     """Read the complete collection once and return its summary; raises DataError with all problems.
 
-    The splits of `needed` must have positives.
+    The splits of `needed` (None: those of every collection) must have positives.
     """
-    reader, audit, texts = _reader(section), Audit(), {}
+    reader, audit, texts = reader_of(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
         texts[query.id] = normalised(query.text)
-    qrels, notes = _qrels(reader, section, texts, needed)
+    qrels, notes = split_qrels(reader, section, texts, needed_splits(section) if needed is None else needed)
     return audit.summary(reader, qrels, texts, notes)
 
 
-def _reader(section: Data) -> Reader:
+def reader_of(section: Data) -> Reader:
+    """Return the reader of a section's files; raises DataError with all missing ones."""
     sources = find_sources(section)
     return PairReader(sources, section) if sources.pairs else Reader(sources, section)
 
 
-def _qrels(
-    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str] = SPLITS
+def needed_splits(section: Data) -> Sequence[str]:
+    """Return the splits that must have a query with a relevant document."""
+    return SPLITS if section.needs_splits else ()
+
+
+def split_qrels(
+    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str]
 ) -> tuple[SplitQrels, list[str]]:
     """Return the judgements of all three splits with reviewed labels applied, and notes on splitting and reviews.
 
@@ -65,12 +71,12 @@ def _qrels(
     return {split: qrels[split] for split in SPLITS}, notes
 
 
-def build_collection(section: Data, folder: Path, needed: Sequence[str] = SPLITS) -> Collection:
+def build_collection(section: Data, folder: Path, needed: Sequence[str] | None = None) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems.
 
-    The splits of `needed` must have positives.
+    The splits of `needed` (None: those of every collection) must have positives.
     """
-    return _build(_reader(section), folder, needed)
+    return _build(reader_of(section), folder, needed_splits(section) if needed is None else needed)
 
 
 def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
@@ -100,7 +106,7 @@ def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
             yield query
 
     _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in queries()), id=str, text=str)
-    qrels, _ = _qrels(reader, section, texts, needed)
+    qrels, _ = split_qrels(reader, section, texts, needed)
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
     query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
     judgements = (

@@ -14,7 +14,7 @@ Imports inside run down, like the package's own:
     metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
 
-from trainer.recipe.data import FILES, HUB, READING, Data
+from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
 from trainer.recipe.endpoint import Endpoint
 from trainer.recipe.generate import Generate
 from trainer.recipe.schema import RERANK_DEPTH, ModelReference, Recipe, schema_table, sections
@@ -36,6 +36,7 @@ __all__ = [
     "Evaluate",
     "Export",
     "Generate",
+    "GuardSet",
     "Mine",
     "ModelReference",
     "Push",

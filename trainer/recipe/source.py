@@ -19,7 +19,8 @@ from trainer.recipe.section import LONGEST_TEXT
 
 OPTIONAL_SECTIONS = ("generate", "distil", "push")  # their stages run only if the section is given
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
-PATHS += [("generate", "examples"), ("retriever", "run")]
+PATHS += [("generate", "examples"), ("retriever", "run"), ("evaluate", "guard")]
+COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME
 REFERENCES = [
     ("generate", "tokenizer"),
     ("retriever", "model"),
@@ -160,7 +161,7 @@ class Source:
 
         A value that exists in neither is returned as it is.
         """
-        prefix = HUB if path == ("data", "path") and given.startswith(HUB) else ""
+        prefix = HUB if path in COLLECTIONS and given.startswith(HUB) else ""
         file = given.removeprefix(prefix)
         if not file or "\0" in file or len(file) > LONGEST_TEXT or file.startswith("package:"):
             return given

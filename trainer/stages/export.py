@@ -16,7 +16,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 5
+    version = 6
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -33,7 +33,9 @@ class Export(Stage):
         reranker.fusion = model.Fusion.load(evaluated)
         reranker.calibration = model.Calibration.load(evaluated)
         step = run.notes(run.exported)["best_step"]
-        parity = export.export(reranker, run.recipe, evaluation.Results.load(evaluated), _some_pairs(run), folder, step)
+        calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
+        results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
 
