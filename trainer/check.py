@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trainer.data import (
     MAX_AUTO_LENGTH,
-    SPLITS,
     Summary,
     check_collection,
     check_guard_sets,
@@ -56,8 +55,8 @@ def check(
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
     try:
-        needed = () if recipe.generate else SPLITS
-        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{'' if needed else ' generate'}"
+        needed = () if recipe.generate else None
+        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{' generate' if recipe.generate else ''}"
         cache = runs / recipe.name / CACHE
         cached = _read_cache(cache, fingerprint)
         summary = cached or check_collection(recipe.data, needed)

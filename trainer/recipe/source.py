@@ -21,13 +21,8 @@ OPTIONAL_SECTIONS = ("generate", "distil", "push")  # their stages run only if t
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("generate", "examples"), ("retriever", "run"), ("evaluate", "guard")]
 COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME
-REFERENCES = [
-    ("generate", "tokenizer"),
-    ("retriever", "model"),
-    ("mine", "teacher"),
-    ("reranker", "model"),
-]  # of models
-REFERENCES += [("distil", "model")]
+REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
+REFERENCES += [("generate", "tokenizer")]
 # Keys of older recipes, with the message about each.
 MOVED = {
     "evaluate.depth": "is now reranker.depth",

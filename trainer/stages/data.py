@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.context import Notes, Run, Stage, settings
-from trainer.data import SPLITS, build_collection, fingerprint_data
+from trainer.data import build_collection, fingerprint_data
 from trainer.recipe import Recipe
 from trainer.runtime import processes
 from trainer.runtime.lock import hold
@@ -29,7 +29,7 @@ class Data(Stage):
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Check every line of the files and write documents, queries and qrels."""
-        needed = () if run.recipe.generate else SPLITS
+        needed = () if run.recipe.generate else None
         collection = build_collection(run.recipe.data, folder, needed)
         return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
 

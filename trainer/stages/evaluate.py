@@ -67,7 +67,8 @@ class Evaluate(Stage):
         options = {"default": default, "release": release, "seeds": seeds}
         evaluation.evaluate(collection, "test", candidates, test, metrics, seed, folder, **options)
         reporting.write_details(collection, folder, seed)
-        console.stage("evaluate", _calibrate(run, dev[shipped], test[shipped], folder))
+        calibrated = _calibrate(run, dev[shipped], test[shipped], folder)
+        console.stage("evaluate", calibrated)
         weighted = evaluation.describe(weights)
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
         values = {"dev": means, "verdict": release.verdict, "judged": release.sentence, "calibrated": calibrated}
