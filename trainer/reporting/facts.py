@@ -301,11 +301,6 @@ class Facts:
         """List of (share of the trained weights, dev score); empty if interpolation was not tried."""
         return [(share, score) for share, score in self.notes.get(self.training, {}).get("interpolation") or []]
 
-    @cached_property
-    def generated(self) -> dict[str, Any]:
-        """The counts of the stage generate (report.json); empty without the stage."""
-        return (read_record(self.run / "generate" / "report.json") or {}) if "generate" in self.notes else {}
-
     @property
     def mining(self) -> Path:
         """Folder of the last mining stage."""

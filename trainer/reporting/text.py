@@ -10,6 +10,7 @@ from trainer.reporting import probabilities
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import Facts, worst_first
+from trainer.reporting.made_queries import made_queries
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import REMEDIES
 from trainer.reporting.robustness import sections
@@ -153,7 +154,7 @@ def _calibration(facts: Facts) -> list[str]:
 
 
 def _generated(facts: Facts) -> list[str]:
-    made = facts.generated
+    made = made_queries(facts)
     if not made:
         return []
     kept = ", ".join(f"{count} for {split}" for split, count in made["kept"].items())
