@@ -241,9 +241,8 @@ class Facts:
     @property
     def warnings(self) -> list[str]:
         """Warnings, each with the fact, the consequence and the remedy."""
-        count, warnings = len(self.queries), []
-        if warning := made_warning(self.results.get("made", ())):
-            warnings.append(f"{warning[0].upper()}{warning[1:]}.")
+        count, made = len(self.queries), made_warning(self.results.get("made", ()))
+        warnings = [f"{made[0].upper()}{made[1:]}."] if made else []
         if "tuned" not in self.results["systems"]:
             warnings.append(
                 "Training did not help: the model before training was the best one on dev, so that one is used. Look "
