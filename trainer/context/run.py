@@ -13,6 +13,7 @@ from trainer import evaluation, retriever
 from trainer.data import Collection
 from trainer.data.generated import with_made_queries
 from trainer.errors import RunError
+from trainer.forecast import Cost
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins, write_pins
 from trainer.recipe import Recipe
@@ -24,6 +25,7 @@ from trainer.runtime.run_folder import StageFolder
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from trainer.forecast import Work
     from trainer.retriever import Candidates
     from trainer.runtime.precision import Precision
 
@@ -71,6 +73,11 @@ class Stage(Protocol):
     def run(self, run: Run, folder: Path) -> Notes:
         """Run the stage and write its files to `folder`; after a kill, resume from the files there."""
         ...
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the predicted cost of the stage, from counts and speeds; nothing for a stage of seconds."""
+        del work
+        return Cost()
 
     def show(self, run: Run) -> None:
         """Print the stage's results, even if it was skipped; most stages have nothing to print."""
@@ -197,9 +204,15 @@ class Run:
         """Name of the metric that chooses the checkpoint."""
         return self.recipe.evaluate.metrics[0]
 
-    @cached_property
+    @property
     def collection(self) -> Collection:
         """The collection, memory-mapped from the folder of the data stage, with the queries of the stage generate."""
+        if "generate" in self.records and not (self.folder / "generate" / "done.json").is_file():
+            return Collection.open(self.folder / "data")  # for a forecast; not kept, because queries will be added
+        return self._whole_collection
+
+    @cached_property
+    def _whole_collection(self) -> Collection:
         collection = Collection.open(self.folder / "data")
         return with_made_queries(collection, self.folder / "generate") if "generate" in self.records else collection
 

@@ -155,6 +155,7 @@ class Release:
     first_stage_weight: float = 0.0
     made: tuple[str, ...] = ()  # of dev and test, those whose queries are made from documents
     guard: tuple[GuardFinding, ...] = ()
+    trained: bool = True  # False with train.epochs: 0
 
     @property
     def sentence(self) -> str:
@@ -165,7 +166,8 @@ class Release:
             for mode, finding in self.findings.items()
         ]
         lost = "".join(f"; {finding.sentence}" for finding in self.guard if finding.judged != KEPT)
-        return f"{self.verdict}: on dev, {', '.join(differences)}{lost}"
+        untrained = "" if self.trained else "; training did not run"
+        return f"{self.verdict}: on dev, {', '.join(differences)}{untrained}{lost}"
 
 
 def made_warning(splits: Sequence[str]) -> str:
