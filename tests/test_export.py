@@ -710,5 +710,5 @@ def test_the_card_explains_the_fusion_with_first_stage_scores(any_reranker, tiny
         any_reranker.fusion = None
     assert "`tuned, fused` is the fusion" in text
     assert "added, the first stage's with weight 0.3" in text
-    assert "is used as its\nscore, with weight 0.7" in text
+    assert "is used as its score, with weight 0.7" in text
     assert "first_stage_scores=" in text

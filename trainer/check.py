@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+from trainer.check_models import model_errors, unknown_token_errors
 from trainer.data import (
     MAX_AUTO_LENGTH,
     EarlierSplits,
@@ -20,10 +21,12 @@ from trainer.data import (
 from trainer.data.guard import Overlap
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
+from trainer.evaluation import made_warning
 from trainer.evaluation.metrics import can_choose
-from trainer.model_files import checks, references, tokenizer_file
+from trainer.generation.endpoint import endpoint_problem
+from trainer.model_files import references
 from trainer.model_files.architectures import longest_text
-from trainer.recipe import BESIDES_WINDOW, ModelReference, Recipe, window_too_long
+from trainer.recipe import Recipe
 from trainer.runtime import console, processes
 from trainer.runtime.machine import folder_problems
 from trainer.runtime.run_folder import read_record, write_json
@@ -31,9 +34,6 @@ from trainer.tracking.weights_and_biases import key_problem
 
 VERSION = 2  # raised when the check would give another result for the same collection
 CACHE, GUARD_CACHE = "check.json", "check_guard.json"  # in the run folder
-# Shares of tokens unknown to a tokenizer: typical of a language that the model was not trained on, and of noise.
-UNREADABLE = 0.9
-SUSPICIOUS = 0.1
 MANY_CUT = 0.2  # share of truncated documents that is a warning
 LONG_ENOUGH = 100  # characters that a text needs for its language to be detected
 SEVERAL = 0.1  # smallest share of texts at which a language counts
@@ -49,16 +49,17 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs)
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs) + _endpoint_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
     try:
-        earlier = EarlierSplits.of(recipe.reranker.model)
+        earlier, needed = EarlierSplits.of(recipe.reranker.model), () if recipe.generate else None
         fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{earlier.fingerprint if earlier else ''}"
+        fingerprint += " generate" if recipe.generate else ""
         cache = runs / recipe.name / CACHE
         cached = _read_cache(cache, fingerprint)
-        summary = cached or check_collection(recipe.data, earlier)
+        summary = cached or check_collection(recipe.data, earlier, needed)
         if problems := _mining_problems(summary, recipe):
             raise DataError(problems)
     except TrainerError as error:
@@ -67,9 +68,9 @@ def check(
             errors.append(RecipeError(recipe.tried))
     else:
         if not errors and weights:  # a long download only if nothing else prevents the run
-            errors += _model_errors(recipe, weights=True)
+            errors += model_errors(recipe, weights=True)
         if not errors:
-            errors += _unknown_token_errors(recipe, summary)
+            errors += unknown_token_errors(recipe, summary)
         if not errors:
             if keep and cached is None and processes.is_main():
                 write_json(cache, {"fingerprint": fingerprint, "summary": asdict(summary)})
@@ -121,7 +122,7 @@ def _read_cache(path: Path, fingerprint: str) -> Summary | None:
 def _mining_problems(summary: Summary, recipe: Recipe) -> list[str]:
     """Return the problems, known before retrieval, because of which no train query can have a negative."""
     section = recipe.mine
-    if summary.judged_negatives:
+    if summary.judged_negatives or not summary.judged["train"]:
         return []
     if summary.spare[1] <= 0:
         return [
@@ -158,106 +159,15 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
             references.require_upload()
         except TrainerError as error:
             errors.append(error)
-    return errors + _model_errors(recipe, weights=False)
+    return errors + model_errors(recipe, weights=False)
 
 
-def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
-    """Return the errors of the models in the recipe, and of distilling with them."""
-    lines: list[str] = []
-    kinds: dict[str, references.BaseKind] = {}
-    for reference in recipe.model_references:
-        try:
-            folder = references.locate(reference.name, weights=weights)
-            problems = _model_problems(reference, folder, recipe, weights or references.is_local(reference.name))
-            if not problems:
-                kinds[reference.name] = references.kind_of(folder)
-        except ModelError as error:
-            problems = error.faults
-        lines += [f"{reference.key}: {problem}" for problem in problems]
-    errors: list[TrainerError] = [ModelError(lines)] if lines else []
-    if problems := [
-        *distil_problems(recipe, kinds),
-        *_untrained_problems(recipe, kinds),
-        *window_problems(recipe, kinds),
-    ]:
-        errors.append(RecipeError(problems))
-    return errors
-
-
-def _untrained_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> Iterator[str]:
-    """Yield the problem that a classifier on an encoder has random weights until it is trained."""
-    base = recipe.reranker.model
-    if not recipe.train.epochs and recipe.reranker.head == "classifier" and kinds.get(base) == "encoder":
-        yield (
-            f"train.epochs: 0 trains nothing, and a new classifier on {base} has random weights; use reranker.head: "
-            "interaction, which is fitted, or a base that ranks already"
-        )
-
-
-def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, weights: bool) -> list[str]:
-    """Return the problems of one model's files for its use in the recipe."""
-    trusted, trust = reference.trust_remote_code, reference.trust_key
-    if reference.key == "retriever.model":
-        return checks.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
-    heads: dict[str, checks.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
-    head = heads.get(reference.key, recipe.reranker.head)
-    length = recipe.reranker.max_length
-    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
-
-
-def distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
-    """Return the problems of the section `distil` with models of these kinds."""
-    if recipe.distil is None:
+def _endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return the error of the endpoint of `generate`, unless the stage is finished and needs none."""
+    if recipe.generate is None or (runs / recipe.name / "generate" / "done.json").is_file():
         return []
-    base, student, problems = recipe.reranker.model, recipe.distil.model, []
-    if kinds.get(base) == "reranker":
-        problems.append(
-            f"distil: {base} is a reranker with a standard classifier, so the tuned model is a standard checkpoint "
-            "already; remove the section"
-        )
-    if student is not None and kinds.get(student) == "interaction":
-        problems.append(
-            f"distil.model: {student} has the interaction head, which no server loads without its modeling file; "
-            "name an encoder or a standard reranker"
-        )
-    return problems
-
-
-def window_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
-    """Return the problems of the section `passages` with models of these kinds."""
-    base, student = recipe.reranker.model, recipe.distil and recipe.distil.model
-    if recipe.passages is None:
-        return []
-    problems = []
-    longest = longest_text(references.read_config(references.locate(base, weights=False))) if base in kinds else None
-    if longest is not None and recipe.passages.length > longest - BESIDES_WINDOW:
-        problems.append(f"passages.length: {window_too_long(recipe.passages, longest)}")
-    unable = "its new classifier gives random scores before training, so it cannot choose the windows to train on"
-    if kinds.get(base) == "encoder" and recipe.reranker.head == "classifier":
-        problems.append(f"passages: {base} is no reranker, and {unable}; use reranker.head: auto")
-    if student is not None and kinds.get(student) == "encoder":
-        problems.append(f"passages: {student} is no reranker, and {unable}; name a reranker or leave out distil.model")
-    return problems
-
-
-def _unknown_token_errors(recipe: Recipe, summary: Summary) -> list[TrainerError]:
-    """Return an error for each model to whose tokenizer most tokens are unknown; warn of smaller shares."""
-    documents, queries = summary.document_lengths.texts, summary.query_lengths.texts
-    errors: list[TrainerError] = []
-    for reference in recipe.model_references:
-        folder = references.locate(reference.name, weights=False)
-        if not (folder / "tokenizer.json").is_file():
-            continue
-        share = tokenizer_file.unknown_share(folder, [*documents, *queries])
-        problem = (
-            f"{reference.key}: model {reference.name}: its tokenizer does not know {share:.0%} of the tokens in a "
-            "sample of the collection"
-        )
-        if share >= UNREADABLE:
-            errors.append(ModelError(f"{problem}; use a model for the collection's language"))
-        elif share >= SUSPICIOUS:
-            console.warn("check", f"{problem}; a model for the collection's language would know more of them")
-    return errors
+    problem = endpoint_problem(recipe.generate.endpoint)
+    return [RunError(problem)] if problem else []
 
 
 def _show(summary: Summary, recipe: Recipe) -> None:
@@ -281,6 +191,8 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)
+    if recipe.generate and (made := made_warning([split for split, count in summary.judged.items() if not count])):
+        console.stage("check", made, style="red")
 
 
 def _show_guard_sets(overlaps: Mapping[str, Overlap]) -> None:
@@ -299,7 +211,7 @@ def _show_guard_sets(overlaps: Mapping[str, Overlap]) -> None:
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:
     """Yield a warning if some train query cannot have as many negatives as the recipe asks for."""
     wanted, (fewest, _) = recipe.mine.negatives_per_positive, summary.spare
-    if fewest < wanted:
+    if summary.judged["train"] and fewest < wanted:
         yield (
             f"for some train query only {max(0, fewest)} of the {summary.documents} documents are neither relevant nor "
             f"duplicates of relevant ones, fewer than the {wanted} negatives of mine.negatives_per_positive"

@@ -1,10 +1,10 @@
 """READ THIS FIRST: run a recipe, stage by stage, up to an evaluated and exported reranker.
 
-    check -> data -> retrieve -> mine -> train -> distil -> guard -> evaluate -> export -> push
+    check -> data -> generate -> retrieve -> mine -> train -> distil -> guard -> evaluate -> export -> push
 
 Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
 first round as its teacher, and train-2 starts from the base model again. With `train.seeds` the last training runs once
-for each seed. Distil and push only run if the recipe has the section, guard only with `evaluate.guard`.
+for each seed. Generate, distil and push only run if the recipe has the section, guard only with `evaluate.guard`.
 
 Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
 recipe keys, data, weights and the stages before it, all known before the first model loads. Otherwise it is run again:
@@ -40,6 +40,7 @@ from trainer.stages.data import Data, keep_collection
 from trainer.stages.distil import Distil
 from trainer.stages.evaluate import Evaluate
 from trainer.stages.export import Export
+from trainer.stages.generate import Generate
 from trainer.stages.guard import Guard
 from trainer.stages.mine import Mine
 from trainer.stages.retrieve import Retrieve
@@ -47,6 +48,7 @@ from trainer.stages.train import Train
 
 STAGES: Sequence[Stage] = [
     Data(),
+    Generate(),
     Retrieve(),
     Mine(),
     Train(),
@@ -161,6 +163,8 @@ def _require_stage(until: str, recipe: Recipe) -> None:
         )
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
+    if until == "generate" and recipe.generate is None:
+        raise RecipeError("generate: the recipe has no generate section; add `generate:` with `model: chat:MODEL@URL`")
 
 
 def _report_stale(run: Run, stages: Sequence[Stage]) -> None:

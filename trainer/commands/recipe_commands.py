@@ -142,6 +142,42 @@ for _until in STEPS:
 
 
 @command(reranker_app, panel=RECIPES)
+def generate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print requests, tokens, costs and hours; nothing is sent.")
+    ] = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(help="Write the requests to a file for the Batch API, instead of sending them.", metavar="FILE"),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Read the answers in a file of the Batch API; the run then does not ask for them."),
+    ] = None,
+) -> None:
+    """Make queries from the documents, as the recipe's section generate says, or estimate what that costs."""
+    if sum((estimate, batch is not None, answers is not None)) > 1:
+        raise TrainerError("generate: --estimate, --batch and --answers are three steps; give one at a time")
+    if not (estimate or batch or answers):
+        _carry_out(recipe, overrides, runs, "generate", force=False, verbose=False)
+        return
+    from trainer.commands import generate as commands
+    from trainer.recipe import load_recipe
+
+    opened = commands.open_data(load_recipe(recipe, overrides or ()), runs)
+    with despite_quiet():
+        if batch is not None:
+            commands.write_batch(opened, batch)
+        elif answers is not None:
+            commands.read_batch(opened, answers)
+        else:
+            commands.show_estimate(opened)
+
+
+@command(reranker_app, panel=RECIPES)
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder with documents, queries and judgements, or with pairs.")],
     output: Annotated[Path | None, typer.Option(help="The recipe file to write; FOLDER.yaml by default.")] = None,

@@ -13,7 +13,7 @@ from trainer import retriever
 from trainer.context.run import Run
 from trainer.data import Collection
 from trainer.data.groups import Group
-from trainer.evaluation.fusion import Weights, fit, fitted_lists, lists_to_fit, try_weights
+from trainer.evaluation.fusion import UNFITTED, Weights, fit, fitted_lists, lists_to_fit, try_weights
 from trainer.evaluation.statistics import measured_detectable
 from trainer.evaluation.two_stage import mean_score, query_scores
 from trainer.mining import candidate_lists
@@ -172,20 +172,31 @@ def first_stage_weights(
 ) -> dict[Kind, Weights]:
     """Return the first stage's weights in the fusion with a model that has these scores (queries, depth) on dev.
 
-    They are fitted with the scores of the model before training, which was not trained on the train queries.
+    They are fitted with the scores of the model before training, which was not trained on the train queries. If all
+    train queries are made from documents, nothing is fitted, and dev may change the default weight as it does others.
     """
     collection, dev = run.collection, run.candidates("dev")
     lists, before = _before_training(run)
 
+    def start(kind: Kind) -> float:
+        return UNFITTED if collection.is_made("train") else fit(collection, lists, before, kind)
+
     def weights(kind: Kind) -> Weights:
-        return try_weights(collection, dev, run.metric, scores, fit(collection, lists, before, kind), kind)
+        return try_weights(collection, dev, run.metric, scores, start(kind), kind)
 
     return run.on_main(lambda: {kind: weights(kind) for kind in kinds})
 
 
 def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
-    """Return candidates of train queries with the scores of the model before training, with its head fitted."""
+    """Return candidates of train queries with the scores of the model before training, with its head fitted.
+
+    Queries made from documents repeat their words more often than real ones, so they would favour the first stage.
+    """
     train, path = run.reranked("train"), run.folder / run.last_training / FITTED
+    real = [index for index, query in enumerate(train.queries.tolist()) if query not in run.collection.made]
+    train = train.select(np.array(real, dtype=np.int64))
+    if not real:
+        return train, np.empty(train.documents.shape, dtype=np.float32)
     logits = run.on_main(lambda: read_json(path)["logits"] if path.is_file() else None)
     if logits is not None:
         return fitted_lists(train, logits)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from trainer import evaluation, retriever
 from trainer.data import Collection
+from trainer.data.generated import with_made_queries
 from trainer.errors import RunError
 from trainer.forecast import Cost
 from trainer.model_files import references
@@ -203,10 +204,17 @@ class Run:
         """Name of the metric that chooses the checkpoint."""
         return self.recipe.evaluate.metrics[0]
 
-    @cached_property
+    @property
     def collection(self) -> Collection:
-        """The collection, memory-mapped from the folder of the data stage."""
-        return Collection.open(self.folder / "data")
+        """The collection, memory-mapped from the folder of the data stage, with the queries of the stage generate."""
+        if "generate" in self.records and not (self.folder / "generate" / "done.json").is_file():
+            return Collection.open(self.folder / "data")  # for a forecast; not kept, because queries will be added
+        return self._whole_collection
+
+    @cached_property
+    def _whole_collection(self) -> Collection:
+        collection = Collection.open(self.folder / "data")
+        return with_made_queries(collection, self.folder / "generate") if "generate" in self.records else collection
 
     def candidates(self, split: str) -> Candidates:
         """Return the first stage's candidates for a split."""

@@ -7,7 +7,7 @@ larger than memory. The rest of the code uses row numbers; ids are restored when
 Imports inside run down, like the package's own:
 
     groups  pseudo_queries      training examples of a query; texts of the corpus as queries
-    guard                       other collections, on which models are only measured
+    generated  guard            queries made from documents; other collections, on which models are only measured
     collection                  check, build and memory-map the collection
     audit                       counts and warnings about a collection
     memory                      a collection from dicts

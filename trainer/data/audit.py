@@ -112,16 +112,17 @@ class Audit:
         """Return information about the splits that needs no warning."""
         least = reader.section.relevant_from
         judged = sum(map(len, qrels.values()))
-        notes = [self._detectable(qrels[split], split, least) for split in ("dev", "test")]
+        notes = [self._detectable(qrels[split], split, least) for split in ("dev", "test") if qrels[split]]
         known = set(_positives(qrels["train"], least))
         tested = set(_positives(qrels["test"], least))
         shared = len(known & tested)
-        notes.append(
-            f"{shared} of {len(tested)} documents that are positives in test ({100 * shared // len(tested)}%) "
-            "are positives in train too: test measures new queries, not new documents"
-            if shared
-            else "no document is a positive in both test and train: test measures new queries on new documents"
-        )
+        if known and tested:
+            notes.append(
+                f"{shared} of {len(tested)} documents that are positives in test ({100 * shared // len(tested)}%) "
+                "are positives in train too: test measures new queries, not new documents"
+                if shared
+                else "no document is a positive in both test and train: test measures new queries on new documents"
+            )
         if unjudged := len(reader.query_ids) - judged:
             notes.append(f"{unjudged} queries are in no split and are not used")
         if self.duplicates.compared < self.duplicates.rows:
@@ -260,5 +261,5 @@ def _without_positives(reader: Reader, qrels: SplitQrels, relevant_from: int) ->
 def _few_queries(qrels: SplitQrels, relevant_from: int) -> Iterator[str]:
     for split in ("dev", "test"):
         count = sum(has_positive(grades, relevant_from) for grades in qrels[split].values())
-        if count < FEW_QUERIES:
+        if qrels[split] and count < FEW_QUERIES:
             yield f"{count} {split} queries are too few to compare models reliably; use 100 or more"

@@ -30,16 +30,20 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
-def check_collection(section: Data, earlier: EarlierSplits | None = None) -> Summary:
+def check_collection(
+    section: Data, earlier: EarlierSplits | None = None, needed: Sequence[str] | None = None
+) -> Summary:
     """Read the complete collection once and return its summary; raises DataError with all problems.
 
-    `earlier` are the splits of the run that the base model came from, which the queries keep.
+    `earlier` are the splits of the run that the base model came from, which the queries keep. The splits of `needed`
+    (None: those of every collection) must have positives.
     """
     reader, audit, texts = reader_of(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
         texts[query.id] = normalised(query.text)
-    qrels, notes = split_qrels(reader, section, texts, needed_splits(section), earlier)
+    needed = needed_splits(section) if needed is None else needed
+    qrels, notes = split_qrels(reader, section, texts, needed, earlier)
     return audit.summary(reader, qrels, texts, notes)
 
 
@@ -80,9 +84,14 @@ def split_qrels(
     return {split: qrels[split] for split in SPLITS}, notes
 
 
-def build_collection(section: Data, folder: Path, earlier: EarlierSplits | None = None) -> Collection:
-    """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems."""
-    return _build(reader_of(section), folder, needed_splits(section), earlier)
+def build_collection(
+    section: Data, folder: Path, earlier: EarlierSplits | None = None, needed: Sequence[str] | None = None
+) -> Collection:
+    """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems.
+
+    The arguments are those of `check_collection`.
+    """
+    return _build(reader_of(section), folder, needed_splits(section) if needed is None else needed, earlier)
 
 
 def _build(reader: Reader, folder: Path, needed: Sequence[str], earlier: EarlierSplits | None = None) -> Collection:
@@ -149,8 +158,9 @@ class Collection:
     `documents` has the columns id, title and passage (the title and the text), `queries` id and text; `qrels[split]` is
     {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
     (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
-    are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `section` is the
-    data section for a recipe, which only a collection from memory has.
+    are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `made` are the
+    query rows that were made from documents (the stage generate). `section` is the data section for a recipe, which
+    only a collection from memory has.
     """
 
     documents: Dataset
@@ -161,6 +171,7 @@ class Collection:
     relevant_from: int = 1
     excludes_self: bool = True
     section: Data | None = None
+    made: frozenset[int] = frozenset()
 
     @classmethod
     @explained
@@ -256,6 +267,10 @@ class Collection:
     def answerable(self, split: str) -> list[int]:
         """Return the query rows of a split with a positive; only these are used in training and evaluation."""
         return [query for query, grades in self.qrels[split].items() if has_positive(grades, self.relevant_from)]
+
+    def is_made(self, split: str) -> bool:
+        """Return whether a split has queries, and all of them are made from documents."""
+        return bool(self.qrels[split]) and self.made.issuperset(self.qrels[split])
 
     def positives(self, split: str, query: int) -> list[int]:
         """Return the document rows that are judged relevant for a query."""

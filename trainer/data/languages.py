@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 # Han, kana, Thai, Lao, Tibetan, Burmese, Khmer; Korean puts spaces between words but joins particles to them.
 UNSPACED_RUN = re.compile(
@@ -18,13 +19,19 @@ LANGUAGE_SAMPLE = 500  # texts from which the language is detected
 MIN_SHARE = 0.1  # of words that are a language's stop words; running text has 0.3 to 0.5
 
 
+@cache
+def stop_words(language: str) -> frozenset[str]:
+    """Return the stop words of a language of WITH_STOP_WORDS."""
+    from bm25s.tokenization import _infer_stopwords
+
+    return frozenset(_infer_stopwords(language))
+
+
 def detect_language(texts: Sequence[str]) -> str:
     """Return the language of a sample of texts as a value of `retriever.language`, `none` if no stop words match.
 
     Scripts without spaces are recognised by their characters, other languages by the largest share of stop words.
     """
-    from bm25s.tokenization import _infer_stopwords
-
     sample = [text.lower() for text in texts[:LANGUAGE_SAMPLE]]
     letters = sum(character.isalpha() for text in sample for character in text)
     unspaced = sum(len(run) for text in sample for run in UNSPACED_RUN.findall(text))
@@ -34,7 +41,7 @@ def detect_language(texts: Sequence[str]) -> str:
     words = [word for text in sample for word in WORD.findall(text)]
     shares = {}
     for language in WITH_STOP_WORDS:
-        listed = set(_infer_stopwords(language))
+        listed = stop_words(language)
         shares[language] = sum(word in listed for word in words) / max(1, len(words))
     best = max(shares, key=lambda language: shares[language])
     return best if shares[best] >= MIN_SHARE else "none"

@@ -153,7 +153,7 @@ def describe_lengths(
     room = max_length - SPECIAL_TOKENS
     left = max(room - _median(asked), room // 2)
     long_documents = sum(length > left for length in read) / len(read)
-    long_queries = sum(length > room // 2 for length in asked) / len(asked)
+    long_queries = sum(length > room // 2 for length in asked) / max(1, len(asked))
     about, least = ("", "") if documents.is_complete else ("about ", "at least ")
     sizes = f"median document {_median(read)} tokens, longest {least}{longest} ({characters:,} characters)"
     if passages is not None:
@@ -211,4 +211,4 @@ def _longest(lengths: Lengths, sample: Sequence[int], longest: Sequence[int]) ->
 
 
 def _median(lengths: Sequence[int]) -> int:
-    return sorted(lengths)[len(lengths) // 2]
+    return sorted(lengths)[len(lengths) // 2] if lengths else 0  # a corpus without queries, see the stage generate

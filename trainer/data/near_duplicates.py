@@ -22,7 +22,7 @@ NEAR_DOCUMENTS, NEAR_WORDS = 20_000, 1_000_000
 BUILD_DOCUMENTS, BUILD_WORDS = 100_000, 20_000_000
 MIN_WORDS = 8  # in shorter texts a single changed word can change the meaning
 # In scripts without spaces between words each character counts as a word.
-_WORDS = re.compile(
+WORDS = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
 )
 
@@ -50,7 +50,7 @@ class NearDuplicates:
         """Add the next document."""
         row = self.rows
         self.rows += 1
-        words = _WORDS.findall(passage.lower())
+        words = WORDS.findall(passage.lower())
         digest = hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest()
         first = self._first.setdefault(int.from_bytes(digest, "big"), row)
         documents, most = self._limits

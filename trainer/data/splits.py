@@ -26,6 +26,9 @@ def split_off(
     train = qrels.setdefault("train", {})
     missing = [split for split in SPLITS if split not in qrels]
     before = len(train)
+    if not before:  # a corpus without train queries, see the stage generate
+        qrels.update({split: {} for split in missing})
+        return []
     for split in missing:
         qrels[split] = {}
     for query in list(train):

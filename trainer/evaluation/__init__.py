@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.gate import WORSE as WORSE
     from trainer.evaluation.gate import Release as Release
     from trainer.evaluation.gate import advice as advice
+    from trainer.evaluation.gate import made_warning as made_warning
     from trainer.evaluation.gate import passes as passes
     from trainer.evaluation.guard import GUARD_VALUES as GUARD_VALUES
     from trainer.evaluation.guard import judge_guard_sets as judge_guard_sets

@@ -26,6 +26,7 @@ from trainer.retriever import NOTHING, Candidates
 from trainer.training.losses import LOSSES
 
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # multiples of the fitted weight, which comes first; ties go to the first one
+UNFITTED = 0.3  # weight if no person asked a train query: the optimum on runbooks (docs/results.md)
 MOST = 10.0  # largest weight: above it the model's scores hardly count
 RIDGE = 0.003  # L2 penalty on the coefficients of standardised scores, as for a fresh head
 
@@ -144,8 +145,12 @@ def first_stage_scores(candidates: Candidates, kind: Kind) -> np.ndarray:
 def try_weights(
     collection: Collection, candidates: Candidates, metric: str, scores: np.ndarray, fitted: float, kind: Kind
 ) -> Weights:
-    """Measure multiples of the fitted weight on dev; `scores` (queries, depth) are those of the exported model."""
-    tried = tuple(dict.fromkeys(round(fitted * times, 4) for times in GRID))
+    """Measure multiples of the fitted weight on dev; `scores` (queries, depth) are those of the exported model.
+
+    Made dev queries choose no weight, so only the fitted one is measured on them.
+    """
+    grid = GRID[:1] if collection.is_made("dev") else GRID
+    tried = tuple(dict.fromkeys(round(fitted * times, 4) for times in grid))
     values = [
         list(query_scores(collection, "dev", candidates, metric, fused).values())
         for fused in (fuse_with_first_stage(candidates, scores, weight, kind) for weight in tried)

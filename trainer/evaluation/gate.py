@@ -12,7 +12,7 @@ the resamples estimates the optimism of our choice on dev.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -153,6 +153,7 @@ class Release:
     shipped: str = "tuned"
     findings: dict[str, Finding] = field(default_factory=dict)  # by mode
     first_stage_weight: float = 0.0
+    made: tuple[str, ...] = ()  # of dev and test, those whose queries are made from documents
     guard: tuple[GuardFinding, ...] = ()
     trained: bool = True  # False with train.epochs: 0
 
@@ -167,6 +168,17 @@ class Release:
         lost = "".join(f"; {finding.sentence}" for finding in self.guard if finding.judged != KEPT)
         untrained = "" if self.trained else "; training did not run"
         return f"{self.verdict}: on dev, {', '.join(differences)}{untrained}{lost}"
+
+
+def made_warning(splits: Sequence[str]) -> str:
+    """Return the warning about dev and test queries that are made from documents; empty if people asked both."""
+    made = " and ".join(split for split in ("dev", "test") if split in splits)
+    if not made:
+        return ""
+    return (
+        f"the {made} queries are made from documents, not asked by people: what is measured on them says little about "
+        "the gain for real queries; judge some real ones, and give them as data.dev and data.test"
+    )
 
 
 def verdict_of(alone: Finding, fused: Finding) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.gate import BASELINES, KEPT, LOST, Finding, GuardFinding, Release, passes
+from trainer.evaluation.gate import BASELINES, KEPT, LOST, Finding, GuardFinding, Release, made_warning, passes
 from trainer.evaluation.seeds import SeedResult, describe_seeds
 from trainer.evaluation.statistics import Interval, holm
 from trainer.runtime import console
@@ -75,6 +75,7 @@ class Results(Release):
                 for system, metrics in content.get(name, {}).items()  # earlier versions wrote no `judged`
             }
         content["findings"] = {mode: Finding(**finding) for mode, finding in content.pop("ways").items()}
+        content["made"] = tuple(content.get("made", ()))
         content["guard"] = tuple(GuardFinding(**row) for row in content.get("guard", ()))
         content["seeds"] = tuple(SeedResult(**row) for row in content.get("seeds", ()))
         return cls(**content)
@@ -151,6 +152,8 @@ def show(results: Results) -> None:
     if results.verdict:
         style = "green" if passes(results.verdict) else "red"
         console.stage("evaluate", results.sentence, style=style)
+    if warning := made_warning(results.made):
+        console.stage("evaluate", warning, style="red")
     for finding in results.guard:
         console.stage("evaluate", finding.sentence, style={KEPT: "green", LOST: "red"}.get(finding.judged, ""))
     title = f"{results.split}: {results.queries} queries, the first {results.depth} candidates of each reranked"

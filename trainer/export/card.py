@@ -11,7 +11,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from trainer.data import guard_sets
-from trainer.evaluation.gate import BASELINES
+from trainer.evaluation.gate import BASELINES, made_warning
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.evaluation.seeds import SYSTEM, describe_seeds
 from trainer.export.parity import HALVES, Parity
@@ -48,8 +48,9 @@ def _fusion(results: Results, fusion: Fusion | None) -> str:
     return f"""
 `{results.label("fused")}` is the fusion of the model's scores with the first stage's: both are standardised over the
 documents of a request (mean 0, variance 1) and added, the first stage's with weight {fusion.scores:g}. The weight was
-fitted on train and checked on dev. If only the order of the first stage is known, -log2(1 + rank) is used as its
-score, with weight {fusion.order:g}. Both weights are in `fusion.json`; domain-reranker applies them:
+fitted to the train queries that people asked (without any it is a default) and checked on dev. If only the order of
+the first stage is known, -log2(1 + rank) is used as its score, with weight {fusion.order:g}. Both weights are in
+`fusion.json`; domain-reranker applies them:
 
 ```python
 from trainer.model import Reranker
@@ -89,6 +90,11 @@ def _public_recipe(recipe: Recipe) -> str:
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
+    if recipe.generate is not None:
+        for key, endpoint in (("model", recipe.generate.endpoint), ("check", recipe.generate.checker)):
+            shown["generate"] |= {key: endpoint.model} if endpoint else {}
+        for key in {"examples", "tokenizer"} & shown["generate"].keys():
+            shown["generate"][key] = Path(shown["generate"][key]).name
     if recipe.evaluate.guard is not None:
         shown["evaluate"]["guard"] = list(guard_sets(recipe.evaluate))
     if recipe.retriever.run is not None:
@@ -139,8 +145,10 @@ training, so these are the weights before training{head}."""
 
 
 def _first_line(results: Results) -> str:
-    """Return the verdict as the first paragraph; empty if there is none."""
-    return f"\n**{results.sentence}**\n" if results.verdict else ""
+    """Return the verdict as the first paragraph, and a warning about made queries; empty if there is neither."""
+    warning = made_warning(results.made)
+    lines = [f"**{results.sentence}**"] * bool(results.verdict) + [f"**Warning: {warning}.**"] * bool(warning)
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def _table(results: Results) -> str:

@@ -109,7 +109,8 @@ class Speeds:
 
             return seconds_per_item(encode, self.clock)
 
-        documents, queries = self.summary.document_lengths.texts, self.summary.query_lengths.texts
+        documents = self.summary.document_lengths.texts
+        queries = self.summary.query_lengths.texts or documents  # a corpus whose queries are not made yet
         dimensions = encoder.encode(model, queries[:1], "query", 1).shape[1]
         return TextSpeed(load, seconds(documents, "document"), seconds(queries, "query"), dimensions)
 
@@ -120,6 +121,7 @@ class Speeds:
             for lengths in (self.summary.query_lengths, self.summary.document_lengths)
         )
         count = min(MOST_PAIRS, max(len(queries), len(documents)))
+        queries = queries or [tokens[:16] for tokens in documents]  # a corpus whose queries are not made yet
         pairs = [(queries[at % len(queries)], documents[at % len(documents)]) for at in range(count)]
         if self.recipe.reranker.max_length is None:
             full = [len(query) + len(document) + reranker.pairs.num_special for query, document in pairs]

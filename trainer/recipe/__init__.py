@@ -10,11 +10,13 @@ Imports inside run down, like the package's own:
 
     source                              a file and its overrides to a recipe; errors with line numbers
     plain_yaml  schema                  safe YAML; all sections, and the checks across them
-    data  sections                      the section `data`; the other sections
-    metric_names  section               names of metrics; the base class of every section
+    data  generate  sections            the section `data`; the section `generate`; the other sections
+    metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
 
 from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
+from trainer.recipe.endpoint import Endpoint
+from trainer.recipe.generate import Generate
 from trainer.recipe.schema import (
     BESIDES_WINDOW,
     MAX_AUTO_LENGTH,
@@ -53,8 +55,10 @@ __all__ = [
     "UNSPACED",
     "Data",
     "Distil",
+    "Endpoint",
     "Evaluate",
     "Export",
+    "Generate",
     "GuardSet",
     "Mine",
     "ModelReference",

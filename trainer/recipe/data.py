@@ -22,7 +22,8 @@ class Data(Section):
     path: Path | None = None
     """Folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), or a data set: hub:OWNER/NAME or hub:FOLDER."""
     corpus: tuple[Path, ...] | None = None
-    """Files or globs of the documents (.jsonl, .csv, .tsv, .parquet; text may be .gz); needs queries and qrels."""
+    """Files or globs of the documents (.jsonl, .csv, .tsv, .parquet; text may be .gz); needs queries and qrels, or the
+    section generate."""
     queries: tuple[Path, ...] | None = None
     """Files or globs of the queries; needs corpus and qrels."""
     qrels: tuple[Path, ...] | None = None
@@ -114,15 +115,28 @@ class Data(Section):
             )
         if len(formats) > 1:
             raise contradiction(formats[1], f"{' and '.join(formats)} cannot be combined; keep one of them")
-        missing = [key for key in ("corpus", "queries", "qrels") if getattr(self, key) is None]
-        if formats == ["corpus"] and missing:
-            raise contradiction(
-                missing[0], f"is missing: corpus, queries and qrels belong together; name its file{_also(missing)}"
-            )
+        if formats == ["corpus"]:
+            self._require_queries_of_judgements()
         for key in type(self).model_fields:
             if key not in self._keys_of(formats[0]) and getattr(self, key) != type(self).model_fields[key].default:
                 raise contradiction(key, f"is not used with {formats[0]}{_REASONS.get(key, '')}; remove one of them")
         return self
+
+    def _require_queries_of_judgements(self) -> None:
+        """Raise the error for a format of which only a part is given; the corpus alone may be enough, see `missing`."""
+        judged = self.qrels or self.dev or self.test
+        if self.corpus is None or bool(judged) != bool(self.queries):
+            raise contradiction(
+                self.missing[0],
+                f"is missing: corpus, queries and qrels belong together; name its file{_also(self.missing)}",
+            )
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys without which there are no train queries; with the section `generate` they may be missing."""
+        if self.path is not None or self.pairs is not None:
+            return []
+        return [key for key in ("corpus", "queries", "qrels") if getattr(self, key) is None]
 
     def _keys_of(self, format_key: str) -> set[str]:
         """Return the keys that are used with a format, which is named by its first key."""

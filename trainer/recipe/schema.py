@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_validator
 
 from trainer.recipe.data import Data
+from trainer.recipe.generate import Generate
 from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
 from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Passages, Push, Reranker, Retriever, Track, Train
 
@@ -32,6 +33,7 @@ class Recipe(Section):
     seed: int = Field(default=13, ge=0, le=LARGEST_NUMBER)
     """Random seed for all sampling and initialisation."""
     data: Data
+    generate: Generate | None = Field(default=None, validate_default=True)
     retriever: Retriever = Retriever()
     mine: Mine = Mine()
     reranker: Reranker = Reranker()
@@ -60,6 +62,25 @@ class Recipe(Section):
                 "names no files: a collection must come from Collection.from_memory; else give the path of its files"
             )
         return data.section
+
+    @field_validator("generate")
+    @classmethod
+    def _require_train_queries(cls, generate: Generate | None, info: ValidationInfo) -> Generate | None:
+        data = info.data.get("data")
+        if generate is None and data is not None and data.missing:
+            also = f" (also missing: {', '.join(data.missing[1:])})" if data.missing[1:] else ""
+            raise contradiction(
+                f"data.{data.missing[0]}",
+                f"is missing: name its file{also}, or add the section generate, which makes queries from the documents",
+            )
+        return generate
+
+    @field_validator("retriever")
+    @classmethod
+    def _require_search_for_made_queries(cls, retriever: Retriever, info: ValidationInfo) -> Retriever:
+        if info.data.get("generate") and retriever.run is not None:
+            raise contradiction("run", "has no candidates for the queries of the section generate; remove one of them")
+        return retriever
 
     @field_validator("train")
     @classmethod

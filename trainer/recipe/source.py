@@ -17,11 +17,12 @@ from trainer.recipe.plain_yaml import PlainLoader, compose, read_text
 from trainer.recipe.schema import Recipe, sections
 from trainer.recipe.section import LONGEST_TEXT
 
-OPTIONAL_SECTIONS = ("passages", "distil", "push")  # what they ask for is only done if the section is given
+OPTIONAL_SECTIONS = ("generate", "passages", "distil", "push")  # what they ask for is only done if one is given
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
-PATHS += [("retriever", "run"), ("evaluate", "guard")]
+PATHS += [("generate", "examples"), ("retriever", "run"), ("evaluate", "guard")]
 COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
+REFERENCES += [("generate", "tokenizer")]
 # Keys of older recipes, with the message about each.
 MOVED = {
     "evaluate.depth": "is now reranker.depth",
@@ -198,7 +199,8 @@ class Source:
             message = "is required but missing"
         elif error["type"] == "contradiction":
             context = error.get("ctx", {})
-            path, message = (*path, context["key"]), context["message"]
+            key = tuple(context["key"].split("."))  # with its section if that is another one
+            path, message = key if len(key) > 1 else (*path, *key), context["message"]
         elif error["type"] == "tuple_type":
             message = f"is a list, e.g. [{given.strip(chr(39))[:40]}], got {given}"
         elif error["type"] == "value_error":

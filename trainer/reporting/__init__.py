@@ -6,6 +6,7 @@ Imports inside run down, like the package's own:
 
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
+    made_queries                        queries made from documents
     facts                               the content of a report
     rows                                the rows of the table
     probabilities                       the calibration as rows and as a reliability diagram

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
+from trainer.evaluation.gate import made_warning
 from trainer.evaluation.results import JUDGED, adjusted
 from trainer.evaluation.statistics import Interval, bootstrap
 from trainer.forecast import read_predicted
@@ -203,7 +204,8 @@ class Facts:
     @property
     def warnings(self) -> list[str]:
         """Warnings, each with the fact, the consequence and the remedy."""
-        count, warnings = len(self.queries), []
+        count, made = len(self.queries), made_warning(self.results.get("made", ()))
+        warnings = [f"{made[0].upper()}{made[1:]}."] if made else []
         if not self.results.get("trained", True):
             warnings.append("Training did not run (train.epochs: 0): the model before training was evaluated.")
         elif "tuned" not in self.results["systems"]:

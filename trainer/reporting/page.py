@@ -20,6 +20,7 @@ from trainer.reporting import probabilities
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
 from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import Facts, plural
+from trainer.reporting.made_queries import made_queries
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, REMEDIES, UNLABELLED, cut
 from trainer.reporting.robustness import sections
@@ -57,6 +58,7 @@ def render(facts: Facts) -> str:
         "form-action 'none'",
         rows=rows,
         left_out=left_out,
+        made=made_queries(facts),
         causes=CAUSES,
         remedies=REMEDIES,
         cost=corpus_cost(facts.latency) if facts.latency else None,

@@ -10,6 +10,7 @@ from trainer.reporting import probabilities
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import Facts, worst_first
+from trainer.reporting.made_queries import made_queries
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import REMEDIES
 from trainer.reporting.robustness import sections
@@ -29,6 +30,7 @@ def markdown_report(facts: Facts) -> str:
         *_queries(facts),
         *_depth(facts),
         *_calibration(facts),
+        *_generated(facts),
         *_mining(facts),
         *_training(facts),
         *_origin(facts),
@@ -149,6 +151,25 @@ def _calibration(facts: Facts) -> list[str]:
             ),
         ]
     return parts
+
+
+def _generated(facts: Facts) -> list[str]:
+    made = made_queries(facts)
+    if not made:
+        return []
+    kept = ", ".join(f"{count} for {split}" for split, count in made["kept"].items())
+    dropped = [
+        [reason, one["count"], *(markdown(one["examples"][0][key][:100]) for key in ("query", "document_id"))]
+        for reason, one in made["dropped"].items()
+    ]
+    examples = [[markdown(one[key][:100]) for key in ("query", "kind", "document_id")] for one in made["examples"]]
+    sources = f"{made['answered']} of {made['documents']} documents"
+    return [
+        "## Queries made from documents",
+        f"{kept}, from the answers of {markdown(made['model'])} for {sources}.",
+        _table(["query", "kind", "document"], examples),
+        *([_table(["reason for being dropped", "queries", "example", "document"], dropped)] if dropped else []),
+    ]
 
 
 def _mining(facts: Facts) -> list[str]:

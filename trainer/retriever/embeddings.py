@@ -119,7 +119,7 @@ class Embeddings:
         self._shard = lru_cache(OPEN_SHARDS)(self._open)
         shapes = [self._shard(shard).shape for shard in range(len(self._paths))]
         self._starts = np.cumsum([0, *(length for length, _ in shapes)])
-        self.dimensions: int = shapes[0][1]
+        self.dimensions: int = shapes[0][1] if shapes else 0  # without texts there is no shard
 
     def _open(self, shard: int) -> np.ndarray:
         return np.load(self._paths[shard], mmap_mode="r")

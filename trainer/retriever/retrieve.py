@@ -159,11 +159,12 @@ def _cut(
 
 def _tuning(section: Retriever, collection: Collection, engines: Engines, default: RankedLists) -> Tuning:
     """Return the settings tuned on the train queries, or the defaults if tuning is off or the queries are too few."""
-    train = len(collection.answerable("train"))
+    train = sum(query not in collection.made for query in collection.answerable("train"))  # the first ones
     if section.tune == "off" or not section.has_bm25:
         return Tuning(engines.untuned_settings)
     if train < ENOUGH[section.tune]:
-        return Tuning(engines.untuned_settings, note=f"{train} train queries, and {ENOUGH[section.tune]} are needed")
+        queries = "train queries that are not made from documents" if collection.made else "train queries"
+        return Tuning(engines.untuned_settings, note=f"{train} {queries}, and {ENOUGH[section.tune]} are needed")
     return tune(engines, default, train, collection.relevant("train"), section.fusion == "rrf")
 
 

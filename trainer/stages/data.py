@@ -35,7 +35,8 @@ class Data(Stage):
     def run(self, run: Run, folder: Path) -> Notes:
         """Check every line of the files and write documents, queries and qrels."""
         earlier = EarlierSplits.of(run.recipe.reranker.model)
-        collection = build_collection(run.recipe.data, folder, earlier)
+        needed = () if run.recipe.generate else None
+        collection = build_collection(run.recipe.data, folder, earlier, needed)
         return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
 
     def forecast(self, work: Work) -> Cost:

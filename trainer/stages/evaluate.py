@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from trainer.model.fusion import LISTS
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Seconds on the machine of the forecast's constants: resampling, and measuring a query under all systems and weights.
 STATISTICS, MEASURED = 3.0, 1.5e-2
@@ -64,6 +68,7 @@ class Evaluate(Stage):
             trained=run.recipe.train.epochs > 0,
         )
         release = _with_guard_sets(run, release)
+        release = replace(release, made=tuple(split for split in ("dev", "test") if collection.is_made(split)))
         candidates, default = run.candidates("test"), run.default_candidates("test")
         test["fused"] = evaluation.fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)
         if default is not None:
@@ -98,6 +103,14 @@ class Evaluate(Stage):
         run.on_main(lambda: _report(run.folder))
 
 
+def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str:
+    """Calibrate the exported model by its scores (queries, depth) of dev and test; return what came out."""
+    if run.collection.is_made("dev"):
+        return "scores are not calibrated: the dev queries are made from documents"
+    candidates = {split: run.reranked(split) for split in ("dev", "test")}
+    return evaluation.calibrate(run.collection, candidates, dev, test, run.recipe.seed, folder)
+
+
 def _systems(run: Run) -> dict[str, str]:
     """Return {system: model path} of the systems besides the first stage; the last one is exported."""
     systems = {"fitted" if context.has_fresh_head(run) else "base": str(run.start)}
@@ -106,12 +119,6 @@ def _systems(run: Run) -> dict[str, str]:
     if "distil" in run.records:
         systems["distilled"] = str(run.best("distil"))
     return systems
-
-
-def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str:
-    """Fit and write the calibration of the exported model's scores, and return a message about it."""
-    candidates = {"dev": run.reranked("dev"), "test": run.reranked("test")}
-    return evaluation.calibrate(run.collection, candidates, dev, test, run.recipe.seed, folder)
 
 
 def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[evaluation.SeedScores]:

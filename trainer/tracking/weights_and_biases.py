@@ -122,7 +122,7 @@ def without_local_paths(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as JSON values, with local paths reduced to the names of files and folders."""
     values = recipe.model_dump(mode="json")
     for section, key in PATHS:
-        if values[section][key] is not None:
+        if values[section] and values[section][key] is not None:
             values[section][key] = _names(values[section][key])
     if recipe.data.hub:
         values["data"]["path"] = recipe.data.title

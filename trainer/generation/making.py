@@ -1,0 +1,225 @@
+"""From documents to made queries: send the requests, read the answers, filter, and report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.data import SPLITS, Collection, Faults, read_lines
+from trainer.data.generated import MadeQuery
+from trainer.errors import DataError, RunError
+from trainer.generation import filters
+from trainer.generation.check import ANSWERS
+from trainer.generation.endpoint import Chat, Request, Spent
+from trainer.generation.prompt import EXAMPLES, kinds_for, queries_in, request_for
+from trainer.generation.sources import Source
+from trainer.generation.store import Answer, Store
+from trainer.recipe import Endpoint
+from trainer.recipe.generate import Generate, Kind
+from trainer.retriever import Candidates, Embeddings
+from trainer.runtime import console
+from trainer.runtime.run_folder import write_json
+
+REPORT = "report.json"
+SHOWN = 5  # examples of each reason in the report
+FEW_FAILED = 0.05  # share of requests without an answer that the stage accepts
+MILLION = 1_000_000
+
+
+def read_examples(path: Path | None) -> list[str]:
+    """Return the first real queries in the file of examples; raise DataError if it holds none."""
+    if path is None:
+        return []
+    faults, examples = Faults(), []
+    for _, line in read_lines(path, faults):
+        text = line.strip()
+        if text.startswith("{"):
+            try:
+                content = json.loads(text)
+            except ValueError:
+                content = {}
+            text = next((content[key] for key in ("text", "query") if isinstance(content.get(key), str)), "")
+        if text and len(examples) < EXAMPLES:
+            examples.append(" ".join(text.split()))
+    faults.stop()
+    if not examples:
+        raise DataError(f'generate.examples: {path} holds no query; write one a line, or JSON lines with "text"')
+    return examples
+
+
+def requests_of(
+    section: Generate, collection: Collection, sources: Sequence[Source]
+) -> list[tuple[Request, list[Kind]]]:
+    """Return the request for each document, with the kinds of queries that it asks for."""
+    examples, requests = read_examples(section.examples), []
+    for text in collection.passages([source.document for source in sources]):
+        # By the text, not by the place, so that another document in the corpus changes no other request.
+        kinds = kinds_for(section, int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
+        requests.append((request_for(section, text, kinds, examples), kinds))
+    return requests
+
+
+def ask(section: Generate, endpoint: Endpoint, requests: Sequence[Request], store: Store, spent: Spent) -> None:
+    """Send the requests that are not in the store, and count them in `spent`.
+
+    If a limit is reached, the requests that were answered so far are enough. Raise RunError if the endpoint cannot be
+    used.
+    """
+    stored = sum(request.key in store.answers for request in requests)
+    if stored == len(requests):
+        return
+    chat = Chat(endpoint, store, section.concurrency, section.max_requests, section.max_tokens, spent)
+    console.stage("generate", f"{len(requests) - stored} requests to {endpoint.url}; {stored} answers are stored")
+    before = Counter(spent.failures)
+    with console.progress("generate", len(requests), stored) as bar:
+        chat.ask(requests, lambda: bar(1, _note(spent, section)))
+    failures = Counter(spent.failures) - before
+    if failed := failures.total():
+        reasons = "; ".join(f"{count} times {reason}" for reason, count in failures.items())
+        message = f"{failed} of {len(requests)} requests have no answer ({reasons})"
+        if failed > FEW_FAILED * len(requests):
+            raise RunError(f"generate: {message}; all answers are kept: run the same command again")
+        console.warn("generate", message)
+    if chat.stopped:
+        answered = sum(request.key in store.answers for request in requests)
+        limit = f"{spent.requests} requests and {spent.tokens:,} tokens were sent"
+        console.warn("generate", f"a limit of the recipe is reached ({limit}): {answered} of {len(requests)} answered")
+
+
+def _note(spent: Spent, section: Generate) -> str:
+    cost = cost_of(section, spent.input_tokens, spent.output_tokens)
+    return f"{spent.tokens:,} tokens" if cost is None else f"cost {cost:.2f}"
+
+
+def cost_of(section: Generate, input_tokens: float, output_tokens: float) -> float | None:
+    """Return the costs of tokens at the prices of the recipe, None without prices."""
+    if section.prices is None:
+        return None
+    return (input_tokens * section.prices[0] + output_tokens * section.prices[1]) / MILLION
+
+
+class Draft:
+    """Made queries that are not dropped so far, and those that are, by reason."""
+
+    def __init__(self) -> None:
+        self.kept: list[MadeQuery] = []
+        self.dropped: dict[str, list[MadeQuery]] = {}
+
+    @classmethod
+    def read(
+        cls,
+        collection: Collection,
+        sources: Sequence[Source],
+        requests: Sequence[tuple[Request, list[Kind]]],
+        answers: Mapping[str, Answer],
+    ) -> Draft:
+        """Return the queries in the answers, filtered by their texts."""
+        draft = cls()
+        passages = collection.passages([source.document for source in sources])
+        for source, (request, kinds), passage in zip(sources, requests, passages, strict=True):
+            answer = answers.get(request.key)
+            found = queries_in(answer.text, kinds) if answer else []
+            if answer and not found:
+                draft._drop(filters.UNREADABLE, MadeQuery(answer.text[: filters.LONGEST], kinds[0], *source))
+            for kind, text in found:
+                query = MadeQuery(text, kind, *source)
+                fault = filters.fault_of(text, passage)
+                draft._drop(fault, query) if fault else draft.kept.append(query)
+        judged = [query for split in SPLITS for query in collection.qrels[split]]
+        real = filters.repeats([query.text for query in draft.kept], collection.query_texts(judged))
+        draft.filter(dict.fromkeys((index for index, same in enumerate(real) if same), filters.REAL))
+        return draft
+
+    def _drop(self, reason: str, query: MadeQuery) -> None:
+        self.dropped.setdefault(reason, []).append(query)
+
+    def filter(self, reasons: Mapping[int, str]) -> None:
+        """Drop kept queries, given by their index with the reason."""
+        kept = []
+        for index, query in enumerate(self.kept):
+            if index in reasons:
+                self._drop(reasons[index], query)
+            else:
+                kept.append(query)
+        self.kept = kept
+
+    def filter_by_search(
+        self, section: Generate, candidates: Candidates, vectors: Embeddings | None
+    ) -> list[list[int]]:
+        """Drop queries whose document the first stage does not find, and all but one of those that ask the same.
+
+        `candidates` and `vectors` are those of the kept queries. Return the documents found for each that is left.
+        """
+        ranks = filters.ranks_of(candidates, [query.document for query in self.kept])
+        worse = filters.duplicates([query.text for query in self.kept], ranks, vectors)
+        reasons = {index: filters.DUPLICATE for index, one in enumerate(worse) if one}
+        if section.round_trip is not None:
+            lost = (index for index, rank in enumerate(ranks) if not 1 <= rank <= section.round_trip)
+            reasons |= dict.fromkeys(lost, filters.NOT_FOUND)
+        left = [candidates.found(index) for index in range(len(self.kept)) if index not in reasons]
+        self.filter(reasons)
+        return left
+
+    def check(self, grades: Sequence[Mapping[int, int]]) -> None:
+        """Apply the grades of each kept query's documents ({row: grade}); without a grade nothing changes."""
+        reasons = {
+            index: filters.UNANSWERED
+            for index, (query, own) in enumerate(zip(self.kept, grades, strict=True))
+            if own.get(query.document, ANSWERS) < ANSWERS
+        }
+        self.kept = [
+            query._replace(also=tuple(row for row, grade in own.items() if grade >= ANSWERS and row != query.document))
+            for query, own in zip(self.kept, grades, strict=True)
+        ]
+        self.filter(reasons)
+
+    def require(self, splits: Sequence[str]) -> None:
+        """Raise RunError if a split has no query."""
+        counts = Counter(query.split for query in self.kept)
+        if empty := [split for split in splits if not counts[split]]:
+            dropped = ", ".join(f"{len(queries)} {reason}" for reason, queries in self.dropped.items()) or "none"
+            raise RunError(
+                f"generate: no query is made for {' and '.join(empty)} (dropped: {dropped}); raise generate.documents, "
+                "look at the answers, or use another model"
+            )
+
+    def report(
+        self, collection: Collection, section: Generate, asked: int, answered: int, spent: Spent
+    ) -> dict[str, Any]:
+        """Return counts and examples."""
+        splits, kinds = (Counter(getattr(query, name) for query in self.kept) for name in ("split", "kind"))
+        return {
+            "model": section.endpoint.model,
+            "documents": asked,
+            "answered": answered,
+            "requests": spent.requests,
+            "input_tokens": spent.input_tokens,
+            "output_tokens": spent.output_tokens,
+            "cost": cost_of(section, spent.input_tokens, spent.output_tokens),
+            "failures": spent.failures,
+            "kept": {split: splits[split] for split in SPLITS if splits[split]},
+            "kinds": dict(kinds),
+            "several_answers": sum(bool(query.also) for query in self.kept),
+            "examples": _examples(self.kept, collection),
+            "dropped": {
+                reason: {"count": len(queries), "examples": _examples(queries, collection)}
+                for reason, queries in self.dropped.items()
+            },
+        }
+
+
+def _examples(queries: Sequence[MadeQuery], collection: Collection) -> list[dict[str, str]]:
+    step = max(1, len(queries) // SHOWN)
+    return [
+        {"query": query.text, "kind": query.kind, "document_id": collection.document_ids[query.document]}
+        for query in queries[::step][:SHOWN]
+    ]
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write report.json."""
+    write_json(folder / REPORT, report)

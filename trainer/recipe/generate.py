@@ -1,0 +1,89 @@
+"""The section `generate`: queries made from the documents of the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from trainer.recipe.endpoint import Endpoint, read_endpoint
+from trainer.recipe.section import Section
+
+Kind = Literal["keyword", "question", "symptom", "comparison"]
+LARGEST_PRICE = 10_000.0  # per million tokens
+
+
+class Generate(Section):
+    """Queries made from the documents by a language model; runs only with this section, for a corpus without queries or
+    with few."""
+
+    model: str
+    """Model that writes the queries, behind an OpenAI-compatible API: chat:MODEL@URL. The key is read from the
+    environment: OPENAI_API_KEY for api.openai.com, else GENERATE_API_KEY."""
+    documents: int = Field(default=2000, ge=1)
+    """Number of documents that queries are made from, one request each; they are sampled evenly from clusters of the
+    bi-encoder's vectors, so that all topics are covered."""
+    queries_per_document: int = Field(default=2, ge=1, le=3)
+    """Queries made from each document, before filtering; at most one of each kind."""
+    kinds: tuple[Kind, ...] = ("question", "keyword", "symptom", "comparison")
+    """Kinds of queries, in turn: question; keyword: two to five words; symptom: a problem in the words of somebody who
+    does not know the answer; comparison: of two things."""
+    examples: Path | None = None
+    """File with real queries of your users, one a line (.txt) or as JSON lines with "text"; the made queries get their
+    style. A handful is enough, the first 10 are used."""
+    temperature: float | None = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature of the model; null: the endpoint's default, which some models require."""
+    answer_tokens: int = Field(default=256, ge=16)
+    """Maximum number of tokens of an answer; a longer one is cut off."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Maximum number of requests at the same time."""
+    max_requests: int | None = Field(default=None, ge=1)
+    """Maximum number of requests that one run of the stage sends, retries included; null: no limit. The queries of the
+    documents answered so far are used."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of requests and answers after which a run of the stage sends no more requests; null: no limit."""
+    prices: tuple[float, float] | None = None
+    """Prices of a million tokens of requests and of answers, in any currency, to print the costs; null: not printed."""
+    tokenizer: str | None = None
+    """Model whose tokenizer counts tokens for the estimate (Hub id, folder, package:NAME/SUB); null: that of
+    reranker.model, which usually counts a little more than a language model's."""
+    round_trip: int | None = Field(default=20, ge=1, le=200)
+    """Drop a made query if the untuned first stage does not return its document within this rank; null: keep all."""
+
+    check: str | None = None
+    """Model (chat:MODEL@URL) that judges for each made query its document and the first candidates: others that answer
+    it become relevant too, and a query that its document does not answer is dropped; null: no check."""
+    check_depth: int = Field(default=5, ge=1, le=50)
+    """Number of candidates that are judged for each made query, one request each."""
+
+    @field_validator("model", "check")
+    @classmethod
+    def _require_endpoint(cls, reference: str | None) -> str | None:
+        if reference is not None:
+            read_endpoint(reference)
+        return reference
+
+    @field_validator("kinds")
+    @classmethod
+    def _require_kinds(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError("names each kind once, and at least one, e.g. [question, keyword]")
+        return kinds
+
+    @field_validator("prices")
+    @classmethod
+    def _require_prices(cls, prices: tuple[float, float] | None) -> tuple[float, float] | None:
+        if prices and not all(0 <= price <= LARGEST_PRICE for price in prices):
+            raise ValueError(f"are from 0 to {LARGEST_PRICE:,.0f} for a million tokens, e.g. [0.15, 0.6]")
+        return prices
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The name and the address of the model that writes the queries."""
+        return read_endpoint(self.model)
+
+    @property
+    def checker(self) -> Endpoint | None:
+        """The name and the address of the model that judges, None without a check."""
+        return read_endpoint(self.check) if self.check else None
