@@ -1,5 +1,7 @@
 """Tiny random decoders of the real architectures, and encoders saved in unusual ways; nothing is downloaded."""
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,17 @@ def metaspace(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
 
 
-def build_decoder(family: str, folder: Path, texts: list[str], template: str | None = None, **changes: Any) -> Path:
+def build_decoder(
+    family: str,
+    folder: Path,
+    texts: list[str],
+    template: str | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    std: float = 0.2,
+    **changes: Any,
+) -> Path:
     """Write a causal model of a family with random weights; its tokenizer has no padding token."""
-    tokenizer = (byte_level if family.startswith("qwen") else metaspace)(texts)
+    tokenizer = tokenizer or (byte_level if family.startswith("qwen") else metaspace)(texts)
     tokenizer.chat_template = template
     torch.manual_seed(11)
     names = SIZE | FAMILIES[family] | {"vocab_size": len(tokenizer), "pad_token_id": None} | changes
@@ -79,7 +89,86 @@ def build_decoder(family: str, folder: Path, texts: list[str], template: str | N
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 2:
-                weight.normal_(std=0.2)
+                weight.normal_(std=std)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+TOY_WORDS = {topic: [f"{topic}{number}" for number in range(6)] for topic in "abcdefgh"}
+TOY_TEMPLATE = (
+    '<s> {{ (messages | selectattr("role", "eq", "query") | first).content }} <q> '
+    '{{ (messages | selectattr("role", "eq", "document") | first).content }} <d>'
+)
+
+
+def word_level() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words for the toy task, so that a tiny model learns it in seconds."""
+    special = ["<|endoftext|>", "<unk>", "<s>", "<q>", "<d>"]
+    words = [*special, *ANSWERS, *(word for words in TOY_WORDS.values() for word in words)]
+    backend = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", unk_token="<unk>", model_max_length=64
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<q>", "<d>"]})
+    return tokenizer
+
+
+def build_toy(folder: Path, family: str, queries: int = 120) -> Path:
+    """Write a model, a collection and a recipe whose queries and relevant documents share a topic, not words.
+
+    Every query has eight candidates, one of each topic, in random order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "template.jinja").write_text(TOY_TEMPLATE)
+    build_decoder(family, folder / "model", [], tokenizer=word_level(), std=0.1)
+    rng = random.Random(5)
+    data = folder / "data"
+    (data / "qrels").mkdir(parents=True)
+    documents, texts, run, qrels = {}, {}, [], {"train": [], "dev": [], "test": []}
+    for topic, words in TOY_WORDS.items():
+        documents |= {f"{topic}-{number}": " ".join(rng.sample(words, 3)) for number in range(6)}
+    for number in range(queries + 48):
+        split = "train" if number < queries else "dev" if number < queries + 24 else "test"
+        topic = rng.choice(list(TOY_WORDS))
+        texts[f"q{number}"] = " ".join(rng.sample(TOY_WORDS[topic], 2))
+        candidates = [f"{one}-{rng.randrange(6)}" for one in TOY_WORDS]
+        rng.shuffle(candidates)
+        run += [f"q{number} Q0 {one} {rank} {-rank} toy" for rank, one in enumerate(candidates, 1)]
+        qrels[split] += [f"q{number}\t{one}\t1" for one in candidates if one.startswith(topic)]
+    for name, rows in (("corpus", documents), ("queries", texts)):
+        (data / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"_id": one, "text": text}) + "\n" for one, text in rows.items())
+        )
+    for split, rows in qrels.items():
+        (data / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+    (folder / "run.trec").write_text("\n".join(run) + "\n")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"""name: tiny
+data:
+  path: {data}
+retriever:
+  kind: run
+  run: {folder / "run.trec"}
+  depth: 8
+reranker:
+  model: {folder / "model"}
+  template: {folder / "template.jinja"}
+  tokens: ["no", "yes"]
+  max_length: 32
+train:
+  epochs: 14
+  queries_per_step: 8
+  learning_rate: 4.0e-3
+  evaluations_per_epoch: 1
+  checkpoint_steps: 5
+  precision: fp32
+evaluate:
+  metrics: [nDCG@10]
+export:
+  formats: []
+"""
+    )
+    return recipe

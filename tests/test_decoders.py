@@ -77,7 +77,7 @@ def test_padding_on_either_side_and_batches_of_any_size_give_equal_scores(decode
     reranker = Reranker.load(folder, prompting=prompting)
     alone = np.concatenate([reranker.score([pair]) for pair in PAIRS])
     np.testing.assert_allclose(reranker.score(PAIRS), alone, rtol=0, atol=1e-5)
-    batch = reranker.pairs.pad(reranker.token_pairs(PAIRS))
+    batch = reranker.pairs.pad(reranker.pairs.tokenize_pairs(PAIRS))
     for name, fill in (("input_ids", reranker.tokenizer.pad_token_id), ("attention_mask", 0)):
         rows = [row[kept] for row, kept in zip(batch[name], batch["attention_mask"].bool(), strict=True)]
         width = batch[name].shape[1] + 3
@@ -93,14 +93,14 @@ def test_a_long_document_is_cut_and_the_prompt_is_not(decoder, family):
     folder, prompting = decoder(family)
     reranker = Reranker.load(folder, prompting=prompting, max_length=400)
     document = " ".join(["consumer lag grows"] * 10000)
-    whole = reranker.pairs.pad(reranker.token_pairs([("why?", "lag")]))["input_ids"][0].tolist()
-    cut = reranker.pairs.pad(reranker.token_pairs([("why?", document)]))["input_ids"][0].tolist()
+    whole = reranker.pairs.pad(reranker.pairs.tokenize_pairs([("why?", "lag")]))["input_ids"][0].tolist()
+    cut = reranker.pairs.pad(reranker.pairs.tokenize_pairs([("why?", document)]))["input_ids"][0].tolist()
     suffix = reranker.pairs.after.ids
     assert len(cut) == 400
     assert cut[-len(suffix) :] == whole[-len(suffix) :] == suffix
     begin = len(whole) - len(suffix) - 6
     assert cut[:begin] == whole[:begin]
-    long_query = reranker.pairs.pad(reranker.token_pairs([(document, document)]))["input_ids"][0].tolist()
+    long_query = reranker.pairs.pad(reranker.pairs.tokenize_pairs([(document, document)]))["input_ids"][0].tolist()
     assert len(long_query) == 400
     assert long_query[-len(suffix) :] == suffix
     assert long_query[: len(reranker.pairs.before.ids)] == reranker.pairs.before.ids

@@ -13,7 +13,7 @@ from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
 from trainer.model_files import checks, references, tokenizer_file
-from trainer.model_files.architectures import longest_text
+from trainer.model_files.architectures import is_decoder, longest_text
 from trainer.model_files.decoders import Prompting
 from trainer.recipe import ModelReference, Recipe
 from trainer.runtime import console, processes
@@ -140,7 +140,7 @@ def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
             problems = error.faults
         lines += [f"{reference.key}: {problem}" for problem in problems]
     errors: list[TrainerError] = [ModelError(lines)] if lines else []
-    if problems := distil_problems(recipe, kinds):
+    if problems := [*distil_problems(recipe, kinds), *_adapter_problems(recipe, kinds)]:
         errors.append(RecipeError(problems))
     return errors
 
@@ -155,6 +155,21 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     length = recipe.reranker.max_length
     options = {} if reference.key in heads else {"prompting": Prompting.of(recipe.reranker)}
     return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights, **options)
+
+
+def _adapter_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> Iterator[str]:
+    """Yield the problems of `train.adapter` with models of these kinds."""
+    base = recipe.reranker.model
+    if recipe.train.adapter == "none" or base not in kinds:
+        return
+    config = references.read_config(references.locate(base, weights=False))
+    if not is_decoder(config, references.architecture_of(config)):
+        yield (
+            f"train.adapter: lora saves memory on large decoders, and {base} is a {config.get('model_type')} encoder; "
+            "train all of its weights, and save memory with train.gradient_checkpointing or train.frozen_layers"
+        )
+    elif find_spec("peft") is None:
+        yield "train.adapter: lora needs a package: pip install 'domain-reranker[lora]'"
 
 
 def distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:

@@ -38,6 +38,8 @@ class Piece(NamedTuple):
 class PairEncoder:
     """Joins tokenised queries and documents to model inputs of at most `max_length` tokens."""
 
+    is_prompt = False  # whether they are joined by a decoder's prompt
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -72,6 +74,14 @@ class PairEncoder:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def tokenize_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+        """Return the tokens of (query, document) pairs; each text is tokenised once."""
+        queries = list(dict.fromkeys(query for query, _ in pairs))
+        documents = list(dict.fromkeys(document for _, document in pairs))
+        of_queries = dict(zip(queries, self.tokenize(queries, "query"), strict=True))
+        of_documents = dict(zip(documents, self.tokenize(documents, "document"), strict=True))
+        return [(of_queries[query], of_documents[document]) for query, document in pairs]
 
     def lengths(self, query: Tokens, document: Tokens) -> tuple[int, int]:
         """Return the truncated lengths of query and document; the longer one is cut first, as by `longest_first`."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from trainer.errors import ModelError
 from trainer.model.decoder import is_prompted, prepare_tokenizer, with_score_row
-from trainer.model.heads import with_classifier, with_interaction
+from trainer.model.heads import one_label, with_classifier, with_interaction
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.prompt import pair_encoder
 from trainer.model.tokenizer import framed, load_tokenizer
@@ -19,7 +19,7 @@ from trainer.model_files import weights
 from trainer.model_files.architectures import CLASSIFIER
 from trainer.model_files.checks import Head, require_cross_encoder
 from trainer.model_files.decoders import Prompting
-from trainer.model_files.references import name_of
+from trainer.model_files.references import label_names, name_of, read_config, relevant_label
 from trainer.runtime import console
 
 PROBE_LENGTH = 1 << 20  # tokens, never reached by the test pair for architectures that are not in the tested list
@@ -43,19 +43,33 @@ def load_cross_encoder(
             # Not registered with transformers' Auto classes, where it would shadow the file in an exported folder.
             own = InteractionForSequenceClassification if kind == "interaction" else AutoModelForSequenceClassification
             model = weights.load(own, folder, trust_remote_code=trust_remote_code)
-            if kind == "reranker":
+            if kind == "reranker" and model.config.num_labels > 1:
+                _keep_relevance(model, folder)
+            if kind == "reranker" and (prompted or getattr(model.config, "pad_token_id", None) is None):
                 model.config.pad_token_id = tokenizer.pad_token_id
         elif head == "classifier":
             model = with_classifier(folder, trust_remote_code)
         else:
             model = with_interaction(folder, tokenizer, layers)
             tokenizer = framed(tokenizer)
+        if prompted:
+            model.config.use_cache = False  # keys and values of earlier tokens serve generation only
         weights.require_rows(model, tokenizer, folder)
         _require_scores(model, tokenizer, folder)
     if kind == "encoder":
         new = "classifier" if head == "classifier" else "interaction head"
         console.stage("model", f"{name_of(folder)}: the {new} is new; the encoder keeps its weights")
     return model, tokenizer
+
+
+def _keep_relevance(model: Any, folder: Path) -> None:
+    """Reduce a classifier with several labels to the one that means relevance, and report it."""
+    names = label_names(read_config(folder))
+    column = relevant_label(names)
+    assert column is not None  # else `kind_of` refuses the folder
+    one_label(model, column)
+    others = " and ".join(name for name in names if name != names[column])
+    console.stage("model", f"{name_of(folder)}: the score is its logit of {names[column]!r} minus that of {others}")
 
 
 def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -47,6 +47,8 @@ def pair_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PairEnc
 class PromptEncoder(PairEncoder):
     """Joins tokenised queries and documents in the prompt of the tokenizer's chat template."""
 
+    is_prompt = True
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         super().__init__(tokenizer, max_length)
         self.has_segments = False

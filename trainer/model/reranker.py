@@ -193,14 +193,7 @@ class Reranker:
 
         Raises TypeError unless `pairs` is a list of pairs of texts.
         """
-        return self.score_tokens(self.token_pairs(as_pairs(pairs)))
-
-    def token_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
-        """Return the tokens of (query, document) pairs; each text is tokenised once."""
-        queries, documents = (list(dict.fromkeys(texts)) for texts in (zip(*pairs, strict=True) if pairs else ((), ())))
-        of_queries = dict(zip(queries, self.pairs.tokenize(queries, "query"), strict=True))
-        of_documents = dict(zip(documents, self.pairs.tokenize(documents, "document"), strict=True))
-        return [(of_queries[query], of_documents[document]) for query, document in pairs]
+        return self.score_tokens(self.pairs.tokenize_pairs(as_pairs(pairs)))
 
     def probability(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
         """Return the probability (pairs,) float64 that each document would be judged relevant to its query.

@@ -76,6 +76,14 @@ class Recipe(Section):
             )
         return distil
 
+    @field_validator("export")
+    @classmethod
+    def _require_adapter_to_export(cls, export: Export, info: ValidationInfo) -> Export:
+        train = info.data.get("train")
+        if export.adapter and train and train.adapter == "none":
+            raise contradiction("adapter", "there is no adapter to export without train.adapter: lora; set one of them")
+        return export
+
     @field_validator("reranker")
     @classmethod
     def _limit_depth_to_retrieved(cls, reranker: Reranker, info: ValidationInfo) -> Reranker:

@@ -179,6 +179,15 @@ class Train(Section):
     ] = "listwise"
     """Training objective. listwise: softmax over a list; pointwise: scores as probabilities; lambdarank: pairs weighted
     by their effect on nDCG, for several grades; mse, margin_mse, kl: a teacher's scores."""
+    adapter: Literal["none", "lora"] = "none"
+    """lora: train low-rank matrices in all linear layers of a decoder instead of its weights, which takes a fraction of
+    the memory; they are merged in float32 whenever the model is saved."""
+    adapter_rank: int = Field(default=16, ge=1)
+    """Rank of the LoRA matrices."""
+    adapter_alpha: float | None = Field(default=None, gt=0)
+    """Factor of the LoRA product, which is divided by the rank; null: twice the rank."""
+    adapter_score_row: Literal["auto", "trained", "frozen"] = "auto"
+    """Whether the one-row head is trained with LoRA; auto: only if the base is no reranker yet."""
     epochs: int = Field(default=1, ge=1)
     """Passes over all training groups."""
     queries_per_step: int = Field(default=8, ge=1)
@@ -266,6 +275,8 @@ class Export(Section):
 
     formats: tuple[Literal["onnx"], ...] = ("onnx",)
     """Additional formats; each is checked to give the trained model's scores."""
+    adapter: bool = False
+    """Also export the LoRA adapter in the subfolder adapter, for the base model."""
 
 
 class Push(Section):

@@ -58,6 +58,7 @@ class Train(RoundStage):
             run.accelerator,
             folder,
             context.has_fresh_head(run),
+            context.base_ranks(run),
         )
         progress = training.train_reranker(job)
         curve = context.keep_best(run, folder, progress, self.name)

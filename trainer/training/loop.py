@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.data.groups import Group
 from trainer.errors import RunError
@@ -26,6 +26,7 @@ from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.tracking.log import Log
+from trainer.training.adapter import ADAPTER_FOLDER, plain_weights, save_adapter
 from trainer.training.checkpoints import (
     START,
     Progress,
@@ -50,7 +51,7 @@ class TrainingJob:
 
     `lists` are full candidate lists of train queries, to which a fresh interaction head is fitted first; empty if there
     is none. `measure()` returns the two-stage dev score of the current model; every process calls it. With `fresh_head`
-    the head has a higher rate than the encoder.
+    the head has a higher rate than the encoder; `base_ranks` says whether the base was trained to rank.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class TrainingJob:
     accelerator: Accelerator
     folder: Path
     fresh_head: bool
+    base_ranks: bool = True
 
 
 def train_reranker(job: TrainingJob) -> Progress:
@@ -74,9 +76,10 @@ def train_reranker(job: TrainingJob) -> Progress:
     checkpoint = on_main(accelerator, lambda: last_checkpoint(job.folder))
     if checkpoint:
         reranker.compute_in(on_main(accelerator, lambda: precision_of(checkpoint)))
-    configure_model(section, reranker)
+    configure_model(section, reranker, job.base_ranks)
     plan = steps(len(job.groups), section, job.recipe.seed)
-    optimizer = make_optimizer(section, reranker, job.fresh_head, fused=not is_sharded(accelerator))
+    fused = not is_sharded(accelerator)
+    optimizer = make_optimizer(section, reranker, job.fresh_head, fused, job.base_ranks)
     weight = 0.0
     if job.lists and checkpoint is None:
         weight = fit_head(reranker, job.tokenized, job.lists, section.fit_lists, accelerator, job.folder)
@@ -185,9 +188,17 @@ def _record_score(job: TrainingJob, progress: Progress, score: float, model: nn.
         progress.best_score, progress.best_step = score, progress.step
     if processes.is_main():
         if save:
-            path = pending_best(job.folder, progress.step) if progress.step else job.folder / START
-            job.reranker.save(path, weights)
+            _save(job, pending_best(job.folder, progress.step) if progress.step else job.folder / START, weights)
         assert log is not None
         log.write(progress.step, dev_score=score)
         console.stage(job.folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if is_best else ''}")
     job.accelerator.wait_for_everyone()
+
+
+def _save(job: TrainingJob, path: Path, weights: dict[str, Tensor] | None) -> None:
+    """Write the model, with an adapter merged and its own files in a subfolder."""
+    section, reranker = job.recipe.train, job.reranker
+    reranker.save(path, plain_weights(weights, section, reranker.model))
+    if section.adapter != "none":
+        state = reranker.model.state_dict() if weights is None else weights
+        save_adapter(state, reranker.model, job.recipe.reranker.model, path / ADAPTER_FOLDER)
