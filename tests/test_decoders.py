@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import DETAILS, TOPICS
 from decoders import CHAT, FAMILIES, PLAIN, build_decoder
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from trainer.errors import ModelError
 from trainer.model import Reranker
@@ -157,6 +157,53 @@ def test_one_sentence_for_each_fault_of_a_prompt(tmp_path, family, template, pro
         Reranker.load(folder, prompting=prompting)
     assert len(caught.value.faults) == 1
     assert str(caught.value).startswith(f"model {folder}: " if prompting.template is None else "reranker.template: ")
+
+
+BIDIRECTIONAL = """
+from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class BidirectionalConfig(LlamaConfig):
+    model_type = "llama_bidirec"
+    is_causal = False
+
+
+class BidirectionalForSequenceClassification(LlamaForSequenceClassification):
+    config_class = BidirectionalConfig
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        mask = attention_mask[..., None].to(states.dtype)
+        return SequenceClassifierOutput(logits=self.score((states * mask).sum(1) / mask.sum(1)))
+"""
+NEMOTRON = (
+    'question:{{ (messages | selectattr("role", "eq", "query") | first).content }} \n \n '
+    'passage:{{ (messages | selectattr("role", "eq", "document") | first).content }}'
+)
+
+
+def test_a_bidirectional_decoder_with_a_head_and_code_of_its_own_is_read_as_it_is(tmp_path):
+    folder = build_decoder("llama", tmp_path, TEXTS, NEMOTRON)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=0)
+    model.save_pretrained(folder)
+    (folder / "modeling_own.py").write_text(BIDIRECTIONAL)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "BidirectionalConfig"}
+    names["AutoModelForSequenceClassification"] = "BidirectionalForSequenceClassification"
+    config |= {"model_type": "llama_bidirec", "architectures": ["BidirectionalForSequenceClassification"]}
+    config["auto_map"] = {name: f"modeling_own.{own}" for name, own in names.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    reranker = Reranker.load(folder, head="trained", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    expected = []
+    for query, document in PAIRS:
+        inputs = tokenizer(f"question:{query} \n \n passage:{document}", add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(reranker.model(**inputs).logits.item())
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, rtol=0, atol=1e-5)
+    assert type(reranker.model).__name__ == "BidirectionalForSequenceClassification"
+    assert np.ptp(expected) > 1e-3
 
 
 def test_templates_with_the_document_first_or_stripped_texts_are_read():

@@ -160,6 +160,14 @@ class Reranker(Section):
     trust_remote_code: bool = False
     """Run the Python code in the base's folder; set it only for code that you have read."""
 
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _undo_yaml_booleans(cls, tokens: Any) -> Any:
+        """Return yes, no, 0 and 1 as texts, which YAML reads as booleans and numbers."""
+        if not isinstance(tokens, list | tuple):
+            return tokens
+        return [("yes" if token else "no") if isinstance(token, bool) else str(token) for token in tokens]
+
     @field_validator("max_length", mode="before")
     @classmethod
     def _read_auto_as_null(cls, max_length: Any) -> Any:
