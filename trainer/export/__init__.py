@@ -16,7 +16,6 @@ from trainer.lazy import face
 
 if TYPE_CHECKING:
     from trainer.export.adapter import difference_to_merged as difference_to_merged
-    from trainer.export.adapter import write_adapter as write_adapter
     from trainer.export.folder import export as export
     from trainer.export.hub import files_to_push as files_to_push
     from trainer.export.hub import upload as upload

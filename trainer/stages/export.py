@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from trainer import context, evaluation, export, model, training
 from trainer.context import Notes, Run, Stage, settings
 from trainer.recipe import Recipe
 from trainer.runtime import console
-from trainer.runtime.run_folder import remove
 
 PARITY_PAIRS = 48  # dev pairs on which exported formats are compared, including the first and the last
 
@@ -35,24 +35,19 @@ class Export(Stage):
         reranker.fusion = model.Fusion.load(evaluated)
         reranker.calibration = model.Calibration.load(evaluated)
         step = run.notes(run.exported)["best_step"]
-        adapter = _verified_adapter(run, reranker, folder, trust)
+        adapter = _verified_adapter(run, reranker, trust)
         parity = export.export(reranker, run.recipe, evaluation.Results.load(evaluated), _some_pairs(run), folder, step)
         if adapter is not None and run.recipe.export.adapter:
-            adapter.rename(folder / "model" / training.ADAPTER_FOLDER)
-        elif adapter is not None:
-            remove(adapter)
+            shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
 
 
-def _verified_adapter(run: Run, reranker: model.Reranker, folder: Path, trust: bool) -> Path | None:
+def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path | None:
     """Return the folder of the LoRA adapter, whose scores are those of the merged weights; None if there is none."""
-    trained = run.folder / run.exported / "trained" / training.ADAPTER_FOLDER
-    share = run.notes(run.exported).get("trained_share", 0.0)
-    if not trained.is_dir() or not share:
+    adapter = run.best(run.exported) / training.ADAPTER_FOLDER
+    if not adapter.is_dir():
         return None
-    adapter = folder / training.ADAPTER_FOLDER
-    export.write_adapter(trained, share, run.best(run.exported), adapter)
     difference = export.difference_to_merged(run.start, adapter, reranker, _some_pairs(run), trust)
     console.stage("export", f"adapter: largest score difference to the merged weights {difference:.1e}")
     return adapter

@@ -6,13 +6,16 @@ matrices is added to each layer in float32, so that evaluation, interpolation an
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import RunError
@@ -20,6 +23,8 @@ from trainer.model import Reranker
 from trainer.recipe import Train
 
 ADAPTER_FOLDER = "adapter"  # in the folder of a trained model
+FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ROW = "score.weight"
 NAME = "default"  # of peft's adapter, part of the names of its weights
 PREFIX = "base_model.model."  # of the names in an adapter's file, as peft writes them
 
@@ -38,7 +43,7 @@ def add_adapter(section: Train, reranker: Reranker, ranks: bool) -> None:
     row = section.adapter_score_row
     is_trained = row == "trained" or (row == "auto" and not ranks)
     for name, weight in reranker.model.named_parameters():
-        weight.requires_grad_(".lora_" in name or (is_trained and name == "score.weight"))
+        weight.requires_grad_(".lora_" in name or (is_trained and name == ROW))
 
 
 def lora_config(section: Train, model: nn.Module) -> Any:
@@ -81,10 +86,30 @@ def save_adapter(state: Mapping[str, Tensor], model: Any, base: str, folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     own = {name.replace(f".{NAME}.", "."): weight for name, weight in state.items() if ".lora_" in name}
-    own["score.weight"] = state["score.weight"]
+    own[ROW] = state[ROW]
     tensors = {PREFIX + name: weight.detach().cpu().contiguous() for name, weight in own.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_model.safetensors").chmod((folder / "adapter_config.json").stat().st_mode)
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    (folder / FILE).chmod((folder / CONFIG).stat().st_mode)
+
+
+def keep_adapter(trained: Path, share: float, best: Path) -> None:
+    """Copy the adapter of the trained weights into the folder of the best ones, which are a share of the way to them.
+
+    The adapter is scaled by that share, and its score row is that of the best weights.
+    """
+    if not (trained / ADAPTER_FOLDER).is_dir() or not share:
+        return
+    folder = Path(shutil.copytree(trained / ADAPTER_FOLDER, best / ADAPTER_FOLDER, dirs_exist_ok=True))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["lora_alpha"] *= share
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = load_file(folder / FILE)
+    for path in best.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if ROW in file.keys():  # noqa: SIM118
+                weights[PREFIX + ROW] = file.get_tensor(ROW)
+    save_file(weights, folder / FILE, metadata={"format": "pt"})
+    (folder / FILE).chmod((folder / CONFIG).stat().st_mode)
 
 
 def plain_weights(state: Mapping[str, Tensor] | None, section: Train, model: nn.Module) -> dict[str, Tensor] | None:

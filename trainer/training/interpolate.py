@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer.model import Reranker
 from trainer.runtime import console, processes
+from trainer.training.adapter import keep_adapter
 from trainer.training.checkpoints import START, TRAINED, Progress
 
 BETWEEN = (0.25, 0.5, 0.75)  # shares of the trained weights to evaluate besides 0 and 1
@@ -33,6 +34,7 @@ def choose(
     """
     scores = {0.0: progress.curve[0][1]}
     start = model = load(folder / START)
+    best = 0.0
     if progress.best_step:
         model = load(folder / TRAINED)
         begin, end = (
@@ -48,6 +50,7 @@ def choose(
     curve = sorted(scores.items(), key=lambda point: (-point[1], point[0]))
     if processes.is_main():
         model.save(folder / "best")
+        keep_adapter(folder / TRAINED, best, folder / "best")
     accelerator.wait_for_everyone()
     return curve
 

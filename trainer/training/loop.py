@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trainer.data.groups import Group
 from trainer.errors import RunError
 from trainer.model import Reranker, TokenizedCollection
+from trainer.model_files.references import is_local
 from trainer.recipe import Recipe
 from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
@@ -201,4 +202,6 @@ def _save(job: TrainingJob, path: Path, weights: dict[str, Tensor] | None) -> No
     reranker.save(path, plain_weights(weights, section, reranker.model))
     if section.adapter != "none":
         state = reranker.model.state_dict() if weights is None else weights
-        save_adapter(state, reranker.model, job.recipe.reranker.model, path / ADAPTER_FOLDER)
+        base = job.recipe.reranker.model
+        name = Path(base).name if is_local(base) else base  # local paths are nobody else's business
+        save_adapter(state, reranker.model, name, path / ADAPTER_FOLDER)
