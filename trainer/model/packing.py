@@ -33,6 +33,7 @@ Batch = dict[str, Tensor]  # input_ids, attention_mask, optional token_type_ids:
 # Architectures whose layers are known to pass `packing` on. A decoder's score is read at the last token.
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "modernbert")
 DECODERS = ("qwen3", "qwen2", "llama", "gemma", "mistral")
+Window = tuple[int, int]  # tokens attended to before and after each token, -1 for all
 NAME = "packed"
 MAX_SAVED_LENGTH = 512  # tokens up to which attention weights are saved for the backward pass in bf16 on a CPU
 
@@ -239,7 +240,7 @@ def _attend(
     packing: Packing,
     query_bounds: tuple[Tensor, int],
     scale: float,
-    window: tuple[int, int] = (-1, -1),
+    window: Window = (-1, -1),
 ) -> Tensor:
     """Return attention within pairs; inputs and output are (tokens, heads, width).
 
@@ -271,13 +272,7 @@ def _attend(
 
 
 def _attend_pair_by_pair(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_bounds: list[int],
-    bounds: list[int],
-    scale: float,
-    window: tuple[int, int],
+    query: Tensor, key: Tensor, value: Tensor, query_bounds: list[int], bounds: list[int], scale: float, window: Window
 ) -> Tensor:
     """Return the same as `varlen_attn`, computed pair by pair."""
     outputs = []
