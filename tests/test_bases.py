@@ -15,7 +15,11 @@ from trainer.model import Reranker, packing
 from trainer.model_files.architectures import CLASSIFIER, DECODERS, INTERACTION
 from trainer.model_files.references import relevant_label
 
-PAIRS = [("why does the probe fail", "liveness probe restarts the container"), ("disk", "inodes run out"), ("lag", "")]
+PAIRS = [
+    ("why does the probe fail", "liveness probe restarts the container"),
+    ("disk", "inodes run out"),
+    ("lag", "update waits"),
+]
 NLI = ["contradiction", "entailment", "neutral"]
 
 

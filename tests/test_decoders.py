@@ -160,7 +160,8 @@ def test_one_sentence_for_each_fault_of_a_prompt(tmp_path, family, template, pro
 
 
 BIDIRECTIONAL = """
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
@@ -169,8 +170,14 @@ class BidirectionalConfig(LlamaConfig):
     is_causal = False
 
 
-class BidirectionalForSequenceClassification(LlamaForSequenceClassification):
+class BidirectionalForSequenceClassification(LlamaPreTrainedModel):
     config_class = BidirectionalConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, 1, bias=False)
+        self.post_init()
 
     def forward(self, input_ids, attention_mask=None, **kwargs):
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

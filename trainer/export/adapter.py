@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def difference_to_merged(
     base = Reranker.load(
         start, head="trained", precision="fp32", max_length=reranker.max_length, trust_remote_code=trust_remote_code
     )
-    PeftModel.from_pretrained(base.model, str(adapter))
+    with warnings.catch_warnings():  # peft asks transformers by a name that is deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        PeftModel.from_pretrained(base.model, str(adapter))
     difference = largest_difference(base.score(pairs), reranker.score(pairs))
     if difference > TOLERANCE:
         raise ExportError(

@@ -83,17 +83,20 @@ class PromptEncoder(PairEncoder):
     def _slot(self, lead: str, after: str, strips: bool) -> tuple[_Slot, list[int]]:
         """Return the slot between two constant texts, and the ids after it that no text changes."""
         whole = self._ids([f"{lead}{text}{after}" for text in PROBES])
-        for shared in range(len(lead) + 1):
-            (start,) = self._ids([lead[: len(lead) - shared]])
-            if all(ids[: len(start)] == start for ids in whole):
-                break
-        for trail in (after[:length] for length in range(len(after) + 1)):
-            parts = self._ids([f"{lead}{text}{trail}" for text in PROBES])
-            rests = [ids[len(part) :] for ids, part in zip(whole, parts, strict=True)]
-            if all(part == ids[: len(part)] for ids, part in zip(whole, parts, strict=True)) and _all_equal(rests):
-                break
+        starts = (self._ids([lead[: len(lead) - shared]])[0] for shared in range(len(lead) + 1))
+        start = next(start for start in starts if all(ids[: len(start)] == start for ids in whole))
+        rests = ((after[:length], self._rest(lead, after[:length], whole)) for length in range(len(after) + 1))
+        trail, rest = next((trail, rest) for trail, rest in rests if rest is not None)
         slot = _Slot(lead, len(start), trail, [], strips)
-        return slot._replace(ending=_common_end(*self._tokens_in(slot, ["0", "1 2 3 4"]))), rests[0]
+        return slot._replace(ending=_common_end(*self._tokens_in(slot, ["0", "1 2 3 4"]))), rest
+
+    def _rest(self, lead: str, trail: str, whole: Sequence[list[int]]) -> list[int] | None:
+        """Return the ids after `trail` in all prompts, None if they depend on the text before."""
+        parts = self._ids([f"{lead}{text}{trail}" for text in PROBES])
+        pairs = list(zip(whole, parts, strict=True))
+        rests = [ids[len(part) :] for ids, part in pairs]
+        same = all(ids[: len(part)] == part for ids, part in pairs) and all(rest == rests[0] for rest in rests)
+        return rests[0] if same else None
 
     def _tokens_in(self, slot: _Slot, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts at their place in the prompt."""
@@ -138,7 +141,3 @@ def _common_end(one: list[int], other: list[int]) -> list[int]:
     while count < min(len(one), len(other)) and one[-count - 1] == other[-count - 1]:
         count += 1
     return one[len(one) - count :]
-
-
-def _all_equal(lists: Sequence[list[int]]) -> bool:
-    return all(ids == lists[0] for ids in lists)

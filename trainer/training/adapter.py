@@ -50,10 +50,11 @@ def lora_config(section: Train, model: nn.Module) -> Any:
     """Return peft's configuration of the adapter of a model."""
     from peft import LoraConfig
 
+    alpha: Any = alpha_of(section)  # peft declares a whole number, and only divides it
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return LoraConfig(
         r=section.adapter_rank,
-        lora_alpha=alpha_of(section),
+        lora_alpha=alpha,
         target_modules=sorted(linear - {"score"}),
         lora_dropout=section.dropout,
         task_type="SEQ_CLS",
