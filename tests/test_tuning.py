@@ -20,7 +20,7 @@ from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.engines import Engines, Pool
 from trainer.retriever.fusion import ordered, reciprocal_rank_fusion, union, z_scores
 from trainer.retriever.retrieve import judged_queries, retrieve_unjudged
-from trainer.retriever.tuning import choose, cross_validate, ideal_gains, ndcg
+from trainer.retriever.tuning import choose, cross_validate, ideal_gains, ndcg, nearest_to_default
 
 STOP_WORDS = ["the", "of", "and", "to", "in", "is", "not", "for"]
 
@@ -233,23 +233,44 @@ def test_only_positive_grades_count_for_tuning(songs, tmp_path):
 # What it chooses
 
 
-def test_the_choice_is_the_closest_to_the_defaults_within_the_standard_error():
+def test_the_nearest_choice_is_within_the_standard_error():
     noise = np.array([0.1, -0.1] * 10)
     values = np.array([[0.5] * 20, 0.52 + noise, 0.9 + noise])
     # Row 2 is clearly ahead, row 1 is not ahead of row 0 by more than its noise: .1 * sqrt(20 / 19) / sqrt(20) = .023.
-    assert choose(values, np.array([0, 1, 2])) == 2
-    assert choose(values[:2], np.array([0, 1])) == 0
-    assert choose(values[:2], np.array([1, 0])) == 1
-    assert choose(np.array([[0.5] * 20, 0.53 + noise]), np.array([0, 1])) == 1  # .03 is more than the noise
-    assert choose(np.array([[0.5] * 20, [0.5] * 20, [0.6] * 20]), np.array([0, 1, 1])) == 2
+    assert nearest_to_default(values, np.array([0, 1, 2])) == 2
+    assert nearest_to_default(values[:2], np.array([0, 1])) == 0
+    assert nearest_to_default(values[:2], np.array([1, 0])) == 1
+    assert nearest_to_default(np.array([[0.5] * 20, 0.53 + noise]), np.array([0, 1])) == 1  # .03 is more than the noise
+    assert nearest_to_default(np.array([[0.5] * 20, [0.5] * 20, [0.6] * 20]), np.array([0, 1, 1])) == 2
+
+
+def test_choices_on_resamples_are_averaged():
+    # Half of the queries like a step down and half a step up, equally: each resample leans to one side.
+    down, up = np.array([1.0, 0.0] * 200), np.array([0.0, 1.0] * 200)
+    places = np.array([[0.0], [-3.0], [3.0]])
+    assert choose(np.array([0.5 - 0 * down, down, up]), places) == 0
+    # A setting that is better for every query is chosen in every resample; with equal values the default is.
+    assert choose(np.array([down, down, down + 0.1]), places) == 2
+    assert choose(np.array([down, down, down]), places) == 0
+
+
+def test_a_rounding_of_one_query_moves_the_choice_by_a_step_at_most():
+    generator = np.random.default_rng(5)
+    places = np.arange(11.0)[:, None]
+    for _ in range(20):
+        difficulty = generator.uniform(0, 1, 100)
+        values = np.clip(difficulty - 0.0005 * (places - 6) ** 2 + generator.normal(0, 0.08, (11, 100)), 0, 1)
+        moved = values.copy()
+        moved[generator.integers(11), generator.integers(100)] += 0.01
+        assert abs(choose(values, places) - choose(moved, places)) <= 1
 
 
 def test_cross_validation_holds_each_query_out_of_its_choice():
     # Each setting is good for one query alone, so what the other queries choose is good for nobody.
     values = np.eye(10)
-    assert cross_validate(values, np.zeros(10)).sum() < values.max(axis=0).sum() / 2
+    assert cross_validate(values, np.zeros((10, 1))).sum() < values.max(axis=0).sum() / 2
     same = np.array([[0.2] * 10, [0.7] * 10])
-    np.testing.assert_allclose(cross_validate(same, np.array([0, 1])), 0.7)
+    np.testing.assert_allclose(cross_validate(same, np.array([[0], [1]])), 0.7)
 
 
 @pytest.mark.parametrize("kind", ["bm25", "hybrid"])

@@ -1,8 +1,10 @@
 """Tuning of the first stage on the train queries: BM25's parameters and the fusion weights of the engines.
 
-Two rules guard against overfitting. Of all settings within one standard error of the best, those closest to the
+Three rules guard against overfitting. Of all settings within one standard error of the best, those closest to the
 defaults are taken (the one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984), with the
-error of the paired difference; and if cross-validation shows no gain, the defaults are kept.
+error of the paired difference. This is repeated on bootstrap samples of the train queries, and the choices are averaged
+(bagging: Breiman, Bagging Predictors, 1996), so that one query more or less cannot move the result far. And if
+cross-validation shows no gain, the defaults are kept.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from trainer.runtime.run_folder import read_json, write_json
 ENOUGH = {"auto": 50, "on": 10}  # least number of train queries; with fewer than 10 a fold has less than two
 MAX_QUERIES = 1000  # train queries used, evenly spaced
 FOLDS = 5
+RESAMPLES = 20  # bootstrap samples whose choices are averaged
 K1S = (0.4, 0.9, 1.2, 2.0)
 BS = (0.1, 0.3, 0.5, 0.75, 0.95)
 STEPS = {1: 1, 2: 10, 3: 5}  # steps between weights 0 and 1, by the number of engines
@@ -89,13 +92,11 @@ def tune(
     """
     indices = np.linspace(0, train - 1, min(MAX_QUERIES, train)).astype(np.int64)
     judged = [qrels[engines.queries[index]] for index in indices]
-    grid = _grid(engines, rrf)
-    values = np.concatenate([_measure(engines, indices, judged, part) for part in grid.values()])
-    settings = [one for part in grid.values() for one in part]
-    distances = np.array([_distance(one) for one in settings])
-    chosen = settings[choose(values, distances)]
-    held_out = cross_validate(values, distances)
-    baseline = ndcg(_gains(default.part(indices, CUT).documents, judged), ideal_gains(judged))
+    settings, values = measure_grid(engines, indices, judged, rrf)
+    places = np.array([place(one) for one in settings])
+    chosen = settings[choose(values, places)]
+    held_out = cross_validate(values, places)
+    baseline = query_values(default.part(indices, CUT), judged)
     note = "" if held_out.mean() > baseline.mean() else "cross-validation shows no gain over the default"
     return Tuning(
         settings=engines.default_settings if note else chosen,
@@ -107,7 +108,34 @@ def tune(
     )
 
 
-def choose(values: np.ndarray, distances: np.ndarray) -> int:
+def measure_grid(
+    engines: Engines, indices: np.ndarray, judged: Sequence[Mapping[int, int]], rrf: bool = False
+) -> tuple[list[Settings], np.ndarray]:
+    """Return the settings that are compared, and the nDCG@10 (settings, queries) of the engines' queries `indices`."""
+    grid = _grid(engines, rrf)
+    values = np.concatenate([_measure(engines, indices, judged, part) for part in grid.values()])
+    return [one for part in grid.values() for one in part], values
+
+
+def query_values(ranking: RankedLists, judged: Sequence[Mapping[int, int]]) -> np.ndarray:
+    """Return the nDCG@10 (queries,) of a ranking."""
+    return ndcg(_gains(ranking.documents[:, :CUT], judged), ideal_gains(judged))
+
+
+def choose(values: np.ndarray, places: np.ndarray) -> int:
+    """Return the row of `values` (settings, queries) to take: the average of the choices on bootstrap samples.
+
+    `places` (settings, dimensions) are the settings' steps from the defaults. The samples are the same in every call.
+    """
+    distances = np.abs(places).sum(axis=1)
+    generator, queries = np.random.default_rng(0), values.shape[1]
+    samples = (generator.integers(queries, size=queries) for _ in range(RESAMPLES))
+    average = places[[nearest_to_default(values[:, sample], distances) for sample in samples]].mean(axis=0)
+    away = np.abs(places - average).sum(axis=1).round(9)  # so that equal ones are ties
+    return int(np.lexsort([distances, away])[0])
+
+
+def nearest_to_default(values: np.ndarray, distances: np.ndarray) -> int:
     """Return the row of `values` (settings, queries) to take, by the one-standard-error rule.
 
     Of the rows whose mean is below the best one by at most the standard error of the paired difference, it is the row
@@ -120,12 +148,12 @@ def choose(values: np.ndarray, distances: np.ndarray) -> int:
     return int(min(close, key=lambda row: (distances[row], -means[row])))
 
 
-def cross_validate(values: np.ndarray, distances: np.ndarray) -> np.ndarray:
+def cross_validate(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return each query's held-out value (queries,): under the settings chosen on the other folds."""
     held_out = np.empty(values.shape[1])
     fold = np.arange(values.shape[1]) % FOLDS
     for number in range(FOLDS):
-        row = choose(values[:, fold != number], distances)
+        row = choose(values[:, fold != number], places)
         held_out[fold == number] = values[row, fold == number]
     return held_out
 
@@ -191,13 +219,12 @@ def _measure(
     return values
 
 
-def _distance(settings: Settings) -> float:
-    """Return the distance from the default settings in steps of the grid; a switch of the analyzer counts as two."""
-    steps = abs(K1S.index(settings.k1) - K1S.index(K1)) + abs(BS.index(settings.b) - BS.index(B))
-    switches = (not settings.drop_stop_words) + (not settings.stem)
+def place(settings: Settings) -> list[float]:
+    """Return the steps of the grid from the default settings, in each dimension; an analyzer's switch counts as two."""
     weights = settings.weights or {}
-    shift = sum(abs(weight - 1 / len(weights)) for weight in weights.values()) / 2 * STEPS.get(len(weights), 1)
-    return steps + 2 * switches + shift
+    shifts = [(weights[name] - 1 / len(weights)) / 2 * STEPS[len(weights)] for name in sorted(weights)]
+    steps = [K1S.index(settings.k1) - K1S.index(K1), BS.index(settings.b) - BS.index(B)]
+    return [*steps, 2 * (not settings.drop_stop_words), 2 * (not settings.stem), *shifts]
 
 
 def _curves(grid: Sequence[Settings], means: np.ndarray, chosen: Settings) -> dict[str, dict[str, float]]:

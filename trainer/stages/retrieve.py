@@ -17,7 +17,7 @@ class Retrieve(Stage):
     """Retrieves candidates for mining, dev and test."""
 
     name = "retrieve"
-    version = 3
+    version = 4
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
