@@ -115,6 +115,15 @@ def word_level() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def toy_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """The toy's tokenizer; for Qwen2 a byte-level one, because transformers' class for it rebuilds any other."""
+    if family != "qwen2":
+        return word_level()
+    tokenizer = byte_level([word for words in TOY_WORDS.values() for word in words])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "<q>", "<d>"]})
+    return tokenizer
+
+
 def build_toy(folder: Path, family: str, queries: int = 120) -> Path:
     """Write a model, a collection and a recipe whose queries and relevant documents share a topic, not words.
 
@@ -122,7 +131,7 @@ def build_toy(folder: Path, family: str, queries: int = 120) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "template.jinja").write_text(TOY_TEMPLATE)
-    build_decoder(family, folder / "model", [], tokenizer=word_level(), std=0.1)
+    build_decoder(family, folder / "model", [], tokenizer=toy_tokenizer(family), std=0.1)
     rng = random.Random(5)
     data = folder / "data"
     (data / "qrels").mkdir(parents=True)
