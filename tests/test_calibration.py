@@ -1,18 +1,25 @@
 """Calibration: Platt's curve against scipy and by hand, and what it is worth on data with known probabilities."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.stats import mannwhitneyu
+from scipy.stats import binomtest, mannwhitneyu
 
 from trainer.errors import ModelError
 from trainer.evaluation import calibration
-from trainer.evaluation.calibration import Pairs, auc, bins, brier, ece, fit, measure
+from trainer.evaluation.calibration import ON_TEST, Pairs, auc, brier, calibrate, ece, fit, measure, reliability, share
 from trainer.model.calibration import Calibration, Platt
+from trainer.retriever import NOTHING, Candidates
 
 TRUE = Platt(0.8, -1.5)
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch):
+    monkeypatch.setattr(calibration, "RESAMPLES", 199)
 
 
 def drawn(queries=200, depth=20, seed=1, curve=TRUE, grades=1) -> Pairs:
@@ -88,7 +95,7 @@ def test_what_cannot_be_calibrated_is_refused(fault):
 def test_calibration_lowers_both_errors_on_other_queries():
     found = fit(drawn(seed=1))
     assert found is not None
-    on_test = measure(found, drawn(seed=2), 1, seed=3)
+    on_test = measure(found.relevant, drawn(seed=2), 1, seed=3)
     assert on_test.brier.high < on_test.uncalibrated_brier.low
     assert on_test.ece.high < on_test.uncalibrated_ece.low
     assert on_test.ece.mean < 0.03
@@ -99,7 +106,7 @@ def test_calibration_lowers_both_errors_on_other_queries():
 def test_scores_that_say_nothing_separate_nothing():
     pairs = drawn(seed=4)
     noise = pairs._replace(scores=np.random.default_rng(5).normal(size=pairs.scores.shape))
-    on_test = measure(Calibration({1: Platt(1.0, 0.0)}), noise, 1, seed=3)
+    on_test = measure(Platt(1.0, 0.0), noise, 1, seed=3)
     assert on_test.auc.low < 0.5 < on_test.auc.high
     assert not on_test.separates
 
@@ -116,25 +123,35 @@ def test_brier_and_ece_by_hand():
     probabilities, relevant = np.array([0.2, 0.8, 0.6, 0.4]), np.array([False, True, False, True])
     assert brier(probabilities, relevant) == pytest.approx((0.04 + 0.04 + 0.36 + 0.36) / 4)
     assert ece(probabilities, relevant) == pytest.approx((0.2 + 0.6 + 0.6 + 0.2) / 4)  # a bin for each pair
-    assert [one.pairs for one in bins(np.linspace(0, 1, 25), np.zeros(25, dtype=bool))] == [
-        3,
-        3,
-        3,
-        3,
-        3,
-        2,
-        2,
-        2,
-        2,
-        2,
-    ]
+
+
+def test_bins_of_the_diagram_hold_equally_many_pairs_and_cover_what_is_true():
+    pairs = drawn(queries=1000)
+    bins = reliability(TRUE.probability(pairs.scores), pairs.grades > 0, pairs.present)
+    assert len(bins) == calibration.BINS
+    assert max(one.pairs for one in bins) - min(one.pairs for one in bins) <= 1
+    assert sum(one.pairs for one in bins) == pairs.present.sum()
+    assert [one.predicted for one in bins] == sorted(one.predicted for one in bins)
+    assert sum(one.low <= one.predicted <= one.high for one in bins) >= 8  # of ten 95 % intervals
+
+
+def test_the_interval_of_a_share_is_wilsons_and_wider_where_relevant_pairs_gather():
+    relevant = np.arange(60) % 4 == 0
+    wilson = binomtest(int(relevant.sum()), 60).proportion_ci(method="wilson")
+    assert share(relevant, np.arange(60)) == pytest.approx((wilson.low, wilson.high), abs=1e-3)
+    low, high = share(np.sort(relevant), np.arange(60) // 5)  # three queries hold all of the relevant pairs
+    assert low < wilson.low
+    assert high > wilson.high
+    nothing = share(np.zeros(60, dtype=bool), np.arange(60))
+    assert nothing[0] == 0
+    assert 0.04 < nothing[1] < 0.08  # about 3.84 / (60 + 3.84)
 
 
 def test_thresholds_by_hand():
     # probabilities 1/(1 + e^-s) of scores ln 9, 0, -ln 9 are .9, .5, .1
     scores = np.log([[9.0, 1.0, 1 / 9], [1 / 9, 1 / 9, 1 / 9]])
     pairs = Pairs(scores, np.array([[1, 0, 1], [1, 0, 0]]), np.array([[True] * 3, [True, True, False]]))
-    rows = {one.probability: one for one in measure(Calibration({1: Platt(1.0, 0.0)}), pairs, 1, seed=1).thresholds}
+    rows = {one.probability: one for one in measure(Platt(1.0, 0.0), pairs, 1, seed=1).thresholds}
     assert rows[0.5][1:] == pytest.approx((1.0, 1 / 2, 1 / 3, 1 / 2))
     assert rows[0.6][1:] == pytest.approx((0.5, 1.0, 1 / 3, 1 / 2))
     assert rows[0.05][1:] == pytest.approx((2.5, 3 / 5, 1.0, 0.0))
@@ -166,5 +183,83 @@ def test_a_file_that_cannot_be_used_is_an_error(tmp_path, content):
         Calibration.load(tmp_path)
 
 
-def test_bins_are_as_many_as_named():
-    assert len(bins(np.linspace(0, 1, 100), np.zeros(100, dtype=bool))) == calibration.BINS
+def test_a_grade_has_a_curve_of_its_own(tmp_path):
+    kept = Calibration({1: Platt(0.8, -1.5), 2: Platt(0.5, -3.0)})
+    assert kept.of(None) == kept.of(1) == Platt(0.8, -1.5)
+    assert kept.of(2) == Platt(0.5, -3.0)
+    with pytest.raises(ModelError, match="no curve for grade 3; the calibration has those of 1, 2"):
+        kept.of(3)
+
+
+def listed(pairs: Pairs) -> tuple[Candidates, dict[int, dict[int, int]]]:
+    """The pairs as candidates and judgements: document n of a query is the one in column n."""
+    queries, depth = pairs.scores.shape
+    documents = np.where(pairs.present, np.arange(depth, dtype=np.int32), NOTHING)
+    none = np.zeros((queries, depth, 0), dtype=np.int16)
+    rows, scores = np.arange(queries, dtype=np.int32), np.zeros((queries, depth), dtype=np.float32)
+    candidates = Candidates(rows, documents, scores, scores, np.ones(queries, np.float32), none, np.array([]))
+    return candidates, {row: dict(enumerate(grades)) for row, grades in enumerate(pairs.grades.tolist())}
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """`calibrated(dev, test)` calibrates with these pairs; returns the sentence and the two files."""
+
+    def calibrated(dev, test):
+        (dev_found, dev_qrels), (test_found, test_qrels) = listed(dev), listed(test)
+        collection = SimpleNamespace(relevant_from=1, qrels={"dev": dev_qrels, "test": test_qrels})
+        candidates = {"dev": dev_found, "test": test_found}
+        sentence = calibrate(collection, candidates, dev.scores, test.scores, 3, tmp_path)  # pyright: ignore[reportArgumentType]
+        return sentence, json.loads((tmp_path / ON_TEST).read_text()), Calibration.load(tmp_path)
+
+    return calibrated
+
+
+def test_the_files_hold_every_grade_and_the_sentence(calibrated):
+    sentence, on_test, kept = calibrated(drawn(seed=1, grades=2), drawn(seed=2, grades=2))
+    assert sentence == on_test["sentence"]
+    assert sentence.startswith("scores are calibrated on dev: calibration error on test 0.0")
+    assert list(on_test["grades"]) == ["1", "2"] == list(map(str, kept.curves))
+    for one in on_test["grades"].values():
+        assert one["ece"]["high"] < one["uncalibrated_ece"]["low"]
+    assert on_test["bins"] == on_test["grades"]["1"]["bins"]
+
+
+@pytest.mark.parametrize(
+    ("dev", "reason"),
+    [
+        (
+            drawn(queries=60)._replace(grades=np.zeros((60, 20), dtype=int)),
+            "the reranked dev candidates hold only 0 relevant documents, and 20 of each kind are needed",
+        ),
+        (
+            drawn(queries=2, depth=4)._replace(present=np.ones((2, 4), dtype=bool), grades=np.eye(2, 4, dtype=int)),
+            "the reranked dev candidates hold only 2 relevant and 6 other documents, and 20 of each kind are needed",
+        ),
+        (
+            drawn(queries=200)._replace(scores=-drawn(queries=200).scores),
+            "on dev, higher scores do not mean more relevant documents",
+        ),
+    ],
+)
+def test_an_impossible_case_is_refused_with_its_reason(calibrated, dev, reason):
+    sentence, on_test, kept = calibrated(dev, drawn(seed=2))
+    assert sentence == f"scores are not calibrated: {reason}"
+    assert on_test == {"sentence": sentence}
+    assert kept is None
+
+
+def test_that_no_threshold_separates_well_enough_is_said(calibrated):
+    noise = np.random.default_rng(5).normal(size=(200, 20))
+    sentence, on_test, kept = calibrated(drawn(seed=1), drawn(seed=4)._replace(scores=noise))
+    assert "no threshold separates relevant documents well enough (AUC 0.5" in sentence or "(AUC 0.4" in sentence
+    assert on_test["separates"] is False
+    assert kept is not None
+
+
+def test_a_test_split_without_a_relevant_candidate_leaves_valid_json(calibrated):
+    sentence, on_test, _ = calibrated(drawn(seed=1), drawn(seed=2)._replace(grades=np.zeros((200, 20), dtype=int)))
+    assert on_test["auc"] == {"mean": None, "low": None, "high": None}
+    assert on_test["thresholds"][0]["recall"] is None
+    assert "NaN" not in json.dumps(on_test)
+    assert "no threshold" in sentence

@@ -10,7 +10,7 @@ import pytest
 from trainer.data import build_collection
 from trainer.evaluation import statistics as numbers
 from trainer.evaluation.gate import ONLY_FUSED, Finding, Release
-from trainer.evaluation.results import Results, show
+from trainer.evaluation.results import Results, adjusted, detectable_sentence, judged_sentence, show
 from trainer.evaluation.two_stage import ceiling, evaluate, mean_score, order
 from trainer.recipe import Data
 from trainer.retriever import NOTHING, Candidates
@@ -155,10 +155,12 @@ def test_results_have_the_shape_that_other_programs_read_and_come_back_as_they_w
     }
     assert len(content["comparisons"]) == 6
     for row in content["comparisons"]:
-        assert list(row) == ["system", "against", "metric", "difference", "p", "wins", "losses"]
+        names = ["system", "against", "metric", "difference", "p", "wins", "losses", "unchanged", "detectable"]
+        assert list(row) == [*names, "p_adjusted"]
+        assert row["wins"] + row["losses"] + row["unchanged"] == 8
         means = [content["systems"][row[side]][row["metric"]]["mean"] for side in ("system", "against")]
         assert row["difference"] == pytest.approx(means[0] - means[1])
-        assert 0 < row["p"] <= 1
+        assert 0 < row["p"] <= row["p_adjusted"] <= 1
     assert Results.load(tmp_path) == results
 
 
@@ -175,7 +177,7 @@ def test_runs_read_again_by_ir_measures_give_the_same_numbers(collection, measur
         again = ir_measures.calc_aggregate(measures.values(), qrels, run)
         assert len(run) == 8 * 15 - 5
         for name in names:
-            assert again[measures[name]] == pytest.approx(results.systems[system][name].mean)
+            assert again[measures[name]] == pytest.approx(results.systems[system][name].mean, rel=0, abs=1e-9)
     first = (tmp_path / "tuned.trec").read_text().splitlines()[0].split()
     assert [first[1], *first[3:]] == ["Q0", "1", "15", "tuned"]
 
@@ -245,7 +247,9 @@ def test_a_tuned_model_that_is_worse_than_its_base_is_not_praised_for_beating_th
     show(evaluate(judged, "test", candidates, scores, ["RR@10"], seed=1))
     printed = capsys.readouterr().out
     assert "the tuned model is better than the first stage by 0.167" in printed
-    assert "the tuned model is no better than the base model (-0.500; 0 queries better, 8 worse)" in printed
+    assert (
+        "the tuned model is no better than the base model (-0.500; 0 queries better, 8 worse, 0 unchanged)" in printed
+    )
 
 
 def test_the_untuned_first_stage_is_measured_too(by_hand, tmp_path):
@@ -264,6 +268,103 @@ def test_the_untuned_first_stage_is_measured_too(by_hand, tmp_path):
         "tuned model",
         "ceiling",
     ]
+
+
+def test_p_values_are_adjusted_within_each_metric_by_hand():
+    # nDCG: .01, .04, .03 times 3, 1, 2 in their order: .03, .06 (no less than the one before), .06; RR is alone.
+    given = [("nDCG@10", 0.01), ("RR@10", 0.04), ("nDCG@10", 0.04), ("nDCG@10", 0.03)]
+    rows = adjusted({"metric": metric, "p": p} for metric, p in given)
+    assert [row["p_adjusted"] for row in rows] == pytest.approx([0.03, 0.04, 0.06, 0.06])
+    assert [row["p"] for row in rows] == [p for _, p in given]
+
+
+def test_the_terminal_says_ahead_where_only_the_unadjusted_p_is_small(measured, collection, capsys):
+    candidates, scores = measured
+    results = evaluate(collection, "test", candidates, scores, ["nDCG@10"], seed=1)
+    rows = [{**row, "difference": 0.1, "p": 0.03} for row in results.comparisons]
+    show(replace(results, comparisons=rows))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "p: adjusted for 3 comparisons (Holm)" in printed
+    assert "the tuned model is ahead of the first stage by 0.100, which may be chance (p = 0.09;" in printed
+    show(replace(results, comparisons=rows[1:2]))  # a family of one
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the tuned model is better than the first stage by 0.100" in printed
+    assert "Holm" not in printed
+
+
+def test_results_of_an_earlier_version_are_read(measured, collection, tmp_path):
+    candidates, scores = measured
+    results = evaluate(collection, "test", candidates, scores, ["nDCG@10"], 1, tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    del content["judged"]
+    for row in content["comparisons"]:
+        for name in ("p_adjusted", "unchanged", "detectable"):
+            del row[name]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    earlier = Results.load(tmp_path)
+    assert earlier.rows() == results.rows()
+    show(earlier)
+
+
+def test_the_smallest_detectable_difference_follows_from_the_measured_spread(by_hand, capsys):
+    results = evaluate(by_hand, "test", found(FOUND), {"tuned": np.array(SCORES)}, ["RR@10"], seed=1)
+    # The differences are .5 and 0: a standard deviation of .5 / sqrt(2), and a standard error of .25.
+    assert results.comparisons[0]["detectable"] == pytest.approx(2.8 * 0.25)
+    show(results)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "differences of 0.700 RR@10 or more to the first stage can be detected with these 2 queries" in printed
+
+
+def test_a_single_query_has_no_detectable_difference(collection):
+    judged = replace(collection, qrels={**collection.qrels, "test": {0: QRELS[0]}})
+    results = evaluate(judged, "test", found(FOUND[:1]), {"tuned": np.array(SCORES[:1])}, ["RR@10"], seed=1)
+    assert results.comparisons[0]["detectable"] is None
+    assert "detect" not in detectable_sentence(results)
+
+
+# Unjudged documents. In FOUND the first query has documents 3 (unjudged), 1 (relevant), 0 (relevant), 4 (not relevant).
+
+
+def test_measures_of_judged_documents_by_hand(by_hand, capsys):
+    results = evaluate(by_hand, "test", found(FOUND), {"tuned": np.array(SCORES)}, ["nDCG@10"], seed=1)
+    first, tuned = (results.judged[system] for system in ("first_stage", "tuned"))
+    assert list(results.judged) == ["first_stage", "tuned"]
+    assert list(first) == ["Judged@10", "bpref", "condensed nDCG@10"]
+    assert first["Judged@10"].mean == pytest.approx((3 / 4 + 0) / 2)
+    # bpref: of three relevant documents two are retrieved, above the only one judged not relevant.
+    assert first["bpref"].mean == pytest.approx(2 / 3 / 2)
+    # Without document 3 the first stage has grades 1 2 0, the tuned model 1 2 0 as well.
+    condensed = (1 + 2 / np.log2(3)) / IDEAL / 2
+    assert first["condensed nDCG@10"].mean == pytest.approx(condensed)
+    assert tuned["condensed nDCG@10"].mean == pytest.approx(condensed) == pytest.approx(NDCG["tuned"])
+    assert first["condensed nDCG@10"].mean > results.systems["first_stage"]["nDCG@10"].mean
+    show(results)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "the tuned model: 38% of the top 10 are judged (first stage 38%); of judged documents alone: bpref" in printed
+    )
+
+
+def test_without_a_document_judged_not_relevant_only_the_share_is_measured(collection, capsys):
+    judged = replace(collection, qrels={**collection.qrels, "test": {0: {0: 2, 1: 1}, 1: {5: 1}}})
+    results = evaluate(judged, "test", found(FOUND), {"tuned": np.array(SCORES)}, ["nDCG@10"], seed=1)
+    assert {tuple(measures) for measures in results.judged.values()} == {("Judged@10",)}
+    show(results)
+    assert "of judged documents alone" not in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_unjudged_documents_where_there_are_none(collection):
+    judged = replace(collection, qrels={**collection.qrels, "test": {0: dict.fromkeys([3, 1, 0, 4], 1)}})
+    results = evaluate(judged, "test", found(FOUND[:1]), {"tuned": np.array(SCORES[:1])}, ["nDCG@10"], seed=1)
+    assert judged_sentence(results) == ""
+
+
+def test_bpref_counts_from_the_grade_that_is_relevant(by_hand):
+    strict = replace(by_hand, relevant_from=2)
+    results = evaluate(strict, "test", found(FOUND), {"tuned": np.array(SCORES)}, ["nDCG@10"], seed=1)
+    # Only query 0 has documents of grade 2: 0 and 9. Documents 1 and 4 are judged not relevant, and 1 is above 0.
+    assert results.queries == 1
+    assert results.judged["first_stage"]["bpref"].mean == pytest.approx((1 - 1 / 2) / 2)
 
 
 # The verdict on the exported model

@@ -539,6 +539,21 @@ def test_the_card_contains_no_local_path_and_no_push_repository(any_reranker):
     assert "secret-project" not in text
 
 
+def test_the_card_names_probabilities_only_for_a_calibrated_model(any_reranker):
+    recipe, said = make_recipe("/home/me/models/mine"), "scores are calibrated on dev: calibration error on test 0.019"
+    text = model_card(any_reranker, recipe, make_results(), no_parity(), calibrated=said)
+    assert "counted as not relevant (calibration error on test 0.019)" in text
+    assert "calibration.json" not in model_card(any_reranker, recipe, make_results(), no_parity())
+
+
+def test_the_card_adjusts_p_values_for_all_comparisons(any_reranker):
+    first = {"system": "tuned", "against": "first_stage", "metric": "nDCG@10", "difference": 0.11, "p": 0.02}
+    rows = [first, {**first, "against": "base", "p": 0.5}, {**first, "system": "base", "p": 0.9}]
+    text = model_card(any_reranker, make_recipe("a/b"), replace(make_results(), comparisons=rows), no_parity())
+    assert "| +0.110 | 0.060 |" in text
+    assert "not significantly better than the first stage (difference +0.110, p = 0.060)" in text
+
+
 def test_a_trained_model_is_called_fine_tuned(case):
     assert "fine-tuned on set with\ndomain-reranker from" in case.card
     assert "before the training" not in case.card

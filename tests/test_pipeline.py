@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from trainer import context
 from trainer.data.groups import read_groups
-from trainer.pipeline import run
+from trainer.evaluation import query_scores
+from trainer.model import Reranker, TokenizedCollection
+from trainer.pipeline import open_run, run
 from trainer.recipe import load_recipe
 from trainer.retriever import embeddings
 
@@ -31,6 +34,28 @@ def test_a_second_run_skips_everything_and_a_change_redoes_from_there(command, r
     third = command(recipe_file, "mine.negatives_per_positive=3", "--runs", runs, "--force")
     assert third.returncode == 0, third.stdout + third.stderr
     assert third.stdout.count("(up to date)") == 2  # data and retrieve
+
+
+def test_the_smallest_detectable_difference_is_printed_before_training_and_not_again(exported, tiny, capsys):
+    recipe, runs = exported
+    opened = open_run(load_recipe(recipe), runs)
+    reranker = Reranker.load(tiny["reranker"], device="cpu", max_length=32)  # random, so unlike the first stage
+    measure = context.dev_measure(opened, reranker, TokenizedCollection(opened.collection, reranker.pairs))
+    assert measure() == measure()
+    collection, dev = opened.collection, opened.candidates("dev")
+    texts = collection.query_texts(dev.queries.tolist())
+    scores = np.full(dev.documents.shape, -np.inf)
+    for index, text in enumerate(texts):
+        passages = collection.passages(dev.found(index))
+        scores[index, : len(passages)] = reranker.score([(text, passage) for passage in passages])
+    ours = query_scores(collection, "dev", dev, "nDCG@10", scores)
+    first = query_scores(collection, "dev", dev, "nDCG@10")
+    differences = [ours[query] - first[query] for query in ours]
+    least = 2.8 * np.std(differences, ddof=1) / np.sqrt(8)
+    assert least > 0.01
+    printed = capsys.readouterr().out
+    assert printed.count("can be detected") == 1
+    assert f"differences of {least:.3f} nDCG@10 or more to the first stage can be detected with these 8 dev" in printed
 
 
 def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):

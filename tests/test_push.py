@@ -399,3 +399,18 @@ def test_push_without_a_token_raises_for_callers_in_python(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(PushError, match="no Hugging Face token"):
         upload(Push(repository="me/tiny"), tmp_path)
+
+
+def test_what_is_pushed_contains_no_text_of_the_collection(exported):
+    recipe, runs = exported
+    texts = [
+        json.loads(line)["text"].encode()
+        for name in ("corpus.jsonl", "queries.jsonl")
+        for line in (recipe.parent / "set" / name).read_text().splitlines()
+    ]
+    folder = runs / "exported" / "export" / "model"
+    pushed = {name: (folder / name).read_bytes() for name, _ in files_to_push(folder)}
+    assert {"README.md", "model.safetensors", "tokenizer.json"} <= pushed.keys()
+    assert not [name for name, content in pushed.items() for text in texts if text in content]
+    written = (runs / "exported" / "evaluate" / "queries.jsonl").read_bytes()  # which is not among them
+    assert any(text in written for text in texts)

@@ -20,7 +20,7 @@ from trainer.evaluation.two_stage import evaluate, mean_score
 from trainer.model import Reranker
 from trainer.recipe import Data
 from trainer.reporting.charts import Axes, Series, line_chart, nice_ticks, sign
-from trainer.reporting.depths import depths_to, recommended, rerank_to
+from trainer.reporting.depths import corpus_cost, depths_to, recommended, rerank_to
 from trainer.reporting.latency import measure_latency
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut, read_queries
 from trainer.reporting.write import write_details, write_report
@@ -243,7 +243,9 @@ def hostile_run(tmp_path: Path, queries: int, run: str = "<b>run") -> Path:
     build_collection(Data(path=folder), tmp_path / "built")
     rng = np.random.default_rng(1)
     test = Collection.open(tmp_path / "built").answerable("test")
-    documents = np.array([[(2 + number + step) % queries for step in range(20)] for number in range(len(test))])
+    # The relevant document is the first of every other list, and the 13th of the others: there are losses and wins.
+    starts = [2 + number - 12 * (number % 2) for number in range(len(test))]
+    documents = np.array([[(start + step) % queries for step in range(20)] for start in starts])
     scores = {"tuned": rng.normal(size=documents.shape).astype(np.float32)}
     finished(tmp_path / run, tmp_path / "built", found(documents, test), scores)
     (tmp_path / run / "mine").mkdir()
@@ -294,7 +296,7 @@ def test_markdown_shows_hostile_texts_as_they_are(tmp_path):
     assert "<img" not in text.replace("\\<img", "")
     assert "\n## Largest losses\n" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", row)) in (3, 4, 5, 6, 7, 8) for row in rows)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) in (3, 4, 5, 6, 7, 8, 9) for row in rows)
 
 
 def test_a_thousand_queries_stay_below_three_megabytes(tmp_path):
@@ -322,6 +324,110 @@ def test_the_report_shows_verdict_counts_and_causes(by_hand):
     assert "first relevant document from rank 3 to 1" in words
 
 
+def test_the_report_shows_changes_p_values_and_what_can_be_detected(random_run):
+    run, *_ = random_run
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    (compared,) = [
+        row
+        for row in results["comparisons"]
+        if (row["system"], row["against"], row["metric"]) == ("tuned", "first_stage", "nDCG@10")
+    ]
+    changes = f"{compared['wins']} / {compared['unchanged']} / {compared['losses']}"
+    for text in texts_of(run):
+        assert changes in text
+        assert f"{compared['p_adjusted']:.3f}" in text
+        assert "adjusted for all 3 comparisons by nDCG@10 (Holm)" in text
+        assert f"differences of {compared['detectable']:.3f}" in text
+        assert f"{results['judged']['tuned']['bpref']['mean']:.3f}" in text
+        assert f"{results['judged']['tuned']['Judged@10']['mean']:.0%}" in text.replace(" %", "%")
+
+
+def texts_of(run: Path) -> list[str]:
+    """The words of both reports."""
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    return [" ".join(text.split()) for text in (" ".join(page.texts), (run / "report.md").read_text(encoding="utf-8"))]
+
+
+def test_causes_of_failures_are_counted_with_what_helps(by_hand):
+    _, run = by_hand
+    page, markdown = texts_of(run)
+    assert "Not retrieved 1 rerank more candidates, or improve the first stage" in page
+    assert "Probably unlabelled 1 judge the first document" in page
+    assert "- retrieved but low: 1; more or better train queries like these" in markdown
+
+
+CALIBRATED = {
+    "sentence": "scores are calibrated on dev: calibration error on test 0.020, 0.400 without; AUC 0.812",
+    "separates": True,
+    "auc": {"mean": 0.812, "low": 0.77, "high": 0.85},
+    "brier": {"mean": 0.081, "low": 0.07, "high": 0.09},
+    "ece": {"mean": 0.02, "low": 0.01, "high": 0.04},
+    "uncalibrated_brier": {"mean": 0.314, "low": 0.29, "high": 0.34},
+    "uncalibrated_ece": {"mean": 0.4, "low": 0.38, "high": 0.42},
+    "bins": [
+        {"pairs": 50, "predicted": 0.012, "observed": 0.0, "low": 0.0, "high": 0.071},
+        {"pairs": 50, "predicted": 0.4, "observed": 0.42, "low": 0.29, "high": 0.56},
+    ],
+    "thresholds": [
+        {"probability": 0.05, "kept": 4.2, "precision": 0.31, "recall": 0.92, "empty": 0.0},
+        {"probability": 0.9, "kept": 0.0, "precision": None, "recall": 0.0, "empty": 1.0},
+    ],
+}
+CALIBRATED["grades"] = {"1": {**CALIBRATED}, "2": {**CALIBRATED, "auc": {"mean": None, "low": None, "high": None}}}
+
+
+def with_calibration(run: Path, **content) -> Path:
+    (run / "evaluate" / "calibration_test.json").write_text(json.dumps(CALIBRATED | content))
+    return run
+
+
+def test_the_calibration_is_shown_with_diagram_thresholds_and_grades(random_run):
+    run = with_calibration(random_run[0])
+    page, markdown = texts_of(run)
+    for text in (page, markdown):
+        assert "Scores are calibrated on dev: calibration error on test 0.020, 0.400 without; AUC 0.812." in text
+        assert "0.812 [0.770, 0.850]" in text
+        assert "0.290 to 0.560" in text
+    assert "0.05 4.2 0.310 0.920 0 %" in page
+    assert "0.90 0.0 – 0.000 100 %" in page
+    assert "2 or higher –" in page
+    assert "| 0.05 | 4.2 | 0.310 | 0.920 | 0 % |" in markdown
+    assert "Do not filter by a threshold" not in page
+    drawn = (run / "report.html").read_text(encoding="utf-8").count('class="dot gain"')
+    (run / "evaluate" / "calibration_test.json").unlink()
+    write_report(run)
+    assert drawn - (run / "report.html").read_text(encoding="utf-8").count('class="dot gain"') == 4  # two, drawn twice
+    assert "Calibration was not measured in this run." in texts_of(run)[0]
+
+
+def test_the_report_says_that_no_threshold_separates_well_enough(random_run):
+    sentence = "scores are calibrated on dev: …; no threshold separates relevant documents well enough (AUC 0.600)"
+    page, markdown = texts_of(with_calibration(random_run[0], separates=False, sentence=sentence))
+    assert "no threshold separates relevant documents well enough" in page
+    assert "no threshold separates relevant documents well enough" in markdown
+    assert "Do not filter by a threshold" in page
+
+
+@pytest.mark.parametrize("content", ['{"sentence": "scores are not calibrated: too few"}', '{"separates": true}', "[]"])
+def test_a_refused_calibration_and_files_of_earlier_versions_are_shown_without_a_diagram(random_run, content):
+    run, *_ = random_run
+    (run / "evaluate" / "calibration_test.json").write_text(content)
+    page, markdown = texts_of(run)
+    assert "documents below a probability are dropped" not in page
+    assert ("Scores are not calibrated: too few." in page) == ("not calibrated" in content)
+    assert ("Scores are not calibrated: too few." in markdown) == ("not calibrated" in content)
+
+
+def test_the_cost_of_scoring_the_corpus_follows_from_the_speed_at_the_deepest_depth():
+    by_depth = [
+        {"depth": 5, "pairs_per_second": 40.0},
+        {"depth": 50, "pairs_per_second": 100.0},
+    ]
+    assert corpus_cost({"corpus": 12_000, "by_depth": by_depth}) == (12_000, pytest.approx(120), pytest.approx(240))
+    assert corpus_cost({"corpus": 12_000, "by_depth": []}) is None
+    assert corpus_cost({"by_depth": by_depth}) is None  # measured by an earlier version
+
+
 def test_a_run_ends_with_a_report_that_can_be_made_again(exported, monkeypatch, capsys):
     recipe, runs = exported
     page, text = (runs / "exported" / name for name in ("report.html", "report.md"))
@@ -329,6 +435,11 @@ def test_a_run_ends_with_a_report_that_can_be_made_again(exported, monkeypatch, 
     assert "ms per query (median" in words
     assert "dev nDCG@10 during training" in words
     assert "Recipe, with all defaults" in words
+    assert "Scoring all 16 documents of the corpus instead would take about" in words
+    assert "Scores are not calibrated: the reranked dev candidates hold only 8 relevant documents" in words
+    lines = text.read_text(encoding="utf-8").splitlines()
+    assert '      "name": "exported",' in lines
+    assert any(line.startswith("| evaluate | ") for line in lines)
     assert json.loads((runs / "exported" / "evaluate" / "done.json").read_text())["latency"]["by_depth"]
     before = page.read_bytes(), text.read_bytes()
     for named in (recipe, runs / "exported"):
@@ -388,7 +499,8 @@ def chromium() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("view", "kind"), [("show=lost", "lost"), ("show=same&order=-gain", "same"), ("words=zzz", None)]
+    ("view", "kind"),
+    [("show=lost", "lost"), ("show=won", "won"), ("show=same&order=-gain", "same"), ("words=zzz", None)],
 )
 def test_a_browser_filters_without_an_error(tmp_path, view, kind):
     browser = chromium()

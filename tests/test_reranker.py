@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 
 from trainer import Reranker
 from trainer.errors import MachineError, ModelError
+from trainer.model.calibration import Calibration, Platt
 
 QUERY = "why does the queue lag"
 DOCUMENTS = ["queue lag grows while one partition holds all messages", "disk", "certificate expired"]
@@ -27,6 +28,18 @@ def test_pairs_are_scored_in_their_order_and_as_rank_scores_them(model):
     ranked = {one.document: one.score for one in model.rank(QUERY, DOCUMENTS)}
     assert [ranked[DOCUMENTS[1]], ranked[DOCUMENTS[0]]] == pytest.approx([scores[0], scores[2]], abs=1e-6)
     assert abs(scores[1] - scores[2]) > 1e-6  # the query counts
+
+
+def test_probabilities_follow_the_curve_of_a_grade(tiny):
+    model, pairs = Reranker.load(tiny["reranker"], device="cpu"), [(QUERY, text) for text in DOCUMENTS]
+    with pytest.raises(ModelError, match=r"has no calibration\.json"):
+        model.probability(pairs)
+    model.calibration = Calibration({1: Platt(2.0, 0.0), 2: Platt(2.0, np.log(0.5))})
+    odds = np.exp(2.0 * model.score(pairs).astype(np.float64))
+    assert model.probability(pairs) == pytest.approx(odds / (1 + odds))
+    assert model.probability(pairs, grade=2) == pytest.approx(odds / 2 / (1 + odds / 2))  # half the odds
+    with pytest.raises(ModelError, match="no curve for grade 3"):
+        model.probability(pairs, grade=3)
 
 
 def test_any_iterable_of_pairs_or_documents_will_do(model):

@@ -460,6 +460,7 @@ FINISHED = [
     *("train/metrics.jsonl", "train/fitted.json", "train/between.json"),
     *(f"evaluate/{name}.trec" for name in ("first_stage", "first_stage_default", "fitted", "tuned", "fused")),
     *(f"evaluate/{name}" for name in ("results.json", "dev.json", "fusion.json", "depths.json", "queries.jsonl")),
+    "evaluate/calibration_test.json",
     *(f"export/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")),
     *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json")),
     "report.md",

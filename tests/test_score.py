@@ -1,14 +1,16 @@
 """Bulk reranking: the order of the library, whatever the blocks, and no block scored twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from trainer.commands import score as module
 from trainer.commands.score import score
-from trainer.errors import DataError, RecipeError, RunError
-from trainer.model import Reranker
+from trainer.errors import DataError, ModelError, RecipeError, RunError
+from trainer.model import Calibration, Reranker
+from trainer.model.calibration import Platt
 from trainer.recipe import Data
 
 TEXTS = [
@@ -58,6 +60,44 @@ def test_the_order_is_the_librarys_whatever_the_blocks(tiny, lists, tmp_path, mo
     assert empty == {"query": "nothing", "documents": [], "scores": [], "index": []}
     assert last["index"].index(4) < last["index"].index(5)  # the same text twice: equal scores keep their order
     assert not (tmp_path / ".out.jsonl.parts").exists()
+
+
+@pytest.fixture
+def calibrated(tiny, tmp_path):
+    folder = tmp_path / "calibrated"
+    shutil.copytree(tiny["reranker"], folder)
+    Calibration({1: Platt(2.0, -60.0)}).save(folder)  # all probabilities are tiny
+    return folder
+
+
+def test_probabilities_take_the_place_of_scores_and_keep_the_order(tiny, calibrated, lists, tmp_path):
+    score(str(tiny["reranker"]), lists, tmp_path / "scores.jsonl")
+    score(str(calibrated), lists, tmp_path / "probabilities.jsonl", probabilities=True)
+    plain, probable = read(tmp_path / "scores.jsonl"), read(tmp_path / "probabilities.jsonl")
+    assert [line["index"] for line in plain] == [line["index"] for line in probable]
+    model = Reranker.load(calibrated)
+    expected = model.probability([(plain[0]["query"], text) for text in plain[0]["documents"]])
+    assert probable[0]["scores"] == pytest.approx(expected, rel=1e-4)
+    assert 0 < max(probable[0]["scores"]) < 1e-20
+
+
+def test_probabilities_in_a_trec_run_order_the_documents_too(tiny, calibrated, shared_beir, tmp_path):
+    run = tmp_path / "in.trec"
+    run.write_text("".join(f"q-disk-4 Q0 disk-{number} {number + 1} {-number} tag\n" for number in range(5)))
+    files = tmp_path / "plain.trec", tmp_path / "probable.trec"
+    score(str(tiny["reranker"]), run, files[0], Data(path=shared_beir))
+    score(str(calibrated), run, files[1], Data(path=shared_beir), probabilities=True)
+    plain, probable = ([line.split() for line in path.read_text().splitlines()] for path in files)
+    assert [row[2] for row in plain] == [row[2] for row in probable]
+    numbers = [float(row[4]) for row in probable]
+    assert numbers == sorted(numbers, reverse=True)
+    assert len(set(numbers)) >= len({row[4] for row in plain})  # nothing ties that did not before
+
+
+def test_a_model_without_a_calibration_has_no_probabilities(tiny, lists, tmp_path):
+    with pytest.raises(ModelError, match=r"has no calibration\.json"):
+        score(str(tiny["reranker"]), lists, tmp_path / "out.jsonl", probabilities=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_a_killed_run_goes_on_with_the_next_block(tiny, lists, tmp_path, monkeypatch):

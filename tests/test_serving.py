@@ -25,7 +25,8 @@ from httpx import ASGITransport, AsyncClient, Response
 
 from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
-from trainer.model import Fusion, Reranker
+from trainer.model import Calibration, Fusion, Reranker
+from trainer.model.calibration import Platt
 from trainer.serving.app import REASONS, create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
@@ -44,6 +45,13 @@ def reranker(tiny) -> Reranker:
 @pytest.fixture(scope="module")
 def engine(reranker) -> Engine:
     return Engine(reranker, "tiny")
+
+
+@pytest.fixture
+def calibrated(tiny) -> Reranker:
+    model = Reranker.load(tiny["reranker"], device="cpu")
+    model.calibration = Calibration({1: Platt(3.0, -2.0), 2: Platt(2.0, -4.0)})
+    return model
 
 
 def talk(engine: Engine, scenario: Callable[[AsyncClient], Awaitable[Any]], **settings: Any) -> Any:
@@ -139,6 +147,57 @@ class TestProtocols:
         ranked = fusing.rank(QUERY, DOCUMENTS, **first)
         same(rows(answer), [(row.index, 1 / (1 + np.exp(-row.score))) for row in ranked])
 
+    def test_probabilities_are_the_rerankers_and_keep_the_order(self, calibrated):
+        documents = [*DOCUMENTS, DOCUMENTS[0]]
+        expected = calibrated.probability([(QUERY, document) for document in documents])
+        order = [row.index for row in calibrated.rank(QUERY, documents)]
+
+        async def scenario(client):
+            asked = {"query": QUERY, "probabilities": True}
+            pairs = {"queries": QUERY, "documents": documents, "probabilities": True}
+            return [
+                await client.post("/rerank", json=asked | {"documents": documents}),
+                await client.post("/rerank", json=asked | {"texts": documents}),
+                await client.post("/score", json=pairs),
+                await client.get("/info"),
+            ]
+
+        ranked, texts, scored, info = talk(Engine(calibrated, "tiny"), scenario)
+        assert [index for index, _ in rows(ranked)] == order
+        same(rows(ranked), [(index, expected[index]) for index in order])
+        assert [row["score"] for row in texts.json()] == pytest.approx(expected[order], abs=1e-7)
+        assert [row["score"] for row in scored.json()["data"]] == pytest.approx(expected, abs=1e-7)
+        assert info.json()["probabilities"] is True
+
+    @pytest.mark.parametrize(
+        ("keys", "reason"),
+        [
+            ({"first_stage_scores": [1.0, 2.0]}, "fused scores depend on the other documents of a request"),
+            ({"first_stage": "order"}, "fused scores depend on the other documents of a request"),
+            ({"raw_scores": True}, "give either `probabilities` or one of"),
+            ({"use_activation": False}, "give either `probabilities` or one of"),
+        ],
+    )
+    def test_impossible_probabilities_are_refused_before_anything_is_computed(self, calibrated, keys, reason):
+        calibrated.fusion = Fusion(scores=0.8, order=0.4)
+        slow = Slow(calibrated)
+        body = {"query": QUERY, "documents": ["a", "b"], "probabilities": True} | keys
+        refused = talk(slow, lambda client: client.post("/rerank", json=body))
+        assert refused.status_code == 422
+        assert reason in refused.json()["message"]
+        assert slow.batches == []
+
+    def test_a_model_without_a_calibration_has_no_probabilities(self, ask):
+        for path, body in (
+            ("/rerank", {"query": QUERY, "documents": ["a"]}),
+            ("/score", {"queries": QUERY, "documents": ["a"]}),
+        ):
+            refused = ask(path, body | {"probabilities": True})
+            assert refused.status_code == 422
+            assert "no calibration.json" in refused.json()["message"]
+            assert ask(path, body | {"probabilities": False}).status_code == 200
+        assert ask("/info", method="GET").json()["probabilities"] is False
+
     @pytest.mark.parametrize("keys", [{"top_k": None}, {"top_k": 2}, {"truncation": True}])
     def test_voyage(self, ask, reranker, keys):
         answer = ask("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS, "model": "m", **keys})
@@ -219,11 +278,14 @@ class TestProtocols:
         assert [row["score"] for row in scored] == pytest.approx(alone, abs=1e-7)
 
     def test_scores_that_saturate_in_float32_remain_distinct(self):
-        from trainer.serving.protocol import public_scores
+        from trainer.serving.protocol import ScoreBody, public_scores_of
 
-        high, higher = public_scores(np.array([20.0, 25.0], dtype=np.float32), raw=False)
+        public = public_scores_of(ScoreBody(queries="a", documents="b"), None)
+        high, higher = public(np.array([20.0, 25.0], dtype=np.float32))
         assert 0.5 < high < higher < 1
-        assert public_scores(np.array([-1e4, 1e4], dtype=np.float32), raw=False) == pytest.approx([0, 1])
+        low, lower = public(np.array([-50.0, -60.0], dtype=np.float32))
+        assert 0 < lower < low
+        assert public(np.array([-1e4, 1e4], dtype=np.float32)) == pytest.approx([0, 1])
 
     def test_documents_are_cut_to_their_own_limit_first(self, ask, reranker):
         body = {"query": QUERY, "documents": ["disk lock queue", "lock disk cert"], "max_tokens_per_doc": 1}

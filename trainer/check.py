@@ -8,7 +8,15 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer.data import MAX_AUTO_LENGTH, Summary, check_collection, describe_lengths, fingerprint_data
+from trainer.data import (
+    MAX_AUTO_LENGTH,
+    Summary,
+    check_collection,
+    check_guard_sets,
+    describe_lengths,
+    fingerprint_data,
+)
+from trainer.data.guard import Overlap
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
@@ -22,7 +30,7 @@ from trainer.runtime.run_folder import read_record, write_json
 from trainer.tracking.weights_and_biases import key_problem
 
 VERSION = 1  # raised when the check would give another result for the same collection
-CACHE = "check.json"  # in the run folder
+CACHE, GUARD_CACHE = "check.json", "check_guard.json"  # in the run folder
 # Shares of tokens unknown to a tokenizer: typical of a language that the model was not trained on, and of noise.
 UNREADABLE = 0.9
 SUSPICIOUS = 0.1
@@ -44,6 +52,7 @@ def check(
     errors = _errors_besides_data(recipe, pushes)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
+    overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
     try:
         fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
         cache = runs / recipe.name / CACHE
@@ -64,12 +73,24 @@ def check(
             if keep and cached is None and processes.is_main():
                 write_json(cache, {"fingerprint": fingerprint, "summary": asdict(summary)})
             _show(summary, recipe)
+            _show_guard_sets(overlaps)
             return summary
     raise (
         errors[0]
         if len(errors) == 1
         else TrainerError(dict.fromkeys(line for error in errors for line in error.faults))
     )
+
+
+def _guard_overlaps(recipe: Recipe, cache: Path, keep: bool, errors: list[TrainerError]) -> Mapping[str, Overlap]:
+    """Return how far each guard set overlaps the collection; problems of the sets are added to `errors`."""
+    if recipe.evaluate.guard is None:
+        return {}
+    try:
+        return check_guard_sets(recipe.evaluate, recipe.data, cache, keep and processes.is_main())
+    except TrainerError as error:
+        errors.append(error)
+        return {}
 
 
 def _read_cache(path: Path, fingerprint: str) -> Summary | None:
@@ -229,6 +250,19 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)
+
+
+def _show_guard_sets(overlaps: Mapping[str, Overlap]) -> None:
+    """Print the size of each guard set, and warnings about sets that share texts with the run's own collection."""
+    for name, overlap in overlaps.items():
+        size = f"{overlap.queries} {overlap.split} queries, {overlap.documents} documents"
+        console.stage("check", f"guard set {name}: {size}")
+        if overlap.shared_documents or overlap.shared_queries:
+            shared = (
+                f"{overlap.shared_documents} of its {overlap.documents} documents and {overlap.shared_queries} of its "
+                f"{overlap.queries} queries are in the run's own collection"
+            )
+            console.warn("check", f"guard set {name}: {shared}; what the model loses elsewhere may not show on it")
 
 
 def _few_negatives(summary: Summary, recipe: Recipe) -> Iterator[str]:

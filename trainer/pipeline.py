@@ -1,10 +1,10 @@
 """READ THIS FIRST: run a recipe, stage by stage, up to an evaluated and exported reranker.
 
-    check -> data -> retrieve -> mine -> train -> distil -> evaluate -> export -> push
+    check -> data -> retrieve -> mine -> train -> distil -> guard -> evaluate -> export -> push
 
 Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
-first round as its teacher, and train-2 starts from the base model again. Distil and push only run if the recipe has
-the section.
+first round as its teacher, and train-2 starts from the base model again. With `train.seeds` the last training runs once
+for each seed. Distil and push only run if the recipe has the section, guard only with `evaluate.guard`.
 
 Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
 recipe keys, data, weights and the stages before it, all known before the first model loads. Otherwise it is run again:
@@ -35,6 +35,7 @@ from trainer.stages.data import Data, keep_collection
 from trainer.stages.distil import Distil
 from trainer.stages.evaluate import Evaluate
 from trainer.stages.export import Export
+from trainer.stages.guard import Guard
 from trainer.stages.mine import Mine
 from trainer.stages.retrieve import Retrieve
 from trainer.stages.train import Train
@@ -47,6 +48,7 @@ STAGES: Sequence[Stage] = [
     Mine(round=2),
     Train(round=2),
     Distil(),
+    Guard(),
     Evaluate(),
     Export(),
 ]

@@ -111,7 +111,7 @@ def _measure(run: Listed, evaluate: Path) -> str | None:
             run.shipped = results.systems[run.system][run.metric].mean
             run.gain = round(run.shipped - run.first_stage, 6)
             of_gain = [row for row in results.main_comparisons() if row["against"] == "first_stage"]
-            run.p = next((row["p"] for row in of_gain if row["system"] == run.system), None)
+            run.p = next((row["p_adjusted"] for row in of_gain if row["system"] == run.system), None)
             run.verdict = str(results.verdict) or None
     except RunError as error:
         return error.faults[0]

@@ -19,7 +19,8 @@ from trainer.data import Faults, fingerprint_data, read_lines, trec_fields, trec
 from trainer.data.reader import Reader
 from trainer.data.sources import find_sources
 from trainer.errors import DataError, RecipeError, RunError
-from trainer.model import Reranker
+from trainer.model import Calibration, Reranker
+from trainer.model.calibration import require_calibration
 from trainer.model_files import references
 from trainer.recipe import Data
 from trainer.runtime import console
@@ -52,19 +53,22 @@ def score(
     max_length: int | None = None,
     precision: Precision | Literal["auto"] = "fp32",
     trust_remote_code: bool = False,
+    probabilities: bool = False,
 ) -> None:
     """Write every list of `source` to `output` in the order of a model's scores.
 
-    With `data`, which names the files of the texts, `source` is a TREC run, else JSON lines. Raises DataError with
-    all problems of the input before the model is loaded, and RecipeError if `output` was begun with another input,
-    model or option.
+    With `data`, which names the files of the texts, `source` is a TREC run, else JSON lines. With `probabilities` the
+    scores are calibrated probabilities of relevance. Raises DataError with all problems of the input before the model
+    is loaded, RecipeError if `output` was begun with another input, model or option, and ModelError if the model
+    cannot be loaded, or has no calibration for probabilities.
     """
     run = _trec_lists(source, data) if data else None
     count = len(run) if run is not None else _checked_lines(source)
     texts = fingerprint_data(data) if data else ""
     known = json_sha256(VERSION, references.fingerprint(references.locate(model)), sha256(source), texts, precision)
+    calibration = _calibration(model) if probabilities else None
     parts = output.with_name(f".{output.name}.parts")
-    done = _begin(parts, json_sha256(known, max_length), output)
+    done = _begin(parts, json_sha256(known, max_length, *(["probabilities"] if probabilities else [])), output)
     if done:
         console.stage("score", f"{len(done)} blocks are finished already; resuming")
     reranker: Reranker | None = None
@@ -74,7 +78,9 @@ def score(
             if number not in done:
                 reranker = reranker or _load(model, max_length, precision, trust_remote_code)
                 with replacing(parts / f"{number:06d}") as partial:
-                    (_write_trec if data else _write_json)(partial, block, _scores(reranker, block))
+                    scores = _scores(reranker, block)
+                    public = scores if calibration is None else list(map(calibration.relevant.probability, scores))
+                    (_write_trec if data else _write_json)(partial, block, scores, public)
             advance(len(block))
             blocks += 1
     _join(parts, blocks, output)
@@ -84,6 +90,11 @@ def score(
 def _load(model: str, max_length: int | None, precision: Precision | Literal["auto"], trust: bool) -> Reranker:
     options = {"head": "trained", "max_length": max_length, "trust_remote_code": trust}
     return Reranker.load(model, precision=precision, **options)
+
+
+def _calibration(model: str) -> Calibration:
+    """Return the calibration of a model; raise ModelError if it has none."""
+    return require_calibration(Calibration.load(references.locate(model)))
 
 
 def _begin(parts: Path, known: str, output: Path) -> set[int]:
@@ -136,23 +147,29 @@ def _ordered(scores: np.ndarray) -> list[int]:
     return np.argsort(-scores, kind="stable").tolist()
 
 
-def _write_json(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray]) -> None:
+def _write_json(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray], public: Sequence[np.ndarray]) -> None:
+    """Write the lists in the order of their scores, with the public scores."""
     with path.open("w", encoding="utf-8") as file:
-        for item, values in zip(block, scores, strict=True):
+        for item, values, shown in zip(block, scores, public, strict=True):
             line = dict(item.source)
             order = _ordered(values)
             key = _key_of(line)
             line[key] = [line[key][position] for position in order]
-            line |= {"scores": [round(float(values[position]), 6) for position in order], "index": order}
+            line |= {"scores": [_number_of(shown[position]) for position in order], "index": order}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray]) -> None:
+def _number_of(score: np.floating) -> float:
+    """Return a score for files: float32 logits with six decimals, and probabilities, which can be tiny, in full."""
+    return round(float(score), 6) if score.dtype == np.float32 else float(score)
+
+
+def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray], public: Sequence[np.ndarray]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for item, values in zip(block, scores, strict=True):
+        for item, values, shown in zip(block, scores, public, strict=True):
             query, documents = item.source
             for rank, position in enumerate(_ordered(values), start=1):
-                file.write(f"{query} Q0 {documents[position]} {rank} {values[position]:.6f} reranked\n")
+                file.write(f"{query} Q0 {documents[position]} {rank} {_number_of(shown[position])!r} reranked\n")
 
 
 def _join(parts: Path, blocks: int, output: Path) -> None:

@@ -33,6 +33,9 @@ def score(
         int | None, typer.Option(help="The maximum length of a pair in tokens; the model's own limit by default.")
     ] = None,
     precision: Precision = "fp32",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write calibrated probabilities of relevance as scores.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Rerank many lists offline. After an interruption the same command resumes."""
@@ -40,7 +43,7 @@ def score(
     from trainer.commands.score import score
 
     section = None if data is None else data_section(data)
-    score(model, source, output, section, max_length, precision, trust_remote_code)
+    score(model, source, output, section, max_length, precision, trust_remote_code, probabilities)
 
 
 @command(reranker_app, panel=MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trainer.context.run import Run
 from trainer.data import Collection
 from trainer.data.groups import Group
 from trainer.evaluation.fusion import Weights, fit, fitted_lists, lists_to_fit, try_weights
+from trainer.evaluation.statistics import measured_detectable
 from trainer.evaluation.two_stage import mean_score, query_scores
 from trainer.mining import candidate_lists
 from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
@@ -76,10 +78,12 @@ def may_run_code(run: Run, stage: str) -> bool:
     return run.recipe.reranker.trust_remote_code
 
 
-def score(run: Run, reference: str, candidates: Candidates, stage: str = "train") -> np.ndarray:
-    """Return a saved model's float32 scores (queries, depth) of candidates."""
+def score(
+    run: Run, reference: str, candidates: Candidates, stage: str = "train", collection: Collection | None = None
+) -> np.ndarray:
+    """Return a saved model's float32 scores (queries, depth) of candidates, by default of the run's collection."""
     reranker = load(run, reference, stage)
-    tokenized = TokenizedCollection(run.collection, reranker.pairs)
+    tokenized = TokenizedCollection(collection or run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
 
 
@@ -98,9 +102,28 @@ def measure(
 
 
 def dev_measure(run: Run, reranker: Reranker, tokenized: TokenizedCollection) -> Callable[[], float]:
-    """Return a function that computes the dev score of the model's current weights."""
+    """Return a function that computes the dev score of the model's current weights.
+
+    Its first call, before training, also prints the smallest difference that dev can detect.
+    """
     dev = run.candidates("dev")  # read once for all evaluations
-    return lambda: measure(run, "dev", reranker, tokenized, dev)[0]
+    calls = count()
+
+    def measured() -> float:
+        mean, scores = measure(run, "dev", reranker, tokenized, dev)
+        if next(calls) == 0:
+            run.on_main(lambda: _show_detectable(run, dev, scores))
+        return mean
+
+    return measured
+
+
+def _show_detectable(run: Run, dev: Candidates, scores: np.ndarray) -> None:
+    """Print the smallest difference to the first stage that dev can detect, from the model's scores."""
+    ours, first = (list(query_scores(run.collection, "dev", dev, run.metric, one).values()) for one in (scores, None))
+    if least := measured_detectable(np.subtract(ours, first)):
+        message = f"differences of {least:.3f} {run.metric} or more to the first stage can be detected with these"
+        console.stage("train", f"{message} {len(ours)} dev queries (power 80 %; spread measured with this model)")
 
 
 def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options: Any) -> list[tuple[float, float]]:

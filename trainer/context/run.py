@@ -56,6 +56,10 @@ class Stage(Protocol):
         del recipe
         return True
 
+    def each(self, recipe: Recipe) -> Sequence[Stage]:
+        """Return the stage once for each time that a run of this recipe has it."""
+        return [self] if self.is_wanted(recipe) else []
+
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the inputs that the result depends on, besides earlier stages: recipe keys with values, file hashes.
 
@@ -97,7 +101,7 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.stages = [stage for stage in stages if stage.is_wanted(recipe)]
+        self.stages = [one for stage in stages for one in stage.each(recipe)]
         references.pin(self.on_main(lambda: read_pins(folder)))
         self.records = self.on_main(self._plan)
         references.pin(self.on_main(references.commits))  # the commits that were fingerprinted
@@ -159,9 +163,17 @@ class Run:
         return self._notes[name]
 
     @property
+    def trainings(self) -> dict[int, str]:
+        """Folder name of the training with each seed, in the last round of mining."""
+        seeds = self.recipe.training_seeds
+        folders = [stage.folder for stage in self.stages if stage.name == "train"]
+        return dict(zip(seeds, folders[-len(seeds) :], strict=True))
+
+    @property
     def last_training(self) -> str:
-        """Folder name of the last training stage."""
-        return "train-2" if "train-2" in self.records else "train"
+        """Folder name of the last training stage; with several seeds, of the one that is best on dev."""
+        first, *others = self.trainings.values()
+        return max(first, *others, key=lambda name: self.notes(name)["best_dev"]) if others else first
 
     @property
     def exported(self) -> str:

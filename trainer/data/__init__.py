@@ -7,6 +7,7 @@ larger than memory. The rest of the code uses row numbers; ids are restored when
 Imports inside run down, like the package's own:
 
     groups  pseudo_queries      training examples of a query; texts of the corpus as queries
+    guard                       other collections, on which models are only measured
     collection                  check, build and memory-map the collection
     audit                       counts and warnings about a collection
     memory                      a collection from dicts
@@ -25,6 +26,7 @@ Imports inside run down, like the package's own:
 from trainer.data.audit import Summary
 from trainer.data.collection import Collection, build_collection, check_collection
 from trainer.data.faults import Faults
+from trainer.data.guard import check_guard_sets, guard_sets, guard_split
 from trainer.data.layout import Layout, recognise
 from trainer.data.lengths import MAX_AUTO_LENGTH, covering_length, describe_lengths
 from trainer.data.lines import read_lines
@@ -42,10 +44,13 @@ __all__ = [
     "Summary",
     "build_collection",
     "check_collection",
+    "check_guard_sets",
     "MAX_AUTO_LENGTH",
     "covering_length",
     "describe_lengths",
     "fingerprint_data",
+    "guard_sets",
+    "guard_split",
     "read_lines",
     "recognise",
     "trec_fields",

@@ -186,14 +186,14 @@ class Audit:
             )
 
 
-def detectable(queries: int) -> float:
+def detectable(queries: int, spread: float = SPREAD) -> float:
     """Return the smallest true difference in mean nDCG@10 that this number of queries detects with a power of 80 %.
 
-    It is 2.8 standard errors: 1.96 for a two-sided test at 5 % and 0.84 for the power. The standard deviation of the
-    differences is assumed to be 0.30, about that between a reranker and its first stage with one positive per query; it
-    is smaller for more similar systems.
+    It is 2.8 standard errors: 1.96 for a two-sided test at 5 % and 0.84 for the power. `spread` is the standard
+    deviation of the queries' differences; the default of 0.30 is about that between a reranker and its first stage with
+    one positive per query. It is smaller for more similar systems.
     """
-    return 2.8 * SPREAD / max(queries, 1) ** 0.5
+    return 2.8 * spread / max(queries, 1) ** 0.5
 
 
 def _some(examples: Sequence[str]) -> str:

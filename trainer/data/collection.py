@@ -31,21 +31,27 @@ ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compare
 
 def check_collection(section: Data) -> Summary:
     """Read the complete collection once and return its summary; raises DataError with all problems."""
-    reader, audit, texts = _reader(section), Audit(), {}
+    reader, audit, texts = reader_of(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
         texts[query.id] = normalised(query.text)
-    qrels, notes = _qrels(reader, section, texts)
+    qrels, notes = split_qrels(reader, section, texts, needed_splits(section))
     return audit.summary(reader, qrels, texts, notes)
 
 
-def _reader(section: Data) -> Reader:
+def reader_of(section: Data) -> Reader:
+    """Return the reader of a section's files; raises DataError with all missing ones."""
     sources = find_sources(section)
     return PairReader(sources, section) if sources.pairs else Reader(sources, section)
 
 
-def _qrels(
-    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str] = SPLITS
+def needed_splits(section: Data) -> Sequence[str]:
+    """Return the splits that must have a query with a relevant document."""
+    return SPLITS if section.needs_splits else ()
+
+
+def split_qrels(
+    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str]
 ) -> tuple[SplitQrels, list[str]]:
     """Return the judgements of all three splits with reviewed labels applied, and notes on splitting and reviews.
 
@@ -64,7 +70,7 @@ def _qrels(
 
 def build_collection(section: Data, folder: Path) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems."""
-    return _build(_reader(section), folder, SPLITS)
+    return _build(reader_of(section), folder, needed_splits(section))
 
 
 def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
@@ -94,7 +100,7 @@ def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
             yield query
 
     _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in queries()), id=str, text=str)
-    qrels, _ = _qrels(reader, section, texts, needed)
+    qrels, _ = split_qrels(reader, section, texts, needed)
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
     query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
     judgements = (

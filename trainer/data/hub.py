@@ -60,7 +60,7 @@ def _batches(dataset: Dataset) -> Iterator[pyarrow.RecordBatch]:
         yield from cast("pyarrow.Table", table).combine_chunks().to_batches()
 
 
-def find_set(reference: str) -> tuple[Tables, Tables, dict[str, Tables], dict[str, Tables]]:
+def find_set(reference: str, needs_train: bool = True) -> tuple[Tables, Tables, dict[str, Tables], dict[str, Tables]]:
     """Return corpus, queries, qrels by split, and pairs by split; either the first three are empty or the pairs.
 
     Raises DataError if the data set cannot be loaded or has another layout.
@@ -70,22 +70,22 @@ def find_set(reference: str) -> tuple[Tables, Tables, dict[str, Tables], dict[st
     if configuration and configuration not in configurations:
         raise DataError(f"hub:{name}: no configuration {configuration!r}; it has {', '.join(configurations)}")
     if not configuration and {"corpus", "queries"} <= set(configurations):
-        qrels = _judgements(name, configurations)
+        qrels = _judgements(name, configurations, needs_train)
         return _all(name, "corpus"), _all(name, "queries"), qrels, {}
     if not configuration and len(configurations) > 1:
         raise DataError(
             f"hub:{name}: has the configurations {', '.join(configurations)}; corpus and queries (and default or "
             f"qrels) are needed, or one with pairs: name it, e.g. path: hub:{name}:{configurations[0]}"
         )
-    return [], [], {}, _by_split(name, configuration or configurations[0])
+    return [], [], {}, _by_split(name, configuration or configurations[0], needs_train)
 
 
-def _judgements(name: str, configurations: list[str]) -> dict[str, Tables]:
+def _judgements(name: str, configurations: list[str], needs_train: bool) -> dict[str, Tables]:
     for configuration in ("qrels", "default"):
         if configuration in configurations:
-            return _by_split(name, configuration)
+            return _by_split(name, configuration, needs_train)
     qrels_set = f"{name}-qrels"
-    return _by_split(qrels_set, _configurations(qrels_set)[0])
+    return _by_split(qrels_set, _configurations(qrels_set)[0], needs_train)
 
 
 def _all(name: str, configuration: str) -> Tables:
@@ -94,7 +94,7 @@ def _all(name: str, configuration: str) -> Tables:
     return [SetTable(f"hub:{name}/{configuration}/{split}", dataset) for split, dataset in loaded.items()]
 
 
-def _by_split(name: str, configuration: str) -> dict[str, Tables]:
+def _by_split(name: str, configuration: str, needs_train: bool) -> dict[str, Tables]:
     loaded = _load(name, configuration)
     parts: dict[str, Tables] = {}
     for split, dataset in loaded.items():
@@ -104,7 +104,7 @@ def _by_split(name: str, configuration: str) -> dict[str, Tables]:
                 "the files and name them one by one (data.qrels or data.pairs, data.dev, data.test)"
             )
         parts.setdefault(PARTS[split], []).append(SetTable(f"hub:{name}/{configuration}/{split}", dataset))
-    if "train" not in parts:
+    if needs_train and "train" not in parts:
         raise DataError(f"hub:{name}/{configuration}: has no split train, only {', '.join(loaded)}")
     return {part: parts[part] for part in ("train", "dev", "test") if part in parts}
 

@@ -54,10 +54,10 @@ class Sources:
 def find_sources(section: Data) -> Sources:
     """Return the tables that the section names; raises DataError with all missing files."""
     if section.hub:
-        corpus, queries, judged, pairs = find_set(section.hub)
+        corpus, queries, judged, pairs = find_set(section.hub, section.needs_splits)
         return Sources(corpus, queries, judged, pairs)
     if section.path is not None:
-        return _beir_folder(section.path, section.separator)
+        return _beir_folder(section.path, section.separator, section.needs_splits)
     missing: list[str] = []
 
     def tables(key: str, formats: Iterable[str], headerless: Headerless = with_header) -> list[Table]:
@@ -117,12 +117,14 @@ def _why_unreadable(path: Path) -> str:
     return "" if os.access(path, os.R_OK) else "cannot be read: permission denied; check its owner and mode (ls -l)"
 
 
-def _beir_folder(folder: Path, separator: str | None) -> Sources:
-    """Return corpus.jsonl, queries.jsonl and qrels/*.tsv of a folder, plain or compressed; only train is required."""
+def _beir_folder(folder: Path, separator: str | None, needs_train: bool) -> Sources:
+    """Return corpus.jsonl, queries.jsonl and qrels/*.tsv of a folder, plain or compressed.
+
+    Of the splits only train is required, or any one of them without `needs_train`.
+    """
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; data.path names a folder with corpus.jsonl, queries.jsonl and qrels/"
-        )
+        key = "data.path" if needs_train else "evaluate.guard"
+        raise DataError(f"{folder}: no such folder; {key} names a folder with corpus.jsonl, queries.jsonl and qrels/")
     missing = []
 
     def find(name: str, needed: bool = True) -> list[Path]:
@@ -138,8 +140,10 @@ def _beir_folder(folder: Path, separator: str | None) -> Sources:
         return existing
 
     corpus, queries = find("corpus.jsonl"), find("queries.jsonl")
-    qrels = {split: find(f"qrels/{split}.tsv", needed=split == "train") for split in SPLITS}
-    if not qrels["train"] and (qrels["dev"] or qrels["test"]):
+    qrels = {split: find(f"qrels/{split}.tsv", needed=needs_train and split == "train") for split in SPLITS}
+    if not any(qrels.values()) and not needs_train:
+        missing.append(f"{folder / 'qrels'}: holds none of test.tsv, dev.tsv and train.tsv; one of them is needed")
+    if needs_train and not qrels["train"] and (qrels["dev"] or qrels["test"]):
         missing.append(
             f"{folder / 'qrels'}: to split one file of judgements, use data.corpus, data.queries and data.qrels"
         )

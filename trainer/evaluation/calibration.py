@@ -24,6 +24,7 @@ from trainer.runtime.run_folder import write_json
 BINS = 10  # of the reliability diagram and of ECE, with equally many pairs
 RESAMPLES = 1000
 FEWEST = 20  # least number of positive pairs, and of negative pairs, of dev that are needed for a fit
+WILSON = 1.96**2  # the square of the normal quantile of a 95 % interval
 SEPARATES = 0.7  # least lower bound of the AUC at which thresholds are useful
 ON_TEST = "calibration_test.json"  # in the folder of an evaluation
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -49,11 +50,16 @@ class Pairs(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """A bin of the reliability diagram: its pairs, their mean probability, and the share of them that is relevant."""
+    """A bin of the reliability diagram: its pairs, their mean probability, and the share of them that is relevant.
+
+    `low` and `high` are the 95 % interval of the share.
+    """
 
     pairs: int
     predicted: float
     observed: float
+    low: float
+    high: float
 
 
 class Threshold(NamedTuple):
@@ -68,7 +74,7 @@ class Threshold(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibration measured on test; `uncalibrated` figures are those of a plain logistic function of the score."""
+    """The curve of a grade measured on test; `uncalibrated` figures are those of the logistic function of the score."""
 
     auc: Interval
     brier: Interval
@@ -83,11 +89,24 @@ class Calibrated:
         """Whether the AUC is high enough for a threshold to separate relevant documents from others."""
         return self.auc.low >= SEPARATES
 
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence, with the answer whether a threshold is of use."""
+        error = f"calibration error on test {self.ece.mean:.3f}, {self.uncalibrated_ece.mean:.3f} without"
+        if self.separates:
+            return f"scores are calibrated on dev: {error}; AUC {self.auc.mean:.3f}"
+        low = f"AUC {self.auc.mean:.3f}, lower end {self.auc.low:.3f}"
+        return f"scores are calibrated on dev: {error}; no threshold separates relevant documents well enough ({low})"
+
     def described(self) -> dict[str, Any]:
-        """Return the figures as plain values, for JSON."""
-        intervals = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Interval)}
-        lists = {"bins": [one._asdict() for one in self.bins], "thresholds": [one._asdict() for one in self.thresholds]}
+        """Return the figures as plain values for JSON, which has no NaN: undefined ones are None."""
+        intervals = {name: _plain(value) for name, value in vars(self).items() if isinstance(value, Interval)}
+        lists = {"bins": [_plain(one) for one in self.bins], "thresholds": [_plain(one) for one in self.thresholds]}
         return {"separates": self.separates, **intervals, **lists}
+
+
+def _plain(figures: Interval | Bin | Threshold) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in figures._asdict().items()}
 
 
 def calibrate(
@@ -98,10 +117,11 @@ def calibrate(
     seed: int,
     folder: Path,
 ) -> str:
-    """Fit the calibration of a model's dev scores and measure it on test; return a sentence on what came out.
+    """Fit the calibration of a model's dev scores and measure it on test; return the result as a sentence.
 
     `candidates` are those of dev and test that are reranked, `dev` and `test` the model's scores of them. Write
-    calibration.json, which goes with the model, and calibration_test.json, unless dev is too small.
+    calibration_test.json, with the sentence, and calibration.json, which goes with the model, unless a fit is
+    impossible.
     """
     pairs = {
         split: Pairs.of(candidates[split], scores, collection.qrels[split])
@@ -109,17 +129,26 @@ def calibrate(
     }
     calibration = fit(pairs["dev"], collection.relevant_from)
     if calibration is None:
-        return (
-            f"scores are not calibrated: dev has too few judged documents (at least {FEWEST} relevant ones are needed)"
-        )
+        sentence = f"scores are not calibrated: {_obstacle(pairs['dev'], collection.relevant_from)}"
+        write_json(folder / ON_TEST, {"sentence": sentence})
+        return sentence
     calibration.save(folder)
-    on_test = measure(calibration, pairs["test"], collection.relevant_from, seed)
-    write_json(folder / ON_TEST, on_test.described())
-    error = f"calibration error on test {on_test.ece.mean:.3f}, {on_test.uncalibrated_ece.mean:.3f} without"
-    if on_test.separates:
-        return f"scores are calibrated on dev: {error}; AUC {on_test.auc.mean:.3f}"
-    low = f"AUC {on_test.auc.mean:.3f}, lower end {on_test.auc.low:.3f}"
-    return f"scores are calibrated on dev: {error}; no threshold separates relevant documents well enough ({low})"
+    grades = {grade: measure(curve, pairs["test"], grade, seed) for grade, curve in calibration.curves.items()}
+    on_test = grades[collection.relevant_from]
+    described = {"sentence": on_test.sentence, **on_test.described()}
+    write_json(folder / ON_TEST, described | {"grades": {str(grade): one.described() for grade, one in grades.items()}})
+    return on_test.sentence
+
+
+def _obstacle(pairs: Pairs, relevant_from: int) -> str:
+    """Return the reason why no curve can be fitted to the dev pairs."""
+    relevant = pairs.grades[pairs.present] >= relevant_from
+    counts = {"relevant": int(relevant.sum()), "other": int((~relevant).sum())}
+    few = [f"{count} {kind}" for kind, count in counts.items() if count < FEWEST]
+    if few:
+        found = " and ".join(few)
+        return f"the reranked dev candidates hold only {found} documents, and {FEWEST} of each kind are needed"
+    return "on dev, higher scores do not mean more relevant documents"
 
 
 def fit(pairs: Pairs, relevant_from: int = 1) -> Calibration | None:
@@ -157,10 +186,10 @@ def _platt(scores: np.ndarray, relevant: np.ndarray) -> Platt | None:
     return Platt(float(slope / spread), float(intercept - slope * centre / spread))
 
 
-def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: int) -> Calibrated:
-    """Return the quality of a calibration fitted on dev, measured on the pairs of test."""
-    relevant = pairs.grades >= relevant_from
-    fitted = calibration.relevant.probability(pairs.scores)
+def measure(curve: Platt, pairs: Pairs, grade: int, seed: int) -> Calibrated:
+    """Return the quality of one grade's curve, fitted on dev, measured on the pairs of test."""
+    relevant = pairs.grades >= grade
+    fitted = curve.probability(pairs.scores)
     plain = Platt(1.0, 0.0).probability(pairs.scores)
     draws = np.random.default_rng(seed).integers(len(relevant), size=(RESAMPLES, len(relevant)))
 
@@ -169,8 +198,11 @@ def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: in
             present = pairs.present[rows]
             return statistic(values[rows][present], relevant[rows][present])
 
+        mean = of(slice(None))
+        if np.isnan(mean):  # the AUC of pairs that are all relevant, or all not
+            return Interval(mean, mean, mean)
         low, high = np.nanquantile([of(rows) for rows in draws], [0.025, 0.975])
-        return Interval(of(slice(None)), float(low), float(high))
+        return Interval(mean, float(low), float(high))
 
     return Calibrated(
         auc=over_queries(auc, pairs.scores),
@@ -178,7 +210,7 @@ def measure(calibration: Calibration, pairs: Pairs, relevant_from: int, seed: in
         ece=over_queries(ece, fitted),
         uncalibrated_brier=over_queries(brier, plain),
         uncalibrated_ece=over_queries(ece, plain),
-        bins=bins(fitted[pairs.present], relevant[pairs.present]),
+        bins=reliability(fitted, relevant, pairs.present),
         thresholds=[_threshold(limit, fitted, relevant, pairs.present) for limit in THRESHOLDS],
     )
 
@@ -203,15 +235,40 @@ def ece(probabilities: np.ndarray, relevant: np.ndarray) -> float:
 
     Naeini et al. (AAAI 2015), with bins of equally many pairs, since most pairs have low probabilities.
     """
-    found = bins(probabilities, relevant)
-    return sum(one.pairs * abs(one.predicted - one.observed) for one in found) / max(1, len(relevant))
+    gaps = [abs(float((probabilities[part] - relevant[part]).sum())) for part in _bins(probabilities)]
+    return sum(gaps) / max(1, len(relevant))
 
 
-def bins(probabilities: np.ndarray, relevant: np.ndarray) -> list[Bin]:
-    """Return the reliability diagram: bins of equally many pairs, from the lowest probabilities up."""
+def _bins(probabilities: np.ndarray) -> list[np.ndarray]:
+    """Return the positions of the pairs in each bin: equally many pairs, from the lowest probabilities up."""
     order = np.argsort(probabilities, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if len(part)]
-    return [Bin(len(part), float(probabilities[part].mean()), float(relevant[part].mean())) for part in parts]
+    return [part for part in np.array_split(order, BINS) if len(part)]
+
+
+def reliability(probabilities: np.ndarray, relevant: np.ndarray, present: np.ndarray) -> list[Bin]:
+    """Return the reliability diagram of pairs (queries, depth); `present` is False where there is none."""
+    queries = np.nonzero(present)[0]
+    values, labels = probabilities[present], relevant[present]
+    return [
+        Bin(len(part), float(values[part].mean()), float(labels[part].mean()), *share(labels[part], queries[part]))
+        for part in _bins(values)
+    ]
+
+
+def share(relevant: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the share of relevant pairs; `queries` are the numbers of the pairs' queries.
+
+    Wilson's interval (1927), which is not empty for a share of 0, for the effective number of pairs: fewer than there
+    are if relevant pairs gather in some queries (Dean and Pagano, 2015).
+    """
+    count, observed = len(relevant), float(relevant.mean())
+    independent = observed * (1 - observed) / count
+    gathered = float((np.bincount(queries, relevant - observed) ** 2).sum()) / count**2
+    effective = count * independent / gathered if gathered > independent > 0 else count
+    centre = (observed + WILSON / 2 / effective) / (1 + WILSON / effective)
+    half = (WILSON * observed * (1 - observed) / effective + (WILSON / 2 / effective) ** 2) ** 0.5
+    half /= 1 + WILSON / effective
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _threshold(limit: float, probabilities: np.ndarray, relevant: np.ndarray, present: np.ndarray) -> Threshold:

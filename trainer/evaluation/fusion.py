@@ -8,14 +8,16 @@ happens by chance once in six times, while the best of six such weights is nearl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 
 from trainer.data import Collection
+from trainer.evaluation.gate import DevChoice, best_mean
 from trainer.evaluation.two_stage import query_scores
 from trainer.model import fusion
 from trainer.model.fusion import Kind, numbers_of_order
@@ -60,6 +62,21 @@ def choose_weight(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     variance = np.maximum(counts @ (gains**2).T / queries - mean**2, 0.0)
     error = np.sqrt(variance / np.maximum(queries - 1, 1))
     return np.argmax(np.where(mean > error, mean, 0.0), axis=1)
+
+
+def fused_choice(alone: np.ndarray, fusions: Sequence[Weights]) -> DevChoice:
+    """Return the choice in the fused mode with several seeds: of a model by its values alone, then of its weight.
+
+    `alone` are the values (seeds, queries) of each seed's model, `fusions` its weights; those of the exported model
+    come first.
+    """
+    ends = [0, *np.cumsum([len(one.tried) for one in fusions]).tolist()]
+
+    def choose(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        weights = np.stack([start + choose_weight(values[start:end], counts) for start, end in pairwise(ends)])
+        return np.take_along_axis(weights, best_mean(alone, counts)[None], axis=0)[0]
+
+    return DevChoice(np.concatenate([one.values for one in fusions]), fusions[0].chosen_index, choose)
 
 
 def lists_to_fit(collection: Collection, candidates: Candidates) -> Candidates:

@@ -41,6 +41,38 @@ class Finding(NamedTuple):
     low: float  # lower end of its one-sided interval
 
 
+GUARD_METRIC = "nDCG@10"  # whatever metric chooses the checkpoint, so that `max_guard_drop` has one meaning
+KEPT, LOST = "kept", "lost"
+
+
+class GuardFinding(NamedTuple):
+    """The result on one guard set; the field names are keys of results.json, the values are means of nDCG@10."""
+
+    set: str
+    queries: int
+    first_stage: float
+    before: float  # of the model before training
+    after: float  # of the exported model
+    loss: float
+    low: float  # lower end of the one-sided interval of the loss
+    high: float  # upper end of the one-sided interval of the loss
+    allowed: float
+    judged: Literal["kept", "lost", "cannot tell"]
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        change = f"loses {self.loss:.4f}" if self.loss > 0 else f"gains {-self.loss:.4f}"
+        upper = f"{100 * LEVEL:.0f} % upper bound {self.high:+.4f}"
+        limit = f"{self.allowed:g} (evaluate.max_guard_drop)"
+        ending = {
+            LOST: f"clearly more than {limit}: {100 * LEVEL:.0f} % lower bound {self.low:+.4f}",
+            KEPT: f"and a loss of more than {limit} is ruled out: {upper}",
+            UNCLEAR: f"and a loss of more than {limit} is not ruled out: {upper}",
+        }[self.judged]
+        return f"on the guard set {self.set} the model {change} {GUARD_METRIC} over {self.queries} queries, {ending}"
+
+
 def best_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the index of the best mean (resamples,) of values (alternatives, queries); ties go to the first one."""
     return np.argmax(counts @ values.T, axis=1)
@@ -121,16 +153,18 @@ class Release:
     shipped: str = "tuned"
     findings: dict[str, Finding] = field(default_factory=dict)  # by mode
     first_stage_weight: float = 0.0
+    guard: tuple[GuardFinding, ...] = ()
 
     @property
     def sentence(self) -> str:
-        """The verdict with the dev differences that it is based on."""
+        """The verdict with the dev differences that it is based on, and with guard sets that may have lost."""
         differences = [
             f"{MODES[mode]} {finding.difference:+.4f} against {BASELINES[finding.against]} "
             f"({100 * LEVEL:.0f} % lower bound {finding.low:+.4f})"
             for mode, finding in self.findings.items()
         ]
-        return f"{self.verdict}: on dev, {', '.join(differences)}"
+        lost = "".join(f"; {finding.sentence}" for finding in self.guard if finding.judged != KEPT)
+        return f"{self.verdict}: on dev, {', '.join(differences)}{lost}"
 
 
 def verdict_of(alone: Finding, fused: Finding) -> str:
@@ -147,8 +181,13 @@ def passes(verdict: str) -> bool:
     return verdict in (BETTER, ONLY_FUSED)
 
 
-def advice(verdict: str) -> str:
-    """Return the next step for a model that does not pass the gate."""
+def advice(verdict: str, lost_guard: bool = False) -> str:
+    """Return the next step for a model that does not pass the gate; `lost_guard`: because of a guard set."""
+    if lost_guard:
+        return (
+            "so the model is not exported; lower train.learning_rate or train.epochs, freeze layers "
+            "(train.frozen_layers), allow more with evaluate.max_guard_drop, or export it anyway with --force"
+        )
     if verdict == WORSE:
         return (
             "so the model is not exported; look at mine/report.md, try more or better judgements or another base "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import Collection
-from trainer.evaluation.fusion import Weights, choose_weight
+from trainer.evaluation.fusion import Weights, choose_weight, fused_choice, try_weights
 from trainer.evaluation.gate import BASELINES, ONLY_FUSED, DevChoice, Release, verdict_of, weakest_finding
 from trainer.evaluation.two_stage import query_scores
 from trainer.model import Fusion
@@ -29,37 +29,49 @@ def decide_release(
     weights: Mapping[Kind, Weights],
     seed: int,
     folder: Path,
+    *,
+    other_seeds: Sequence[np.ndarray] = (),
 ) -> tuple[Release, dict[str, float]]:
     """Return the verdict on the last system of `scores` (queries, depth of dev), and each system's mean on dev.
 
-    `between` holds each dev query's value under the other models that dev chose from. Write fusion.json, and dev.json
-    with each query's values, which `scripts/gate_table.py` resamples.
+    `between` holds each dev query's value under the interpolations that dev chose from, and `other_seeds` the scores
+    (queries, depth) of the best models of the trainings with other seeds. Write fusion.json, and dev.json with each
+    query's values, which `scripts/gate_table.py` resamples.
     """
-    values = {
-        name: np.array(list(query_scores(collection, "dev", candidates, metric, one).values()))
-        for name, one in [("first_stage", None), *scores.items()]
-    }
+
+    def measure(one: np.ndarray | None) -> np.ndarray:
+        return np.array(list(query_scores(collection, "dev", candidates, metric, one).values()))
+
+    values = {name: measure(one) for name, one in [("first_stage", None), *scores.items()]}
     shipped = list(scores)[-1]
     names, others = [name for name in CHOSEN_ON_DEV if name in scores], between
-    if shipped not in CHOSEN_ON_DEV:
-        names, others = [shipped], []
-    alone = np.array([*(values[name] for name in names), *others])
+    if shipped not in CHOSEN_ON_DEV:  # a distilled model, which is trained once
+        names, others, other_seeds = [shipped], [], ()
+    of_seeds = [measure(one) for one in other_seeds]
+    alone = np.array([*(values[name] for name in names), *of_seeds, *others])
     fused = weights["scores"]
     choices = {
         "alone": DevChoice(alone, names.index(shipped)),
         "fused": DevChoice(fused.values, fused.chosen_index, choose_weight),
     }
     baselines = {name: values[name] for name in BASELINES if name in values}
+    _write(choices, baselines, metric, folder)
+    if of_seeds:
+        fitted = fused.tried[0]
+        tried = [try_weights(collection, candidates, metric, one, fitted, "scores") for one in other_seeds]
+        choices["fused"] = fused_choice(np.array([values[shipped], *of_seeds]), [fused, *tried])
     findings = {mode: weakest_finding(choice, baselines, seed) for mode, choice in choices.items()}
     verdict = verdict_of(findings["alone"], findings["fused"])
     Fusion(fused.chosen, weights["order"].chosen, alone=verdict != ONLY_FUSED).save(folder)
-    _write(choices, baselines, metric, folder)
     means = {name: float(one.mean()) for name, one in [*values.items(), ("fused", fused.values[fused.chosen_index])]}
     return Release(verdict=verdict, shipped=shipped, findings=findings, first_stage_weight=fused.chosen), means
 
 
 def _write(choices: Mapping[str, DevChoice], baselines: Mapping[str, np.ndarray], metric: str, folder: Path) -> None:
-    """Write dev.json: each dev query's value under the baselines, and under all alternatives of each mode."""
+    """Write dev.json: each dev query's value under the baselines, and under the alternatives of each mode.
+
+    With several seeds the fused mode has only the weights of the exported model.
+    """
     content = {
         "metric": metric,
         "opponents": {name: values.tolist() for name, values in baselines.items()},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.gate import BASELINES, Finding, Release, passes
-from trainer.evaluation.statistics import Interval
+from trainer.evaluation.gate import BASELINES, KEPT, LOST, Finding, GuardFinding, Release, passes
+from trainer.evaluation.seeds import SeedResult, describe_seeds
+from trainer.evaluation.statistics import Interval, holm
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
 
@@ -19,10 +20,13 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
     "fitted": "fitted head",
     "tuned": "tuned model",
     "distilled": "distilled model",
+    "seeds": "mean of seeds",
     "reranked": "reranked",
     "ceiling": "ceiling",
 }
 KEYS = {"findings": "ways"}  # in results.json, which other programs read
+TABLES = ("systems", "judged")
+JUDGED = "Judged@10"  # in `judged`
 SIGNIFICANT = 0.05
 UNTRAINED = "training did not help: the model before training was the best one on dev, so that one is used"
 
@@ -31,7 +35,8 @@ UNTRAINED = "training did not help: the model before training was the best one o
 class Results(Release):
     """The results on one split; `systems` is {system: {metric: interval}}.
 
-    The system `fused` is the exported one with its scores fused with the first stage's.
+    The system `fused` is the exported one with its scores fused with the first stage's. `judged` is {system: {measure:
+    interval}} of measures that take unjudged documents into account (trainer/evaluation/unjudged.py).
     """
 
     split: str
@@ -39,26 +44,37 @@ class Results(Release):
     depth: int
     systems: dict[str, dict[str, Interval]]
     comparisons: list[dict[str, Any]]
+    judged: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    seeds: tuple[SeedResult, ...] = ()  # of the trainings with several seeds
 
     def save(self, folder: Path) -> None:
         """Write results.json, whose keys other programs read."""
-        systems = {
-            system: {metric: interval._asdict() for metric, interval in metrics.items()}
-            for system, metrics in self.systems.items()
+        tables = {
+            name: {
+                system: {metric: interval._asdict() for metric, interval in metrics.items()}
+                for system, metrics in getattr(self, name).items()
+            }
+            for name in TABLES
         }
         findings = {mode: finding._asdict() for mode, finding in self.findings.items()}
-        content = {**vars(self), "systems": systems, "findings": findings}
+        content = {**vars(self), **tables, "findings": findings}
+        for key in ("guard", "seeds"):  # only in the file if the recipe asks for them
+            if rows := content.pop(key):
+                content[key] = [row._asdict() for row in rows]
         write_json(folder / "results.json", {KEYS.get(name, name): value for name, value in content.items()})
 
     @classmethod
     def load(cls, folder: Path) -> Results:
         """Return the results that `save` wrote."""
         content = read_json(folder / "results.json")
-        content["systems"] = {
-            system: {metric: Interval(**interval) for metric, interval in metrics.items()}
-            for system, metrics in content["systems"].items()
-        }
+        for name in TABLES:
+            content[name] = {
+                system: {metric: Interval(**interval) for metric, interval in metrics.items()}
+                for system, metrics in content.get(name, {}).items()  # earlier versions wrote no `judged`
+            }
         content["findings"] = {mode: Finding(**finding) for mode, finding in content.pop("ways").items()}
+        content["guard"] = tuple(GuardFinding(**row) for row in content.get("guard", ()))
+        content["seeds"] = tuple(SeedResult(**row) for row in content.get("seeds", ()))
         return cls(**content)
 
     @property
@@ -84,13 +100,16 @@ class Results(Release):
         return ["", self.metrics[0], "95 % interval", *self.metrics[1:], "gain", "p"]
 
     def rows(self) -> list[list[str]]:
-        """Return the table's rows; `gain` is the difference to the first stage in the first metric, `p` its p-value."""
+        """Return the table's rows; `gain` is the difference to the first stage in the first metric, `p` its p-value.
+
+        The p-value is adjusted for all comparisons by this metric.
+        """
         gains = {row["system"]: row for row in self.main_comparisons() if row["against"] == "first_stage"}
         rows = []
         for system, intervals in self.systems.items():
             first, *others = intervals.values()
             compared = gains.get(system)
-            gain = [f"{compared['difference']:+.3f}", _p(compared["p"])] if compared else ["", ""]
+            gain = [f"{compared['difference']:+.3f}", _p(compared["p_adjusted"])] if compared else ["", ""]
             interval = f"{first.low:.3f} to {first.high:.3f}"
             rows.append(
                 [self.label(system), f"{first.mean:.3f}", interval, *(f"{other.mean:.3f}" for other in others), *gain]
@@ -102,8 +121,23 @@ class Results(Release):
         return f"{self.shipped}, fused" if system == "fused" else LABELS[system]
 
     def main_comparisons(self) -> list[dict[str, Any]]:
-        """Return the comparisons by the first metric."""
-        return [row for row in self.comparisons if row["metric"] == self.metrics[0]]
+        """Return the comparisons by the first metric, with adjusted p-values."""
+        return [row for row in adjusted(self.comparisons) if row["metric"] == self.metrics[0]]
+
+
+def adjusted(comparisons: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the comparisons with `p_adjusted`, Holm's correction over the family: all comparisons by one metric.
+
+    The values are in results.json too, but not in that of earlier versions.
+    """
+    families: dict[str, list[dict[str, Any]]] = {}
+    rows = [{**row} for row in comparisons]
+    for row in rows:
+        families.setdefault(row["metric"], []).append(row)
+    for family in families.values():
+        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_adjusted"] = p
+    return rows
 
 
 def _p(p: float) -> str:
@@ -115,25 +149,62 @@ def show(results: Results) -> None:
     if results.verdict:
         style = "green" if passes(results.verdict) else "red"
         console.stage("evaluate", results.sentence, style=style)
+    for finding in results.guard:
+        console.stage("evaluate", finding.sentence, style={KEPT: "green", LOST: "red"}.get(finding.judged, ""))
     title = f"{results.split}: {results.queries} queries, the first {results.depth} candidates of each reranked"
     title += "; fused: with first-stage scores" if "fused" in results.systems else ""
     title += "; ceiling: perfect order of the candidates"
+    family = len(results.main_comparisons())
+    title += f"; p: adjusted for {family} comparisons (Holm)" if family > 1 else ""
     console.table(title, results.columns(), results.rows())
+    if results.seeds:
+        console.stage("evaluate", describe_seeds(results.seeds, results.metrics[0]))
     if not results.training_helped:
         console.warn("evaluate", UNTRAINED)
     names = {
-        **{system: f"the {label}" for system, label in LABELS.items() if system in ("fitted", "tuned", "distilled")},
+        **{
+            system: f"the {label}"
+            for system, label in LABELS.items()
+            if system in ("fitted", "tuned", "distilled", "seeds")
+        },
         "fused": f"the {LABELS[results.shipped]} with first-stage scores (weight {results.first_stage_weight:g})",
     }
     for row in results.main_comparisons():
         if row["system"] in names:
             _show_comparison(names[row["system"]], row)
+    for sentence in (detectable_sentence(results), judged_sentence(results)):
+        if sentence:
+            console.stage("evaluate", sentence)
+
+
+def detectable_sentence(results: Results) -> str:
+    """Return a sentence on the smallest difference to the first stage that can be detected; empty if it is unknown."""
+    rows = [row for row in results.main_comparisons() if row["system"] == results.shipped]
+    least = next((row.get("detectable") for row in rows if row["against"] == "first_stage"), None)
+    if not least:
+        return ""
+    return (
+        f"differences of {least:.3f} {results.metrics[0]} or more to the first stage can be detected with these "
+        f"{results.queries} queries (power 80 %; measured spread)"
+    )
+
+
+def judged_sentence(results: Results) -> str:
+    """Return a sentence on unjudged documents in the top 10; empty if there are none, or nothing is known."""
+    first, ours = (results.judged.get(system, {}) for system in ("first_stage", results.shipped))
+    if not ours or not first or min(first[JUDGED].mean, ours[JUDGED].mean) == 1:
+        return ""
+    others = [f"{name} {ours[name].mean:.3f} ({first[name].mean:.3f})" for name in ours if name != JUDGED]
+    shares = f"{ours[JUDGED].mean:.0%} of the top 10 are judged (first stage {first[JUDGED].mean:.0%})"
+    alone = f"; of judged documents alone: {', '.join(others)}" if others else ""
+    return f"the {LABELS[results.shipped]}: {shares}{alone}"
 
 
 def _show_comparison(system: str, row: Mapping[str, Any]) -> None:
     """Print one sentence that compares a system with a baseline."""
-    baseline, difference, p = BASELINES[row["against"]], row["difference"], row["p"]
+    baseline, difference, p = BASELINES[row["against"]], row["difference"], row["p_adjusted"]
     queries = f"{row['wins']} queries better, {row['losses']} worse"
+    queries += f", {row['unchanged']} unchanged" if "unchanged" in row else ""  # earlier versions did not count them
     if difference > 0 and p < SIGNIFICANT:
         console.stage("evaluate", f"{system} is better than {baseline} by {difference:.3f} ({queries})", style="green")
     elif difference > 0:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from trainer.data.audit import detectable
 
 RESAMPLES = 9999
 BLOCK = 1 << 16  # values drawn at once, so that memory does not grow with the number of queries
@@ -58,6 +57,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - done) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def measured_detectable(differences: Sequence[float] | np.ndarray) -> float | None:
+    """Return the smallest true mean difference that so many queries detect with a power of 80 %, in a test at 5 %.
+
+    It follows from the measured spread of the paired differences (queries,); None for fewer than two queries.
+    """
+    if len(differences) < 2:
+        return None
+    return detectable(len(differences), float(np.std(differences, ddof=1)))
 
 
 def _blocks(values: int) -> Iterator[tuple[int, int]]:

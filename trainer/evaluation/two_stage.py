@@ -17,8 +17,10 @@ import numpy as np
 from trainer.data import Collection, trec_id
 from trainer.evaluation.gate import BASELINES, Release
 from trainer.evaluation.metrics import RankingById, best_order, per_query
-from trainer.evaluation.results import Results
-from trainer.evaluation.statistics import bootstrap, paired_p
+from trainer.evaluation.results import Results, adjusted
+from trainer.evaluation.seeds import SYSTEM, SeedResult, SeedScores, average, results_of
+from trainer.evaluation.statistics import Interval, bootstrap, measured_detectable, paired_p
+from trainer.evaluation.unjudged import measure_unjudged
 from trainer.retriever import NOTHING, Candidates
 
 
@@ -89,7 +91,23 @@ def measure(
     return Measured(depth, orders, values)
 
 
-def summarise(measured: Measured, split: str, seed: int, release: Release | None = None) -> Results:
+def _averaged(measured: Measured, seeds: Sequence[SeedScores]) -> tuple[SeedResult, ...]:
+    """Replace the values of the seeds' models by their mean for each query, and return each model's own means."""
+    by_seed = [measured.values.pop(one.name) for one in seeds]
+    if by_seed:
+        best = measured.values.pop("ceiling")
+        measured.values.update({SYSTEM: average(by_seed), "ceiling": best})
+    return results_of(seeds, by_seed)
+
+
+def summarise(
+    measured: Measured,
+    split: str,
+    seed: int,
+    release: Release | None = None,
+    judged: dict[str, dict[str, Interval]] | None = None,
+    seeds: tuple[SeedResult, ...] = (),
+) -> Results:
     """Return means with bootstrap intervals, and the comparisons of each reranked system with the baselines."""
     values = measured.values
     reranked = [system for system in values if system not in ("first_stage_default", "first_stage", "ceiling")]
@@ -103,14 +121,16 @@ def summarise(measured: Measured, split: str, seed: int, release: Release | None
             system: {metric: bootstrap(list(numbers.values()), seed) for metric, numbers in by_metric.items()}
             for system, by_metric in values.items()
         },
-        comparisons=[
+        comparisons=adjusted(
             _compare(values, system, before, metric, seed)
             for before in BASELINES
             if before in values
             for system in reranked
             if system != before
             for metric in metrics
-        ],
+        ),
+        judged=judged or {},
+        seeds=seeds,
     )
 
 
@@ -125,19 +145,27 @@ def evaluate(
     *,
     default: Candidates | None = None,
     release: Release | None = None,
+    seeds: Sequence[SeedScores] = (),
 ) -> Results:
     """Measure the first stage, each scored system and the ceiling; with a folder, write TREC runs and results.
 
     `scores[system]` (queries, depth) are those of the first `depth` candidates, the same depth for all systems.
     `default` are the candidates of the first stage without tuning, for the system `first_stage_default`. `release`,
-    the verdict on the exported model from dev, is only recorded here.
+    the verdict on the exported model from dev, is only recorded here. `seeds` are the models of several trainings;
+    the system `seeds` has each query's mean over them, and each model a TREC run `seed-SEED.trec`.
     """
-    measured = measure(collection, split, candidates, scores, metrics, default)
-    results = summarise(measured, split, seed, release)
+    with_seeds = {**scores, **{one.name: one.test for one in seeds}}
+    measured = measure(collection, split, candidates, with_seeds, metrics, default)
+    by_seed = _averaged(measured, seeds)
+    rankings = {
+        system: _by_id(collection, candidates, rows) for system, rows in measured.orders.items() if system != "ceiling"
+    }
+    in_table = {system: ranking for system, ranking in rankings.items() if system in measured.values}
+    judged = measure_unjudged(metrics[0], collection.named_qrels(split), in_table, collection.relevant_from, seed)
+    results = summarise(measured, split, seed, release, judged, by_seed)
     if folder is not None:
-        for system, rows in measured.orders.items():
-            if system != "ceiling":
-                _write_trec(folder / f"{system}.trec", _by_id(collection, candidates, rows), system)
+        for system, ranking in rankings.items():
+            _write_trec(folder / f"{system}.trec", ranking, system)
         results.save(folder)
     return results
 
@@ -145,7 +173,10 @@ def evaluate(
 def _compare(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], system: str, baseline: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """Return a system's mean difference to a baseline, its p-value, and the numbers of queries won and lost."""
+    """Return a system's mean difference to a baseline, its p-value, and the numbers of queries won, lost and unchanged.
+
+    `detectable` is the smallest difference between these two systems that so many queries detect.
+    """
     ours, theirs = (list(values[name][metric].values()) for name in (system, baseline))
     differences = np.subtract(ours, theirs)
     return {
@@ -156,6 +187,8 @@ def _compare(
         "p": paired_p(ours, theirs, seed),
         "wins": int((differences > 0).sum()),
         "losses": int((differences < 0).sum()),
+        "unchanged": int((differences == 0).sum()),
+        "detectable": measured_detectable(differences),
     }
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
+from trainer.data import guard_sets
 from trainer.evaluation.gate import BASELINES
 from trainer.evaluation.results import SIGNIFICANT, Results
+from trainer.evaluation.seeds import SYSTEM, describe_seeds
 from trainer.export.parity import HALVES, Parity
 from trainer.export.readers import GRAPH
 from trainer.model import Fusion, Reranker
@@ -75,6 +77,8 @@ def _public_recipe(recipe: Recipe) -> str:
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
+    if recipe.evaluate.guard is not None:
+        shown["evaluate"]["guard"] = list(guard_sets(recipe.evaluate))
     if recipe.retriever.run is not None:
         shown["retriever"]["run"] = recipe.retriever.run.name
     shown.pop("push", None)
@@ -125,17 +129,44 @@ def _first_line(results: Results) -> str:
     return f"\n**{results.sentence}**\n" if results.verdict else ""
 
 
+def _table(results: Results) -> str:
+    """Return the results as a Markdown table."""
+    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
+    return "\n".join([*table, *(f"| {' | '.join(row)} |" for row in results.rows())])
+
+
 def _on_test(results: Results) -> str:
     """Return a sentence for each baseline that the model does not significantly beat on test."""
     sentences = []
     for row in results.main_comparisons():
-        better = row["difference"] > 0 and row["p"] < SIGNIFICANT
+        better = row["difference"] > 0 and row["p_adjusted"] < SIGNIFICANT
         if row["system"] == results.shipped and not better:
-            figures = f"difference {row['difference']:+.3f}, p = {row['p']:.3f}"
+            figures = f"difference {row['difference']:+.3f}, p = {row['p_adjusted']:.3f}"
             sentences.append(
                 f"On these queries it is not significantly better than {BASELINES[row['against']]} ({figures})."
             )
     return "\n".join(["", *sentences, ""]) if sentences else ""
+
+
+def _notes(results: Results) -> str:
+    """Return the paragraphs below the table."""
+    return _on_test(results) + _seeds(results) + _guard(results)
+
+
+def _seeds(results: Results) -> str:
+    """Return the paragraph on the trainings with several seeds; empty for one."""
+    if not results.seeds:
+        return ""
+    sentence = describe_seeds(results.seeds, results.metrics[0])
+    return f"\n{sentence[0].upper()}{sentence[1:]}. `{results.label(SYSTEM)}` averages each query's values over them.\n"
+
+
+def _guard(results: Results) -> str:
+    """Return the paragraph on guard sets; empty if there are none."""
+    if not results.guard:
+        return ""
+    lines = [f"- {finding.sentence[0].upper()}{finding.sentence[1:]}." for finding in results.guard]
+    return "\n".join(["", "Other collections, before training and now, on the same candidates:", "", *lines, ""])
 
 
 def _example(trust: str, left_out: Mapping[str, str]) -> str:
@@ -191,12 +222,38 @@ def _plain(text: str) -> str:
     return "`" + "".join(letter for letter in text if letter.isprintable() and letter != "`").rstrip(".") + "`"
 
 
+def _calibration(calibrated: str) -> str:
+    """Return the paragraph on probabilities, with what they were worth on test; empty without a calibration."""
+    if not calibrated:
+        return ""
+    quality = calibrated.removeprefix("scores are calibrated on dev: ")
+    return f"""
+`calibration.json` turns the model's logits into the probability that a document would be judged relevant. It was fitted
+on dev, where a document without a judgement counted as not relevant ({quality}).
+domain-reranker applies it:
+
+```python
+from trainer.model import Reranker
+
+model = Reranker.load("FOLDER_OR_REPOSITORY")
+model.probability([("a query", "a document"), ("a query", "another document")])
+```
+"""
+
+
 def model_card(
-    reranker: Reranker, recipe: Recipe, results: Results, parity: Parity, best_step: int | None = None
+    reranker: Reranker,
+    recipe: Recipe,
+    results: Results,
+    parity: Parity,
+    best_step: int | None = None,
+    calibrated: str = "",
 ) -> str:
-    """Return the model card; `best_step` is the training step of the weights, 0 if they are untrained."""
-    table = [f"| {' | '.join(results.columns())} |", f"|{' --- |' * len(results.columns())}"]
-    table += [f"| {' | '.join(row)} |" for row in results.rows()]
+    """Return the model card.
+
+    `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
+    calibration, empty if there is none.
+    """
     brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
     trust = ", trust_remote_code=True" if brings_code else ""
     return f"""---
@@ -213,11 +270,12 @@ the logits; their values have no absolute meaning.
 
 Split {results.split}: {results.queries} queries; the first {results.depth} candidates of each were reranked.
 Intervals are bootstrapped over queries; `gain` is the difference to the first stage in {results.metrics[0]}, and `p`
-its p-value in a paired sign-flip permutation test. Relevant documents that the first stage missed count as missed;
+its p-value in a paired sign-flip permutation test, adjusted for all comparisons by this metric (Holm). Relevant
+documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
-{chr(10).join(table)}
-{_on_test(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}
+{_table(results)}
+{_notes(results)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
 ## Use
 
 ```python

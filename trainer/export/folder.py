@@ -38,11 +38,12 @@ def export(
     pairs: Pairs,
     folder: Path,
     best_step: int | None = None,
+    calibrated: str = "",
 ) -> Parity:
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
-    `pairs` are real (query, document) texts of mixed length, or none; `best_step` is the training step of the weights,
-    0 if they are untrained. Raise ExportError if transformers does not compute the trained model's scores from
+    `pairs` are real (query, document) texts of mixed length, or none; `best_step` and `calibrated` are for the model
+    card. Raise ExportError if transformers does not compute the trained model's scores from
     the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
@@ -65,7 +66,8 @@ def export(
         "onnx", lambda: _score_graph(reranker, texts, unverified)
     ):
         shutil.rmtree((unverified / GRAPH).parent, ignore_errors=True)
-    (unverified / "README.md").write_text(model_card(reranker, recipe, results, parity, best_step), encoding="utf-8")
+    card = model_card(reranker, recipe, results, parity, best_step, calibrated)
+    (unverified / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(model, ignore_errors=True)
     unverified.rename(model)
     _report(parity)

@@ -16,7 +16,7 @@ from trainer.model_files.references import locate
 from trainer.runtime.precision import Precision
 
 SHORTEST = 8  # tokens of a pair, as in a recipe; with fewer nothing of the document is left
-TRAINING_STAGES = ("distil", "train-2", "train")  # folders of a run with a checkpoint, the last one first
+TRAINING_STAGES = ("distil", "train-2*", "train*")  # folders of a run with a checkpoint, the last one first
 
 
 def require_options(reference: object, precision: object, max_length: object) -> None:
@@ -44,7 +44,8 @@ def model_folder(reference: str | Path) -> Path:
     except (OSError, RuntimeError):  # a name that is too long; the home folder of an unknown user
         return locate(str(reference))
     if is_run and not (folder / "config.json").is_file():
-        trained = [str(folder / stage / "best") for stage in TRAINING_STAGES if (folder / stage / "best").is_dir()]
+        trained = [path for stage in TRAINING_STAGES for path in sorted(folder.glob(f"{stage}/best"))]
+        trained = [str(path) for path in trained if "." not in path.parent.name]  # not of a stage that is moved aside
         other = f", or name its best checkpoint {trained[0]}" if trained else ""
         raise ModelError(f"model {folder}: this run folder has no exported model; finish its run{other}")
     return locate(str(reference))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from trainer.errors import ModelError
 from trainer.runtime.run_folder import read_record, write_json
@@ -32,8 +33,7 @@ class Platt:
 
     def probability(self, scores: np.ndarray) -> np.ndarray:
         """Return probabilities float64 of scores, in their shape."""
-        exponent = self.slope * np.asarray(scores, dtype=np.float64) + self.intercept
-        return 0.5 * (1.0 + np.tanh(0.5 * exponent))  # the logistic function, without overflow
+        return expit(self.slope * np.asarray(scores, dtype=np.float64) + self.intercept)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class Calibration:
     def relevant(self) -> Platt:
         """The curve of the lowest relevant grade."""
         return self.curves[min(self.curves)]
+
+    def of(self, grade: int | None) -> Platt:
+        """Return the curve of a grade, None for that of being relevant; raise ModelError if it has no curve."""
+        if grade is None:
+            return self.relevant
+        if grade not in self.curves:
+            known = ", ".join(map(str, self.curves))
+            raise ModelError(
+                f"probability: there is no curve for grade {grade!r}; the calibration has those of {known}"
+            )
+        return self.curves[grade]
 
     def save(self, folder: Path) -> None:
         """Write calibration.json into a model folder."""
@@ -67,6 +78,16 @@ class Calibration:
                 "and `intercept` for each; export the model again, or delete the file to use plain scores"
             )
         return cls({int(grade): Platt(**curve) for grade, curve in sorted(grades.items())})
+
+
+def require_calibration(calibration: Calibration | None) -> Calibration:
+    """Return a model's calibration; raise ModelError if it has none."""
+    if calibration is None:
+        raise ModelError(
+            f"probability: this model has no {FILE}; use its scores, or export the model with `train`, which fits it "
+            "if dev has enough judged documents"
+        )
+    return calibration
 
 
 def _is_curve(item: tuple[str, Any]) -> bool:

@@ -29,8 +29,7 @@ from trainer.model.batching import (
     buckets,
     prefetch,
 )
-from trainer.model.calibration import FILE as CALIBRATION_FILE
-from trainer.model.calibration import Calibration
+from trainer.model.calibration import Calibration, require_calibration
 from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
@@ -195,17 +194,13 @@ class Reranker:
         """
         return self.score_tokens(self.pairs.tokenize_pairs(as_pairs(pairs)))
 
-    def probability(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+    def probability(self, pairs: Iterable[tuple[str, str]], *, grade: int | None = None) -> np.ndarray:
         """Return the probability (pairs,) float64 that each document would be judged relevant to its query.
 
-        They are calibrated on dev, in the order of the scores. Raises ModelError where the model has no calibration.
+        With `grade`: that it would be judged of this grade or a higher one. The probabilities are calibrated on dev,
+        and in the order of the scores. Raises ModelError if the model has no calibration, or none of this grade.
         """
-        if self.calibration is None:
-            raise ModelError(
-                f"probability: this model has no {CALIBRATION_FILE}; use score(), or export the model with `train`, "
-                "which fits it where dev has enough judged documents"
-            )
-        return self.calibration.relevant.probability(self.score(pairs))
+        return require_calibration(self.calibration).of(grade).probability(self.score(pairs))
 
     def rank(
         self,

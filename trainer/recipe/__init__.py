@@ -14,7 +14,7 @@ Imports inside run down, like the package's own:
     metric_names  section               names of metrics; the base class of every section
 """
 
-from trainer.recipe.data import FILES, HUB, READING, Data
+from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
 from trainer.recipe.schema import RERANK_DEPTH, ModelReference, Recipe, schema_table, sections
 from trainer.recipe.sections import UNSPACED, Distil, Evaluate, Export, Mine, Push, Reranker, Retriever, Track, Train
 from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_recipe
@@ -32,6 +32,7 @@ __all__ = [
     "Distil",
     "Evaluate",
     "Export",
+    "GuardSet",
     "Mine",
     "ModelReference",
     "Push",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
@@ -18,6 +18,7 @@ READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_docum
 class Data(Section):
     """The collection: corpus, queries and relevance judgements, given by exactly one of path, corpus or pairs."""
 
+    needs_splits: ClassVar[bool] = True  # whether train, dev and test must all have a query with a relevant document
     path: Path | None = None
     """Folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), or a data set: hub:OWNER/NAME or hub:FOLDER."""
     corpus: tuple[Path, ...] | None = None
@@ -164,6 +165,16 @@ class Data(Section):
             return self.hub if self.hub and not Path(self.hub).is_dir() else self.path.name
         first = (self.corpus or self.pairs or (Path("data"),))[0]
         return first.name.split(".")[0] if self.pairs else first.resolve().parent.name
+
+
+class GuardSet(Data):
+    """A collection that is only measured: `evaluate.guard`. The judgements of one split are enough."""
+
+    needs_splits: ClassVar[bool] = False
+    dev_share: float = 0.0
+    test_share: float = 0.0
+    repeated: Literal["error", "sum", "max"] = "max"  # a set of others cannot be mended, and a recipe has no key for it
+    unknown_ids: Literal["error", "skip"] = "skip"
 
 
 _REASONS = {

@@ -111,6 +111,11 @@ class Recipe(Section):
         return [ModelReference(key, name, trust, allowed) for key, name, trust, allowed in used if name is not None]
 
     @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """Seeds of the trainings in the last round of mining, usually the run's seed alone."""
+        return self.train.seeds or (self.seed,)
+
+    @property
     def rerank_depth(self) -> int:
         """Number of candidates per query that are reranked, in training lists and on dev and test."""
         return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import Stemmer
 from pydantic import Field, ValidationInfo, field_validator
 
 from trainer.errors import did_you_mean
 from trainer.recipe.metric_names import unknown_metrics
-from trainer.recipe.section import Section
+from trainer.recipe.section import LARGEST_NUMBER, Section
 
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
@@ -229,12 +229,25 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format in training, mining and evaluations on dev; auto: bf16 if the device supports it natively and is
     faster with it, else fp32. The gate, the test table and the export always use fp32."""
+    seeds: tuple[Annotated[int, Field(strict=True, ge=0, le=LARGEST_NUMBER)], ...] | None = None
+    """Seeds of several trainings (order of the groups, dropout, new head); the best on dev is exported, and the table
+    shows their mean. null: one training, with `seed`."""
     evaluations_per_epoch: int = Field(default=2, ge=1)
     """Evaluations on dev per epoch; the best checkpoint is used, or the untrained model if none is better."""
     patience: int | None = Field(default=None, ge=1)
     """Evaluations without improvement after which training stops; null: never."""
     checkpoint_steps: int = Field(default=25, ge=1)
     """Steps between checkpoints; a killed run resumes from the last one."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _require_different_seeds(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if seeds == ():
+            raise ValueError("is an empty list; name at least one seed, e.g. [1, 2, 3], or remove the key")
+        if seeds is not None and len(set(seeds)) < len(seeds):
+            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise ValueError(f"names {twice} twice, which would be the same training; name different seeds")
+        return seeds
 
 
 class Distil(Section):
@@ -267,6 +280,25 @@ class Evaluate(Section):
 
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@50")
     """Metrics by their names in ir_measures; the first one chooses the checkpoint."""
+    guard: tuple[Path, ...] | None = None
+    """Other collections (BEIR folders, or hub:OWNER/NAME) on which the exported model must not lose much against the
+    model before training."""
+    max_guard_drop: float = Field(default=0.02, ge=0, le=1)
+    """Largest loss of nDCG@10 on a guard set; a model that clearly loses more is worse, and is not exported."""
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _wrap_single_folder(cls, guard: Any) -> Any:
+        return (guard,) if isinstance(guard, str | Path) else guard
+
+    @field_validator("guard")
+    @classmethod
+    def _require_different_folders(cls, guard: tuple[Path, ...] | None) -> tuple[Path, ...] | None:
+        if guard == ():
+            raise ValueError("is an empty list; name at least one folder, or remove the key")
+        if guard is not None and len(set(guard)) < len(guard):
+            raise ValueError(f"names {next(one for one in guard if guard.count(one) > 1)} twice; keep it once")
+        return guard
 
     @field_validator("metrics")
     @classmethod

@@ -19,7 +19,8 @@ from trainer.recipe.section import LONGEST_TEXT
 
 OPTIONAL_SECTIONS = ("distil", "push")  # their stages run only if the section is given
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
-PATHS += [("retriever", "run")]
+PATHS += [("retriever", "run"), ("evaluate", "guard")]
+COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
 # Keys of older recipes, with the message about each.
 MOVED = {
@@ -154,7 +155,7 @@ class Source:
 
         A value that exists in neither is returned as it is.
         """
-        prefix = HUB if path == ("data", "path") and given.startswith(HUB) else ""
+        prefix = HUB if path in COLLECTIONS and given.startswith(HUB) else ""
         file = given.removeprefix(prefix)
         if not file or "\0" in file or len(file) > LONGEST_TEXT or file.startswith("package:"):
             return given

@@ -7,8 +7,10 @@ Imports inside run down, like the package's own:
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
     facts                               the content of a report
+    probabilities                       the calibration as rows and as a reliability diagram
     charts  latency  meanings           SVG charts; milliseconds by depth; metrics explained
-    depths                              quality by depth
+    robustness                          seeds and guard sets
+    depths  json_lines                  quality by depth; files that people may have edited
     queries                             a record for each test query
 
 Names are imported when they are first used, so that a finished run whose report exists ends at once.

@@ -80,5 +80,17 @@ def recommended(depths: Sequence[int], values: Sequence[np.ndarray], seed: int) 
     )
 
 
+def corpus_cost(latency: Mapping[str, Any]) -> tuple[int, float, float] | None:
+    """Return the cost of scoring the corpus for one query: (documents, seconds, times that of the deepest depth).
+
+    It follows from the pairs per second at the deepest depth; None if no depth was timed, or the size is unknown.
+    """
+    if not latency["by_depth"] or "corpus" not in latency:
+        return None
+    deepest = latency["by_depth"][-1]
+    speed = max(deepest["pairs_per_second"], 1e-9)
+    return latency["corpus"], latency["corpus"] / speed, latency["corpus"] / deepest["depth"]
+
+
 def _scored(collection: Collection, split: str, metric: str, order: Order) -> np.ndarray:
     return np.array(list(score_orders(collection, split, order, metric).values()))

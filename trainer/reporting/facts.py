@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -14,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
+from trainer.evaluation.results import JUDGED, adjusted
 from trainer.evaluation.statistics import Interval, bootstrap
 from trainer.mining.likely_false_negatives import FILE as LIKELY_FALSE_NEGATIVES
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import FILE as DEPTHS
+from trainer.reporting.json_lines import are_numbers, json_lines
+from trainer.reporting.probabilities import read_calibration
 from trainer.reporting.queries import NOT_RETRIEVED, TOP, main_metric, read_queries, shipped_system
 from trainer.runtime.run_folder import read_json, read_record
 
@@ -40,6 +41,7 @@ NAMES = {
     ),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
+    "seeds": ("Mean of the seeds", "each query’s value averaged over the trainings with different seeds"),
     "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),
     "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
 }
@@ -47,7 +49,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; `gain` is the system's difference to the first stage in the main metric."""
+    """A row of the table; `gain` is the system's difference to the first stage in the main metric, `p` is adjusted."""
 
     system: str
     label: str
@@ -57,6 +59,7 @@ class Row:
     p: float | None
     wins: int
     losses: int
+    unchanged: int
     judged: float
     shipped: bool
 
@@ -157,9 +160,7 @@ class Facts:
         gains = [one["scores"][system] - one["scores"]["first_stage"] for one in self.queries] if compared else []
         kinds = Counter(map(kind_of, gains))
         p = [
-            row["p"]
-            for row in self.results["comparisons"]
-            if (row["system"], row["against"], row["metric"]) == (system, "first_stage", self.metric)
+            row["p_adjusted"] for row in self.comparisons if (row["system"], row["against"]) == (system, "first_stage")
         ]
         return Row(
             system,
@@ -170,9 +171,21 @@ class Facts:
             p[0] if p else None,
             kinds["won"],
             kinds["lost"],
+            kinds["same"],
             self.judged(system),
             system == self.shipped,
         )
+
+    @cached_property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """The comparisons by the main metric, with adjusted p-values."""
+        return [row for row in adjusted(self.results["comparisons"]) if row["metric"] == self.metric]
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest difference of the exported model to the first stage that can be detected; None if unknown."""
+        rows = (row for row in self.comparisons if (row["system"], row["against"]) == (self.shipped, "first_stage"))
+        return next((row.get("detectable") for row in rows), None)
 
     @property
     def seed(self) -> int:
@@ -180,10 +193,18 @@ class Facts:
         return seed_of(self.recipe)
 
     def judged(self, system: str) -> float:
-        """Return the share of the documents in a system's top 10 that have a judgement."""
-        top = sum(min(TOP, record["candidates"]) for record in self.queries)
-        unjudged = sum(record["unjudged"].get(system, 0) for record in self.queries)
-        return 1 - unjudged / top if top else 0.0
+        """Return the share of the documents in a system's top 10 that have a judgement, on average over the queries."""
+        tops = [(record["unjudged"].get(system, 0), min(TOP, record["candidates"])) for record in self.queries]
+        return sum(1 - unjudged / top for unjudged, top in tops if top) / max(1, len(tops))
+
+    @property
+    def of_judged(self) -> dict[str, dict[str, float]]:
+        """Means of the measures of judged documents alone, {system: {measure: mean}}; empty if there are none."""
+        return {
+            system: others
+            for system, measures in self.results.get("judged", {}).items()
+            if (others := {name: one["mean"] for name, one in measures.items() if name != JUDGED})
+        }
 
     @cached_property
     def shipped_row(self) -> Row:
@@ -248,6 +269,11 @@ class Facts:
         """Quality by depth (depths.json)."""
         return read_json(self.evaluate / DEPTHS)
 
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """The calibration measured on test (calibration_test.json); empty if there is none."""
+        return read_calibration(self.evaluate)
+
     @property
     def latency(self) -> dict[str, Any] | None:
         """Latency by depth on the machine of the evaluation; None if it was not measured."""
@@ -255,15 +281,15 @@ class Facts:
 
     @property
     def training(self) -> str:
-        """Folder name of the last training stage."""
-        return "train-2" if "train-2" in self.notes else "train"
+        """Folder name of the last training stage; with several seeds, of the one whose model is used."""
+        return self.notes.get("evaluate", {}).get("training") or ("train-2" if "train-2" in self.notes else "train")
 
     @cached_property
     def curves(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
         """Lists of (step, dev score) and of (step, loss) of the last training."""
-        lines = list(_json_lines(self.run / self.training / "metrics.jsonl"))
+        lines = list(json_lines(self.run / self.training / "metrics.jsonl"))
         return tuple(  # type: ignore[return-value]
-            [(float(line["step"]), float(line[key])) for line in lines if _are_numbers(line.get("step"), line.get(key))]
+            [(float(line["step"]), float(line[key])) for line in lines if are_numbers(line.get("step"), line.get(key))]
             for key in ("dev_score", "loss")
         )
 
@@ -285,7 +311,7 @@ class Facts:
     @cached_property
     def likely_false_negatives(self) -> tuple[list[dict[str, Any]], int]:
         """The likeliest false negatives of the mining stage, and the number of all of them."""
-        lines = _json_lines(self.mining / LIKELY_FALSE_NEGATIVES)
+        lines = json_lines(self.mining / LIKELY_FALSE_NEGATIVES)
         first = list(islice(lines, MOST_SHOWN))
         return first, len(first) + sum(1 for _ in lines)
 
@@ -320,21 +346,3 @@ def worst_first(facts: Facts, kind: str, most: int) -> Sequence[dict[str, Any]]:
     """Return the queries that lost or won, the largest change first."""
     ordered = facts.queries if kind == "lost" else reversed(facts.queries)
     return list(islice((record for record in ordered if kind_of(facts.gain_of(record)) == kind), most))
-
-
-def _are_numbers(*values: object) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file that people may have edited; skip other lines, and a missing file."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                content = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(content, dict):
-                yield content

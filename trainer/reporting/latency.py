@@ -31,8 +31,8 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Time queries of `candidates` one after the other at each depth of the curve, tokenisation included.
 
-    Return p50 and p95 in milliseconds and pairs per second by depth, and a description of the machine. A slow model is
-    timed on fewer queries, and perhaps not at all depths.
+    Return p50 and p95 in milliseconds and pairs per second by depth, a description of the machine, and the number of
+    documents of the corpus. A slow model is timed on fewer queries, and perhaps not at all depths.
     """
     depths = depths_to(candidates.documents.shape[1])
     sample = np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), QUERIES)).astype(int).tolist()
@@ -50,7 +50,7 @@ def measure_latency(
             if number:  # the first query only warms up
                 taken[depth].append((min(depth, len(passages)), clock() - started))
     by_depth = [_at(depth, took) for depth, took in taken.items() if took]
-    return {"machine": describe_machine(reranker), "by_depth": by_depth}
+    return {"machine": describe_machine(reranker), "by_depth": by_depth, "corpus": len(collection.documents)}
 
 
 def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from trainer.reporting import probabilities
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
+from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import NAMES, Facts, kind_of, plural
 from trainer.reporting.meanings import meaning_of
-from trainer.reporting.queries import LOW, NOT_RETRIEVED, UNLABELLED, cut
+from trainer.reporting.queries import LOW, NOT_RETRIEVED, REMEDIES, UNLABELLED, cut
+from trainer.reporting.robustness import sections
 from trainer.runtime.console import visible
 
 FILES = Path(__file__).with_name("page")
@@ -54,7 +57,12 @@ def render(facts: Facts) -> str:
         rows=rows,
         left_out=left_out,
         causes=CAUSES,
+        remedies=REMEDIES,
+        cost=corpus_cost(facts.latency) if facts.latency else None,
+        thresholds=probabilities.THRESHOLD,
+        qualities=probabilities.QUALITY,
         names=NAMES,
+        sections=sections(facts.results, facts.metric),
         plural=plural,
         charts=draw(facts),
         tables=tables(facts),
@@ -72,6 +80,9 @@ def tables(facts: Facts) -> dict[str, list[Any]]:
         "depth": [[depth, *(f"{value:.3f}" for value in values)] for depth, *values in by_depth],
         "dev": [[f"{step:.0f}", f"{score:.4f}"] for step, score in facts.curves[0]],
         "shares": [[f"{share:.0%}", f"{score:.4f}"] for share, score in facts.interpolation],
+        "bins": probabilities.bin_rows(facts.calibration),
+        "grades": probabilities.quality_rows(facts.calibration),
+        "thresholds": probabilities.threshold_rows(facts.calibration),
     }
 
 
@@ -158,6 +169,8 @@ def draw(facts: Facts) -> dict[str, Markup]:
         charts["depth"] = _depth(facts)
     if facts.latency and len(facts.latency["by_depth"]) > 1:
         charts["latency"] = _latency(facts.latency["by_depth"])
+    if facts.calibration.get("bins"):
+        charts["reliability"] = probabilities.reliability_diagram(facts.calibration["bins"])
     dev, loss = facts.curves
     if len(dev) > 1:
         charts["dev"] = _dev(facts, dev)

@@ -7,13 +7,15 @@ run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from trainer.data import Collection, trec_fields, trec_id
 from trainer.errors import RunError
 from trainer.evaluation.metrics import best_order, per_query
+from trainer.evaluation.seeds import SYSTEM
 from trainer.runtime.console import visible
 from trainer.runtime.run_folder import read_json, replacing
 
@@ -22,6 +24,11 @@ TOP = 10  # documents of each list in a record
 LETTERS = 600  # most characters of a text in a record
 MISSED = 2  # most relevant documents in a record that the first stage did not return
 NOT_RETRIEVED, LOW, UNLABELLED = "not retrieved", "retrieved but low", "probably unlabelled"
+REMEDIES = {
+    NOT_RETRIEVED: "rerank more candidates, or improve the first stage",
+    LOW: "more or better train queries like these",
+    UNLABELLED: "judge the first document: the model and the first stage agree on it",
+}
 Order = dict[int, list[int]]  # {query row: document rows, best first}
 
 
@@ -37,10 +44,22 @@ def main_metric(results: Mapping[str, Any]) -> str:
 
 def read_orders(collection: Collection, folder: Path, results: Mapping[str, Any]) -> dict[str, Order]:
     """Return the orders of the systems that have a TREC run in `folder`, and of the ceiling."""
+    orders = _read_runs(collection, folder, results, results["systems"])
+    grades = collection.qrels[results["split"]]
+    orders["ceiling"] = {
+        query: best_order(rows, grades[query], results["depth"]) for query, rows in orders["first_stage"].items()
+    }
+    return orders
+
+
+def _read_runs(
+    collection: Collection, folder: Path, results: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Order]:
+    """Return the orders in those TREC runs `NAME.trec` that exist."""
     queries = {trec_id(identity): row for row, identity in enumerate(collection.query_ids)}
     documents = {trec_id(identity): row for row, identity in enumerate(collection.document_ids)}
     orders: dict[str, Order] = {}
-    for system in results["systems"]:
+    for system in names:
         path = folder / f"{system}.trec"
         if path.is_file():
             orders[system] = {row: [] for row in collection.answerable(results["split"])}
@@ -48,10 +67,6 @@ def read_orders(collection: Collection, folder: Path, results: Mapping[str, Any]
                 for line in lines:
                     query, _, document, *_ = trec_fields(line, 6)
                     orders[system][queries[query]].append(documents[document])
-    grades = collection.qrels[results["split"]]
-    orders["ceiling"] = {
-        query: best_order(rows, grades[query], results["depth"]) for query, rows in orders["first_stage"].items()
-    }
     return orders
 
 
@@ -88,6 +103,8 @@ def describe_queries(collection: Collection, folder: Path, results: Mapping[str,
     split, metric, shipped = results["split"], main_metric(results), shipped_system(results)
     orders = read_orders(collection, folder, results)
     scores = {system: score_orders(collection, split, order, metric) for system, order in orders.items()}
+    seeds = _read_runs(collection, folder, results, [f"seed-{row['seed']}" for row in results.get("seeds", ())])
+    by_seed = [score_orders(collection, split, order, metric) for order in seeds.values()]
     for query in collection.answerable(split):
         grades, positives = collection.qrels[split][query], set(collection.positives(split, query))
         lists = {system: order[query] for system, order in orders.items()}
@@ -99,12 +116,14 @@ def describe_queries(collection: Collection, folder: Path, results: Mapping[str,
             "text": cut(collection.query_texts([query])[0]),
             "metric": metric,
             "shipped": shipped,
-            "scores": {system: values[query] for system, values in scores.items()},
+            "scores": {system: values[query] for system, values in scores.items()}
+            | ({SYSTEM: fmean(values[query] for values in by_seed)} if by_seed else {}),
             "first_relevant": first,
             "candidates": len(before),
             "relevant": len(positives),
             "missed": len(missed),
-            "unjudged": {system: sum(row not in grades for row in rows[:TOP]) for system, rows in lists.items()},
+            "unjudged": {system: _unjudged(rows, grades) for system, rows in lists.items()}
+            | ({SYSTEM: fmean(_unjudged(order[query], grades) for order in seeds.values())} if seeds else {}),
             "cause": _cause(before, after, grades, first, shipped, results["depth"]),
             "documents": _documents(collection, before, after, grades, sorted(missed)[:MISSED]),
         }
@@ -115,6 +134,10 @@ def cut(text: str, letters: int = LETTERS) -> str:
     line = " ".join(text[: 4 * letters].split())  # most of it may be white space
     shown = visible(line[:letters])
     return f"{shown} …" if len(line) > letters or len(text) > 4 * letters else shown
+
+
+def _unjudged(rows: Sequence[int], grades: Mapping[int, int]) -> int:
+    return sum(row not in grades for row in rows[:TOP])
 
 
 def _rank_of_first(rows: Sequence[int], positives: set[int]) -> int | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trainer.reporting import probabilities
 from trainer.reporting.charts import sign
+from trainer.reporting.depths import corpus_cost
 from trainer.reporting.facts import Facts, worst_first
 from trainer.reporting.meanings import meaning_of
+from trainer.reporting.queries import REMEDIES
+from trainer.reporting.robustness import sections
 from trainer.runtime.console import markdown
 
 SHOWN = 10  # largest losses, largest wins, and likely false negatives
@@ -20,10 +25,13 @@ def markdown_report(facts: Facts) -> str:
         facts.sentence,
         *(f"**!** {warning}" for warning in facts.warnings),
         *_results(facts),
+        *_some_runs(facts),
         *_queries(facts),
         *_depth(facts),
+        *_calibration(facts),
         *_mining(facts),
         *_training(facts),
+        *_origin(facts),
         "## Glossary",
         *(f"- {metric}: {meaning_of(metric)}" for metric in facts.results["systems"]["first_stage"]),
     ]
@@ -41,15 +49,43 @@ def _results(facts: Facts) -> list[str]:
     for row in facts.rows:
         gain = f"{sign(row.gain.mean)} [{sign(row.gain.low)}, {sign(row.gain.high)}]" if row.gain else "–"
         values = [f"{row.values[metric].mean:.3f}" for metric in metrics]
-        changes = f"{row.wins} / {row.losses}" if row.gain else "–"
+        changes = f"{row.wins} / {row.unchanged} / {row.losses}" if row.gain else "–"
+        p = "–" if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
         label = f"**{row.label}** (exported)" if row.shipped else row.label
-        rows.append([label, *values, gain, changes, f"{row.judged:.0%}"])
-    columns = ["system", *metrics, f"difference in {facts.metric} [95 % interval]", "better / worse", "judged@10"]
+        rows.append([label, *values, gain, p, changes, f"{row.judged:.0%}"])
+    difference, changes = f"difference in {facts.metric} [95 % interval]", "better / same / worse"
+    columns = ["system", *metrics, difference, "p", changes, "judged@10"]
     title = (
         f"{facts.results['queries']} queries, the first {facts.results['depth']} candidates of each reranked. "
-        "Differences are to the first stage; better / worse counts queries."
+        "Differences are to the first stage; better / same / worse counts queries; p is adjusted for all "
+        f"{len(facts.comparisons)} comparisons by {facts.metric} (Holm)."
     )
-    return ["## Results", title, _table(columns, rows)]
+    parts = ["## Results", title, _table(columns, rows)]
+    if facts.detectable:
+        parts.append(
+            f"With these queries, differences of {facts.detectable:.3f} {facts.metric} or more to the first stage can "
+            "be detected (power 80 %; from the measured spread)."
+        )
+    return [*parts, *_of_judged(facts)]
+
+
+def _of_judged(facts: Facts) -> list[str]:
+    """Return the table of measures of judged documents alone; empty if nothing is judged not relevant."""
+    if not facts.of_judged:
+        return []
+    rows = [
+        [facts.label(system), *(f"{value:.3f}" for value in measures.values())]
+        for system, measures in facts.of_judged.items()
+    ]
+    return ["### Judged documents alone", _table(["system", *next(iter(facts.of_judged.values()))], rows)]
+
+
+def _some_runs(facts: Facts) -> list[str]:
+    parts = []
+    for section in sections(facts.results, facts.metric):
+        rows = [[markdown(name), *others] for name, *others in section.rows]
+        parts += [f"## {section.title}", section.text, _table(section.columns, rows)]
+    return parts
 
 
 def _queries(facts: Facts) -> list[str]:
@@ -60,7 +96,7 @@ def _queries(facts: Facts) -> list[str]:
         rows = [_query_row(facts, record, documents[record["id"]]) for record in records]
         columns = ["query", "difference", "rank of the first relevant document before", "after", "top document"]
         parts += [f"## {title}", _table(columns, rows) if rows else "None."]
-    causes = [f"- {cause}: {count}" for cause, count in sorted(facts.causes.items())]
+    causes = [f"- {cause}: {count}; {REMEDIES[cause]}" for cause, count in sorted(facts.causes.items())]
     parts += ["## Queries without a relevant document at the top", "\n".join(causes) or "None."]
     return [*parts, "All queries with their documents: `evaluate/queries.jsonl`."]
 
@@ -77,15 +113,42 @@ def _depth(facts: Facts) -> list[str]:
     rows = []
     for depth, *values in zip(curve["depths"], *curve["systems"].values(), strict=True):
         took = times.get(depth)
-        measured = [f"{took['p50_ms']:.0f}", f"{took['p95_ms']:.0f}"] if took else ["–", "–"]
+        measured = ["–", "–", "–"]
+        if took:
+            measured = [f"{took['p50_ms']:.0f}", f"{took['p95_ms']:.0f}", f"{took['pairs_per_second']:.0f}"]
         rows.append([depth, *(f"{value:.3f}" for value in values), *measured])
-    columns = ["candidates", *(facts.label(system) for system in curve["systems"]), "median ms", "p95 ms"]
+    columns = ["candidates", *(facts.label(system) for system in curve["systems"]), "median ms", "p95 ms", "pairs/s"]
     parts = [
         "## Depth and cost",
         _table(columns, rows),
         f"{curve['recommended']} candidates are enough: more are not significantly better.",
     ]
-    return [*parts, f"Measured on: {facts.latency['machine']}."] if facts.latency else parts
+    if not facts.latency:
+        return parts
+    if cost := corpus_cost(facts.latency):
+        documents, seconds, times = cost
+        parts.append(
+            f"Scoring all {documents:,} documents of the corpus instead would take about {seconds:,.1f} s per query, "
+            f"{times:,.0f} times as long as {facts.latency['by_depth'][-1]['depth']} candidates."
+        )
+    return [*parts, f"Measured on: {facts.latency['machine']}."]
+
+
+def _calibration(facts: Facts) -> list[str]:
+    calibration = facts.calibration
+    if not calibration:
+        return []
+    parts = ["## Calibration", calibration["sentence"][:1].upper() + calibration["sentence"][1:] + "."]
+    if calibration.get("grades"):
+        parts += [
+            _table(probabilities.QUALITY, probabilities.quality_rows(calibration)),
+            _table(probabilities.THRESHOLD, probabilities.threshold_rows(calibration)),
+            _table(
+                ["mean probability", "share judged relevant", "95 % interval", "pairs"],
+                probabilities.bin_rows(calibration),
+            ),
+        ]
+    return parts
 
 
 def _mining(facts: Facts) -> list[str]:
@@ -98,8 +161,17 @@ def _mining(facts: Facts) -> list[str]:
         [markdown(str(one.get("query"))[:100]), markdown(str(one.get("document"))[:120]), markdown(str(one.get("why")))]
         for one in likely[:SHOWN]
     ]
-    title = f"## Likely unlabelled positives ({total})"
+    title = f"## Likely false negatives ({total})"
     return [*parts, title, _table(["query", "document", "reason"], rows), "Judge them: `reranker review RECIPE`."]
+
+
+def _origin(facts: Facts) -> list[str]:
+    """Return the finished stages, the versions of packages, and the recipe with all defaults as a code block."""
+    rows = [[stage, f"{seconds:.0f}", markdown(message)] for stage, seconds, message in facts.stages]
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    recipe = json.dumps(facts.recipe, indent=2).replace("\n", "\n    ")
+    parts = [_table(["stage", "seconds", "result"], rows)] if rows else []
+    return ["## Recipe and versions", *parts, *([versions] if versions else []), f"    {recipe}"]
 
 
 def _training(facts: Facts) -> list[str]:

@@ -27,6 +27,7 @@ from trainer.serving.protocol import (
     ScoreAnswer,
     ScoreBody,
     fusion_of,
+    public_scores_of,
     rerank_answer,
     score_answer,
     text_answer,
@@ -125,12 +126,13 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
 
     async def rank(request: Request, body: RerankBody, shape: DocumentShape, api: str) -> JSONResponse:
         texts = texts_to_rank(body, settings.max_documents)
+        public = public_scores_of(body, batcher.engine.calibration)
         fuse = fusion_of(body, len(texts.documents), batcher.engine.fusion)
         scored = await _score(request, batcher, measures, texts)
         final = fuse(scored.logits)
         if body.texts is not None:
-            return JSONResponse(text_answer(body, texts, final))
-        return JSONResponse(rerank_answer(body, texts, scored, final, batcher.engine.name, shape, api))
+            return JSONResponse(text_answer(body, texts, final, public))
+        return JSONResponse(rerank_answer(body, texts, scored, final, public, batcher.engine.name, shape, api))
 
     answers = ERRORS | {200: {"model": RerankAnswer | list[RankedText]}}
 
@@ -156,8 +158,9 @@ def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Mea
         async def score(request: Request, body: ScoreBody) -> JSONResponse:
             """Score documents for one query, or each document for its own query."""
             texts = texts_to_score(body, settings.max_documents)
+            public = public_scores_of(body, batcher.engine.calibration)
             scored = await _score(request, batcher, measures, texts)
-            return JSONResponse(score_answer(body, scored, batcher.engine.name))
+            return JSONResponse(score_answer(scored, public, batcher.engine.name))
 
         name = f"score_{path.strip('/').replace('/', '_')}"
         app.post(path, responses=answers, operation_id=name, response_model=None)(score)
@@ -225,6 +228,7 @@ def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures
             "max_waiting_documents": batcher.max_waiting,
             "max_body_bytes": settings.max_body,
             "auto_truncate": True,
+            "probabilities": engine.calibration is not None,
             "version": _version(),
         }
 

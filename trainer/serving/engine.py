@@ -26,6 +26,7 @@ class Engine:
         self.device = str(reranker.device)
         self.precision = reranker.precision
         self.fusion = reranker.fusion
+        self.calibration = reranker.calibration
 
     def tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
         """Return the token ids of each text, without truncation and special tokens."""

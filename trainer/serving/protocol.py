@@ -16,7 +16,8 @@ from uuid import uuid4
 import numpy as np
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
-from trainer.model import Fusion
+from trainer.model import Calibration, Fusion
+from trainer.model.calibration import Platt
 from trainer.model.fusion import first_stage_numbers
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
@@ -25,6 +26,8 @@ T = TypeVar("T")
 PER_SEARCH_UNIT = 100  # documents in one of Cohere's search units
 Count = Annotated[int, Field(ge=0)]
 DocumentShape = Literal["object", "string"]
+PublicScores = Callable[[np.ndarray], list[float]]
+SIGMOID = Platt(1.0, 0.0)
 
 
 def require_characters(value: T) -> T:
@@ -69,6 +72,10 @@ class RerankBody(BaseModel):
         None, description="One number for each document, fused with the model's scores by the model's fusion.json"
     )
 
+    probabilities: bool | None = Field(
+        None, description="Return calibrated probabilities of relevance as scores, by the model's calibration.json"
+    )
+
 
 class ScoreBody(BaseModel):
     """The request body of `/score`: one query for all documents, or as many queries as documents."""
@@ -77,6 +84,9 @@ class ScoreBody(BaseModel):
     documents: Text | list[Text] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
     model: str | None = None
     use_activation: bool | None = Field(None, description="False: return logits, not their sigmoid")
+    probabilities: bool | None = Field(
+        None, description="Return calibrated probabilities of relevance as scores, by the model's calibration.json"
+    )
 
 
 class RankedDocument(BaseModel):
@@ -230,29 +240,49 @@ def best_first(scores: np.ndarray, body: RerankBody) -> list[int]:
     return order[: min(limits)] if limits else order
 
 
-def public_scores(scores: np.ndarray, raw: bool) -> list[float]:
-    """Return the scores for clients: logits if `raw`, else sigmoids in float64, distinct for logits up to 36."""
-    exact = scores.astype(np.float64)
-    return exact.tolist() if raw else (1 / (1 + np.exp(-np.clip(exact, -700, 700)))).tolist()
+def public_scores_of(body: RerankBody | ScoreBody, calibration: Calibration | None) -> PublicScores:
+    """Return a function from final scores to the scores for clients.
+
+    These are sigmoids in float64, distinct for logits up to 36; logits or calibrated probabilities if the body asks for
+    them. Raise RefusedError with 422 if probabilities are impossible.
+    """
+    raw = body.use_activation is False or (isinstance(body, RerankBody) and body.raw_scores is True)
+    if not body.probabilities:
+        return lambda scores: (scores.astype(np.float64) if raw else SIGMOID.probability(scores)).tolist()
+    if raw:
+        raise RefusedError(422, "Validation", "give either `probabilities` or one of `raw_scores` and `use_activation`")
+    if isinstance(body, RerankBody) and (body.first_stage is not None or body.first_stage_scores is not None):
+        raise RefusedError(
+            422,
+            "Validation",
+            "fused scores depend on the other documents of a request, so they have no probabilities: leave out "
+            "`probabilities`, or `first_stage` and `first_stage_scores`",
+        )
+    if calibration is None:
+        raise RefusedError(422, "Validation", "this model has no calibration.json; leave out `probabilities`")
+    curve = calibration.relevant
+    return lambda scores: curve.probability(scores).tolist()
 
 
-def is_raw(body: RerankBody | ScoreBody) -> bool:
-    """Return whether the client asked for logits."""
-    return body.use_activation is False or (isinstance(body, RerankBody) and body.raw_scores is True)
-
-
-def text_answer(body: RerankBody, texts: Texts, final: np.ndarray) -> list[dict[str, Any]]:
+def text_answer(body: RerankBody, texts: Texts, final: np.ndarray, public: PublicScores) -> list[dict[str, Any]]:
     """Return TEI's response; Elasticsearch accepts no other keys in it."""
-    scores = public_scores(final, is_raw(body))
+    scores = public(final)
     text = (lambda index: {"text": texts.documents[index]}) if body.return_text else lambda _: {}
     return [{"index": index, **text(index), "score": scores[index]} for index in best_first(final, body)]
 
 
 def rerank_answer(
-    body: RerankBody, texts: Texts, scored: Scored, final: np.ndarray, model: str, shape: DocumentShape, version: str
+    body: RerankBody,
+    texts: Texts,
+    scored: Scored,
+    final: np.ndarray,
+    public: PublicScores,
+    model: str,
+    shape: DocumentShape,
+    version: str,
 ) -> dict[str, Any]:
     """Return the response of Cohere, Jina, vLLM and Voyage, or with documents of shape `string` that of Infinity."""
-    scores = public_scores(final, is_raw(body))
+    scores = public(final)
     order = best_first(final, body)
 
     def results(shape: DocumentShape) -> list[dict[str, Any]]:
@@ -287,9 +317,9 @@ def _returned(body: RerankBody, texts: Texts, index: int, shape: DocumentShape) 
     return {"text": text} | sent if isinstance(sent, dict) else {"text": text}
 
 
-def score_answer(body: ScoreBody, scored: Scored, model: str) -> dict[str, Any]:
+def score_answer(scored: Scored, public: PublicScores, model: str) -> dict[str, Any]:
     """Return the response of vLLM's `/score`."""
-    scores = public_scores(scored.logits, is_raw(body))
+    scores = public(scored.logits)
     return {
         "id": f"score-{uuid4().hex}",
         "object": "list",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer import context, evaluation, reporting
 from trainer.context import Notes, Run, Stage
 from trainer.recipe import Recipe
@@ -16,12 +18,14 @@ class Evaluate(Stage):
     """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
-    version = 8
+    version = 9
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the metrics."""
-        return {"evaluate.metrics": recipe.evaluate.metrics}
+        """Return the metrics, and the loss that is allowed on guard sets if there are any."""
+        section = recipe.evaluate
+        allowed = {} if section.guard is None else {"evaluate.max_guard_drop": section.max_guard_drop}
+        return {"evaluate.metrics": section.metrics} | allowed
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Rerank dev and test with every system on all processes; the main one decides and writes files."""
@@ -34,18 +38,28 @@ class Evaluate(Stage):
             for split in ("dev", "test")
         )
         shipped = list(systems)[-1]
+        seeds = _seeds(run, dev, test)
         weights = context.first_stage_weights(run, dev[shipped])
         if not run.is_main:
             return Notes()
         collection, metrics, seed = run.collection, run.recipe.evaluate.metrics, run.recipe.seed
         release, means = evaluation.decide_release(
-            collection, run.candidates("dev"), run.metric, dev, _between(run), weights, seed, folder
+            collection,
+            run.candidates("dev"),
+            run.metric,
+            dev,
+            _between(run),
+            weights,
+            seed,
+            folder,
+            other_seeds=[one.dev for one in seeds if not one.exported],
         )
+        release = _with_guard_sets(run, release)
         candidates, default = run.candidates("test"), run.default_candidates("test")
         test["fused"] = evaluation.fuse_with_first_stage(candidates, test[shipped], release.first_stage_weight)
         if default is not None:
             metrics = tuple(dict.fromkeys([*metrics, f"R@{run.recipe.retriever.depth}"]))
-        options = {"default": default, "release": release}
+        options = {"default": default, "release": release, "seeds": seeds}
         evaluation.evaluate(collection, "test", candidates, test, metrics, seed, folder, **options)
         reporting.write_details(collection, folder, seed)
         calibrated = evaluation.calibrate(
@@ -59,8 +73,8 @@ class Evaluate(Stage):
         console.stage("evaluate", calibrated)
         weighted = evaluation.describe(weights)
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
-        values = {"dev": means, "verdict": release.verdict, "judged": release.sentence}
-        return Notes(line, values | {"latency": _latency(run)})
+        values = {"dev": means, "verdict": release.verdict, "judged": release.sentence, "calibrated": calibrated}
+        return Notes(line, values | _of_guard_and_seeds(run, release) | {"latency": _latency(run)})
 
     def show(self, run: Run) -> None:
         """Print the table, and write the report unless there is one of this evaluation."""
@@ -78,10 +92,42 @@ def _systems(run: Run) -> dict[str, str]:
     return systems
 
 
+def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[evaluation.SeedScores]:
+    """Return the scores of the best model of each seed's training, one model in memory at a time; [] for one seed."""
+    if len(run.trainings) == 1:
+        return []
+    best, seeds = next(name for name in ("tuned", "fitted", "base") if name in dev), []
+    for seed, folder in run.trainings.items():
+        exported = folder == run.last_training
+        scores = [
+            systems[best] if exported else context.score(run, str(run.best(folder)), run.reranked(split))
+            for split, systems in (("dev", dev), ("test", test))
+        ]
+        of_dev = evaluation.mean_score(run.collection, "dev", run.candidates("dev"), run.metric, scores[0])
+        seeds.append(evaluation.SeedScores(seed, exported, scores[0], of_dev, scores[1]))
+    return seeds
+
+
 def _between(run: Run) -> list[list[float]]:
-    """Return each dev query's value under the interpolated models, which the training stage wrote."""
-    path = run.folder / run.last_training / context.BETWEEN
-    return read_json(path) if path.is_file() else []
+    """Return each dev query's value under the interpolated models, which the trainings with all seeds wrote."""
+    paths = [run.folder / folder / context.BETWEEN for folder in run.trainings.values()]
+    return [values for path in paths if path.is_file() for values in read_json(path)]
+
+
+def _with_guard_sets(run: Run, release: evaluation.Release) -> evaluation.Release:
+    """Return the verdict with the findings on guard sets, if the recipe has any."""
+    section = run.recipe.evaluate
+    if section.guard is None:
+        return release
+    findings = evaluation.judge_guard_sets(run.folder / "guard", section.max_guard_drop, run.recipe.seed)
+    return evaluation.with_guard_sets(release, findings)
+
+
+def _of_guard_and_seeds(run: Run, release: evaluation.Release) -> dict[str, Any]:
+    """Return values for `done.json` that only recipes with guard sets or several seeds have."""
+    lost = [finding.set for finding in release.guard if finding.judged == evaluation.LOST]
+    values: dict[str, Any] = {"lost_guard_sets": lost} if release.guard else {}
+    return values | ({"training": run.last_training} if len(run.trainings) > 1 else {})
 
 
 def _latency(run: Run) -> dict[str, Any]:

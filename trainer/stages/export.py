@@ -18,7 +18,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 5
+    version = 6
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -36,7 +36,9 @@ class Export(Stage):
         reranker.calibration = model.Calibration.load(evaluated)
         step = run.notes(run.exported)["best_step"]
         adapter = _verified_adapter(run, reranker, trust)
-        parity = export.export(reranker, run.recipe, evaluation.Results.load(evaluated), _some_pairs(run), folder, step)
+        calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
+        results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"

@@ -14,7 +14,8 @@ def require_better(run: Run, force: bool) -> None:
     if evaluation.passes(notes["verdict"]):
         return
     if not force:
-        raise NotBetterError(f"export: {notes['judged']}, {evaluation.advice(notes['verdict'])}")
+        step = evaluation.advice(notes["verdict"], bool(notes.get("lost_guard_sets")))
+        raise NotBetterError(f"export: {notes['judged']}, {step}")
     console.stage("export", f"{notes['judged']}; forced", style="red")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer import context, model, training
-from trainer.context import Notes, RoundStage, Run, content, file, settings
+from trainer.context import Notes, RoundStage, Run, Stage, content, file, settings
 from trainer.data.groups import read_groups
 from trainer.model_files import references
 from trainer.recipe import Recipe
@@ -17,12 +19,34 @@ from trainer.runtime import console
 WITHOUT_EFFECT = {"tokens_per_pass", "gradient_checkpointing", "checkpoint_steps", "compile"}
 
 
+@dataclass(frozen=True)
 class Train(RoundStage):
-    """Trains the reranker. The second round starts from the base model again, with the groups of mine-2."""
+    """Trains the reranker. The second round starts from the base model again, with the groups of mine-2.
+
+    With `train.seeds` the last round has one stage for each seed. If the run's own seed comes first, its stage is the
+    one of a recipe without this key, so that a finished training is used again.
+    """
+
+    seeds: tuple[int, ...] = ()
+    """The stage's seed after those of the stages before it; empty: the run's own seed, with none before it."""
 
     name = "train"
     version = 6
     processes = "all"
+
+    @property
+    def folder(self) -> str:
+        """Name of the stage's folder: train, or train-seed-SEED."""
+        folder = self.folder_of(self.name)
+        return f"{folder}-seed-{self.seeds[-1]}" if self.seeds else folder
+
+    def each(self, recipe: Recipe) -> Sequence[Stage]:
+        """Return a stage for each seed in the last round, and one for the round before it."""
+        if self.round != recipe.mine.rounds:
+            return super().each(recipe)
+        seeds = recipe.training_seeds
+        up_to = [seeds[: number + 1] for number in range(len(seeds))]
+        return [self if one == (recipe.seed,) else replace(self, seeds=one) for one in up_to]
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys of `reranker` and `train` that change the result, the base's hash, and the dev metric."""
@@ -31,7 +55,8 @@ class Train(RoundStage):
             settings("reranker", base, {"model", "trust_remote_code", "depth", "template"})
             | file("reranker.template", base.template)
             | content("reranker.model", base.model)
-            | settings("train", recipe.train, WITHOUT_EFFECT)
+            | settings("train", recipe.train, WITHOUT_EFFECT | {"seeds"})
+            | ({"train.seeds": self.seeds} if self.seeds else {})
             | {"reranker.depth": recipe.rerank_depth, "evaluate.metrics[0]": recipe.evaluate.metrics[0]}
         )
 
@@ -39,7 +64,8 @@ class Train(RoundStage):
         """Train on the groups of the mining stage of the same round."""
         from accelerate.utils import set_seed
 
-        set_seed(run.recipe.seed)
+        seed = self.seeds[-1] if self.seeds else run.recipe.seed
+        set_seed(seed)
         reranker = context.load_base(run)
         base = references.locate(run.recipe.reranker.model)
         faster = partial(reranker.bf16_speedup, training=True)
@@ -47,9 +73,12 @@ class Train(RoundStage):
         tokenized = model.TokenizedCollection(run.collection, reranker.pairs)
         groups = read_groups(run.folder / self.folder_of("mine"))
         first_stage = run.first_stage_dev
-        console.stage("train", f"{len(groups)} groups; dev {run.metric} of the first stage {first_stage:.4f}")
+        with_seed = f" with seed {seed}" if run.recipe.train.seeds else ""
+        console.stage(
+            "train", f"{len(groups)} groups{with_seed}; dev {run.metric} of the first stage {first_stage:.4f}"
+        )
         job = training.TrainingJob(
-            run.recipe,
+            run.recipe.model_copy(update={"seed": seed}),
             groups,
             context.lists_for_head(run),
             reranker,
