@@ -92,7 +92,8 @@ def logits(model: PreTrainedModel, batch: Batch, packed: bool) -> Tensor:
     if _reads_last(model):
         inputs = _pack(model, batch, None)
         states = model.base_model(**inputs).last_hidden_state[0, inputs["packing"].lasts]
-        return model.score(states).float().squeeze(1)
+        score: Any = model.score
+        return score(states).float().squeeze(1)
     return model(**_pack(model, batch, None)).logits.float().squeeze(1)
 
 
