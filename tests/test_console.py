@@ -132,3 +132,84 @@ def test_progress_on_a_terminal_leaves_other_lines_whole(terminal, monkeypatch):
 )
 def test_markdown_shows_a_text_as_it_is(text, shown):
     assert console.markdown(text) == shown
+
+
+# Progress without a terminal
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def advanced(capsys, steps, total=100, completed=0):
+    """Return the lines of a progress in which each step is (seconds, count, note)."""
+    clock = Clock()
+    with console.progress("teacher", total, completed, clock=clock) as advance:
+        for seconds, count, note in steps:
+            clock.now += seconds
+            advance(count, note)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_long_work_prints_a_line_every_half_minute_with_rate_and_time_left(capsys):
+    lines = advanced(capsys, [(10, 5, "")] * 10)
+    assert lines == [
+        "teacher   15 of 100 (15%), 0.5 per second, 3 min left",
+        "teacher   30 of 100 (30%), 0.5 per second, 2 min left",
+        "teacher   45 of 100 (45%), 0.5 per second, 2 min left",
+    ]
+
+
+def test_short_work_prints_nothing(capsys):
+    assert advanced(capsys, [(2.9, 10, "")] * 10) == []
+
+
+def test_finished_work_prints_no_line_of_its_own(capsys):
+    assert advanced(capsys, [(100, 100, "")]) == []
+
+
+def test_the_rate_of_a_resumed_run_counts_only_what_this_process_did(capsys):
+    (line,) = advanced(capsys, [(40, 10, "loss 0.5")], total=100, completed=50)
+    assert line == "teacher   60 of 100 (60%), 0.25 per second, 3 min left; loss 0.5"
+
+
+def test_work_that_has_not_advanced_has_no_estimate(capsys):
+    (line,) = advanced(capsys, [(31, 0, "")])
+    assert line == "teacher   0 of 100 (0%), 0 per second, unknown left"
+
+
+def test_a_note_cannot_control_the_terminal(capsys):
+    (line,) = advanced(capsys, [(31, 1, "\x1b[2J")])
+    assert line.endswith(r"; \x1b[2J")
+
+
+def test_quiet_and_empty_work_print_nothing(capsys):
+    assert advanced(capsys, [(31, 1, "")], total=0) == []
+    console.quiet()
+    assert advanced(capsys, [(31, 1, "")]) == []
+
+
+def test_a_terminal_shows_a_bar_and_no_lines(terminal, monkeypatch):
+    buffer = terminal("utf-8", isatty=True)
+    monkeypatch.setattr(console, "console", console._console("stdout"))
+    clock = Clock()
+    with console.progress("train", 10, clock=clock) as advance:
+        clock.now += 31
+        advance(1, "loss 0.5")
+    shown = buffer.getvalue().decode()
+    assert "per second" not in shown
+    assert "10" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (1e5, "27.8 h")],
+)
+def test_durations_are_rounded(seconds, words):
+    assert console.duration(seconds) == words

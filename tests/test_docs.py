@@ -90,7 +90,8 @@ def check_command(words: list[str]) -> None:
     elif program == "accelerate":
         options = launch_command_parser().parse_args(rest[1:])
         assert (ROOT / options.config_file).is_file(), options.config_file
-        check_command(["train", *options.training_script_args])
+        started = options.training_script if options.no_python else "train"
+        check_command([started, *options.training_script_args])
     elif program == "torchrun":
         check_command(["train", *get_args_parser().parse_args(rest).training_script_args])
     elif program == "python":

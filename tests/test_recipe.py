@@ -1,5 +1,6 @@
 """The recipe: all problems are reported at once, with line, key, value and the most similar valid word."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_problems_are_reported_by_line_and_those_of_the_command_line_last():
 data:
   path: somewhere
 train:
-  epochs: 0
+  epochs: -1
   epohcs: 2
 retriever:
   kind: hybird
@@ -369,8 +370,8 @@ def test_an_override_corrects_an_error_of_the_file():
         ("name.first=a", "command line: name.first: name is not a section"),
         ("train.epochs=[1", "command line: train.epochs: '[1' is not a YAML value; quote it"),
         ("seed=!!int x", "command line: seed: '!!int x' is not a YAML value; quote it"),
-        ("train.epochs=0", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
-        ("train={epochs: 0}", "command line: train.epochs: input should be greater than or equal to 1, got 0"),
+        ("train.epochs=-1", "command line: train.epochs: input should be greater than or equal to 0, got -1"),
+        ("train={epochs: -1}", "command line: train.epochs: input should be greater than or equal to 0, got -1"),
     ],
 )
 def test_a_wrong_override_is_reported_on_the_command_line(override, told):
@@ -386,12 +387,6 @@ def test_a_missing_recipe_is_reported_with_the_most_similar_name():
         load_recipe("quikstart.yaml")
     with pytest.raises(RecipeError, match=r"^nowhere/r.yaml: no such recipe; (?!did you mean)"):
         load_recipe("nowhere/r.yaml")
-
-
-def test_a_folder_is_no_recipe():
-    Path("folder").mkdir()
-    with pytest.raises(RecipeError, match=r"^folder: cannot be read \(Is a directory\)"):
-        load_recipe("folder")
 
 
 def test_a_dangling_link_is_not_reported_as_a_misspelt_name():
@@ -596,3 +591,20 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
     assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"}
+
+
+def test_a_folder_given_as_a_recipe_is_answered_with_what_to_name(tmp_path):
+    run = tmp_path / "faq"
+    for number, stage in enumerate(("data", "export")):
+        (run / stage).mkdir(parents=True)
+        (run / stage / "recipe.json").write_text("{}")
+        os.utime(run / stage / "recipe.json", ns=(number, number))
+    with pytest.raises(RecipeError, match=rf"{run}: is a folder, and not a recipe; .* is {run}/export/recipe.json"):
+        load_recipe(run)
+    (tmp_path / "some.yaml").touch()
+    with pytest.raises(RecipeError, match=f"it holds {tmp_path}/some.yaml"):
+        load_recipe(tmp_path)
+    for stage in ("data", "export"):
+        (run / stage / "recipe.json").unlink()
+    with pytest.raises(RecipeError, match=f"to make one: reranker init {run}"):
+        load_recipe(run)

@@ -462,7 +462,7 @@ FINISHED = [
     *(f"evaluate/{name}" for name in ("results.json", "dev.json", "fusion.json", "depths.json", "queries.jsonl")),
     "evaluate/calibration_test.json",
     *(f"export/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")),
-    *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json")),
+    *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json", "splits.json")),
     "report.md",
     *(f"{stage}/{name}" for stage in STAGES for name in ("begun.json", "done.json", "recipe.json")),
 ]

@@ -1,7 +1,9 @@
 """Bulk reranking: the order of the library, whatever the blocks, and no block scored twice."""
 
+import gzip
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -169,8 +171,13 @@ def test_a_run_that_names_what_is_not_there_is_refused(tiny, shared_beir, tmp_pa
         score(str(tiny["reranker"]), run, tmp_path / "out", Data(path=shared_beir))
     assert len(raised.value.faults) == 2
     run.write_text("q-disk-4 Q0 nowhere 1 0.5 tag\n")
-    with pytest.raises(DataError, match="1 ids of document in the run are not in the files, e.g. 'nowhere'"):
+    run.write_text("q-disk-4 Q0 nowhere 1 0.5 tag\nnobody Q0 disk-0 1 0.5 tag\n")
+    with pytest.raises(DataError) as raised:
         score(str(tiny["reranker"]), run, tmp_path / "out", Data(path=shared_beir))
+    assert raised.value.faults == [
+        "the run names unknown document ids: 'nowhere' (1 of 2); see --data",
+        "the run names unknown query ids: 'nobody' (1 of 2); see --data",
+    ]
 
 
 def test_scores_that_are_no_numbers_end_it(tiny, lists, tmp_path, monkeypatch):
@@ -181,3 +188,48 @@ def test_scores_that_are_no_numbers_end_it(tiny, lists, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="16 scores are not numbers"):
         score(str(tiny["reranker"]), lists, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_compressed_files_and_a_run_folder_as_the_model(exported, tmp_path):
+    _, runs = exported
+    lines = "".join(json.dumps({"query": "disk", "documents": ["a", "b disk", ""]}) + "\n" for _ in range(3))
+    (tmp_path / "in.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+        file.write(lines)
+    score(str(runs / "exported"), tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl.gz")
+    score(str(runs / "exported" / "export" / "model"), tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert gzip.decompress((tmp_path / "out.jsonl.gz").read_bytes()) == (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_odd_input_is_refused_before_a_model_is_loaded(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        '{"query": "a", "documents": ["b"]}\n{"query": "a\\ud83d", "documents": ["b"]}\n{"query": "c", "docu'
+    )
+    with pytest.raises(DataError) as raised:
+        score("no/such model", path, tmp_path / "out.jsonl")
+    assert sorted(fault.split(": ")[0] for fault in raised.value.faults) == [f"{path}:2", f"{path}:3"]
+    path.write_text('{"query": "a", "documents": ["b", "\\ud83d\\ude00"]}\n')
+    with pytest.raises(RecipeError, match="is the input too"):
+        score("no/such model", path, path)
+    (tmp_path / "in.trec").write_text("q Q0 d 1 0.5 tag\nq Q0 d 2 0.4 tag\nq Q0 e 3 0.3")
+    with pytest.raises(DataError, match="listed for query 'q' already"):
+        score("no/such model", tmp_path / "in.trec", tmp_path / "out", Data(path=tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_blocks(tiny, lists, tmp_path, monkeypatch, started):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    score(str(tiny["reranker"]), lists, whole)
+    code = (
+        "import sys; from trainer.commands import score as module, cli; module.BLOCK = 1; "
+        "sys.argv = ['reranker', *sys.argv[1:]]; cli.reranker_command()"
+    )
+    script = tmp_path / "start.py"
+    script.write_text(code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    with started([*launch, "score", tiny["reranker"], lists, output]) as run:
+        (ended,) = run.finish()
+    assert ended.returncode == 0, ended.stderr
+    assert read(output) == read(whole)
+    assert ended.stdout.count("lists in") == 1

@@ -27,9 +27,10 @@ from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
 from trainer.model import Calibration, Fusion, Reranker
 from trainer.model.calibration import Platt
-from trainer.serving.app import REASONS, create_app
+from trainer.serving.app import create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
+from trainer.serving.scoring import REASONS
 from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
 from trainer.serving.settings import Settings
 

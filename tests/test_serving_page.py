@@ -207,3 +207,45 @@ def test_the_call_for_the_shell_holds_quotes_safely(visit):
     tab.page.fill("#documents", 'one "quoted" document')
     curl = tab.page.text_content("#curl")
     assert """'{"query":"it'\\''s $HOME `id`","documents":["one \\"quoted\\" document"]}'""" in curl
+
+
+@pytest.fixture
+def searching(exported: tuple[Path, Path], listening: Callable[..., str]) -> str:
+    """A server of a run with its corpus."""
+    from trainer.serving.corpus import Corpus
+
+    folder = exported[1] / "exported"
+    engine = Engine(Reranker.load(folder, device="cpu"), "exported")
+    return listening(create_app(engine, Settings(), Corpus.open(folder)))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_corpus_of_a_run_is_searched(browser, searching, exported, width):
+    from trainer.serving.corpus import Corpus
+
+    tab = Visit(browser, searching, width=width)
+    tab.page.check("#corpus")
+    assert not tab.page.is_visible("#documents")
+    assert "16 documents, the first 6 are reranked" in tab.page.inner_text("#corpus-field")
+    tab.page.fill("#query", "disk shows free space")
+    tab.page.click("#go")
+    tab.page.wait_for_selector("#after .row", state="attached")
+    found = Corpus.open(exported[1] / "exported").search("disk shows free space")
+    before = [one.text_content() for one in tab.page.query_selector_all("#before .text")]
+    assert before == found.texts
+    assert sorted(one.text_content() for one in tab.page.query_selector_all("#after .text")) == sorted(found.texts)
+    assert "/search" in tab.page.text_content("#curl")
+    assert tab.widest() <= width
+    tab.page.fill("#query", "zzz")
+    tab.page.click("#go")
+    tab.says("No document was found.")
+    tab.page.uncheck("#corpus")
+    assert tab.page.is_visible("#documents")
+    assert tab.faults == []
+    tab.context.close()
+
+
+def test_a_server_without_a_corpus_does_not_offer_a_search(visit):
+    tab = visit()
+    tab.rerank("disk", ["a", "b"])
+    assert not tab.page.is_visible("#corpus-field")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.data import (
     MAX_AUTO_LENGTH,
+    EarlierSplits,
     Summary,
     check_collection,
     check_guard_sets,
@@ -29,7 +30,7 @@ from trainer.runtime.machine import folder_problems
 from trainer.runtime.run_folder import read_record, write_json
 from trainer.tracking.weights_and_biases import key_problem
 
-VERSION = 1  # raised when the check would give another result for the same collection
+VERSION = 2  # raised when the check would give another result for the same collection
 CACHE, GUARD_CACHE = "check.json", "check_guard.json"  # in the run folder
 # Shares of tokens unknown to a tokenizer: typical of a language that the model was not trained on, and of noise.
 UNREADABLE = 0.9
@@ -49,15 +50,16 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes)
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
     try:
-        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}"
+        earlier = EarlierSplits.of(recipe.reranker.model)
+        fingerprint = f"{VERSION} {fingerprint_data(recipe.data)}{earlier.fingerprint if earlier else ''}"
         cache = runs / recipe.name / CACHE
         cached = _read_cache(cache, fingerprint)
-        summary = cached or check_collection(recipe.data)
+        summary = cached or check_collection(recipe.data, earlier)
         if problems := _mining_problems(summary, recipe):
             raise DataError(problems)
     except TrainerError as error:
@@ -91,6 +93,19 @@ def _guard_overlaps(recipe: Recipe, cache: Path, keep: bool, errors: list[Traine
     except TrainerError as error:
         errors.append(error)
         return {}
+
+
+def _own_model_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return an error if the base model is in the folder of this run, which would replace it."""
+    base = recipe.reranker.model
+    try:
+        inside = references.is_local(base) and references.locate(base, weights=False).resolve()
+    except ModelError:  # reported with the other models
+        return []
+    if not inside or (runs / recipe.name).resolve() not in inside.parents:
+        return []
+    advice = f"give the new run a name of its own, e.g. name={recipe.name}-2"
+    return [RecipeError(f"reranker.model: {base} is in the folder of this run, which replaces it; {advice}")]
 
 
 def _read_cache(path: Path, fingerprint: str) -> Summary | None:
@@ -161,9 +176,23 @@ def _model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
             problems = error.faults
         lines += [f"{reference.key}: {problem}" for problem in problems]
     errors: list[TrainerError] = [ModelError(lines)] if lines else []
-    if problems := [*distil_problems(recipe, kinds), *_adapter_problems(recipe, kinds)]:
+    if problems := [
+        *distil_problems(recipe, kinds),
+        *_untrained_problems(recipe, kinds),
+        *_adapter_problems(recipe, kinds),
+    ]:
         errors.append(RecipeError(problems))
     return errors
+
+
+def _untrained_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> Iterator[str]:
+    """Yield the problem that a classifier on an encoder has random weights until it is trained."""
+    base = recipe.reranker.model
+    if not recipe.train.epochs and recipe.reranker.head == "classifier" and kinds.get(base) == "encoder":
+        yield (
+            f"train.epochs: 0 trains nothing, and a new classifier on {base} has random weights; use reranker.head: "
+            "interaction, which is fitted, or a base that ranks already"
+        )
 
 
 def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, weights: bool) -> list[str]:

@@ -20,10 +20,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from trainer import retriever
 from trainer.check import check
 from trainer.context import Notes, Run, Stage
 from trainer.context.result import RunResult
+from trainer.data import Summary
 from trainer.errors import NotBetterError, RecipeError, did_you_mean
+from trainer.forecast import Forecast, Speeds, Work, predict
+from trainer.forecast import keep as keep_forecast
+from trainer.forecast import show as show_forecast
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins
 from trainer.recipe import Recipe, load_recipe
@@ -68,12 +73,13 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
     _require_stage(until, recipe)
     recipe = keep_collection(recipe, folder)
     references.pin(read_pins(folder))
-    check(recipe, Path(runs), weights=True, pushes=until == PUSH, keep=True)
+    summary = check(recipe, Path(runs), weights=True, pushes=until == PUSH, keep=True)
     opened = open_run(recipe, runs)
     last = max(index for index, stage in enumerate(opened.stages) if until in (stage.name, PUSH))
     refused = None
     with opened.locked():
         try:
+            opened.on_main(lambda: _forecast(opened, opened.stages[: last + 1], summary))
             for stage in opened.stages[: last + 1]:
                 run_stage(opened, stage, force)
             _report_stale(opened, opened.stages[last + 1 :])
@@ -91,6 +97,24 @@ def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:
     folder = Path(runs) / recipe.name
     _refuse_judgements_in_a_stage(recipe, folder)
     return Run(recipe, folder, STAGES)
+
+
+def forecast(run: Run, stages: Sequence[Stage], summary: Summary) -> Forecast | None:
+    """Return the forecast of those of the stages that are not finished, None if all are."""
+    finished = [stage for stage in stages if run.records[stage.folder].done is not None]
+    left = [stage for stage in stages if stage not in finished]
+    if not left:
+        return None
+    runs = run.folder.parent
+    embedded = retriever.embedded_share(run.recipe.retriever, run.collection, runs) if finished else 0.0
+    return predict(left, Work(run.recipe, summary, Speeds(run.recipe, summary, runs), embedded))
+
+
+def _forecast(run: Run, stages: Sequence[Stage], summary: Summary) -> None:
+    """Print the forecast of a run and keep it."""
+    if (made := forecast(run, stages, summary)) is not None:
+        show_forecast(made, table=False)
+        keep_forecast(run.folder, made)
 
 
 def run_stage(run: Run, stage: Stage, force: bool = False) -> None:

@@ -6,8 +6,10 @@ Imports inside run down, like the package's own:
     recipe_commands                     commands whose argument is a recipe
     run_commands                        commands whose argument is a run
     scoring_commands                    commands whose argument is a model
+    labels                              likely false negatives to files of other tools, and back
     clean  compare  init  push          implementations of the longer commands
-    review  runs  score  show           implementations of the longer commands
+    review  runs  score  search  show   implementations of the longer commands
+    label_files                         the formats of files in which people label pairs
     run_folders                         the runs in a folder, and the recipe of a run
     apps                                both apps, and the options and exit codes of all commands
 """

@@ -26,13 +26,20 @@ from trainer.runtime import console, processes
 
 if TYPE_CHECKING:
     from trainer.context.result import RunResult
+    from trainer.data import Summary
+    from trainer.recipe import Recipe
 
 STEPS = ("retrieve", "mine", "train", "distil", "evaluate", "export")  # formerly separate commands
 MEASURED = ("evaluate", "export", "push")  # last stages of runs that have a verdict
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)?=")
 RECIPES = "Recipes"
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print the time, the memory and the folder of every stage at the end.")
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Print the predicted and the real time, the memory and the folder of every stage at the end.",
+    ),
 ]
 
 
@@ -162,7 +169,10 @@ def check(
         bool, typer.Option("--schema", help="Print every key of a recipe with its default and its meaning.")
     ] = False,
 ) -> None:
-    """Check a recipe and its data within seconds, without loading a model."""
+    """Check a recipe and its data within seconds, and predict minutes, disk and memory of its run.
+
+    For the forecast the models are timed for some seconds, once for each model and machine.
+    """
     if schema:
         _show_schema()
         return
@@ -173,9 +183,28 @@ def check(
     loaded = load_recipe(recipe, overrides or ())
     from trainer.check import check as judge
 
-    judge(loaded, runs)
+    summary = judge(loaded, runs)
+    _forecast(loaded, runs, summary)
     with despite_quiet():
         console.stage("check", f"{recipe} can run", style="green")
+
+
+def _forecast(recipe: Recipe, runs: Path, summary: Summary) -> None:
+    """Print the forecast of a run, unless weights of its models would have to be fetched first."""
+    from trainer import forecast, pipeline
+    from trainer.model_files import references
+
+    absent = [model.name for model in recipe.model_references if not references.has_weights(model.name)]
+    if absent:
+        console.stage(
+            "check", f"no forecast yet: train fetches the weights of {', '.join(dict.fromkeys(absent))} first"
+        )
+        return
+    opened = pipeline.open_run(recipe, runs)
+    made = pipeline.forecast(opened, opened.stages, summary)
+    if made is not None:
+        finished = [stage.folder for stage in opened.stages if stage.folder not in made.costs]
+        forecast.show(made, finished, table=True)
 
 
 def _show_schema() -> None:
@@ -194,7 +223,7 @@ def compare(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="Rerankers (Hub ids, folders or package:NAME/SUBFOLDER), and section.key=value for the recipe.",
+            help="Rerankers (Hub ids, model or run folders, package:NAME/SUB), and section.key=value for the recipe.",
             metavar="MODEL... [KEY=VALUE]...",
         ),
     ],

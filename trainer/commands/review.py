@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from trainer.commands.label_files import Pair, pair_of
 from trainer.data import Faults
 from trainer.data.lines import read_lines
 from trainer.errors import RunError
@@ -24,7 +26,6 @@ ANSWERS = {"y": True, "n": False, "s": None}  # a skipped pair is not asked agai
 LONGEST = 1200  # characters of a text on the screen
 Ask = Callable[[], str]  # one of KEYS
 Line = dict[str, Any]
-Pair = tuple[str, str]  # ids of query and document
 
 
 def review(pairs_file: Path, judgements: Path, ask: Ask) -> int:
@@ -33,12 +34,22 @@ def review(pairs_file: Path, judgements: Path, ask: Ask) -> int:
     Raises RunError if there is no list to review or another review is running, and DataError with all lines that cannot
     be read.
     """
+    require_mined(pairs_file)
+    with locked(judgements):
+        return _ask_about(pairs_file, judgements, ask)
+
+
+def require_mined(pairs_file: Path) -> None:
+    """Raise RunError if there is no list of likely false negatives."""
     if not pairs_file.is_file():
         raise RunError(
             f"review: {pairs_file} is not there; mine first: reranker run RECIPE --until mine, or train RECIPE"
         )
-    with hold(judgements.with_name(".review.lock"), "review"):
-        return _ask_about(pairs_file, judgements, ask)
+
+
+def locked(judgements: Path) -> AbstractContextManager[None]:
+    """Lock the file of judgements; raises RunError if another review holds the lock."""
+    return hold(judgements.with_name(".review.lock"), "review")
 
 
 def pairs_file_of(run: Path, rounds: int) -> Path:
@@ -53,7 +64,7 @@ def newest_pairs_file(run: Path) -> Path:
 
 
 def _ask_about(pairs_file: Path, judgements: Path, ask: Ask) -> int:
-    lines = {_pair(line): line for line in _lines(pairs_file, "delete it and mine again")}
+    lines = {pair_of(line): line for line in lines_of(pairs_file, "delete it and mine again")}
     answers = _Answers(judgements)
     open_pairs = deque(pair for pair in lines if pair not in answers.pairs)
     given = 0
@@ -88,7 +99,7 @@ class _Answers:
         self.path = path
         path.open("ab").close()  # fails before the first question if the file cannot be written
         self._end_the_last_line()
-        self.pairs = [_pair(line) for line in _lines(path, "correct or remove the line")]
+        self.pairs = [pair_of(line) for line in lines_of(path, "correct or remove the line")]
 
     def _end_the_last_line(self) -> None:
         content = self.path.read_bytes()
@@ -125,7 +136,7 @@ class _Answers:
         return pair
 
 
-def _lines(path: Path, advice: str) -> list[Line]:
+def lines_of(path: Path, advice: str) -> list[Line]:
     """Return the JSON lines, each with a query id and a document id; raises DataError that lists all invalid lines."""
     faults, lines = Faults(), []
     for number, text in read_lines(path, faults):
@@ -142,10 +153,6 @@ def _lines(path: Path, advice: str) -> list[Line]:
             faults.add("broken lines", f"{path}:{number}", message)
     faults.stop()
     return lines
-
-
-def _pair(line: Line) -> Pair:
-    return str(line["query_id"]), str(line["document_id"])
 
 
 def _show(line: Line, progress: str) -> None:

@@ -18,6 +18,7 @@ from trainer.commands.apps import (
     despite_quiet,
     reranker_app,
 )
+from trainer.errors import RunError
 from trainer.runtime import console
 
 RUNS = "Runs"
@@ -84,12 +85,28 @@ def report(run: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("run
 
 
 @command(reranker_app, panel=RUNS)
-def review(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+def review(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            help="Write the open pairs to a file: .csv (spreadsheet), .jsonl, .json (Label Studio).",
+            metavar="FILE",
+        ),
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option("--from", help="Add the labels in such a file to the answers.", metavar="FILE")
+    ] = None,
+) -> None:
     """Label the pairs that mining lists as likely false negatives, one at a time.
 
     Press q to leave; the same command resumes the review. Answers are used by a recipe whose `data.judgements` names
-    their file.
+    their file. To label them elsewhere, write them to a file with --to, and read it back with --from.
     """
+    from trainer.commands.labels import read_labels, write_pairs
     from trainer.commands.review import newest_pairs_file, pairs_file_of, review
     from trainer.commands.run_folders import folder_of, recipe_from
 
@@ -101,8 +118,13 @@ def review(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = Path("
         folder = runs / loaded.name
         pairs_file = pairs_file_of(folder, loaded.mine.rounds)
     judgements = folder / "judgements.jsonl"
+    if to is not None and labelled is not None:
+        raise RunError("review: give either --to or --from")
     with despite_quiet():
-        if review(pairs_file, judgements, _key):
+        if to is not None:
+            write_pairs(pairs_file, judgements, to)
+            return
+        if read_labels(labelled, pairs_file, judgements) if labelled else review(pairs_file, judgements, _key):
             named = "RECIPE" if recipe.is_dir() else quote(str(recipe))
             console.stage("review", f"to train with them: train {named} {quote(f'data.judgements={judgements}')}")
 

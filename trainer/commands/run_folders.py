@@ -68,7 +68,7 @@ def folder_of(path: Path, overrides: Sequence[str] | None, runs: Path) -> Path:
     """Return the run folder of a recipe, or the given run folder itself; raises TrainerError if there is none."""
     if not path.is_dir():
         return runs / recipe_from(path, overrides, runs).name
-    _require_run(path)
+    require_run(path)
     if overrides:
         raise RunError(
             f"{path}: is a run folder, to which overrides do not apply; remove {' '.join(overrides)}, or name a recipe"
@@ -89,7 +89,7 @@ def recipe_in(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RunError for a folder without a recipe, and RecipeError for a recipe that this version cannot read.
     """
-    _require_run(folder)
+    require_run(folder)
     stages = [stage for stage in stages_of(folder) if (stage / "recipe.json").is_file()]
     finished = [stage for stage in stages if (stage / "done.json").is_file()]
     if not stages:
@@ -128,7 +128,7 @@ def damage_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_run(folder: Path) -> None:
+def require_run(folder: Path) -> None:
     """Raise RunError for a folder that is not a run folder, naming the runs in it, if any."""
     if is_run(folder):
         return

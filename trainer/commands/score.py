@@ -2,14 +2,19 @@
 
 A list is a line of JSON (a query and its documents), or all lines of a TREC run for one query. Lists are scored in
 blocks, in which pairs of similar length share batches across queries. Each finished block is written to a file of its
-own next to the output, so that the same command resumes with the next block after an interruption.
+own next to the output, so that the same command resumes with the next block after an interruption. Several processes
+(`accelerate launch`) share the blocks.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import lzma
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +28,8 @@ from trainer.model import Calibration, Reranker
 from trainer.model.calibration import require_calibration
 from trainer.model_files import references
 from trainer.recipe import Data
-from trainer.runtime import console
+from trainer.runtime import console, processes
+from trainer.runtime.launch import on_main, start_accelerator
 from trainer.runtime.run_folder import json_sha256, read_record, remove, replacing, write_json
 from trainer.runtime.verify import sha256
 
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 VERSION = 1
 BLOCK = 4096  # pairs of a block, or one list if it is longer
 DOCUMENTS = ("documents", "passages")  # either name
+PACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # by the ending of the output
+EXAMPLES = 5  # unknown ids that a message names
 
 
 @dataclass(frozen=True)
@@ -62,34 +70,70 @@ def score(
     is loaded, RecipeError if `output` was begun with another input, model or option, and ModelError if the model
     cannot be loaded, or has no calibration for probabilities.
     """
+    if output.exists() and source.exists() and output.samefile(source):
+        raise RecipeError(f"{output}: is the input too; name another file for the output")
     run = _trec_lists(source, data) if data else None
     count = len(run) if run is not None else _checked_lines(source)
     texts = fingerprint_data(data) if data else ""
     known = json_sha256(VERSION, references.fingerprint(references.locate(model)), sha256(source), texts, precision)
     calibration = _calibration(model) if probabilities else None
     parts = output.with_name(f".{output.name}.parts")
-    done = _begin(parts, json_sha256(known, max_length, *(["probabilities"] if probabilities else [])), output)
+    accelerator = start_accelerator("fp32") if processes.several() else None
+    fingerprint = json_sha256(known, max_length, *(["probabilities"] if probabilities else []))
+    begin = partial(_begin, parts, fingerprint, output)
+    done = on_main(accelerator, begin) if accelerator else begin()
     if done:
         console.stage("score", f"{len(done)} blocks are finished already; resuming")
-    reranker: Reranker | None = None
-    blocks = 0
-    with console.progress("score", total=count) as advance:
-        for number, block in enumerate(_blocks(run if run is not None else _json_lists(source, Faults()))):
-            if number not in done:
-                reranker = reranker or _load(model, max_length, precision, trust_remote_code)
-                with replacing(parts / f"{number:06d}") as partial:
-                    scores = _scores(reranker, block)
-                    public = scores if calibration is None else list(map(calibration.relevant.probability, scores))
-                    (_write_trec if data else _write_json)(partial, block, scores, public)
-            advance(len(block))
-            blocks += 1
-    _join(parts, blocks, output)
+    device = accelerator.device if accelerator else None
+    options: dict[str, Any] = {"head": "trained", "max_length": max_length, "trust_remote_code": trust_remote_code}
+    load = partial(Reranker.load, model, device=device, precision=precision, **options)
+    lists = run if run is not None else _json_lists(source, Faults())
+    ours = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    write = partial(_write, _write_trec if data else _write_json, calibration)
+    blocks = _score_blocks(lists, parts, done, ours, load, write, count)
+    if accelerator:
+        accelerator.wait_for_everyone()
+    if processes.is_main():
+        _join(parts, blocks, output)
     console.stage("score", f"{count} lists in {output}")
 
 
-def _load(model: str, max_length: int | None, precision: Precision | Literal["auto"], trust: bool) -> Reranker:
-    options = {"head": "trained", "max_length": max_length, "trust_remote_code": trust}
-    return Reranker.load(model, precision=precision, **options)
+def _score_blocks(
+    lists: Iterable[Item],
+    parts: Path,
+    done: set[int],
+    ours: tuple[int, int],
+    load: Callable[[], Reranker],
+    write: Callable[[Path, Sequence[Item], Sequence[np.ndarray]], None],
+    count: int,
+) -> int:
+    """Score this process's share of the blocks that are not done, and return the number of all blocks.
+
+    `ours` are the index of this process and the number of processes.
+    """
+    reranker: Reranker | None = None
+    number, missing = -1, 0
+    with console.progress("score", total=count) as advance:
+        for number, block in enumerate(_blocks(lists)):
+            if number not in done:
+                if missing % ours[1] == ours[0]:
+                    reranker = reranker or load()
+                    with replacing(parts / f"{number:06d}") as unfinished:
+                        write(unfinished, block, _scores(reranker, block))
+                missing += 1
+            advance(len(block))
+    return number + 1
+
+
+def _write(
+    form: Callable[[Path, Sequence[Item], Sequence[np.ndarray], Sequence[np.ndarray]], None],
+    calibration: Calibration | None,
+    path: Path,
+    block: Sequence[Item],
+    scores: Sequence[np.ndarray],
+) -> None:
+    """Write a block in a form, JSON or TREC, with its scores or their probabilities."""
+    form(path, block, scores, scores if calibration is None else list(map(calibration.relevant.probability, scores)))
 
 
 def _calibration(model: str) -> Calibration:
@@ -174,7 +218,7 @@ def _write_trec(path: Path, block: Sequence[Item], scores: Sequence[np.ndarray],
 
 def _join(parts: Path, blocks: int, output: Path) -> None:
     """Write all blocks in order to the output, replacing it, and delete the blocks."""
-    with replacing(output) as partial, partial.open("wb") as file:
+    with replacing(output) as unfinished, PACK.get(output.suffix.lower(), open)(unfinished, "wb") as file:
         for number in range(blocks):
             file.write((parts / f"{number:06d}").read_bytes())
     remove(parts)
@@ -203,6 +247,11 @@ def _json_list(text: str, where: str, faults: Faults) -> Item | None:
     except (ValueError, RecursionError):
         content = None
     line: dict[str, Any] = content if isinstance(content, dict) else {}
+    if "\\ud" in text.lower() and not _is_writable(line):
+        faults.add(
+            "broken characters", where, "holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it"
+        )
+        return None
     documents = line.get(_key_of(line))
     if not isinstance(line.get("query"), str) or not isinstance(documents, list):
         faults.add("broken lines", where, 'expected {"query": TEXT, "documents": [TEXT, ...]} (or "passages")')
@@ -213,6 +262,14 @@ def _json_list(text: str, where: str, faults: Faults) -> Item | None:
         faults.add("broken documents", where, message)
         return None
     return Item(line["query"], passages, line)
+
+
+def _is_writable(line: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _key_of(line: Mapping[str, Any]) -> str:
@@ -274,7 +331,7 @@ def _texts(data: Data, queries: Iterable[str], documents: Iterable[str]) -> tupl
     if data.pairs:
         raise RecipeError("score: the data section names pairs, and their texts have no ids for a TREC run")
     reader = Reader(find_sources(data), data)
-    texts = []
+    texts, unknown = [], []
     for what, wanted, records in (
         ("document", set(documents), reader.documents()),
         ("query", set(queries), reader.queries()),
@@ -285,6 +342,9 @@ def _texts(data: Data, queries: Iterable[str], documents: Iterable[str]) -> tupl
                 found[name] = record.passage
         reader.faults.stop()
         if missing := sorted(wanted - found.keys()):
-            raise DataError(f"{len(missing)} ids of {what} in the run are not in the files, e.g. {missing[0]!r}")
+            named = ", ".join(map(repr, missing[:EXAMPLES])) + ", ..." * (len(missing) > EXAMPLES)
+            unknown.append(f"the run names unknown {what} ids: {named} ({len(missing)} of {len(wanted)}); see --data")
         texts.append(found)
+    if unknown:
+        raise DataError(unknown)
     return texts[1], texts[0]

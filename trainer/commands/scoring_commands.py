@@ -1,4 +1,4 @@
-"""The commands whose argument is a model: score and serve."""
+"""The commands whose argument is a model: score, search and serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainer.commands.apps import TrustRemoteCode, command, reranker_app
+from trainer.commands.apps import TrustRemoteCode, command, despite_quiet, reranker_app
 
 MODELS = "Models"
 Precision = Annotated[
@@ -19,7 +19,7 @@ Precision = Annotated[
 @command(reranker_app, panel=MODELS)
 def score(
     model: Annotated[
-        str, typer.Argument(help="A model: a folder, a Hub id or package:NAME/SUBFOLDER.", metavar="MODEL")
+        str, typer.Argument(help="A run folder, a model folder, a Hub id or package:NAME/SUBFOLDER.", metavar="MODEL")
     ],
     source: Annotated[
         Path, typer.Argument(help='The lists: JSON lines of {"query", "documents"}, or a TREC run.', metavar="IN")
@@ -47,6 +47,21 @@ def score(
 
 
 @command(reranker_app, panel=MODELS)
+def search(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run, e.g. runs/quickstart.", metavar="RUN")],
+    query: Annotated[str, typer.Argument(help="The query.")],
+    top_k: Annotated[int, typer.Option(help="The number of documents to print.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the body that POST /search returns.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Search the corpus of a run with its first stage and its reranker, and show the order before and after."""
+    from trainer.commands.search import search
+
+    with despite_quiet():
+        search(run, query, top_k, as_json, trust_remote_code)
+
+
+@command(reranker_app, panel=MODELS)
 def serve(
     model: Annotated[
         str, typer.Argument(help="The folder of a run, e.g. runs/quickstart, or a model.", metavar="RUN_OR_MODEL")
@@ -66,6 +81,7 @@ def serve(
         typer.Option(help="The number of tokens in a batch; chosen for the device by default.", min=1),
     ] = None,
     page: Annotated[bool, typer.Option(help="Serve a page at / for trying the model.")] = True,
+    search: Annotated[bool, typer.Option(help="Search the corpus of the run with POST /search.")] = True,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve a reranker over HTTP, with the request formats of Cohere, Jina, Voyage, TEI, Infinity and vLLM.
@@ -84,5 +100,6 @@ def serve(
         max_body=max_body * MIB,
         batch_tokens=batch_tokens,
         page=page,
+        search=search,
     )
     server.serve(model, host, port, settings, precision, trust_remote_code)

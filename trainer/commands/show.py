@@ -12,6 +12,7 @@ from trainer.commands.run_folders import damage_named, stages_of
 from trainer.errors import RunError, did_you_mean
 from trainer.evaluation.results import Results
 from trainer.evaluation.results import show as show_results
+from trainer.forecast import read_predicted
 from trainer.reporting.charts import sign
 from trainer.reporting.facts import Facts, worst_first
 from trainer.reporting.queries import FILE, cut, read_queries
@@ -80,15 +81,16 @@ def show_query(folder: Path, identity: str) -> None:
 
 
 def show_stages(folder: Path) -> None:
-    """Print time, memory and folder of every finished stage."""
-    rows = []
+    """Print the predicted and the real time, memory and folder of every finished stage."""
+    rows, forecast = [], read_predicted(folder)
     for stage in stages_of(folder):
         notes = read_record(stage / "done.json") or {}
         seconds, memory = notes.get("seconds"), notes.get("peak_memory_mib")
         took = f"{seconds:,.1f} s" if isinstance(seconds, int | float) else "unfinished"
         peak = decimal(memory * 1024**2) if isinstance(memory, int) else ""
-        rows.append([stage.name, took, peak, str(stage)])
-    console.table("", ["stage", "time", "peak memory", "folder"], rows, left=["folder"])
+        predicted = f"{forecast[stage.name]:,.1f} s" if stage.name in forecast else ""
+        rows.append([stage.name, predicted, took, peak, str(stage)])
+    console.table("", ["stage", "predicted", "time", "peak memory", "folder"], rows, left=["folder"])
 
 
 def _figures(facts: Facts, record: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -53,7 +53,7 @@ def load_base(run: Run) -> Reranker:
         trust_remote_code=section.trust_remote_code,
         prompting=Prompting.of(section),
     )
-    reranker.fusion = None  # fusion weights of the base do not fit the trained weights
+    reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
     if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
         console.stage("train", message)
     return reranker

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 from trainer import evaluation, retriever
 from trainer.data import Collection
 from trainer.errors import RunError
+from trainer.forecast import Cost
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins, write_pins
 from trainer.recipe import Recipe
@@ -23,6 +24,7 @@ from trainer.runtime.run_folder import StageFolder
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from trainer.forecast import Work
     from trainer.retriever import Candidates
     from trainer.runtime.precision import Precision
 
@@ -70,6 +72,11 @@ class Stage(Protocol):
     def run(self, run: Run, folder: Path) -> Notes:
         """Run the stage and write its files to `folder`; after a kill, resume from the files there."""
         ...
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the predicted cost of the stage, from counts and speeds; nothing for a stage of seconds."""
+        del work
+        return Cost()
 
     def show(self, run: Run) -> None:
         """Print the stage's results, even if it was skipped; most stages have nothing to print."""

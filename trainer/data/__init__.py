@@ -17,6 +17,7 @@ Imports inside run down, like the package's own:
     hub  columns                data sets of the Hub; the columns of each role
     tables                      files to rows
     lines  splits  lengths      text files to lines; dev and test split off; texts over the length limit
+    earlier_splits              the splits of the run that the base model came from
     self_documents  values      documents that are queries too; texts of pairs
     records  faults             shared types; problems by kind
     near_duplicates             documents with (nearly) the same text
@@ -25,6 +26,7 @@ Imports inside run down, like the package's own:
 
 from trainer.data.audit import Summary
 from trainer.data.collection import Collection, build_collection, check_collection
+from trainer.data.earlier_splits import EarlierSplits
 from trainer.data.faults import Faults
 from trainer.data.guard import check_guard_sets, guard_sets, guard_split
 from trainer.data.layout import Layout, recognise
@@ -37,6 +39,7 @@ from trainer.data.tables import trec_fields
 __all__ = [
     "SPLITS",
     "Collection",
+    "EarlierSplits",
     "Faults",
     "Judgement",
     "Layout",

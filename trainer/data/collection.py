@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.audit import Audit, Summary
+from trainer.data.earlier_splits import EarlierSplits
 from trainer.data.memory import in_memory, write_beir
 from trainer.data.near_duplicates import BUILD_DOCUMENTS, BUILD_WORDS, NearDuplicates
 from trainer.data.pairs import PairReader
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
-def check_collection(section: Data) -> Summary:
-    """Read the complete collection once and return its summary; raises DataError with all problems."""
+def check_collection(section: Data, earlier: EarlierSplits | None = None) -> Summary:
+    """Read the complete collection once and return its summary; raises DataError with all problems.
+
+    `earlier` are the splits of the run that the base model came from, which the queries keep.
+    """
     reader, audit, texts = reader_of(section), Audit(), {}
     audit.watch_documents(reader.documents())
     for query in audit.watch_queries(reader.queries()):
         texts[query.id] = normalised(query.text)
-    qrels, notes = split_qrels(reader, section, texts, needed_splits(section))
+    qrels, notes = split_qrels(reader, section, texts, needed_splits(section), earlier)
     return audit.summary(reader, qrels, texts, notes)
 
 
@@ -51,7 +55,11 @@ def needed_splits(section: Data) -> Sequence[str]:
 
 
 def split_qrels(
-    reader: Reader, section: Data, texts: Mapping[str, str], needed: Sequence[str]
+    reader: Reader,
+    section: Data,
+    texts: Mapping[str, str],
+    needed: Sequence[str],
+    earlier: EarlierSplits | None = None,
 ) -> tuple[SplitQrels, list[str]]:
     """Return the judgements of all three splits with reviewed labels applied, and notes on splitting and reviews.
 
@@ -59,21 +67,25 @@ def split_qrels(
     """
     qrels = reader.qrels()
     given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
-    notes = reader.notes() + split_off(qrels, texts, section)
+    notes = reader.notes() + split_off(qrels, texts, section, earlier)
     if section.judgements is not None:
         notes.append(overrule(section.judgements, qrels, reader))
     reader.faults.stop()  # these problems may be the reason why a split is empty
+    if earlier is not None:
+        notes.append(earlier.note(qrels, texts))
+        if problem := earlier.conflict(qrels, texts):
+            reader.faults.add("splits of the base model", "reranker.model", problem)
     require_positives(qrels, given, section, reader.faults, needed)
     reader.faults.stop()
     return {split: qrels[split] for split in SPLITS}, notes
 
 
-def build_collection(section: Data, folder: Path) -> Collection:
+def build_collection(section: Data, folder: Path, earlier: EarlierSplits | None = None) -> Collection:
     """Check the collection and write it as Arrow files under `folder`; raises DataError with all problems."""
-    return _build(reader_of(section), folder, needed_splits(section))
+    return _build(reader_of(section), folder, needed_splits(section), earlier)
 
 
-def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
+def _build(reader: Reader, folder: Path, needed: Sequence[str], earlier: EarlierSplits | None = None) -> Collection:
     """Write the reader's records as Arrow files; the splits of `needed` must have positives."""
     section, twins, texts, read = reader.section, NearDuplicates(BUILD_DOCUMENTS, BUILD_WORDS), {}, DocumentTexts()
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +112,7 @@ def _build(reader: Reader, folder: Path, needed: Sequence[str]) -> Collection:
             yield query
 
     _write(folder / "queries.arrow", ({"id": query.id, "text": query.text} for query in queries()), id=str, text=str)
-    qrels, _ = split_qrels(reader, section, texts, needed)
+    qrels, _ = split_qrels(reader, section, texts, needed, earlier)
     document_rows = {identity: row for row, identity in enumerate(reader.document_ids)}
     query_rows = {identity: row for row, identity in enumerate(reader.query_ids)}
     judgements = (

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from trainer.data.earlier_splits import EarlierSplits
 from trainer.data.faults import Faults
 from trainer.data.records import SPLITS, SplitQrels, has_positive
 from trainer.recipe import Data
 
 
-def split_off(qrels: SplitQrels, texts: Mapping[str, str], section: Data) -> list[str]:
+def split_off(
+    qrels: SplitQrels, texts: Mapping[str, str], section: Data, earlier: EarlierSplits | None = None
+) -> list[str]:
     """Move queries from train to the splits that are missing, and return a note for each.
 
-    dev gets the lowest hashes and test the highest, so that giving one of them does not change the other.
+    dev gets the lowest hashes and test the highest, so that giving one of them does not change the other. A query
+    that is in `earlier` splits keeps its split.
     """
     train = qrels.setdefault("train", {})
     missing = [split for split in SPLITS if split not in qrels]
@@ -25,16 +29,23 @@ def split_off(qrels: SplitQrels, texts: Mapping[str, str], section: Data) -> lis
     for split in missing:
         qrels[split] = {}
     for query in list(train):
-        position = hash_position(texts[query])
-        if "dev" in missing and position < section.dev_share:
-            qrels["dev"][query] = train.pop(query)
-        elif "test" in missing and position >= 1 - section.test_share:
-            qrels["test"][query] = train.pop(query)
+        split = earlier.split_of(texts[query]) if earlier else None
+        if split is None:
+            split = _split_by_hash(texts[query], section)
+        if split in missing:
+            qrels[split][query] = train.pop(query)
     return [
         f"{split} is split off: {len(qrels[split])} of {before} train queries, chosen by a hash of their text "
         f"(data.{split}_share {getattr(section, f'{split}_share')})"
         for split in missing
     ]
+
+
+def _split_by_hash(text: str, section: Data) -> str:
+    position = hash_position(text)
+    if position < section.dev_share:
+        return "dev"
+    return "test" if position >= 1 - section.test_share else "train"
 
 
 def hash_position(text: str) -> float:

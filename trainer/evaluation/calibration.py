@@ -19,10 +19,12 @@ from trainer.data import Collection
 from trainer.evaluation.statistics import Interval
 from trainer.model.calibration import Calibration, Platt
 from trainer.retriever import NOTHING, Candidates
+from trainer.runtime.console import Advance, no_progress, progress
 from trainer.runtime.run_folder import write_json
 
 BINS = 10  # of the reliability diagram and of ECE, with equally many pairs
 RESAMPLES = 1000
+STATISTICS = 5  # that are resampled
 FEWEST = 20  # least number of positive pairs, and of negative pairs, of dev that are needed for a fit
 WILSON = 1.96**2  # the square of the normal quantile of a 95 % interval
 SEPARATES = 0.7  # least lower bound of the AUC at which thresholds are useful
@@ -133,7 +135,10 @@ def calibrate(
         write_json(folder / ON_TEST, {"sentence": sentence})
         return sentence
     calibration.save(folder)
-    grades = {grade: measure(curve, pairs["test"], grade, seed) for grade, curve in calibration.curves.items()}
+    with progress("calibrate", total=len(calibration.curves) * STATISTICS * RESAMPLES) as advance:
+        grades = {
+            grade: measure(curve, pairs["test"], grade, seed, advance) for grade, curve in calibration.curves.items()
+        }
     on_test = grades[collection.relevant_from]
     described = {"sentence": on_test.sentence, **on_test.described()}
     write_json(folder / ON_TEST, described | {"grades": {str(grade): one.described() for grade, one in grades.items()}})
@@ -186,7 +191,7 @@ def _platt(scores: np.ndarray, relevant: np.ndarray) -> Platt | None:
     return Platt(float(slope / spread), float(intercept - slope * centre / spread))
 
 
-def measure(curve: Platt, pairs: Pairs, grade: int, seed: int) -> Calibrated:
+def measure(curve: Platt, pairs: Pairs, grade: int, seed: int, advance: Advance = no_progress) -> Calibrated:
     """Return the quality of one grade's curve, fitted on dev, measured on the pairs of test."""
     relevant = pairs.grades >= grade
     fitted = curve.probability(pairs.scores)
@@ -201,7 +206,11 @@ def measure(curve: Platt, pairs: Pairs, grade: int, seed: int) -> Calibrated:
         mean = of(slice(None))
         if np.isnan(mean):  # the AUC of pairs that are all relevant, or all not
             return Interval(mean, mean, mean)
-        low, high = np.nanquantile([of(rows) for rows in draws], [0.025, 0.975])
+        resampled = []
+        for rows in draws:
+            resampled.append(of(rows))
+            advance()
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
         return Interval(mean, float(low), float(high))
 
     return Calibrated(

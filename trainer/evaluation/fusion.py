@@ -20,12 +20,11 @@ from trainer.data import Collection
 from trainer.evaluation.gate import DevChoice, best_mean
 from trainer.evaluation.two_stage import query_scores
 from trainer.model import fusion
-from trainer.model.fusion import Kind, numbers_of_order
+from trainer.model.fusion import LISTS, Kind, numbers_of_order
 from trainer.model.scores import standardised
 from trainer.retriever import NOTHING, Candidates
 from trainer.training.losses import LOSSES
 
-LISTS = 200  # most candidate lists that the weight is fitted to: two parameters need no more
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # multiples of the fitted weight, which comes first; ties go to the first one
 MOST = 10.0  # largest weight: above it the model's scores hardly count
 RIDGE = 0.003  # L2 penalty on the coefficients of standardised scores, as for a fresh head

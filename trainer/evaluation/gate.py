@@ -154,6 +154,7 @@ class Release:
     findings: dict[str, Finding] = field(default_factory=dict)  # by mode
     first_stage_weight: float = 0.0
     guard: tuple[GuardFinding, ...] = ()
+    trained: bool = True  # False with train.epochs: 0
 
     @property
     def sentence(self) -> str:
@@ -164,7 +165,8 @@ class Release:
             for mode, finding in self.findings.items()
         ]
         lost = "".join(f"; {finding.sentence}" for finding in self.guard if finding.judged != KEPT)
-        return f"{self.verdict}: on dev, {', '.join(differences)}{lost}"
+        untrained = "" if self.trained else "; training did not run"
+        return f"{self.verdict}: on dev, {', '.join(differences)}{untrained}{lost}"
 
 
 def verdict_of(alone: Finding, fused: Finding) -> str:

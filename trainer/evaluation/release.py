@@ -31,11 +31,13 @@ def decide_release(
     folder: Path,
     *,
     other_seeds: Sequence[np.ndarray] = (),
+    trained: bool = True,
 ) -> tuple[Release, dict[str, float]]:
     """Return the verdict on the last system of `scores` (queries, depth of dev), and each system's mean on dev.
 
     `between` holds each dev query's value under the interpolations that dev chose from, and `other_seeds` the scores
-    (queries, depth) of the best models of the trainings with other seeds. Write fusion.json, and dev.json with each
+    (queries, depth) of the best models of the trainings with other seeds. If nothing was `trained`, a base model that
+    ranks already is compared with the first stage alone, and not with itself. Write fusion.json, and dev.json with each
     query's values, which `scripts/gate_table.py` resamples.
     """
 
@@ -54,7 +56,7 @@ def decide_release(
         "alone": DevChoice(alone, names.index(shipped)),
         "fused": DevChoice(fused.values, fused.chosen_index, choose_weight),
     }
-    baselines = {name: values[name] for name in BASELINES if name in values}
+    baselines = {name: values[name] for name in BASELINES if name in values and (trained or name != shipped)}
     _write(choices, baselines, metric, folder)
     if of_seeds:
         fitted = fused.tried[0]
@@ -64,7 +66,9 @@ def decide_release(
     verdict = verdict_of(findings["alone"], findings["fused"])
     Fusion(fused.chosen, weights["order"].chosen, alone=verdict != ONLY_FUSED).save(folder)
     means = {name: float(one.mean()) for name, one in [*values.items(), ("fused", fused.values[fused.chosen_index])]}
-    return Release(verdict=verdict, shipped=shipped, findings=findings, first_stage_weight=fused.chosen), means
+    weight = fused.chosen
+    release = Release(verdict=verdict, shipped=shipped, findings=findings, first_stage_weight=weight, trained=trained)
+    return release, means
 
 
 def _write(choices: Mapping[str, DevChoice], baselines: Mapping[str, np.ndarray], metric: str, folder: Path) -> None:

@@ -28,6 +28,7 @@ KEYS = {"findings": "ways"}  # in results.json, which other programs read
 TABLES = ("systems", "judged")
 JUDGED = "Judged@10"  # in `judged`
 SIGNIFICANT = 0.05
+NOT_RUN = "training did not run (train.epochs: 0): the model before training is evaluated and exported"
 UNTRAINED = "training did not help: the model before training was the best one on dev, so that one is used"
 
 
@@ -160,7 +161,7 @@ def show(results: Results) -> None:
     if results.seeds:
         console.stage("evaluate", describe_seeds(results.seeds, results.metrics[0]))
     if not results.training_helped:
-        console.warn("evaluate", UNTRAINED)
+        console.warn("evaluate", UNTRAINED if results.trained else NOT_RUN)
     names = {
         **{
             system: f"the {label}"

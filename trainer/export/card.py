@@ -119,6 +119,8 @@ def _origin(recipe: Recipe, is_interaction: bool, best_step: int | None) -> str:
     if best_step != 0:
         return f"fine-tuned on {title} with\ndomain-reranker from {name}."
     head = ", with a head fitted to the candidates of the training queries" if is_interaction else ""
+    if not recipe.train.epochs:
+        return f"made with domain-reranker from\n{name}. It is not fine-tuned: these are its weights{head}."
     return f"""made with domain-reranker from
 {name}. It is not fine-tuned: no checkpoint of the training on {title} was better on dev than the model before
 training, so these are the weights before training{head}."""

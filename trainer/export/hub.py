@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
+from trainer.data.earlier_splits import FILE as SPLITS_FILE
 from trainer.errors import PushError, one_line
 from trainer.model_files.references import require_upload
 from trainer.recipe import Push
@@ -53,8 +54,8 @@ class Pushed:
 
 
 def files_to_push(folder: Path) -> list[tuple[str, int]]:
-    """Return (name, bytes) of every file that would be uploaded, sorted by name; hidden files are not."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return (name, bytes) of each file that would be uploaded, sorted by name: all but hidden files and the splits."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SPLITS_FILE)
     named = [(path.relative_to(folder), path.stat().st_size) for path in paths]
     return [(str(name), size) for name, size in named if not any(part.startswith(".") for part in name.parts)]
 

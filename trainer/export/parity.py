@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 
 from trainer.errors import one_line
 from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
+from trainer.runtime import console
 from trainer.runtime.machine import explain
 
 # Largest difference of float32 logits that rounding explains; the logits reach about 30.
@@ -60,13 +61,19 @@ class Parity:
 
         If transformers alone fails, nothing else is read.
         """
-        self.compare("transformers", partial(score_transformers, folder, self.pairs, device=device, batch=1))
-        if "transformers" not in self.differences:
-            return
-        self.compare("padded batches", partial(score_transformers, folder, self.pairs, device=device))
-        self.compare("sentence-transformers", partial(score_sentence_transformers, folder, self.pairs, device=device))
-        for dtype in HALVES:
-            self._check_half(folder, dtype, device)
+        with console.progress("verify", total=3 + len(HALVES)) as advance:
+            self.compare("transformers", partial(score_transformers, folder, self.pairs, device=device, batch=1))
+            advance()
+            if "transformers" not in self.differences:
+                return
+            self.compare("padded batches", partial(score_transformers, folder, self.pairs, device=device))
+            advance()
+            reader = partial(score_sentence_transformers, folder, self.pairs, device=device)
+            self.compare("sentence-transformers", reader)
+            advance()
+            for dtype in HALVES:
+                self._check_half(folder, dtype, device)
+                advance()
 
     def _check_half(self, folder: Path, dtype: str, device: str) -> None:
         """Compare the scores in half precision, and record the worse of both libraries' figures."""

@@ -11,12 +11,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from trainer.errors import ModelError
-from trainer.model_files.references import locate
 from trainer.runtime.precision import Precision
 
 SHORTEST = 8  # tokens of a pair, as in a recipe; with fewer nothing of the document is left
-TRAINING_STAGES = ("distil", "train-2*", "train*")  # folders of a run with a checkpoint, the last one first
 
 
 def require_options(reference: object, precision: object, max_length: object) -> None:
@@ -32,23 +29,6 @@ def require_options(reference: object, precision: object, max_length: object) ->
         raise TypeError(f"max_length must be a whole number of tokens, not {max_length!r}")
     if max_length < SHORTEST:
         raise ValueError(f"max_length must be {SHORTEST} tokens or more, not {max_length}")
-
-
-def model_folder(reference: str | Path) -> Path:
-    """Return the model's folder, `export/model` for a run folder; raises ModelError if a run has no exported model."""
-    try:
-        folder = Path(reference).expanduser()
-        exported, is_run = folder / "export" / "model", (folder / "data" / "done.json").is_file()
-        if exported.is_dir():
-            return locate(str(exported))
-    except (OSError, RuntimeError):  # a name that is too long; the home folder of an unknown user
-        return locate(str(reference))
-    if is_run and not (folder / "config.json").is_file():
-        trained = [path for stage in TRAINING_STAGES for path in sorted(folder.glob(f"{stage}/best"))]
-        trained = [str(path) for path in trained if "." not in path.parent.name]  # not of a stage that is moved aside
-        other = f", or name its best checkpoint {trained[0]}" if trained else ""
-        raise ModelError(f"model {folder}: this run folder has no exported model; finish its run{other}")
-    return locate(str(reference))
 
 
 def as_texts(query: object, documents: Any) -> list[str]:

@@ -22,6 +22,7 @@ from trainer.runtime.run_folder import read_record, write_json
 
 FILE = "fusion.json"  # in the model folder
 VERSION = 1
+LISTS = 200  # most candidate lists that a weight is fitted to: two parameters need no more
 Kind = Literal["scores", "order"]
 
 

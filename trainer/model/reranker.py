@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
 from trainer.model import packing
-from trainer.model.arguments import as_pairs, as_texts, model_folder, require_options, require_top_k
+from trainer.model.arguments import as_pairs, as_texts, require_options, require_top_k
 from trainer.model.batching import (
     TOKENS_OF_A_LEARNING_START,
     TOKENS_OF_A_START,
@@ -37,7 +37,8 @@ from trainer.model.loading import load_cross_encoder, longest_input
 from trainer.model.prompt import pair_encoder
 from trainer.model_files.checks import Head
 from trainer.model_files.decoders import NO_PROMPTING, Prompting
-from trainer.runtime.console import progress, warn
+from trainer.model_files.references import locate
+from trainer.runtime.console import Advance, Note, shown, warn
 from trainer.runtime.precision import (
     Precision,
     autocast,
@@ -121,7 +122,7 @@ class Reranker:
         """
         require_options(reference, precision, max_length)
         target = usable_device(device, precision)
-        folder = model_folder(reference)
+        folder = locate(str(reference))
         model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code, prompting)
         longest = longest_input(model, tokenizer)
         saved = min(tokenizer.model_max_length, longest)
@@ -256,7 +257,7 @@ class Reranker:
         return self.score_chunks([pairs], len(pairs), note)
 
     def score_chunks(
-        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: str | None = None
+        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, note: Note = None
     ) -> np.ndarray:
         """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored."""
         return self._over_chunks(chunks, total, packing.logits, note)
@@ -267,7 +268,7 @@ class Reranker:
 
     @torch.no_grad()  # under inference_mode autocast would cast every weight again in every bucket
     def _over_chunks(
-        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: str | None
+        self, chunks: Iterable[Sequence[tuple[Tokens, Tokens]]], total: int, compute: Compute, note: Note
     ) -> np.ndarray:
         """Return the result of `compute` for every pair, in the order of the pairs.
 
@@ -277,15 +278,12 @@ class Reranker:
             return np.empty(0, dtype=np.float32)
         training = self.model.training
         self.model.eval()
-        shown = progress(note or "score", total=total if note else 0)
-        with shown as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
+        with shown(note, total) as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
             parts = [self._over_buckets(pairs, compute, advance) for pairs in prefetch(chunks)]
         self.model.train(training)
         return torch.cat(parts).cpu().numpy()
 
-    def _over_buckets(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Compute, advance: Callable[..., None]
-    ) -> Tensor:
+    def _over_buckets(self, pairs: Sequence[tuple[Tokens, Tokens]], compute: Compute, advance: Advance) -> Tensor:
         """Return the result of `compute` for a chunk's pairs; when memory runs out, continue in smaller buckets."""
         sizes = [self.pairs.size(pair) for pair in pairs]
         waiting = self.buckets(sizes)

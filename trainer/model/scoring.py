@@ -15,6 +15,7 @@ from trainer.errors import RunError
 from trainer.model.batching import PairEncoder, Role, Tokens
 from trainer.model.reranker import Reranker
 from trainer.retriever import Candidates
+from trainer.runtime.console import Note
 
 COUNTED_LISTS, COUNTED_PAIRS = 200, 2000  # queries and pairs sampled to choose a length
 PAIRS_PER_CHUNK = 32768  # pairs tokenised together, while the previous chunk is scored
@@ -79,7 +80,7 @@ def score_rows(
     tokenized: TokenizedCollection,
     rows: Sequence[tuple[int, int]],
     accelerator: Accelerator | None,
-    note: str | None = None,
+    note: Note = None,
 ) -> np.ndarray:
     """Return logits (pairs,) float32 of (query row, document row) pairs.
 

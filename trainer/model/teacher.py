@@ -67,10 +67,13 @@ class Teacher:
                 trust_remote_code=self._trust_remote_code,
             )
             tokenized = TokenizedCollection(self._collection, reranker.pairs)
-            for start in range(0, len(new), PAIRS_PER_FILE):
-                chunk = new[start : start + PAIRS_PER_FILE]
-                scores = score_rows(reranker, tokenized, [row for _, row in chunk], self._accelerator, note="teacher")
-                self._store([key for key, _ in chunk], [row for _, row in chunk], scores)
+            ours = len(range(0, len(new), self._accelerator.num_processes))  # pairs of one process
+            with console.progress("teacher", total=ours) as advance:
+                for start in range(0, len(new), PAIRS_PER_FILE):
+                    chunk = new[start : start + PAIRS_PER_FILE]
+                    rows = [row for _, row in chunk]
+                    scores = score_rows(reranker, tokenized, rows, self._accelerator, advance)
+                    self._store([key for key, _ in chunk], rows, scores)
             self.num_scored += len(new)
         return np.array([self._known[key] for key in keys], dtype=np.float32)
 

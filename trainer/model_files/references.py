@@ -25,6 +25,7 @@ KNOWN_WEIGHTS = {
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*.py"]
 SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
 RELEVANT = ("relevant", "entailment", "yes", "true", "1")  # names of the label that means relevance
+TRAINING_STAGES = ("distil", "train-2*", "train*")  # folders of a run with a checkpoint, the last one first
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 BaseKind = Literal["reranker", "interaction", "encoder", "decoder"]
 _commits: dict[str, str] = {}  # the commit of each Hub id, from its first use in this process or from `pin`
@@ -34,12 +35,14 @@ _snapshots: dict[tuple[str, bool], Path] = {}  # the folders of Hub ids in the c
 def locate(reference: str, *, weights: bool = True) -> Path:
     """Return the local folder of a model; Hub ids are downloaded first (safetensors, tokenizer and configuration only).
 
+    The reference is a Hub id, a model folder, a run folder with an exported model, or package:NAME/SUBFOLDER.
+
     With `weights=False` only the small files of a Hub id are downloaded, enough to check it before a long download.
     Raises ModelError if the reference does not exist, holds no safetensors, or does not have its known hash.
     """
     if reference.startswith("package:"):
         folder = _in_package(reference)
-    elif (folder := _as_folder(reference)) is None:
+    elif (folder := _model_in(reference)) is None:
         if not _HUB_ID.fullmatch(reference):
             raise ModelError(
                 f"model {_shortened(reference)}: no such folder; give a Hub id (OWNER/NAME), a folder or "
@@ -59,7 +62,12 @@ def locate(reference: str, *, weights: bool = True) -> Path:
 
 def is_local(reference: str) -> bool:
     """Return True if `locate` needs no network for a reference."""
-    return reference.startswith("package:") or _as_folder(reference) is not None or not _HUB_ID.fullmatch(reference)
+    return reference.startswith("package:") or _model_in(reference) is not None or not _HUB_ID.fullmatch(reference)
+
+
+def has_weights(reference: str) -> bool:
+    """Return True if the weights of a reference are on this machine already."""
+    return is_local(reference) or any(locate(reference, weights=False).glob("*.safetensors"))
 
 
 def name_of(folder: Path) -> str:
@@ -100,10 +108,16 @@ def require_upload() -> None:
         raise PushError("push: HF_HUB_OFFLINE is set, so nothing can be sent; unset it and try again")
 
 
-def _as_folder(reference: str) -> Path | None:
-    """Return the folder that a reference names, or None if it names none; `~` is the home folder."""
+def _model_in(reference: str) -> Path | None:
+    """Return the folder that a reference names, or None if it names none; `~` is the home folder.
+
+    A run folder names its exported model.
+    """
     try:
         folder = Path(reference).expanduser()
+        exported = folder / "export" / "model"
+        if reference and exported.is_dir() and not (folder / "config.json").is_file():
+            return exported
         return folder if reference and folder.is_dir() else None
     except (OSError, RuntimeError):  # a name that is too long, a loop of links; the home folder of an unknown user
         return None
@@ -175,6 +189,11 @@ def _require_files(reference: str, folder: Path) -> None:
         raise ModelError(
             f"model {reference!r}: {folder} cannot be read ({error.strerror}); check its permissions"
         ) from None
+    if "config.json" not in names and (folder / "data" / "done.json").is_file():
+        trained = [path for stage in TRAINING_STAGES for path in sorted(folder.glob(f"{stage}/best"))]
+        trained = [str(path) for path in trained if "." not in path.parent.name]  # not of a stage that is moved aside
+        other = f", or name its best checkpoint {trained[0]}" if trained else ""
+        raise ModelError(f"model {folder}: this run folder has no exported model; finish its run{other}")
     if "config.json" not in names:
         raise ModelError(f"model {reference!r}: {folder} holds no config.json, so it is not a model folder")
     if not any(name.endswith(".safetensors") for name in names):

@@ -46,10 +46,21 @@ def read_text(path: Path) -> str:
         siblings = [file.name for file in path.parent.glob("*.yaml")]
         near = did_you_mean(path.name, siblings) if siblings else f"; {path.parent} holds no .yaml file"
         raise RecipeError(f"{path}: no such recipe{near}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder, and not a recipe; {_recipe_of(path)}") from None
     except OSError as error:
         raise RecipeError(f"{str(path)[:200]}: cannot be read ({error.strerror}); name a readable file") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{str(path)[:200]}: cannot be read as UTF-8 text: {str(error)[:200]}") from None
+
+
+def _recipe_of(folder: Path) -> str:
+    """Return the advice for a folder that was given as a recipe; a run folder has the recipes of its stages."""
+    used = sorted(folder.glob("*/recipe.json"), key=lambda path: path.stat().st_mtime_ns)
+    if used:
+        return f"the recipe of this run's last stage is {used[-1]}, so name that, or the recipe that you ran"
+    written = sorted(folder.glob("*.yaml"))
+    return f"it holds {', '.join(map(str, written[:5]))}" if written else f"to make one: reranker init {folder}"
 
 
 def compose(text: str) -> yaml.Node | None:

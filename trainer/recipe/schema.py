@@ -64,6 +64,8 @@ class Recipe(Section):
         mine = info.data.get("mine")
         if mine and mine.teacher is None and train.loss in ("mse", "margin_mse", "kl"):
             raise contradiction("loss", f"{train.loss} learns from a teacher's scores; name one as mine.teacher")
+        if mine and mine.rounds == 2 and not train.epochs:
+            raise contradiction("epochs", "0 trains no model that could mine again; set mine.rounds to 1")
         return train
 
     @field_validator("distil")

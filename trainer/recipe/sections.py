@@ -12,6 +12,7 @@ from trainer.errors import did_you_mean
 from trainer.recipe.metric_names import unknown_metrics
 from trainer.recipe.section import LARGEST_NUMBER, Section
 
+MINING_DEPTH = 200  # least depth of the train queries' candidates and of every list in the fusion
 UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
 
 
@@ -196,8 +197,9 @@ class Train(Section):
     """Factor of the LoRA product, which is divided by the rank; null: twice the rank."""
     adapter_score_row: Literal["auto", "trained", "frozen"] = "auto"
     """Whether the one-row head is trained with LoRA; auto: only if the base is no reranker yet."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over all training groups."""
+    epochs: int = Field(default=1, ge=0)
+    """Passes over all training groups; 0: no training, so that the fitted head or the base itself is evaluated and
+    exported."""
     queries_per_step: int = Field(default=8, ge=1)
     """Groups per optimizer step, summed over all devices."""
     learning_rate: float | None = Field(default=None, gt=0)

@@ -7,6 +7,7 @@ Imports inside run down, like the package's own:
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
     facts                               the content of a report
+    rows                                the rows of the table
     probabilities                       the calibration as rows and as a reliability diagram
     charts  latency  meanings           SVG charts; milliseconds by depth; metrics explained
     robustness                          seeds and guard sets
@@ -22,6 +23,7 @@ from trainer.lazy import face
 
 if TYPE_CHECKING:
     from trainer.reporting.latency import measure_latency as measure_latency
+    from trainer.reporting.latency import seconds_of_latency as seconds_of_latency
     from trainer.reporting.queries import read_queries as read_queries
     from trainer.reporting.write import PAGE as PAGE
     from trainer.reporting.write import write_details as write_details

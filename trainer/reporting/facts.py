@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import islice
@@ -14,12 +13,14 @@ from typing import Any
 from trainer.errors import RunError
 from trainer.evaluation.results import JUDGED, adjusted
 from trainer.evaluation.statistics import Interval, bootstrap
+from trainer.forecast import read_predicted
 from trainer.mining.likely_false_negatives import FILE as LIKELY_FALSE_NEGATIVES
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import FILE as DEPTHS
 from trainer.reporting.json_lines import are_numbers, json_lines
 from trainer.reporting.probabilities import read_calibration
 from trainer.reporting.queries import NOT_RETRIEVED, TOP, main_metric, read_queries, shipped_system
+from trainer.reporting.rows import NAMES, Row, kind_of
 from trainer.runtime.run_folder import read_json, read_record
 
 MOST_SHOWN = 50  # likely false negatives in a report
@@ -31,44 +32,6 @@ WORDS = {
     "cannot tell": "Cannot tell",
     "worse": "Worse",
 }
-NAMES = {
-    "first_stage_default": ("First stage, untuned", "the candidates of the first stage with its default settings"),
-    "first_stage": ("First stage", "the candidates in the order in which they were retrieved"),
-    "base": ("Base model", "the same candidates reranked by the model before any training"),
-    "fitted": (
-        "Fitted head",
-        "the unchanged encoder with a head fitted to your train queries; nothing else is trained",
-    ),
-    "tuned": ("Tuned model", "the model trained on your data"),
-    "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
-    "seeds": ("Mean of the seeds", "each query’s value averaged over the trainings with different seeds"),
-    "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),
-    "ceiling": ("Ceiling", "the best possible order of the same candidates; no reranker can do better"),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table; `gain` is the system's difference to the first stage in the main metric, `p` is adjusted."""
-
-    system: str
-    label: str
-    meaning: str
-    values: Mapping[str, Interval]
-    gain: Interval | None
-    p: float | None
-    wins: int
-    losses: int
-    unchanged: int
-    judged: float
-    shipped: bool
-
-    @property
-    def direction(self) -> str:
-        """Gain or loss if the interval of the difference excludes 0, else same."""
-        if self.gain is None or self.gain.low <= 0 <= self.gain.high:
-            return "same"
-        return "gain" if self.gain.low > 0 else "loss"
 
 
 class Facts:
@@ -241,7 +204,9 @@ class Facts:
     def warnings(self) -> list[str]:
         """Warnings, each with the fact, the consequence and the remedy."""
         count, warnings = len(self.queries), []
-        if "tuned" not in self.results["systems"]:
+        if not self.results.get("trained", True):
+            warnings.append("Training did not run (train.epochs: 0): the model before training was evaluated.")
+        elif "tuned" not in self.results["systems"]:
             warnings.append(
                 "Training did not help: the model before training was the best one on dev, so that one is used. Look "
                 "at the labels of the train queries."
@@ -321,20 +286,19 @@ class Facts:
         return self.notes.get("evaluate", {}).get("versions", {})
 
     @property
-    def stages(self) -> list[tuple[str, float, str]]:
-        """List of (stage, seconds, message) of the finished stages."""
-        return [(stage, notes.get("seconds", 0.0), notes.get("said", "")) for stage, notes in self.notes.items()]
+    def stages(self) -> list[tuple[str, float | None, float, str]]:
+        """List of (stage, predicted seconds if there is a forecast, seconds, message) of the finished stages."""
+        predicted = read_predicted(self.run)
+        return [
+            (stage, predicted.get(stage), notes.get("seconds", 0.0), notes.get("said", ""))
+            for stage, notes in self.notes.items()
+        ]
 
 
 def seed_of(recipe: Mapping[str, Any]) -> int:
     """Return the seed of a recipe from a run folder, 0 if it has no valid one."""
     seed = recipe.get("seed")
     return seed if isinstance(seed, int) and seed >= 0 else 0
-
-
-def kind_of(gain: float) -> str:
-    """Return won, lost or same for a query's gain."""
-    return "won" if gain > 0 else "lost" if gain < 0 else "same"
 
 
 def plural(count: int, word: str) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from trainer.data import Collection
+from trainer.forecast.here import processor
 from trainer.reporting.depths import depths_to
 
 if TYPE_CHECKING:
@@ -53,6 +51,11 @@ def measure_latency(
     return {"machine": describe_machine(reranker), "by_depth": by_depth, "corpus": len(collection.documents)}
 
 
+def seconds_of_latency(depth: int, pair: float) -> float:
+    """Return the seconds that `measure_latency` takes at a depth, from the seconds of a pair."""
+    return min(SECONDS, (QUERIES + 1) * sum(depths_to(depth)) * pair)
+
+
 def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return the figures of one depth from (pairs, seconds) of each query."""
     pairs, seconds = np.array(took).T
@@ -69,18 +72,10 @@ def _at(depth: int, took: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 def describe_machine(reranker: Reranker) -> str:
     """Return device, precision and the longest input as text."""
+    import torch
+
     if reranker.device.type == "cuda":
         device = torch.cuda.get_device_name(reranker.device)
     else:
-        device = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+        device = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return f"{device}, {reranker.precision}, pairs of at most {reranker.max_length} tokens"
-
-
-def _processor() -> str:
-    """Return the processor's name as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine() or "CPU"

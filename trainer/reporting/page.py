@@ -19,10 +19,11 @@ from markupsafe import Markup, escape
 from trainer.reporting import probabilities
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
 from trainer.reporting.depths import corpus_cost
-from trainer.reporting.facts import NAMES, Facts, kind_of, plural
+from trainer.reporting.facts import Facts, plural
 from trainer.reporting.meanings import meaning_of
 from trainer.reporting.queries import LOW, NOT_RETRIEVED, REMEDIES, UNLABELLED, cut
 from trainer.reporting.robustness import sections
+from trainer.reporting.rows import NAMES, kind_of
 from trainer.runtime.console import visible
 
 FILES = Path(__file__).with_name("page")

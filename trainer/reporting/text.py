@@ -167,10 +167,13 @@ def _mining(facts: Facts) -> list[str]:
 
 def _origin(facts: Facts) -> list[str]:
     """Return the finished stages, the versions of packages, and the recipe with all defaults as a code block."""
-    rows = [[stage, f"{seconds:.0f}", markdown(message)] for stage, seconds, message in facts.stages]
+    rows = [
+        [stage, "" if predicted is None else f"{predicted:.0f}", f"{seconds:.0f}", markdown(message)]
+        for stage, predicted, seconds, message in facts.stages
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     recipe = json.dumps(facts.recipe, indent=2).replace("\n", "\n    ")
-    parts = [_table(["stage", "seconds", "result"], rows)] if rows else []
+    parts = [_table(["stage", "predicted seconds", "seconds", "result"], rows)] if rows else []
     return ["## Recipe and versions", *parts, *([versions] if versions else []), f"    {recipe}"]
 
 

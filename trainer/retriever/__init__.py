@@ -5,6 +5,7 @@ BM25's parameters and the fusion weights are tuned on them.
 
 Imports inside run down, like the package's own:
 
+    searcher                            new queries, one at a time, over an open corpus
     retrieve                            candidates of all splits, with one search per engine
     tuning                              BM25's parameters and fusion weights, tuned on the train queries
     engines                             all engines of a recipe, searched and fused
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from trainer.retriever.engines import language_of as language_of
     from trainer.retriever.retrieve import candidates_of_dict as candidates_of_dict
     from trainer.retriever.retrieve import embed as embed
+    from trainer.retriever.retrieve import embedded_share as embedded_share
     from trainer.retriever.retrieve import retrieve_splits as retrieve_splits
     from trainer.retriever.retrieve import retrieve_unjudged as retrieve_unjudged
     from trainer.retriever.retrieve import shards as shards
+    from trainer.retriever.searcher import Searcher as Searcher
     from trainer.retriever.tuning import Tuning as Tuning
 
 __getattr__ = face(__name__)

@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 from trainer.data.languages import UNSPACED_RUN, WORD
 from trainer.recipe import UNSPACED
 from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
+from trainer.runtime.console import progress
 
 if TYPE_CHECKING:
     from bm25s.tokenization import Tokenizer
@@ -87,12 +88,15 @@ class Bm25:
         depth = min(depth, len(self.lengths))
         rows = np.full((len(queries), depth), NOTHING, dtype=np.int32)
         scores = np.zeros((len(queries), depth), dtype=np.float32)
-        for first, block in self._products(self._counts(queries, update_vocab=False), self._weights(k1, b)):
-            for index, (start, end) in enumerate(pairwise(block.indptr)):
-                keys = sort_keys(block.data[start:end], block.indices[start:end])
-                best = RankedLists.best(keys[None], depth)
-                rows[first + index, : end - start] = best.documents
-                scores[first + index, : end - start] = best.scores
+        products = self._products(self._counts(queries, update_vocab=False), self._weights(k1, b))
+        with progress("search", total=len(queries)) as advance:
+            for first, block in products:
+                for index, (start, end) in enumerate(pairwise(block.indptr)):
+                    keys = sort_keys(block.data[start:end], block.indices[start:end])
+                    best = RankedLists.best(keys[None], depth)
+                    rows[first + index, : end - start] = best.documents
+                    scores[first + index, : end - start] = best.scores
+                advance(block.shape[0])  # type: ignore[index]  a csr_matrix has a shape
         return RankedLists(rows, scores)
 
     def _weights(self, k1: float, b: float) -> csr_matrix:

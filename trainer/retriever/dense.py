@@ -8,6 +8,7 @@ exact search is a matrix product over blocks of documents and queries.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import faiss
@@ -16,6 +17,7 @@ import torch
 
 from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 from trainer.retriever.embeddings import Embeddings
+from trainer.runtime.console import progress
 
 Kind = Literal["auto", "flat", "ivf"]
 # queries x documents x dimensions of one hour of exact search: a CPU at 60 GFLOP/s, a small GPU at 6 TFLOP/s
@@ -48,7 +50,7 @@ def choose_index(queries: int, documents: int, dimensions: int, device: str) -> 
 def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> RankedLists:
     """Search exactly on a CPU, block by block with FAISS; ties in order of rows."""
     best = np.empty((len(queries), 0), dtype=np.int64)
-    for first, block in documents.blocks():
+    for first, block in _shown(documents):
         deeper = min(depth + 1, len(block))  # one more shows whether the cut separates equal scores
         scores, rows = faiss.knn(queries, block, deeper, metric=faiss.METRIC_INNER_PRODUCT)
         for query in np.flatnonzero(scores[:, -2] == scores[:, -1]) if deeper > depth else ():
@@ -59,6 +61,14 @@ def search_flat(queries: np.ndarray, documents: Embeddings, depth: int) -> Ranke
         if best.shape[1] > depth:
             best = np.partition(best, best.shape[1] - depth, axis=1)[:, -depth:]
     return RankedLists.best(best, depth)
+
+
+def _shown(documents: Embeddings) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the blocks of the documents with their first rows, and show the progress."""
+    with progress("search", total=len(documents)) as advance:
+        for first, block in documents.blocks():
+            yield first, block
+            advance(len(block))
 
 
 def _device() -> Literal["cpu", "cuda"]:
@@ -76,7 +86,7 @@ def search_on_device(
     """
     parts = [torch.from_numpy(part).to(device) for part in _cut(queries, queries_at_once)]
     best = [torch.empty((len(part), 0), dtype=torch.int64, device=device) for part in parts]
-    for first, block in documents.blocks():
+    for first, block in _shown(documents):
         block = torch.from_numpy(block).to(device)
         rows = torch.arange(first, first + len(block), device=device)
         for index, part in enumerate(parts):
@@ -100,7 +110,7 @@ def _search_index(queries: np.ndarray, documents: Embeddings, depth: int) -> Ran
     sample = np.random.default_rng(0).choice(size, min(size, 64 * lists), replace=False)
     index.train(documents.rows(np.sort(sample)))
     index.nprobe = min(PROBES, lists)
-    for _, block in documents.blocks():
+    for _, block in _shown(documents):
         index.add(block)
     scores, rows = index.search(queries, depth)
     return RankedLists.ordered(rows, np.where(rows == NOTHING, 0.0, scores))

@@ -142,6 +142,21 @@ class Embeddings:
         return vectors
 
 
+class VectorsInMemory(Embeddings):
+    """The embeddings of a few texts, given as unit vectors (texts, dimensions) float16."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self._vectors = vectors.astype(np.float32)
+        self.dimensions = vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of `rows` (n,) in that order: (n, dimensions) float32."""
+        return self._vectors[rows]
+
+
 class Shards:
     """The shard files of a list of texts under `cache`, including those that are not written yet."""
 
@@ -159,6 +174,11 @@ class Shards:
         """The missing or damaged shards, once `find_missing` was called."""
         assert self._missing is not None
         return self._missing
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no shard is missing or damaged."""
+        return all(map(_is_intact, dict.fromkeys(self.paths)))
 
     def find_missing(self, accelerator: Accelerator) -> list[Path]:
         """Return the missing or damaged shards, the same on all processes."""

@@ -11,6 +11,7 @@ import numpy as np
 from trainer.data import Collection
 from trainer.data.languages import LANGUAGE_SAMPLE, detect_language
 from trainer.recipe import Retriever
+from trainer.recipe.sections import MINING_DEPTH
 from trainer.retriever.bm25 import K1, Analyzer, B, Bm25
 from trainer.retriever.candidates import NOTHING, RankedLists, at_ranks, cosines, ranks_in
 from trainer.retriever.dense import search_dense
@@ -18,7 +19,6 @@ from trainer.retriever.embeddings import SHARD, Embeddings
 from trainer.retriever.fusion import ordered, reciprocal_rank_fusion, reciprocal_ranks, union, z_scores
 from trainer.retriever.trec_run import read_run
 
-MINING_DEPTH = 200  # least depth of the train queries' candidates and of every list in the fusion
 Indices = slice | np.ndarray
 ALL = slice(None)
 QUERIES_AT_ONCE = 4096  # queries whose document pools are in memory at a time: some 100 MB
@@ -38,7 +38,8 @@ class Settings:
 class Engines:
     """The engines of a recipe over a collection, for the given query rows; `embeddings` are (queries', documents').
 
-    Documents that are the query itself are excluded from every list and replaced by the next ones.
+    Documents that are the query itself are excluded from every list and replaced by the next ones. `bm25` returns the
+    counts of the corpus under an analyzer, if the caller keeps them.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Engines:
         collection: Collection,
         queries: Sequence[int],
         embeddings: tuple[Embeddings, Embeddings] | None,
+        bm25: Callable[[Analyzer], Bm25] | None = None,
     ) -> None:
         self._section = section
         self._collection = collection
@@ -55,7 +57,7 @@ class Engines:
         self.depth = max(section.depth, MINING_DEPTH)
         self._excluded = [collection.self_documents.get(query, ()) for query in queries]
         self._search_depth = self.depth + max(map(len, self._excluded), default=0)
-        self._bm25 = lru_cache(maxsize=1)(self._build_bm25)  # the counts of one analyzer are in memory at a time
+        self._bm25 = bm25 or lru_cache(maxsize=1)(self.build_bm25)  # the counts of one analyzer are in memory at a time
 
     @property
     def has_bm25(self) -> bool:
@@ -154,7 +156,8 @@ class Engines:
         )
         return read_run(self._section.run, query_rows, document_rows, self.queries, self._search_depth)
 
-    def _build_bm25(self, analyzer: Analyzer) -> Bm25:
+    def build_bm25(self, analyzer: Analyzer) -> Bm25:
+        """Return the counts of the corpus under an analyzer."""
         return Bm25(_passages(self._collection), analyzer)
 
     def _analyzer(self, settings: Settings) -> Analyzer:

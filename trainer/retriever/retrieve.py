@@ -62,13 +62,7 @@ def embed(
     """
     if section.bi_encoder is None:
         return None, ""
-    bi_encoder = BiEncoder(
-        references.locate(section.bi_encoder),
-        section.max_length,
-        section.query_prompt,
-        section.document_prompt,
-        trust_remote_code=section.trust_remote_code,
-    )
+    bi_encoder = _bi_encoder(section)
     parts = shards(bi_encoder, collection, cache, queries)
     missing = [part.find_missing(accelerator) for part in parts]
     if any(missing) and choose is not None:
@@ -80,6 +74,28 @@ def embed(
     accelerator.wait_for_everyone()
     opened = (parts[0].open(), parts[1].open())
     return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
+
+
+def embedded_share(section: Retriever, collection: Collection, cache: Path) -> float:
+    """Return the share of the document shards that are in `cache`, in the precision that has most of them."""
+    if section.bi_encoder is None:
+        return 0.0
+    bi_encoder = _bi_encoder(section)
+    halves = (bi_encoder, replace(bi_encoder, precision="bf16"))
+    paths = [shards(one, collection, cache, queries=[])[1].paths for one in halves]
+    return max(sum(path.is_file() for path in shard) / len(shard) for shard in paths)
+
+
+def _bi_encoder(section: Retriever) -> BiEncoder:
+    """Return the first stage's bi-encoder in float32."""
+    assert section.bi_encoder is not None
+    return BiEncoder(
+        references.locate(section.bi_encoder),
+        section.max_length,
+        section.query_prompt,
+        section.document_prompt,
+        trust_remote_code=section.trust_remote_code,
+    )
 
 
 def candidates_of_dict(run: Mapping[str, Mapping[str, float]], collection: Collection, split: str) -> Candidates:

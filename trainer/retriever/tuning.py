@@ -19,6 +19,7 @@ import numpy as np
 from trainer.retriever.bm25 import K1, Analyzer, B
 from trainer.retriever.candidates import NOTHING, RankedLists, sort_keys
 from trainer.retriever.engines import Engines, Settings
+from trainer.runtime.console import Advance, progress
 from trainer.runtime.run_folder import read_json, write_json
 
 ENOUGH = {"auto": 50, "on": 10}  # least number of train queries; with fewer than 10 a fold has less than two
@@ -113,7 +114,8 @@ def measure_grid(
 ) -> tuple[list[Settings], np.ndarray]:
     """Return the settings that are compared, and the nDCG@10 (settings, queries) of the engines' queries `indices`."""
     grid = _grid(engines, rrf)
-    values = np.concatenate([_measure(engines, indices, judged, part) for part in grid.values()])
+    with progress("tune", total=sum(map(len, grid.values()))) as advance:
+        values = np.concatenate([_measure(engines, indices, judged, part, advance) for part in grid.values()])
     return [one for part in grid.values() for one in part], values
 
 
@@ -201,7 +203,11 @@ def _weights(names: Sequence[str]) -> Iterator[dict[str, float]]:
 
 
 def _measure(
-    engines: Engines, indices: np.ndarray, judged: Sequence[Mapping[int, int]], grid: Sequence[Settings]
+    engines: Engines,
+    indices: np.ndarray,
+    judged: Sequence[Mapping[int, int]],
+    grid: Sequence[Settings],
+    advance: Advance,
 ) -> np.ndarray:
     """Return nDCG@10 (settings, queries) of settings with the same analyzer.
 
@@ -216,6 +222,7 @@ def _measure(
         scores = np.where(pool.documents == NOTHING, -np.inf, pool.fused(settings)).astype(np.float32)
         best = RankedLists.best(sort_keys(scores, columns), CUT)
         values[row] = ndcg(np.take_along_axis(gains, best.documents.astype(np.int64), axis=1), ideal)
+        advance()
     return values
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any, cast
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import IO, Any, Protocol, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 SIGPIPE_EXIT = 141  # 128 + SIGPIPE (13), the exit status that a shell reports when the reader of a pipe has exited
 # C0 and C1 (escape sequences, line ends), line and paragraph separators, lone surrogates, and the bidirectional
 # controls, which show a text in another order than it is stored.
@@ -138,34 +140,78 @@ def card(title: str, texts: dict[str, str]) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int, completed: int = 0) -> Iterator[Advance]:
-    """Show a progress bar; yield `advance(count, note)`, where `note` is text such as the loss or the speed.
+def progress(
+    description: str, total: int, completed: int = 0, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Advance]:
+    """Show the progress of long work; yield `advance(count, note)`, where `note` is text such as the loss or the speed.
 
-    Nothing is drawn if the output is not a terminal (a log file, CI) or `total` is 0.
+    A terminal shows a bar. Elsewhere (a log file, CI) a line is printed about every 30 seconds, with the rate and the
+    time left; nothing for shorter work. Nothing is shown if `total` is 0.
     """
-    columns = (
-        TextColumn("{task.description:<9}", style="bold cyan", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    hidden = console.quiet or not console.is_terminal or not total
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(description, total=total, completed=completed, note="")
-        yield Advance(bar, task)
+    if not total or console.quiet:
+        yield no_progress
+    elif not console.is_terminal:
+        yield Lines(description, total, completed, clock)
+    else:
+        columns = (
+            TextColumn("{task.description:<9}", style="bold cyan", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total, completed=completed, note="")
+            yield lambda count=1, note="": bar.update(task, advance=count, note=note)
 
 
-class Advance:
-    """Callback that advances one progress bar."""
-
-    def __init__(self, bar: Progress, task: int) -> None:
-        self._bar = bar
-        self._task = task
+class Advance(Protocol):
+    """Callback that advances one progress by `count`, with a note."""
 
     def __call__(self, count: int = 1, note: str = "") -> None:
-        """Advance by `count` steps and show `note` after the bar."""
-        from rich.progress import TaskID
+        """Advance by `count` steps."""
 
-        self._bar.update(TaskID(self._task), advance=count, note=note)
+
+Note = str | Advance | None  # how long work shows its progress: under this description, by the caller's callback, not
+
+
+def shown(note: Note, total: int) -> AbstractContextManager[Advance]:
+    """Show the progress of work as `note` says; within the caller's own progress that one is advanced."""
+    if callable(note):
+        return nullcontext(note)
+    return progress(note or "", total if note else 0)
+
+
+def no_progress(count: int = 1, note: str = "") -> None:
+    """Show nothing."""
+
+
+class Lines:
+    """Progress as lines, at least LINE_SECONDS apart, with the rate since the start and the time left by that rate."""
+
+    def __init__(self, description: str, total: int, completed: int, clock: Callable[[], float]) -> None:
+        self._description = description
+        self._total = total
+        self._first = self._done = completed
+        self._clock = clock
+        self._begun = self._printed = clock()
+
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        """Advance by `count` steps, and print a line if the last one is old enough."""
+        self._done += count
+        now = self._clock()
+        if now - self._printed < LINE_SECONDS or self._done >= self._total:
+            return
+        self._printed = now
+        rate = (self._done - self._first) / (now - self._begun)
+        left = duration((self._total - self._done) / rate) if rate else "unknown"
+        text = f"{self._done} of {self._total} ({self._done / self._total:.0%}), {rate:.3g} per second, {left} left"
+        stage(self._description, f"{text}; {note}" if note else text)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, rounded: 40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -74,7 +74,12 @@ def _lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
 
 def several() -> bool:
     """Return True if this run has several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return count() > 1
+
+
+def count() -> int:
+    """Return the number of processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:

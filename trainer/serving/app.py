@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from trainer.serving.batching import Batcher, Scored, Texts
+from trainer.serving.batching import Batcher
+from trainer.serving.corpus import Corpus
 from trainer.serving.engine import Engine
 from trainer.serving.guard import Guard, refusal
 from trainer.serving.measures import Measures
 from trainer.serving.page import PAGE, POLICY
 from trainer.serving.protocol import (
     DocumentShape,
-    ErrorBody,
     RankedText,
     RerankAnswer,
     RerankBody,
@@ -34,28 +33,19 @@ from trainer.serving.protocol import (
     texts_to_rank,
     texts_to_score,
 )
-from trainer.serving.settings import CLIENT_CLOSED, RefusedError, Settings
+from trainer.serving.scoring import ERRORS, score_texts
+from trainer.serving.search import add_search
+from trainer.serving.settings import RefusedError, Settings
 
-T = TypeVar("T")
 MOST_ERRORS = 5  # reported for one body
-REASONS = {
-    400: "Not JSON, or an empty query or list",
-    401: "The API key is missing or wrong",
-    408: "The body did not arrive in time",
-    413: "The body is too large",
-    415: "The content type of the body is not JSON",
-    422: "A key has the wrong type or value, or there are too many documents",
-    424: "The model failed",
-    429: "Too many documents are waiting; the header Retry-After has the seconds to wait",
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": reason} for status, reason in REASONS.items()
-}
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not available now"}}
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """Return the ASGI application of one model; its batcher runs during the application's lifespan."""
+def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None) -> FastAPI:
+    """Return the ASGI application of one model; its batcher runs during the application's lifespan.
+
+    With the corpus of a run, `/search` answers queries with its first stage and the model.
+    """
     measures = Measures()
     batcher = Batcher(engine, settings, measures)
 
@@ -71,7 +61,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     _add_error_handlers(app)
     _add_rerank(app, batcher, settings, measures)
     _add_score(app, batcher, settings, measures)
-    _add_operations(app, batcher, settings, measures)
+    add_search(app, batcher, measures, corpus)
+    _add_operations(app, batcher, settings, measures, corpus)
     if settings.page:
         app.get("/", include_in_schema=False)(_page)
     return app
@@ -128,7 +119,7 @@ def _add_rerank(app: FastAPI, batcher: Batcher, settings: Settings, measures: Me
         texts = texts_to_rank(body, settings.max_documents)
         public = public_scores_of(body, batcher.engine.calibration)
         fuse = fusion_of(body, len(texts.documents), batcher.engine.fusion)
-        scored = await _score(request, batcher, measures, texts)
+        scored = await score_texts(request, batcher, measures, texts)
         final = fuse(scored.logits)
         if body.texts is not None:
             return JSONResponse(text_answer(body, texts, final, public))
@@ -159,7 +150,7 @@ def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Mea
             """Score documents for one query, or each document for its own query."""
             texts = texts_to_score(body, settings.max_documents)
             public = public_scores_of(body, batcher.engine.calibration)
-            scored = await _score(request, batcher, measures, texts)
+            scored = await score_texts(request, batcher, measures, texts)
             return JSONResponse(score_answer(scored, public, batcher.engine.name))
 
         name = f"score_{path.strip('/').replace('/', '_')}"
@@ -169,37 +160,9 @@ def _add_score(app: FastAPI, batcher: Batcher, settings: Settings, measures: Mea
     add("/v1/score")
 
 
-async def _score(request: Request, batcher: Batcher, measures: Measures, texts: Texts) -> Scored:
-    """Score the texts of a request, unless its client disconnects, and record log values and metrics."""
-    record = request.state.record
-    record["documents"] = len(texts.documents)
-    measures.documents.observe(len(texts.documents))
-    scored = await _unless_disconnected(request, batcher.score(texts))
-    record |= {"tokens": scored.tokens, "queue_ms": round(1000 * scored.queued, 1)}
-    measures.queue_seconds.observe(scored.queued)
-    return scored
-
-
-async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
-    """Await and return the answer; if the client disconnects first, cancel it and raise RefusedError."""
-    working, watching = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise RefusedError(CLIENT_CLOSED, "Validation", "the client disconnected")
-        return working.result()
-    finally:
-        working.cancel()
-        watching.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client has disconnected."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures) -> None:
+def _add_operations(
+    app: FastAPI, batcher: Batcher, settings: Settings, measures: Measures, corpus: Corpus | None
+) -> None:
     """Add the routes for operators: health, readiness, information and metrics."""
 
     @app.get("/health", response_class=Response, responses=UNAVAILABLE)
@@ -228,6 +191,7 @@ def _add_operations(app: FastAPI, batcher: Batcher, settings: Settings, measures
             "max_waiting_documents": batcher.max_waiting,
             "max_body_bytes": settings.max_body,
             "auto_truncate": True,
+            "search": corpus and {"documents": corpus.documents, "depth": corpus.depth},
             "probabilities": engine.calibration is not None,
             "version": _version(),
         }

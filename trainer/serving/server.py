@@ -13,12 +13,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trainer.errors import ServeError
+from trainer.errors import ServeError, TrainerError
 from trainer.runtime import console
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from trainer.serving.corpus import Corpus
     from trainer.serving.settings import Settings
 
 KEY = "RERANKER_API_KEY"
@@ -87,7 +88,7 @@ def serve(
 ) -> None:
     """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered before the end.
 
-    Raise ServeError or ModelError before the server starts.
+    The corpus of a run is served too, unless `settings.search` is off. Raise ServeError or ModelError before the start.
     """
     from trainer.model import Reranker
     from trainer.serving.app import create_app
@@ -96,12 +97,28 @@ def serve(
     folder, name = model_folder(reference)
     with listen_at(host, port) as bound:
         reranker = Reranker.load(folder, head="trained", precision=precision, trust_remote_code=trust_remote_code)
-        app = create_app(Engine(reranker, name), settings)
+        corpus = _corpus(Path(reference), trust_remote_code) if settings.search else None
+        app = create_app(Engine(reranker, name), settings, corpus)
         _log_to_stdout()
         bound.listen(BACKLOG)
         _show_address(bound, name, settings)
         _run(app, bound)
     console.stage("serve", "stopped; all accepted requests are answered")
+
+
+def _corpus(run: Path, trust_remote_code: bool) -> Corpus | None:
+    """Return the corpus of a run folder; None for a model folder, and with a warning for an incomplete run."""
+    from trainer.serving.corpus import Corpus
+
+    if not (run / "export" / "model").is_dir():
+        return None
+    try:
+        corpus = Corpus.open(run, trust_remote_code)
+    except TrainerError as error:
+        console.warn("serve", f"{'; '.join(error.faults)}; /search is not available")
+        return None
+    console.stage("serve", f"/search reranks the first {corpus.depth} of {corpus.documents:,} documents")
+    return corpus
 
 
 def _run(app: ASGIApp, bound: socket.socket) -> None:

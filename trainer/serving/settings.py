@@ -20,6 +20,7 @@ class Settings:
     body_seconds: float = 30.0  # time limit for receiving a body
     batch_tokens: int | None = None  # tokens in one batch; None: the default of the device
     page: bool = True  # serve the HTML page
+    search: bool = True  # search the corpus of a run
 
 
 class RefusedError(Exception):

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.context import Notes, Run, Stage, settings
-from trainer.data import build_collection, fingerprint_data
+from trainer.data import EarlierSplits, build_collection, fingerprint_data
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 from trainer.runtime import processes
 from trainer.runtime.lock import hold
 from trainer.runtime.run_folder import CONTENT, remove
 
+DOCUMENT = 3e-4  # seconds to check a document, look for its duplicates and write it
 FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # identified by their content
 
 
@@ -25,12 +27,20 @@ class Data(Stage):
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys that control reading, and the hash of the files' content."""
-        return settings("data", recipe.data, FILES) | {CONTENT + "data": fingerprint_data(recipe.data)}
+        files = {CONTENT + "data": fingerprint_data(recipe.data)}
+        if earlier := EarlierSplits.of(recipe.reranker.model):
+            files[CONTENT + "reranker.model's splits"] = earlier.fingerprint
+        return settings("data", recipe.data, FILES) | files
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Check every line of the files and write documents, queries and qrels."""
-        collection = build_collection(run.recipe.data, folder)
+        earlier = EarlierSplits.of(run.recipe.reranker.model)
+        collection = build_collection(run.recipe.data, folder, earlier)
         return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of reading every text and writing it as Arrow."""
+        return work.plain(1.0 + work.documents * DOCUMENT) + Cost(bytes=2 * work.characters)
 
 
 def keep_collection(recipe: Recipe, folder: Path) -> Recipe:

@@ -14,6 +14,7 @@ from trainer import context, evaluation, mining, model, retriever, training
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data import pseudo_queries as pseudo
 from trainer.errors import RunError
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import remove
@@ -79,6 +80,23 @@ class Distil(Stage):
         line = f"{trained_on}; best dev {run.metric} {best:.4f} at step {step}"
         line += f" (tuned {tuned:.4f}, first stage {run.first_stage_dev:.4f})"
         return Notes(line, {"best_dev": best, "best_step": step})
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of the teacher's scores, of training the student on them, and of the evaluations on dev."""
+        section, speed = work.recipe.distil, work.student
+        assert section is not None
+        pairs, teacher = section.queries * min(section.depth, work.documents), work.reranker
+        settings = training.student_recipe(work.recipe).train
+        steps = len(training.steps(section.queries, settings, work.recipe.seed))
+        evaluations = 1 + len(training.evaluation_steps(steps, settings))
+        cost = Cost(teacher.load + pairs * teacher.score, 2 * work.weights(speed))
+        cost += Cost(4 * speed.load + pairs * section.epochs * speed.learn + steps * speed.step)
+        cost += Cost(evaluations * work.pairs("dev") * speed.score)
+        if work.recipe.bi_encoder and (drawn := section.queries - work.queries("train")) > 0:
+            cost += Cost(work.bi_encoder.load + drawn * work.bi_encoder.query)
+        if section.teacher == "fused":
+            cost += Cost(teacher.load + work.pairs("dev") * teacher.exact)
+        return cost
 
 
 def _unlabelled(run: Run, folder: Path) -> tuple[Collection, Candidates]:

@@ -9,9 +9,15 @@ import numpy as np
 
 from trainer import context, evaluation, reporting
 from trainer.context import Notes, Run, Stage
+from trainer.forecast import Cost, Work
+from trainer.model.fusion import LISTS
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json
+
+# Seconds on the machine of the forecast's constants: resampling, and measuring a query under all systems and weights.
+STATISTICS, MEASURED = 3.0, 1.5e-2
+CANDIDATE = 1900  # bytes of a candidate with its text in the records of the queries
 
 
 class Evaluate(Stage):
@@ -53,6 +59,7 @@ class Evaluate(Stage):
             seed,
             folder,
             other_seeds=[one.dev for one in seeds if not one.exported],
+            trained=run.recipe.train.epochs > 0,
         )
         release = _with_guard_sets(run, release)
         candidates, default = run.candidates("test"), run.default_candidates("test")
@@ -75,6 +82,20 @@ class Evaluate(Stage):
         line = f"{', '.join(test)} measured on test; {weighted}; TREC runs and results.json in {folder}"
         values = {"dev": means, "verdict": release.verdict, "judged": release.sentence, "calibrated": calibrated}
         return Notes(line, values | _of_guard_and_seeds(run, release) | {"latency": _latency(run)})
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of every system's float32 scores on dev and test, of the statistics and of the latency."""
+        speed, trained = work.reranker, work.recipe.train.epochs > 0
+        systems = trained + len(work.recipe.training_seeds)
+        pairs = systems * work.pairs("dev", "test")
+        if not work.has_mixture:  # the base's scores of train queries, to which the first stage's weight is fitted
+            pairs += min(LISTS, work.lists) * work.depth
+        cost = Cost((2 * systems + 1) * speed.load + pairs * speed.exact, CANDIDATE * work.queries("test") * work.depth)
+        if work.recipe.distil:
+            student = work.student
+            cost += Cost(2 * student.load + work.pairs("dev", "test") * student.exact)
+        cost += Cost(reporting.seconds_of_latency(work.depth, speed.exact))
+        return cost + work.plain(STATISTICS + work.queries("dev", "test") * MEASURED)
 
     def show(self, run: Run) -> None:
         """Print the table, and write the report unless there is one of this evaluation."""

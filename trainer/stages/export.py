@@ -8,9 +8,15 @@ from typing import Any
 
 from trainer import context, evaluation, export, model, training
 from trainer.context import Notes, Run, Stage, settings
+from trainer.data import SPLITS, EarlierSplits
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 from trainer.runtime import console
 
+# Pairs are scored by the model, by transformers singly and padded, by sentence-transformers, and by both in two halves.
+READINGS = 8
+ODD = 1.8  # odd pairs are added to the real ones
+GRAPH = 4.0  # seconds to write an ONNX graph, on the machine of the forecast's constants
 PARITY_PAIRS = 48  # dev pairs on which exported formats are compared, including the first and the last
 
 
@@ -18,7 +24,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 6
+    version = 7
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -41,8 +47,24 @@ class Export(Stage):
         parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
+        _splits(run).save(folder / "model")
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of writing the formats, and of scoring pairs with every reader in every precision."""
+        speed = work.student if work.recipe.distil else work.reranker
+        weights, formats = work.weights(speed), 1 + len(work.recipe.export.formats)
+        readings = READINGS + len(work.recipe.export.formats)
+        cost = Cost(readings * (speed.load + PARITY_PAIRS * ODD * speed.exact), formats * weights)
+        return cost + work.written(2 * formats * weights) + work.plain(GRAPH * len(work.recipe.export.formats))
+
+
+def _splits(run: Run) -> EarlierSplits:
+    """Return the splits of this run's queries and of the runs before it, which a run that continues it will keep."""
+    name = run.recipe.reranker.model
+    earlier = EarlierSplits.of(name) or EarlierSplits(name, {})
+    return earlier.updated({split: run.collection.query_texts(list(run.collection.qrels[split])) for split in SPLITS})
 
 
 def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path | None:

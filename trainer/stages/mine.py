@@ -9,7 +9,10 @@ from trainer import context, mining
 from trainer.context import Notes, RoundStage, Run, content, settings
 from trainer.data.groups import write_groups
 from trainer.errors import RunError
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
+
+PAIR = 200  # bytes of a pair in the groups, the report and the likely false negatives
 
 
 class Mine(RoundStage):
@@ -51,3 +54,14 @@ class Mine(RoundStage):
         report.write(mined, run.collection, folder)
         report.show()
         return Notes(f"{report.summary}; {likely} likely false negatives; see {folder / 'report.md'}")
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of the teacher's scores, if there is one; the rest takes seconds."""
+        section, queries = work.recipe.mine, work.queries("train")
+        cost = work.plain(1e-3 * queries) + Cost(bytes=PAIR * work.lists * work.group_size)
+        window = work.depth if section.groups == "lists" else section.last_rank - section.first_rank + 1
+        if self.round > 1:
+            return cost + Cost(work.reranker.load + queries * window * work.reranker.score)
+        if section.teacher:
+            return cost + Cost(work.teacher.load + queries * window * work.teacher.score)
+        return cost

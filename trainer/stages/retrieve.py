@@ -7,10 +7,17 @@ from typing import Any
 
 from trainer import context, evaluation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
+from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
+from trainer.recipe.sections import MINING_DEPTH
 from trainer.runtime import console
 from trainer.runtime.run_folder import CONTENT
 from trainer.runtime.verify import sha256
+
+# Seconds on the machine of the forecast's constants: to analyse and count a character for BM25, to search a query and
+# write its candidates, to tune on a query; products of numbers per second in the dense search.
+ANALYSED, SEARCHED, TUNED, PRODUCTS = 2e-7, 1.5e-3, 1.4e-2, 1e10
+CANDIDATE = 20  # bytes of a candidate in a file
 
 
 class Retrieve(Stage):
@@ -46,6 +53,25 @@ class Retrieve(Stage):
             details.append(f"bm25 in {retriever.language_of(section, run.collection)}")
         engines = f"{section.kind} ({'; '.join(details)})" if details else section.kind
         return Notes(f"{engines}: {section.depth} candidates for each of {total} queries; dev {run.metric} {score:.4f}")
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of missing embeddings, of BM25 with its tuning, and of the search."""
+        section, queries = work.recipe.retriever, work.queries()
+        depths = (
+            (work.queries("train"), max(section.depth, MINING_DEPTH)),
+            (work.queries("dev", "test"), section.depth),
+        )
+        cost = Cost(bytes=CANDIDATE * sum(count * min(depth, work.documents) for count, depth in depths))
+        if work.recipe.bi_encoder:
+            speed, missing = work.bi_encoder, work.documents * (1 - work.embedded)
+            vectors = 2 * speed.dimensions * (missing + queries)  # float16
+            cost += Cost(speed.load + missing * speed.document + queries * speed.query, vectors)
+            cost += work.plain(queries * work.documents * speed.dimensions / PRODUCTS)
+        if section.has_bm25:
+            cost += work.plain(ANALYSED * work.characters + SEARCHED * queries)
+            if section.tune != "off":
+                cost += work.plain(3 * ANALYSED * work.characters + TUNED * min(work.queries("train"), 1000))
+        return cost
 
 
 def _unread(recipe: Recipe) -> set[str]:

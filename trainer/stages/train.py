@@ -11,6 +11,7 @@ from typing import Any
 from trainer import context, model, training
 from trainer.context import Notes, RoundStage, Run, Stage, content, file, settings
 from trainer.data.groups import read_groups
+from trainer.forecast import FLOAT32, Cost, Work
 from trainer.model_files import references
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -93,7 +94,23 @@ class Train(RoundStage):
         curve = context.keep_best(run, folder, progress, self.name)
         share, best = curve[0]
         line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
+        if not run.recipe.train.epochs:
+            line = f"not trained (train.epochs: 0); dev {run.metric} {best:.4f}"
         line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
         line += f"; {progress.ending}" if progress.ending else ""
         values = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
         return Notes(line, values | {"interpolation": sorted(curve), "precision": progress.precision})
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of fitting the head, of all steps, and of the evaluations on dev."""
+        section, speed = work.recipe.train, work.reranker
+        groups, weights = work.lists, work.weights(speed)
+        steps = len(training.steps(groups, section, work.recipe.seed))
+        fitted = min(groups, section.fit_lists) * work.depth if work.has_mixture else 0
+        evaluations = 1 + len(training.evaluation_steps(steps, section)) + len(training.BETWEEN) * bool(steps)
+        pairs = groups * work.group_size * section.epochs
+        cost = Cost(4 * speed.load + (fitted + evaluations * work.pairs("dev")) * speed.score, 2 * weights)
+        cost += Cost(pairs * speed.learn + steps * speed.step)
+        # A checkpoint has the weights and two numbers of the optimizer for each that is trained.
+        saved = steps // section.checkpoint_steps + bool(steps)
+        return cost + work.written(saved * (weights + 2 * FLOAT32 * speed.trained)) + work.written(4 * weights)

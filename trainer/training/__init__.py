@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.training.loop import TrainingJob as TrainingJob
     from trainer.training.loop import train_reranker as train_reranker
     from trainer.training.optimizer import default_rate as default_rate
+    from trainer.training.schedule import BETWEEN as BETWEEN
     from trainer.training.schedule import evaluation_steps as evaluation_steps
     from trainer.training.schedule import rate_factor as rate_factor
     from trainer.training.schedule import steps as steps

@@ -16,8 +16,7 @@ from trainer.model import Reranker
 from trainer.runtime import console, processes
 from trainer.training.adapter import keep_adapter
 from trainer.training.checkpoints import START, TRAINED, Progress
-
-BETWEEN = (0.25, 0.5, 0.75)  # shares of the trained weights to evaluate besides 0 and 1
+from trainer.training.schedule import BETWEEN
 
 
 def choose(

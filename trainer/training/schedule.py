@@ -6,6 +6,8 @@ import numpy as np
 
 from trainer.recipe import Train
 
+BETWEEN = (0.25, 0.5, 0.75)  # shares of the trained weights that are evaluated at the end, besides 0 and 1
+
 
 def steps(num_groups: int, section: Train, seed: int) -> list[list[int]]:
     """Return the positions of the groups of every step; each epoch is shuffled anew and may end with a short step."""
