@@ -58,9 +58,11 @@ def measure(folder: Path, bi_encoder: str, runs: Path) -> tuple[np.ndarray, np.n
     default = engines.fused(engines.lists(engines.default_settings), engines.default_settings)
     counts = [len(collection.answerable(split)) for split in ("train", "dev", "test")]
     train, test = np.arange(counts[0]), np.arange(sum(counts[:2]), sum(counts))
-    judged = [collection.qrels["train"][engines.queries[index]] for index in train]
+    judged = [collection.qrels["train"][engines.queries[index]] for index in train.tolist()]
     settings, values = measure_grid(engines, train, judged)
-    _, on_test = measure_grid(engines, test, [collection.qrels["test"][engines.queries[index]] for index in test])
+    _, on_test = measure_grid(
+        engines, test, [collection.qrels["test"][engines.queries[index]] for index in test.tolist()]
+    )
     places = np.array([place(one) for one in settings])
     return places, values, query_values(default.part(train), judged), on_test.mean(axis=1)
 

@@ -107,7 +107,8 @@ def test_a_missing_path_is_reported_with_the_other_errors_of_a_recipe(tmp_path, 
     monkeypatch.chdir(tmp_path)
     Path("here.csv").touch()
     Path("r.yaml").write_text(
-        "name: r\ndata:\n  pairs: [here.csv, 'no/*.csv']\n  dev: gone.csv\n  judgements: j.jsonl\ntrain:\n  epochs: -1\n"
+        "name: r\ndata:\n  pairs: [here.csv, 'no/*.csv']\n  dev: gone.csv\n  judgements: j.jsonl\n"
+        "train:\n  epochs: -1\n"
     )
     with pytest.raises(TrainerError) as caught:
         load_recipe("r.yaml")

@@ -184,8 +184,11 @@ def test_a_saved_interaction_model_has_no_problems(exported):
 
 
 HEADS = [
-    ({"architectures": ["BertForSequenceClassification"]}, "auto", "classifier with 2 labels"),
-    ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}, "auto", "2 labels"),
+    (
+        {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "NEGATIVE", "1": "POSITIVE"}},
+        "auto",
+        "classifier with 2 labels .NEGATIVE, POSITIVE., of which none is known to mean relevant",
+    ),
     ({"architectures": ["XForSequenceClassification"], "num_labels": 3}, "classifier", "classifier with 3 labels"),
     (
         {"model_type": "mpnet"},
@@ -195,7 +198,7 @@ HEADS = [
     ({"model_type": "brand-new"}, "interaction", "cannot have the interaction head; use reranker.head: classifier"),
     ({"model_type": "fnet"}, "classifier", "cannot be a reranker here: it has no attention mask"),
     ({"model_type": "xlnet"}, "auto", "cannot be a reranker here: it reads the last token"),
-    ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "classifier", "is a decoder .Qwen3ForCausalLM"),
+    ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "interaction", "is a decoder, which cannot have"),
     ({"model_type": "qwen3", "architectures": ["Qwen3Model"]}, "auto", "is a decoder .Qwen3Model"),
     ({"architectures": ["BertLMHeadModel"]}, "auto", "is a decoder .BertLMHeadModel"),
     ({"is_decoder": True, "architectures": None}, "classifier", "is a decoder .bert"),

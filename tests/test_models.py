@@ -193,12 +193,15 @@ def test_an_exported_interaction_model_is_known_as_one(exported):
     [
         ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}, "reranker"),
         ({"architectures": ["BertForSequenceClassification"], "num_labels": 1}, "reranker"),
+        ({"architectures": ["BertForSequenceClassification"]}, "reranker"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "decoder"),
+        ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True}, "encoder"),
         ({"architectures": ["BertForMaskedLM"], "id2label": {"0": "LABEL_0"}}, "encoder"),
         ({"architectures": None}, "encoder"),
         ({}, "encoder"),
     ],
 )
-def test_a_reranker_is_a_classifier_with_one_label(tmp_path, config, kind):
+def test_the_class_and_the_labels_tell_the_kind_of_a_base(tmp_path, config, kind):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert references.kind_of(tmp_path) == kind
 

@@ -153,7 +153,7 @@ def test_a_key_given_twice_is_an_error_that_names_both_lines(text, told):
         ("Train:\n  epochs: 3\n", "r.yaml:4: Train: no such key; did you mean train?"),
         ("train:\n  epoch: 3\n", "r.yaml:5: train.epoch: no such key; did you mean epochs?"),
         ("reranker:\n  max_lenght: 9\n", "r.yaml:5: reranker.max_lenght: no such key; did you mean max_length?"),
-        ("export:\n  zzz: 3\n", "r.yaml:5: export.zzz: no such key; known here: formats"),
+        ("export:\n  zzz: 3\n", "r.yaml:5: export.zzz: no such key; known here: formats, adapter"),
         ("epochs: 3\n", "r.yaml:4: epochs: no such key; did you mean train.epochs or distil.epochs?"),
         ("evaluate:\n  depth: 30\n", "r.yaml:5: evaluate.depth: is now reranker.depth"),
         ("mine:\n  layers: [0]\n", "r.yaml:5: mine.layers: no such key; did you mean reranker.layers?"),

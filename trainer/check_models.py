@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from trainer.data import Summary
 from trainer.errors import ModelError, RecipeError, TrainerError
 from trainer.model_files import checks, references, tokenizer_file
-from trainer.model_files.architectures import longest_text
+from trainer.model_files.architectures import is_decoder, longest_text
+from trainer.model_files.decoders import Prompting
 from trainer.recipe import BESIDES_WINDOW, ModelReference, Recipe, window_too_long
 from trainer.runtime import console
 
@@ -34,6 +36,7 @@ def model_errors(recipe: Recipe, weights: bool) -> list[TrainerError]:
         *_distil_problems(recipe, kinds),
         *_untrained_problems(recipe, kinds),
         *_window_problems(recipe, kinds),
+        *_adapter_problems(recipe, kinds),
     ]:
         errors.append(RecipeError(problems))
     return errors
@@ -57,7 +60,23 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     heads: dict[str, checks.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
-    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights)
+    options = {} if reference.key in heads else {"prompting": Prompting.of(recipe.reranker)}
+    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights, **options)
+
+
+def _adapter_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> Iterator[str]:
+    """Yield the problems of `train.adapter` with models of these kinds."""
+    base = recipe.reranker.model
+    if recipe.train.adapter == "none" or base not in kinds:
+        return
+    config = references.read_config(references.locate(base, weights=False))
+    if not is_decoder(config, references.architecture_of(config)):
+        yield (
+            f"train.adapter: lora saves memory on large decoders, and {base} is a {config.get('model_type')} encoder; "
+            "train all of its weights, and save memory with train.gradient_checkpointing or train.frozen_layers"
+        )
+    elif find_spec("peft") is None:
+        yield "train.adapter: lora needs a package: pip install 'domain-reranker[lora]'"
 
 
 def _distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> list[str]:
@@ -65,7 +84,7 @@ def _distil_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -
     if recipe.distil is None:
         return []
     base, student, problems = recipe.reranker.model, recipe.distil.model, []
-    if kinds.get(base) == "reranker":
+    if kinds.get(base) in ("reranker", "decoder"):
         problems.append(
             f"distil: {base} is a reranker with a standard classifier, so the tuned model is a standard checkpoint "
             "already; remove the section"
@@ -84,6 +103,11 @@ def _window_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -
     if recipe.passages is None:
         return []
     problems = []
+    if kinds.get(base) == "decoder":
+        problems.append(
+            f"passages: {base} reads pairs in a prompt, whose text after a document would be missing after each window "
+            "but the last; remove the section, and raise reranker.max_length"
+        )
     longest = longest_text(references.read_config(references.locate(base, weights=False))) if base in kinds else None
     if longest is not None and recipe.passages.length > longest - BESIDES_WINDOW:
         problems.append(f"passages.length: {window_too_long(recipe.passages, longest)}")

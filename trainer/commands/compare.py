@@ -110,7 +110,8 @@ def _load(run: Run, reference: str, trust_remote_code: bool) -> Reranker:
     """Return a model with the recipe's maximum length; warn if it was trained on test queries of the recipe."""
     options: dict[str, Any] = {"head": "trained", "trust_remote_code": trust_remote_code}
     reranker = Reranker.load(reference, **options)
-    reranker.passages = run.recipe.passages or reranker.passages
+    if not reranker.pairs.is_prompt:
+        reranker.passages = run.recipe.passages or reranker.passages
     length = run.recipe.reranker.max_length
     if length is not None:
         reranker.read_at_most(min(length, reranker.max_length))

@@ -11,6 +11,7 @@ Imports inside run down, like the package's own:
 from typing import TYPE_CHECKING
 
 from trainer.context.inputs import content as content
+from trainer.context.inputs import file as file
 from trainer.context.inputs import settings as settings
 from trainer.context.run import Notes as Notes
 from trainer.context.run import RoundStage as RoundStage
@@ -20,6 +21,7 @@ from trainer.lazy import face
 
 if TYPE_CHECKING:
     from trainer.context.models import BETWEEN as BETWEEN
+    from trainer.context.models import base_ranks as base_ranks
     from trainer.context.models import dev_measure as dev_measure
     from trainer.context.models import embed as embed
     from trainer.context.models import first_stage_weights as first_stage_weights

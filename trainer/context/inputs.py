@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from trainer.model_files import references
 from trainer.runtime.run_folder import CONTENT
+from trainer.runtime.verify import sha256
 
 
 def settings(name: str, section: BaseModel | None, without: set[str] | None = None) -> dict[str, Any]:
     """Return {section.key: value} of a recipe section; empty if there is no section."""
     values = section.model_dump(mode="json", exclude=without) if section is not None else {}
     return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def file(key: str, path: Path | None) -> dict[str, str]:
+    """Return the hash of the file in a recipe key, because its content counts and not its name; {} without a file."""
+    return {CONTENT + key: sha256(path)} if path is not None and path.is_file() else {}
 
 
 def content(key: str, reference: str | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
 from trainer.model.fusion import Kind
 from trainer.model.teacher import Teacher
 from trainer.model_files import references
+from trainer.model_files.decoders import Prompting, ranks_already
 from trainer.retriever import BiEncoder, Candidates, Embeddings
 from trainer.runtime import console
 from trainer.runtime.precision import Precision
@@ -35,6 +36,12 @@ def has_fresh_head(run: Run) -> bool:
     return references.kind_of(references.locate(run.recipe.reranker.model)) == "encoder"
 
 
+def base_ranks(run: Run) -> bool:
+    """Return whether the base model was trained to rank: not an encoder without a head, nor a general decoder."""
+    folder = references.locate(run.recipe.reranker.model)
+    return not has_fresh_head(run) and (references.kind_of(folder) != "decoder" or ranks_already(folder))
+
+
 def load_base(run: Run) -> Reranker:
     """Return the base model before any training, with the head of the recipe."""
     section = run.recipe.reranker
@@ -44,6 +51,7 @@ def load_base(run: Run) -> Reranker:
         max_length=section.max_length,
         layers=section.layers,
         trust_remote_code=section.trust_remote_code,
+        prompting=Prompting.of(section),
     )
     reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
     reranker.passages = run.recipe.passages

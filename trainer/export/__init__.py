@@ -4,8 +4,9 @@ Imports inside run down, like the package's own:
 
     folder                              write the standard layout, verify it, and leave out formats that fail
     card  graph                         the model card; the ONNX graph
+    adapter                             the LoRA adapter, compared with the merged weights
     parity                              differences to the trained model's scores, by reader and precision
-    odd_pairs  readers                  texts that readers often differ on; scores by other libraries
+    odd_pairs  readers  vllm            texts that readers often differ on; scores by other libraries; vLLM's rules
     hub                                 the upload to the Hugging Face Hub
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from trainer.lazy import face
 
 if TYPE_CHECKING:
+    from trainer.export.adapter import difference_to_merged as difference_to_merged
     from trainer.export.folder import export as export
     from trainer.export.hub import files_to_push as files_to_push
     from trainer.export.hub import upload as upload

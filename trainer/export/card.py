@@ -207,7 +207,7 @@ inputs = tokenizer(["a query"] * 2, documents, padding=True, truncation=True, re
 print(model(**inputs).logits)"""
 
 
-def _readers(parity: Parity) -> str:
+def _readers(parity: Parity, prompted: bool = False) -> str:
     """Return the list of libraries and precisions that were verified or left out, with their differences."""
     exact = ", ".join(f"{name} ({difference:.1e})" for name, difference in parity.differences.items())
     lines = [
@@ -221,6 +221,11 @@ def _readers(parity: Parity) -> str:
     if "onnx" in parity.differences:
         graph = f"`{GRAPH.as_posix()}` returns `logits`"
         lines.append(f"{graph}; its inputs are named as the tokenizer's outputs, and may be only some of them.")
+    if prompted:
+        lines.append(
+            "vLLM serves it with its chat template: `vllm serve FOLDER --runner pooling` (its loading rules were "
+            "checked, it was not run). Text Embeddings Inference and llama.cpp do not serve decoders as rerankers."
+        )
     lines += [f"{name}: {consequence(name)}: {_plain(reason)}." for name, reason in parity.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -299,7 +304,7 @@ documents that the first stage missed count as missed;
 {_example(trust, parity.left_out)}
 ```
 
-{_readers(parity)}
+{_readers(parity, reranker.pairs.is_prompt)}
 
 ## Recipe
 

@@ -20,12 +20,14 @@ from trainer.export.graph import write_graph
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
 from trainer.export.readers import GRAPH, Pairs, score_onnx
+from trainer.export.vllm import vllm_faults
 from trainer.model import Reranker, interaction
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
 
 # Settings of the base model that make older readers apply a sigmoid to the logit.
+IDENTITY = "torch.nn.modules.linear.Identity"
 SQUASHING = ("sbert_ce_default_activation_function", "problem_type")
 
 
@@ -46,6 +48,8 @@ def export(
     """
     unverified, model = folder / "unverified", folder / "model"
     texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
+    if reranker.pairs.is_prompt:
+        texts = _with_whole_queries(reranker, texts)
     parity = Parity(texts, _scores(reranker, texts))
     _write(reranker, unverified)
     parity.compare_folder(unverified, reranker.model.device.type)
@@ -56,6 +60,8 @@ def export(
             f"{parity.left_out['transformers']}; nothing was exported, the trained model is still in the run folder; "
             "please report this with the name of the base model"
         )
+    if reranker.pairs.is_prompt and (faults := vllm_faults(unverified, prompted=True)):
+        parity.left_out["vLLM"] = "; ".join(faults)
     if "onnx" in recipe.export.formats and not parity.compare(
         "onnx", lambda: _score_graph(reranker, texts, unverified)
     ):
@@ -74,8 +80,32 @@ def _write(reranker: Reranker, folder: Path) -> None:
     reranker.save(folder)
     _finish_config(folder, reranker)
     _finish_tokenizer(folder, reranker)
+    if reranker.pairs.is_prompt:
+        _write_modules(folder)
     if reranker.is_interaction:
         shutil.copyfile(interaction.__file__, folder / Path(interaction.__file__).name)
+
+
+def _with_whole_queries(reranker: Reranker, pairs: Pairs) -> Pairs:
+    """Return the pairs whose query fits the prompt: other readers cut the end of the prompt instead of a long query."""
+    tokens = reranker.pairs.tokenize_pairs(pairs)
+    return [
+        pair
+        for pair, (query, document) in zip(pairs, tokens, strict=True)
+        if reranker.pairs.lengths(query, document)[0] == len(query)
+    ]
+
+
+def _write_modules(folder: Path) -> None:
+    """Write the files by which sentence-transformers 5.4 and later read a prompted model as a CrossEncoder."""
+    forward = {"method": "forward", "method_output_name": "logits"}
+    transformer = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    settings = {"model_type": "CrossEncoder", "activation_fn": IDENTITY, "prompts": {}, "default_prompt_name": None}
+    modalities = {"text": forward, "message": forward | {"format": "flat"}}
+    write_json(folder / "modules.json", [module])
+    write_json(folder / "sentence_bert_config.json", transformer | {"modality_config": modalities})
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
@@ -83,15 +113,13 @@ def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
 
     Long documents are truncated as other libraries do, also if the model reads them in windows.
     """
-    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs, strict=True))
-    return np.concatenate([reranker.logits([pair]) for pair in zip(queries, documents, strict=True)])
+    return np.concatenate([reranker.logits([pair]) for pair in reranker.pairs.tokenize_pairs(pairs)])
 
 
 def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
     """Write the ONNX graph into the folder and return its scores (pairs,)."""
     device = reranker.model.device
-    queries, documents = (reranker.pairs.tokenize(texts) for texts in zip(*pairs[-2:], strict=True))
-    example = reranker.pairs.pad(list(zip(queries, documents, strict=True)))
+    example = reranker.pairs.pad(reranker.pairs.tokenize_pairs(pairs[-2:]))
     try:
         write_graph(reranker.model.to("cpu"), example, folder / GRAPH)
     finally:
@@ -106,7 +134,7 @@ def _finish_config(folder: Path, reranker: Reranker) -> None:
     distinguish logits above 17). `auto_map` tells transformers where the modeling file is.
     """
     config = read_json(folder / "config.json")
-    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    config["sentence_transformers"] = {"activation_fn": IDENTITY}
     for name in ("_name_or_path", *SQUASHING):
         config.pop(name, None)
     if reranker.is_interaction:

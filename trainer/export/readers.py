@@ -34,7 +34,7 @@ def score_transformers(
     model = model.to(device).eval()
 
     def score(queries: list[str], documents: list[str]) -> np.ndarray:
-        inputs = tokenizer(queries, documents, padding=True, truncation=True, return_tensors="pt").to(device)
+        inputs = _inputs(tokenizer, queries, documents, "pt").to(device)
         with torch.inference_mode():
             return model(**inputs).logits.float().cpu().numpy()
 
@@ -66,7 +66,7 @@ def score_onnx(folder: Path, pairs: Pairs) -> np.ndarray:
     names = [tensor.name for tensor in session.get_inputs()]
 
     def score(queries: list[str], documents: list[str]) -> np.ndarray:
-        inputs = tokenizer(queries, documents, padding=True, truncation=True, return_tensors="np")
+        inputs = _inputs(tokenizer, queries, documents, "np")
         logits: Any = session.run(["logits"], {name: inputs[name].astype(np.int64) for name in names})[0]
         return logits
 
@@ -75,6 +75,25 @@ def score_onnx(folder: Path, pairs: Pairs) -> np.ndarray:
 
 def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=_brings_code(folder))
+
+
+def _inputs(tokenizer: Any, queries: list[str], documents: list[str], tensors: str) -> Any:
+    """Return a padded batch of pairs, in the prompt of the chat template if there is one."""
+    if tokenizer.chat_template is None:
+        return tokenizer(queries, documents, padding=True, truncation=True, return_tensors=tensors)
+    rows = [_prompt(tokenizer, query, document) for query, document in zip(queries, documents, strict=True)]
+    one, other = (_prompt(tokenizer, "", document)[::-1] for document in ("0", "1 2 3 4"))
+    shared = next(number for number, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    ending, most = one[:shared][::-1], tokenizer.model_max_length
+    rows = [row if len(row) <= most else row[: most - shared] + ending for row in rows]
+    return tokenizer.pad({"input_ids": rows}, return_tensors=tensors)
+
+
+def _prompt(tokenizer: Any, query: str, document: str) -> list[int]:
+    """Return the ids of the prompt of a pair."""
+    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _brings_code(folder: Path) -> bool:

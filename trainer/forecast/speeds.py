@@ -17,6 +17,7 @@ from trainer.data import Summary, covering_length
 from trainer.forecast.here import devices, machine, pace
 from trainer.forecast.records import Clock, PairSpeed, TextSpeed, Training
 from trainer.model_files import references
+from trainer.model_files.decoders import Prompting
 from trainer.runtime.run_folder import json_sha256, read_record, write_json
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ def _load(reference: str, head: Head, trust: bool, recipe: Recipe) -> Reranker:
     section = recipe.reranker
     layers = section.layers if reference == section.model else None
     options: dict[str, Any] = {"max_length": section.max_length, "layers": layers, "trust_remote_code": trust}
+    if reference == section.model:
+        options["prompting"] = Prompting.of(section)
     return Reranker.load(reference, head=head, **options)
 
 

@@ -8,7 +8,8 @@ Imports inside run down, like the package's own:
     reranker                            the model with its tokenizer
     loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
     windows                             long documents read in overlapping parts
-    heads  scores  calibration          fresh heads; standardised scores; scores as probabilities
+    decoder                             the one-row head of a causal language model
+    heads  scores  calibration  prompt  fresh heads; standardised scores; scores as probabilities; pairs in a prompt
     tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
     interaction                         the interaction head; it imports nothing of ours, because exports contain it
 """

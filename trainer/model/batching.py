@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 Tokens = np.ndarray  # (length,) int32, without special tokens
+Role = Literal["query", "document"]
 
 # Padded tokens in one forward pass: limited by caches on a CPU, by occupancy on a GPU. And the fixed cost of a bucket,
 # in tokens that could be computed in that time: milliseconds of small products on a CPU, kernel launches on a GPU.
@@ -37,6 +38,8 @@ class Piece(NamedTuple):
 
 class PairEncoder:
     """Joins tokenised queries and documents to model inputs of at most `max_length` tokens."""
+
+    is_prompt = False  # whether they are joined by a decoder's prompt
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
@@ -62,12 +65,24 @@ class PairEncoder:
         self.query_segment, self.document_segment = segments[texts[0]], segments[second]
         self.num_special = len(self.before.ids) + len(self.between.ids) + len(self.after.ids)
 
-    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the ids of each text, without special tokens and not truncated: truncation depends on the pair."""
+    def tokenize(self, texts: Sequence[str], role: Role = "document") -> list[Tokens]:
+        """Return the ids of each text, without special tokens and not truncated: truncation depends on the pair.
+
+        The role only matters in a prompt (`model/prompt.py`).
+        """
+        del role
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def tokenize_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+        """Return the tokens of (query, document) pairs; each text is tokenised once."""
+        queries = list(dict.fromkeys(query for query, _ in pairs))
+        documents = list(dict.fromkeys(document for _, document in pairs))
+        of_queries = dict(zip(queries, self.tokenize(queries, "query"), strict=True))
+        of_documents = dict(zip(documents, self.tokenize(documents, "document"), strict=True))
+        return [(of_queries[query], of_documents[document]) for query, document in pairs]
 
     def lengths(self, query: Tokens, document: Tokens) -> tuple[int, int]:
         """Return the truncated lengths of query and document; the longer one is cut first, as by `longest_first`."""
@@ -84,24 +99,29 @@ class PairEncoder:
         room = self.max_length - self.num_special
         return max(room - len(query), room // 2)
 
+    def cut(self, query: Tokens, document: Tokens) -> tuple[Tokens, Tokens]:
+        """Return the truncated texts in the order of the template."""
+        query_length, document_length = self.lengths(query, document)
+        return query[:query_length], document[:document_length]
+
     def pad(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> dict[str, torch.Tensor]:
         """Return a padded batch: input_ids, attention_mask and (if the model has them) token_type_ids.
 
         All are (pairs, length) int64.
         """
-        text_lengths = [self.lengths(query, document) for query, document in pairs]
+        cut = [self.cut(query, document) for query, document in pairs]
+        text_lengths = np.array([[len(first), len(second)] for first, second in cut])
         pieces = []
-        for (query, document), (query_length, document_length) in zip(pairs, text_lengths, strict=True):
-            texts = (query[:query_length], document[:document_length])
-            pieces += [self.before.ids, texts[0], self.between.ids, texts[1], self.after.ids]
-        lengths = np.array(text_lengths).sum(axis=1) + self.num_special
+        for first, second in cut:
+            pieces += [self.before.ids, first, self.between.ids, second, self.after.ids]
+        lengths = text_lengths.sum(axis=1) + self.num_special
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = np.concatenate(pieces)
         arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         if self.has_segments:
             arrays["token_type_ids"] = np.zeros_like(ids)
-            arrays["token_type_ids"][mask] = self._segments(np.array(text_lengths))
+            arrays["token_type_ids"][mask] = self._segments(text_lengths)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _segments(self, text_lengths: np.ndarray) -> np.ndarray:

@@ -55,6 +55,28 @@ def with_interaction(
     return model
 
 
+def one_label(model: Any, column: int) -> None:
+    """Reduce a classifier with several labels to one, in place: the logit of `column` minus the mean of the others.
+
+    Of two labels this is the log-odds of the probability. It does not depend on a number that is added to all logits,
+    which a softmax over the labels leaves free.
+    """
+    name, linear = next(
+        (name, module)
+        for name, module in reversed(list(model.named_modules()))
+        if isinstance(module, torch.nn.Linear) and module.out_features == model.config.num_labels
+    )
+    share = torch.full((1, linear.out_features), -1.0 / (linear.out_features - 1))
+    share[0, column] = 1.0
+    row = torch.nn.Linear(linear.in_features, 1, bias=linear.bias is not None)
+    with torch.no_grad():
+        row.weight.copy_(share @ linear.weight)
+        if linear.bias is not None:
+            row.bias.copy_(share[0] @ linear.bias)
+    model.set_submodule(name, row)
+    model.num_labels = model.config.num_labels = 1
+
+
 def with_classifier(folder: Path, trust_remote_code: bool, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """Return the standard `ForSequenceClassification` model with one label and the encoder weights of a folder.
 

@@ -30,13 +30,10 @@ from trainer.model.interaction import InteractionForSequenceClassification
 
 Batch = dict[str, Tensor]  # input_ids, attention_mask, optional token_type_ids: (pairs, length) int64, on the CPU
 
-ARCHITECTURES = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "modernbert",
-)  # whose layers are known to pass `packing` on
+# Architectures whose layers are known to pass `packing` on. A decoder's score is read at the last token.
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "modernbert")
+DECODERS = ("qwen3", "qwen2", "llama", "gemma", "mistral")
+Window = tuple[int, int]  # tokens attended to before and after each token, -1 for all
 NAME = "packed"
 MAX_SAVED_LENGTH = 512  # tokens up to which attention weights are saved for the backward pass in bf16 on a CPU
 
@@ -58,18 +55,28 @@ class Packing:
         """The positions (pairs,) int64 of the first tokens."""
         return self.bounds[:-1].long()
 
+    @property
+    def lasts(self) -> Tensor:
+        """The positions (pairs,) int64 of the last tokens."""
+        return self.bounds[1:].long() - 1
+
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Return whether layers pass keywords on to the attention function and the head uses the first token."""
+    """Return whether layers pass keywords on to the attention function and the head uses the first or last token."""
     config = encoder_of(model).config
-    return config.model_type in ARCHITECTURES and getattr(config, "classifier_pooling", "cls") == "cls"
+    return config.model_type in (*ENCODERS, *DECODERS) and getattr(config, "classifier_pooling", "cls") == "cls"
+
+
+def _reads_last(model: PreTrainedModel) -> bool:
+    """Return whether the model is a decoder, whose score is read at the last token."""
+    return model.config.model_type in DECODERS
 
 
 def prepare(model: PreTrainedModel) -> None:
     """Make a model accept both layouts; weights, names and outputs are unchanged. A second call has no effect."""
     if can_pack(model) and encoder_of(model).config._attn_implementation != NAME:
         encoder_of(model).config._attn_implementation = NAME
-        if not isinstance(model, InteractionForSequenceClassification):
+        if not isinstance(model, InteractionForSequenceClassification) and not _reads_last(model):
             last = _layers(model)[-1]
             is_bert = hasattr(last, "feed_forward_chunk")
             wrap = partial(_first_token_bert_layer, last) if is_bert else partial(_first_token_layer, last.forward)
@@ -82,6 +89,11 @@ def logits(model: PreTrainedModel, batch: Batch, packed: bool) -> Tensor:
         return model(**_to_device(batch, model)).logits.float().squeeze(1)
     if isinstance(model, InteractionForSequenceClassification):
         return model.combine(*_packed_signals(model, batch)).float().squeeze(1)
+    if _reads_last(model):
+        inputs = _pack(model, batch, None)
+        states = model.base_model(**inputs).last_hidden_state[0, inputs["packing"].lasts]
+        score: Any = model.score
+        return score(states).float().squeeze(1)
     return model(**_pack(model, batch, None)).logits.float().squeeze(1)
 
 
@@ -124,9 +136,12 @@ def _pack(model: PreTrainedModel, batch: Batch, is_document: Tensor | None) -> d
     if is_document is not None:
         is_document = is_document.to(model.device, non_blocking=True)
         packing = replace(packing, is_document=is_document, bias=model.config.damping)
-    # ModernBERT builds masks over all tokens of the batch unless it gets an entry for each kind of layer.
-    masks = dict.fromkeys(getattr(encoder.config, "layer_types", None) or ())
-    return _to_device(inputs, model) | {"attention_mask": masks or None, "packing": packing}
+    # Models build masks over all tokens of the batch unless they get an entry for each kind of layer, or decoders
+    # without kinds of layers a mask with four dimensions, which they pass on as it is.
+    masks: Any = dict.fromkeys(getattr(encoder.config, "layer_types", None) or ())
+    if not masks:
+        masks = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device) if _reads_last(model) else None
+    return _to_device(inputs, model) | {"attention_mask": masks, "packing": packing}
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -159,12 +174,14 @@ def _attention(
 
     Packed query, key and value are (1, heads, tokens, width), and the output is (1, tokens, heads, width).
     """
+    is_causal = getattr(module, "is_causal", False)
     if packing is None:
-        attend = _attend_in_bf16 if _has_slow_backward(query) else sdpa_attention_forward
+        attend = _attend_in_bf16 if _has_slow_backward(query) and not is_causal else sdpa_attention_forward
         return attend(module, query, key, value, attention_mask, **options)
     assert not options["dropout"], "variable-length attention has no dropout; batches are padded instead"
     # transformers' window includes the token itself, torch's does not.
-    window = sliding_window - 1 if sliding_window else -1
+    reach = sliding_window - 1 if sliding_window else -1
+    window = (reach, 0 if is_causal else reach)
     query_bounds = (packing.bounds, packing.longest)
     query, key, value = (_tokens_first(states) for states in (query, key, value))
     return _attend(query, key, value, packing, query_bounds, options["scaling"], window)[None], None
@@ -191,7 +208,7 @@ def _attend_in_bf16(
     """Return attention (batch, length, heads, width) of inputs (batch, heads, length, width) by matrix products.
 
     The attention weights are saved for the backward pass. Pairs longer than MAX_SAVED_LENGTH would need too much memory
-    for that; there torch's attention in float32, which saves none, is used. No encoder here has causal attention.
+    for that; there torch's attention in float32, which saves none, is used. It is never causal: decoders use torch's.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if key.shape[2] > MAX_SAVED_LENGTH:
@@ -224,12 +241,13 @@ def _attend(
     packing: Packing,
     query_bounds: tuple[Tensor, int],
     scale: float,
-    window: int = -1,
+    window: Window = (-1, -1),
 ) -> Tensor:
     """Return attention within pairs; inputs and output are (tokens, heads, width).
 
     `query_bounds` are the bounds of each pair's query tokens (pairs + 1,) int32 and the largest number in one pair;
-    `window` is the number of tokens attended to on each side, -1 for all.
+    `window` are the numbers of tokens attended to before and after each token, -1 for all. Keys and values may have
+    fewer heads than queries.
     """
     width = value.shape[-1]
     if width % 8:  # the kernels need multiples of eight
@@ -244,8 +262,9 @@ def _attend(
         )
     if query.is_cuda:
         query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings may return float32
+        shared = query.shape[1] != key.shape[1]
         bounds: Any = (query_bounds[0], packing.bounds, query_bounds[1], packing.longest)
-        outputs: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(window, window))
+        outputs: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=window, enable_gqa=shared)
     else:
         outputs = _attend_pair_by_pair(
             query, key, value, query_bounds[0].tolist(), packing.bounds.tolist(), scale, window
@@ -254,18 +273,22 @@ def _attend(
 
 
 def _attend_pair_by_pair(
-    query: Tensor, key: Tensor, value: Tensor, query_bounds: list[int], bounds: list[int], scale: float, window: int
+    query: Tensor, key: Tensor, value: Tensor, query_bounds: list[int], bounds: list[int], scale: float, window: Window
 ) -> Tensor:
     """Return the same as `varlen_attn`, computed pair by pair."""
     outputs = []
     for pair in range(len(bounds) - 1):
         queries, keys = slice(*query_bounds[pair : pair + 2]), slice(*bounds[pair : pair + 2])
         mask = None
-        if window >= 0:
+        if window != (-1, -1):
             positions = torch.arange(keys.stop - keys.start, device=query.device)
-            mask = (positions[:, None] - positions[None, :]).abs() <= window
+            before = positions[:, None] - positions[None, :]
+            nearest, farthest = (math.inf if reach < 0 else reach for reach in window[::-1])
+            mask = (before <= farthest) & (-before <= nearest)
         heads = (query[queries].transpose(0, 1), key[keys].transpose(0, 1), value[keys].transpose(0, 1))
-        mixed = functional.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale)
+        mixed = functional.scaled_dot_product_attention(
+            *heads, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
         outputs.append(mixed.transpose(0, 1))
     return torch.cat(outputs)
 

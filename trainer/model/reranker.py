@@ -25,7 +25,6 @@ from trainer.model.batching import (
     TOKENS_OF_A_LEARNING_START,
     TOKENS_OF_A_START,
     TOKENS_PER_BUCKET,
-    PairEncoder,
     buckets,
     prefetch,
     random_pairs,
@@ -35,8 +34,10 @@ from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
+from trainer.model.prompt import pair_encoder
 from trainer.model.windows import Pair, Windowed
 from trainer.model_files.checks import Head
+from trainer.model_files.decoders import NO_PROMPTING, Prompting
 from trainer.model_files.references import locate
 from trainer.recipe import Passages
 from trainer.runtime.console import Advance, Note, shown, warn
@@ -85,7 +86,7 @@ class Reranker:
     ) -> None:
         self.model: Any = model  # a PreTrainedModel, whose wrapped .to() has no usable type
         self.tokenizer = tokenizer
-        self.pairs = PairEncoder(tokenizer, max_length)
+        self.pairs = pair_encoder(tokenizer, max_length)
         packing.prepare(model)
         keep_logits_exact(model)
         self.compute_in(precision)
@@ -106,6 +107,7 @@ class Reranker:
         trust_remote_code: bool = False,
         head: Head = "auto",
         layers: Sequence[int] | None = None,
+        prompting: Prompting = NO_PROMPTING,
     ) -> Reranker:
         """Load a model from a Hub id, a model folder, a run folder or `package:NAME/SUBFOLDER`.
 
@@ -113,8 +115,9 @@ class Reranker:
         evaluated), bf16, fp16, or auto: the fastest on this device, which a few seconds of measuring decide on a CPU
         with bf16 units. `max_length` (tokens of query and document) defaults to what the model was saved with.
 
-        Only training needs the last two: `head` is auto, classifier, interaction, or trained (refuse a model without a
-        head); `layers` are the hidden layers that a new interaction head compares.
+        Only training needs the last three: `head` is auto, classifier, interaction, or trained (refuse a model without
+        a head); `layers` are the hidden layers that a new interaction head compares; `prompting` are the template, the
+        instruction and the tokens of a decoder.
 
         Raises ModelError if the model cannot be loaded, MachineError if the machine lacks the device or precision, and
         TypeError or ValueError for invalid arguments.
@@ -122,7 +125,7 @@ class Reranker:
         require_options(reference, precision, max_length)
         target = usable_device(device, precision)
         folder = locate(str(reference))
-        model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code)
+        model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code, prompting)
         longest = longest_input(model, tokenizer)
         saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
@@ -144,7 +147,7 @@ class Reranker:
 
     def read_at_most(self, max_length: int) -> None:
         """Truncate pairs to this many tokens from now on."""
-        self.pairs = PairEncoder(self.tokenizer, max_length)
+        self.pairs = pair_encoder(self.tokenizer, max_length)
 
     def bf16_speedup(self, training: bool = False) -> float:
         """Return the speedup of bf16 over fp32 in scoring, or in training, measured on pairs of random tokens.
@@ -191,10 +194,7 @@ class Reranker:
 
         Raises TypeError unless `pairs` is a list of pairs of texts.
         """
-        pairs = as_pairs(pairs)
-        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        tokens = dict(zip(texts, self.pairs.tokenize(texts), strict=True))
-        return self.score_tokens([(tokens[query], tokens[document]) for query, document in pairs])
+        return self.score_tokens(self.pairs.tokenize_pairs(as_pairs(pairs)))
 
     def probability(self, pairs: Iterable[tuple[str, str]], *, grade: int | None = None) -> np.ndarray:
         """Return the probability (pairs,) float64 that each document would be judged relevant to its query.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.data import Collection, covering_length
 from trainer.errors import RunError
-from trainer.model.batching import PairEncoder, Tokens
+from trainer.model.batching import PairEncoder, Role, Tokens
 from trainer.model.reranker import Reranker
 from trainer.model.windows import Pair
 from trainer.retriever import Candidates
@@ -35,20 +35,22 @@ class TokenizedCollection:
 
     def pairs(self, rows: Sequence[Row]) -> list[Pair]:
         """Return the token pairs of (query row, document row) pairs."""
-        self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts)
-        self._add(self._documents, {document for _, document in rows}, self.collection.passages)
+        self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts, "query")
+        self._add(self._documents, {document for _, document in rows}, self.collection.passages, "document")
         return [(self._queries[query], self._documents[document]) for query, document in rows]
 
     def documents(self, limit: int) -> list[Tokens]:
         """Return the tokens of the first `limit` documents."""
         rows = range(min(limit, len(self.collection.documents)))
-        self._add(self._documents, set(rows), self.collection.passages)
+        self._add(self._documents, set(rows), self.collection.passages, "document")
         return [self._documents[row] for row in rows]
 
-    def _add(self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]]) -> None:
+    def _add(
+        self, known: dict[int, Tokens], rows: set[int], texts: Callable[[Sequence[int]], list[str]], role: Role
+    ) -> None:
         """Tokenise the rows that are missing in `known` and add them."""
         if new := sorted(rows - known.keys()):
-            known |= dict(zip(new, self._pairs.tokenize(texts(new)), strict=True))
+            known |= dict(zip(new, self._pairs.tokenize(texts(new), role), strict=True))
 
 
 class ChosenWindows:

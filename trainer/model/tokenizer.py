@@ -19,15 +19,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from trainer.errors import ModelError
 
 
-def load_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path, reference: str, trust_remote_code: bool, prompted: bool = False
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer without truncation and padding, which treats special tokens in texts as text.
 
-    Raises ModelError if the folder has only a slow tokenizer, without a tokenizer.json.
+    In a prompt they are special tokens, as in every program that renders and tokenises the prompt as one string. Raises
+    ModelError if the folder has only a slow tokenizer, without a tokenizer.json.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,
-        split_special_tokens=True,
+        split_special_tokens=not prompted,
         truncation_side="right",
         padding_side="right",
     )
@@ -38,7 +41,7 @@ def load_tokenizer(folder: Path, reference: str, trust_remote_code: bool) -> Pre
         )
     tokenizer.backend_tokenizer.no_truncation()  # set in the base's training; it would truncate pairs at that length
     tokenizer.backend_tokenizer.no_padding()
-    return _split_special_tokens(tokenizer) if _matches_in_text(tokenizer) else tokenizer
+    return _split_special_tokens(tokenizer) if not prompted and _matches_in_text(tokenizer) else tokenizer
 
 
 def _matches_in_text(tokenizer: Any) -> bool:

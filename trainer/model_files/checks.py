@@ -25,8 +25,9 @@ from trainer.model_files.architectures import (
     is_decoder,
     longest_text,
 )
+from trainer.model_files.decoders import LOGIT_SCORE, NO_PROMPTING, Prompting, template_of, token_ids
 from trainer.model_files.references import BaseKind, architecture_of, kind_of, name_of, read_config, read_json
-from trainer.model_files.tokenizer_file import REFETCH, highest_id
+from trainer.model_files.tokenizer_file import REFETCH, highest_id, read_tokenizer
 
 Head = Literal["auto", "classifier", "interaction", "trained"]  # trained: the model must have a trained head
 Shapes = dict[str, tuple[int, ...]]  # of every tensor in the files, by name
@@ -61,9 +62,11 @@ class ModelProblems:
             self.lines += error.faults
 
 
-def require_cross_encoder(folder: Path, head: Head, trust_remote_code: bool, max_length: int | None = None) -> BaseKind:
+def require_cross_encoder(
+    folder: Path, head: Head, trust_remote_code: bool, prompting: Prompting = NO_PROMPTING
+) -> BaseKind:
     """Return the kind of a cross-encoder's base; raises ModelError with all problems of its files."""
-    if problems := faults_of_cross_encoder(folder, head, trust_remote_code, max_length):
+    if problems := faults_of_cross_encoder(folder, head, trust_remote_code, prompting=prompting):
         raise ModelError(problems)
     return kind_of(folder)
 
@@ -76,18 +79,23 @@ def faults_of_cross_encoder(
     *,
     trust: str = "trust_remote_code",
     weights: bool = True,
+    prompting: Prompting = NO_PROMPTING,
 ) -> list[str]:
     """Return the problems of a folder from which a cross-encoder is to be loaded.
 
-    `trust` is the recipe's key that allows the model's own code. With `weights=False` the weights are not checked,
-    since they are not downloaded yet.
+    `trust` is the recipe's key that allows the model's own code, `prompting` the recipe's settings of a decoder. With
+    `weights=False` the weights are not checked, since they are not downloaded yet.
     """
     problems = ModelProblems(folder)
     with problems.collecting():
         config = read_config(folder)
         with problems.collecting():
-            _check_modules(folder, problems.add)
-            _check_head(config, kind_of(folder), head, problems.add)
+            kind = kind_of(folder)
+            _check_modules(folder, kind, problems.add)
+            _check_head(config, kind, head, problems.add)
+            if kind == "decoder" and not problems.lines:
+                with problems.collecting():
+                    _require_prompt(folder, config, prompting)
         if brings_code(config) and not trust_remote_code:
             problems.add(_untrusted("auto_map in config.json", trust))
         inner = config.get("encoder")
@@ -127,7 +135,9 @@ def _check_head(config: dict[str, Any], kind: BaseKind, head: Head, add: Callabl
     encoder = config.get("encoder", {}) if kind == "interaction" else config
     family, architecture = encoder.get("model_type"), architecture_of(config)
     own_code, fresh = brings_code(config), kind == "encoder"
-    if kind == "reranker" and head == "interaction":
+    if kind == "decoder" and head == "interaction":
+        add("is a decoder, which cannot have the interaction head; use reranker.head: auto")
+    elif kind == "reranker" and head == "interaction":
         add("has a trained classifier, which the interaction head would discard; use reranker.head: auto")
     elif fresh and head == "trained":
         add("is an encoder without a trained head, so its scores are meaningless; name a reranker")
@@ -136,7 +146,7 @@ def _check_head(config: dict[str, Any], kind: BaseKind, head: Head, add: Callabl
             add("is built by code of its own, so it cannot have the interaction head; use reranker.head: classifier")
     elif reason := _why_unsupported(config, family, architecture, fresh):
         add(reason)
-    elif kind != "reranker" and head != "classifier" and family not in INTERACTION:
+    elif kind in ("encoder", "interaction") and head != "classifier" and family not in INTERACTION:
         add(f"is a {family} model, which cannot have the interaction head; use reranker.head: classifier")
 
 
@@ -149,14 +159,20 @@ def _why_unsupported(config: dict[str, Any], family: object, architecture: str, 
         return f"is a {family} model, which cannot be a reranker here: {UNSUPPORTED[family]}; use another base"
     if is_decoder(config, architecture) and fresh:
         return f"is a decoder ({name}); a fresh head needs an encoder, such as BERT or ModernBERT"
-    if is_decoder(config, architecture) and config.get("pad_token_id") is None:
-        return f"is a decoder ({name}) without a pad_token_id in config.json; set it, so that batches can be scored"
     if fresh and architecture.endswith("EncoderModel"):
         return f"is half of an encoder-decoder ({name}), for which there is no classifier; use an encoder"
     return None
 
 
-def _check_modules(folder: Path, add: Callable[[str], None]) -> None:
+def _require_prompt(folder: Path, config: dict[str, Any], prompting: Prompting) -> None:
+    """Raise ModelError if a decoder has no prompt, or no tokens whose logits make a score."""
+    family = config.get("model_type")
+    template_of(folder, family, prompting)
+    if os.path.lexists(folder / "tokenizer.json"):
+        token_ids(folder, family, prompting, read_tokenizer(folder).get_vocab(with_added_tokens=True))
+
+
+def _check_modules(folder: Path, kind: BaseKind, add: Callable[[str], None]) -> None:
     """Add a problem if the head is in separate modules, as sentence-transformers can save it."""
     try:
         saved = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
@@ -164,8 +180,11 @@ def _check_modules(folder: Path, add: Callable[[str], None]) -> None:
         saved = {}
     modular = isinstance(saved, dict) and saved.get("model_type") == "CrossEncoder"
     for name, path in _modules(folder):
-        kind = name.rpartition(".")[2]
-        is_head = kind not in ENCODER_MODULES or (modular and kind != "Transformer") or _gives_one_number(folder / path)
+        module = name.rpartition(".")[2]
+        if kind == "decoder" and module == LOGIT_SCORE and name.startswith("sentence_transformers."):
+            continue
+        lost = module not in ENCODER_MODULES or (modular and module != "Transformer")
+        is_head = lost or _gives_one_number(folder / path)
         if not name.startswith("sentence_transformers.") or is_head:
             add(
                 f"has a head in separate modules (modules.json: {name}), which would be lost; name a reranker with a "
@@ -218,14 +237,14 @@ def read_headers(folder: Path) -> Shapes:
     Raises ModelError if a file is missing, truncated, unreadable or a Git LFS pointer.
     """
     shapes: Shapes = {}
-    for path in _weight_files(folder):
-        shapes |= _header(path)
+    for path in weight_files(folder):
+        shapes |= read_header(path)
     if not shapes:
         raise ModelError(f"model {name_of(folder)}: its safetensors files hold no tensor; {REFETCH}")
     return shapes
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return the files of weights: model.safetensors, or the shards in its index."""
     name, index = name_of(folder), folder / "model.safetensors.index.json"
     names = {path.name for path in folder.iterdir()}
@@ -249,7 +268,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in wanted]
 
 
-def _header(path: Path) -> Shapes:
+def read_header(path: Path) -> Shapes:
+    """Return the shape of every tensor in a safetensors file."""
     name = f"model {name_of(path.parent)}: {path.name}"
     try:
         with path.open("rb") as file:

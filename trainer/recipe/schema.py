@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_valida
 
 from trainer.recipe.data import Data
 from trainer.recipe.generate import Generate
+from trainer.recipe.retriever import Retriever
 from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
-from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Passages, Push, Reranker, Retriever, Track, Train
+from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Passages, Push, Reranker, Track, Train
 
 RERANK_DEPTH = 20  # default number of candidates that are reranked
 MAX_AUTO_LENGTH = 512  # most tokens of `reranker.max_length: auto`; more only if set, since time and memory grow
@@ -101,6 +102,14 @@ class Recipe(Section):
                 "with reranker.head: classifier the tuned model is a standard checkpoint already; remove one of them"
             )
         return distil
+
+    @field_validator("export")
+    @classmethod
+    def _require_adapter_to_export(cls, export: Export, info: ValidationInfo) -> Export:
+        train = info.data.get("train")
+        if export.adapter and train and train.adapter == "none":
+            raise contradiction("adapter", "there is no adapter to export without train.adapter: lora; set one of them")
+        return export
 
     @field_validator("reranker")
     @classmethod

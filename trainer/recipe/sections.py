@@ -5,94 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import Stemmer
 from pydantic import Field, ValidationInfo, field_validator
 
-from trainer.errors import did_you_mean
 from trainer.recipe.metric_names import unknown_metrics
 from trainer.recipe.section import LARGEST_NUMBER, Section
-
-MINING_DEPTH = 200  # least depth of the train queries' candidates and of every list in the fusion
-UNSPACED = ("chinese", "japanese", "thai", "lao", "khmer", "burmese")  # languages written without spaces
-
-
-class Retriever(Section):
-    """The first stage, which retrieves candidates for mining, dev and test; it is not trained."""
-
-    kind: Literal["dense", "bm25", "hybrid", "run"] = "hybrid"
-    """dense: a bi-encoder; bm25: BM25; hybrid: both, fused; run: a TREC run of your own engine."""
-    model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Bi-encoder, as a Hub id, folder, or package:NAME/SUBFOLDER."""
-    trust_remote_code: bool = False
-    """Run the Python code in the bi-encoder's folder; set it only for code that you have read."""
-    depth: int = Field(default=50, ge=1, le=1000)
-    """Number of candidates per query; train queries get at least 200, for mining."""
-    max_length: int = Field(default=256, ge=8)
-    """Maximum length of a document for the bi-encoder, in tokens; the rest is cut off."""
-    query_prompt: str | None = None
-    """Text that precedes every query for the bi-encoder, e.g. "query: "; null: the model's own prompt."""
-    document_prompt: str | None = None
-    """Text that precedes every document for the bi-encoder, e.g. "passage: "; null: the model's own prompt."""
-    index: Literal["auto", "flat", "ivf"] = "auto"
-    """flat: exact search from disk; ivf: approximate search in memory (FAISS); auto: ivf if flat would take more than
-    about an hour, else flat."""
-    language: str = "auto"
-    """Language of BM25's stemmer and stop words; japanese, chinese, thai ...: pairs of characters; none: plain words;
-    auto: detected."""
-    run: Path | None = Field(default=None, validate_default=True)
-    """TREC run file with the queries of all splits; needs kind: run."""
-    fuse_run: bool = Field(default=False, validate_default=True)
-    """Fuse the TREC run with the bi-encoder and BM25; needs kind: run."""
-    tune: Literal["auto", "on", "off"] = "auto"
-    """Tune BM25 (k1, b, stop words, stemming) and the fusion's weights on the train queries; auto: if there are at
-    least 50."""
-    fusion: Literal["weighted", "rrf"] = "weighted"
-    """weighted: weighted sum of standardised scores (rrf if the weights are not tuned); rrf: reciprocal rank fusion."""
-
-    @property
-    def bi_encoder(self) -> str | None:
-        """The bi-encoder of the first stage, None if it has none."""
-        return self.model if self.kind in ("dense", "hybrid") or self.fuse_run else None
-
-    @property
-    def has_bm25(self) -> bool:
-        """True if BM25 is one of the engines."""
-        return self.kind in ("bm25", "hybrid") or self.fuse_run
-
-    @property
-    def is_fused(self) -> bool:
-        """True if there are several engines."""
-        return self.kind == "hybrid" or self.fuse_run
-
-    @field_validator("tune", mode="before")
-    @classmethod
-    def _undo_yaml_booleans(cls, tune: Any) -> Any:
-        return {True: "on", False: "off"}[tune] if isinstance(tune, bool) else tune  # YAML reads on and off as booleans
-
-    @field_validator("fuse_run")
-    @classmethod
-    def _require_run_to_fuse(cls, fuse_run: bool, info: ValidationInfo) -> bool:
-        kind = info.data.get("kind")
-        if fuse_run and kind not in (None, "run"):
-            raise ValueError(f"there is no run to fuse with kind: {kind}; use kind: run with a run file, or remove it")
-        return fuse_run
-
-    @field_validator("language")
-    @classmethod
-    def _require_known_language(cls, language: str) -> str:
-        if language not in (known := [*Stemmer.algorithms(), *UNSPACED, "auto", "none"]):
-            raise ValueError(f"no stemmer for {language!r}{did_you_mean(language, known)}")
-        return language
-
-    @field_validator("run")
-    @classmethod
-    def _require_matching_kind(cls, run: Path | None, info: ValidationInfo) -> Path | None:
-        kind = info.data.get("kind")
-        if kind == "run" and run is None:
-            raise ValueError("kind: run needs the TREC run file here, e.g. run: my_engine.trec")
-        if kind not in (None, "run") and run is not None:
-            raise ValueError(f"a run file is only used with kind: run, but kind is {kind}; remove one of them")
-        return run
 
 
 class Mine(Section):
@@ -150,8 +66,24 @@ class Reranker(Section):
     512."""
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0: embeddings); deeper layers are removed; null: automatic."""
+    instruction: str | None = None
+    """Description of the task in a decoder's prompt, e.g. "Find the code that does this"; null: the template's own."""
+    template: Path | None = None
+    """Jinja file of a decoder's prompt, with messages of the roles system (the instruction), query and document; null:
+    the base's chat template if it has these roles, else the one of its family."""
+    tokens: tuple[str, ...] = Field(default=(), max_length=2)
+    """Tokens of a decoder whose logits make the score: [irrelevant, relevant], whose difference it is, or [relevant];
+    []: those of the base or its family."""
     trust_remote_code: bool = False
     """Run the Python code in the base's folder; set it only for code that you have read."""
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _undo_yaml_booleans(cls, tokens: Any) -> Any:
+        """Return yes, no, 0 and 1 as texts, which YAML reads as booleans and numbers."""
+        if not isinstance(tokens, list | tuple):
+            return tokens
+        return [("yes" if token else "no") if isinstance(token, bool) else str(token) for token in tokens]
 
     @field_validator("max_length", mode="before")
     @classmethod
@@ -203,6 +135,15 @@ class Train(Section):
     ] = "listwise"
     """Training objective. listwise: softmax over a list; pointwise: scores as probabilities; lambdarank: pairs weighted
     by their effect on nDCG, for several grades; mse, margin_mse, kl: a teacher's scores."""
+    adapter: Literal["none", "lora"] = "none"
+    """lora: train low-rank matrices in all linear layers of a decoder instead of its weights, which takes a fraction of
+    the memory; they are merged in float32 whenever the model is saved."""
+    adapter_rank: int = Field(default=16, ge=1)
+    """Rank of the LoRA matrices."""
+    adapter_alpha: float | None = Field(default=None, gt=0)
+    """Factor of the LoRA product, which is divided by the rank; null: twice the rank."""
+    adapter_score_row: Literal["auto", "trained", "frozen"] = "auto"
+    """Whether the one-row head is trained with LoRA; auto: only if the base is no reranker yet."""
     epochs: int = Field(default=1, ge=0)
     """Passes over all training groups; 0: no training, so that the fitted head or the base itself is evaluated and
     exported."""
@@ -323,6 +264,8 @@ class Export(Section):
 
     formats: tuple[Literal["onnx"], ...] = ("onnx",)
     """Additional formats; each is checked to give the trained model's scores."""
+    adapter: bool = False
+    """Also export the LoRA adapter in the subfolder adapter, for the base model."""
 
 
 class Push(Section):

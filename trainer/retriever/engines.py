@@ -11,7 +11,7 @@ import numpy as np
 from trainer.data import Collection
 from trainer.data.languages import LANGUAGE_SAMPLE, detect_language
 from trainer.recipe import Retriever
-from trainer.recipe.sections import MINING_DEPTH
+from trainer.recipe.retriever import MINING_DEPTH
 from trainer.retriever.bm25 import K1, Analyzer, B, Bm25
 from trainer.retriever.candidates import NOTHING, RankedLists, at_ranks, cosines, ranks_in
 from trainer.retriever.dense import search_dense

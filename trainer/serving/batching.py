@@ -20,7 +20,7 @@ from math import ceil
 import numpy as np
 
 from trainer.errors import one_line
-from trainer.model.batching import Tokens
+from trainer.model.batching import Role, Tokens
 from trainer.serving.engine import Engine, Pair
 from trainer.serving.measures import Measures
 from trainer.serving.settings import RefusedError, Settings
@@ -211,17 +211,17 @@ class Batcher:
 
     async def _tokenize_pairs(self, texts: Texts, unique: Sequence[tuple[int, str]]) -> list[Pair]:
         """Return the tokens of the pairs."""
-        queries = await self._tokenize(texts.queries)
-        documents = await self._tokenize([document for _, document in unique])
+        queries = await self._tokenize(texts.queries, "query")
+        documents = await self._tokenize([document for _, document in unique], "document")
         limit = texts.tokens_per_document
         return [(queries[query], tokens[:limit]) for (query, _), tokens in zip(unique, documents, strict=True)]
 
-    async def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+    async def _tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
         """Return the tokens of the texts, computed in slices, so that requests take turns."""
         loop = asyncio.get_running_loop()
         tokens: list[Tokens] = []
         for some in slices(texts):
-            tokens += await loop.run_in_executor(self._tokenising, self.engine.tokenize, some)
+            tokens += await loop.run_in_executor(self._tokenising, self.engine.tokenize, some, role)
         return tokens
 
     def _require_short(self, pairs: Sequence[Pair], positions: list[int]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.model import Reranker
-from trainer.model.batching import Tokens
+from trainer.model.batching import Role, Tokens
 from trainer.model.windows import Pair, Windowed
 
 
@@ -27,9 +27,9 @@ class Engine:
         self.fusion = reranker.fusion
         self.calibration = reranker.calibration
 
-    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+    def tokenize(self, texts: Sequence[str], role: Role) -> list[Tokens]:
         """Return the token ids of each text, without truncation and special tokens."""
-        return self._reranker.pairs.tokenize(texts)
+        return self._reranker.pairs.tokenize(texts, role)
 
     def cut(self, pairs: Sequence[Pair]) -> Windowed:
         """Return the pairs as they are scored: one for each window of a long document, if the model reads windows."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer import context, evaluation, export, model
+from trainer import context, evaluation, export, model, training
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import SPLITS, EarlierSplits
 from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
+from trainer.runtime import console
 
 # Pairs are scored by the model, by transformers singly and padded, by sentence-transformers, and by both in two halves.
 READINGS = 8
@@ -39,9 +41,12 @@ class Export(Stage):
         reranker.fusion = model.Fusion.load(evaluated)
         reranker.calibration = model.Calibration.load(evaluated)
         step = run.notes(run.exported)["best_step"]
+        adapter = _verified_adapter(run, reranker, trust)
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
         parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
+        if adapter is not None and run.recipe.export.adapter:
+            shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         _splits(run).save(folder / "model")
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
         return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
@@ -60,6 +65,16 @@ def _splits(run: Run) -> EarlierSplits:
     name = run.recipe.reranker.model
     earlier = EarlierSplits.of(name) or EarlierSplits(name, {})
     return earlier.updated({split: run.collection.query_texts(list(run.collection.qrels[split])) for split in SPLITS})
+
+
+def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path | None:
+    """Return the folder of the LoRA adapter, whose scores are those of the merged weights; None if there is none."""
+    adapter = run.best(run.exported) / training.ADAPTER_FOLDER
+    if not adapter.is_dir():
+        return None
+    difference = export.difference_to_merged(run.start, adapter, reranker, _some_pairs(run), trust)
+    console.stage("export", f"adapter: largest score difference to the merged weights {difference:.1e}")
+    return adapter
 
 
 def _some_pairs(run: Run) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from trainer import context, evaluation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
-from trainer.recipe.sections import MINING_DEPTH
+from trainer.recipe.retriever import MINING_DEPTH
 from trainer.runtime import console
 from trainer.runtime.run_folder import CONTENT
 from trainer.runtime.verify import sha256

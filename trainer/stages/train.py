@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import context, model, training
-from trainer.context import Notes, RoundStage, Run, Stage, content, settings
+from trainer.context import Notes, RoundStage, Run, Stage, content, file, settings
 from trainer.data.groups import read_groups
 from trainer.forecast import FLOAT32, Cost, Work
 from trainer.model_files import references
@@ -53,7 +53,8 @@ class Train(RoundStage):
         """Return the keys of `reranker`, `passages` and `train` that count, the base's hash, and the dev metric."""
         base = recipe.reranker
         return (
-            settings("reranker", base, {"model", "trust_remote_code", "depth"})
+            settings("reranker", base, {"model", "trust_remote_code", "depth", "template"})
+            | file("reranker.template", base.template)
             | content("reranker.model", base.model)
             | settings("passages", recipe.passages)
             | settings("train", recipe.train, WITHOUT_EFFECT | {"seeds"})
@@ -88,6 +89,7 @@ class Train(RoundStage):
             run.accelerator,
             folder,
             context.has_fresh_head(run),
+            base_ranks=context.base_ranks(run),
         )
         progress = training.train_reranker(job)
         curve = context.keep_best(run, folder, progress, self.name)

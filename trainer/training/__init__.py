@@ -6,6 +6,7 @@ Imports inside run down, like the package's own:
     loop                                the training loop: steps, dev scores, the best model, early stopping
     gradients                           gradients of one step, within the memory of the device
     optimizer  head_init  student       AdamW and its rates; fitting a fresh head; the student of a distillation
+    adapter                             LoRA: its layers, merged weights and files
     schedule  checkpoints  losses       batches and learning rate of each step; atomic checkpoints; losses
     windows                             the windows of long documents that training reads
     parallel                            one device, data parallelism (DDP) or sharded models (FSDP2)
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.lazy import face
 
 if TYPE_CHECKING:
+    from trainer.training.adapter import ADAPTER_FOLDER as ADAPTER_FOLDER
     from trainer.training.checkpoints import FITTED as FITTED
     from trainer.training.checkpoints import Progress as Progress
     from trainer.training.head_init import probe as probe

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer.model import Reranker
 from trainer.runtime import console, processes
+from trainer.training.adapter import keep_adapter
 from trainer.training.checkpoints import START, TRAINED, Progress
 from trainer.training.schedule import BETWEEN
 
@@ -32,6 +33,7 @@ def choose(
     """
     scores = {0.0: progress.curve[0][1]}
     start = model = load(folder / START)
+    best = 0.0
     if progress.best_step:
         model = load(folder / TRAINED)
         begin, end = (
@@ -47,6 +49,7 @@ def choose(
     curve = sorted(scores.items(), key=lambda point: (-point[1], point[0]))
     if processes.is_main():
         model.save(folder / "best")
+        keep_adapter(folder / TRAINED, best, folder / "best")
     accelerator.wait_for_everyone()
     return curve
 

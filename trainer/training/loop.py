@@ -16,17 +16,19 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.data.groups import Group
 from trainer.errors import RunError
 from trainer.model import ChosenWindows, Reranker, TokenizedCollection
 from trainer.model.scoring import Row
+from trainer.model_files.references import is_local
 from trainer.recipe import Recipe
 from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.tracking.log import Log
+from trainer.training.adapter import ADAPTER_FOLDER, plain_weights, save_adapter
 from trainer.training.checkpoints import (
     START,
     Progress,
@@ -52,8 +54,8 @@ class TrainingJob:
 
     `lists` are full candidate lists of train queries, to which a fresh interaction head is fitted first; empty if there
     is none. `measure()` returns the two-stage dev score of the current model; every process calls it. With `fresh_head`
-    the head has a higher rate than the encoder. If documents are read in windows, `chooser` chooses those to train on;
-    None: the model before training does.
+    the head has a higher rate than the encoder; `base_ranks` says whether the base was trained to rank. If documents
+    are read in windows, `chooser` chooses those to train on; None: the model before training does.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class TrainingJob:
     folder: Path
     fresh_head: bool
     chooser: Reranker | None = None
+    base_ranks: bool = True
 
 
 def train_reranker(job: TrainingJob) -> Progress:
@@ -78,9 +81,10 @@ def train_reranker(job: TrainingJob) -> Progress:
     checkpoint = on_main(accelerator, lambda: last_checkpoint(job.folder))
     if checkpoint:
         reranker.compute_in(on_main(accelerator, lambda: precision_of(checkpoint)))
-    configure_model(section, reranker)
+    configure_model(section, reranker, job.base_ranks)
     plan = steps(len(job.groups), section, job.recipe.seed)
-    optimizer = make_optimizer(section, reranker, job.fresh_head, fused=not is_sharded(accelerator))
+    fused = not is_sharded(accelerator)
+    optimizer = make_optimizer(section, reranker, job.fresh_head, fused, job.base_ranks)
     weight, known = 0.0, {}
     if job.lists and checkpoint is None:
         weight, known = fit_head(reranker, job.tokenized, job.lists, section.fit_lists, accelerator, job.folder)
@@ -205,9 +209,19 @@ def _record_score(job: TrainingJob, progress: Progress, score: float, model: nn.
         progress.best_score, progress.best_step = score, progress.step
     if processes.is_main():
         if save:
-            path = pending_best(job.folder, progress.step) if progress.step else job.folder / START
-            job.reranker.save(path, weights)
+            _save(job, pending_best(job.folder, progress.step) if progress.step else job.folder / START, weights)
         assert log is not None
         log.write(progress.step, dev_score=score)
         console.stage(job.folder.name, f"step {progress.step:>5}  dev {score:.4f}{'  best so far' if is_best else ''}")
     job.accelerator.wait_for_everyone()
+
+
+def _save(job: TrainingJob, path: Path, weights: dict[str, Tensor] | None) -> None:
+    """Write the model, with an adapter merged and its own files in a subfolder."""
+    section, reranker = job.recipe.train, job.reranker
+    reranker.save(path, plain_weights(weights, section, reranker.model))
+    if section.adapter != "none":
+        state = reranker.model.state_dict() if weights is None else weights
+        base = job.recipe.reranker.model
+        name = Path(base).name if is_local(base) else base  # local paths are nobody else's business
+        save_adapter(state, reranker.model, name, path / ADAPTER_FOLDER)

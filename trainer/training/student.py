@@ -22,7 +22,8 @@ def student_recipe(recipe: Recipe) -> Recipe:
     section = recipe.distil
     assert section is not None
     own = {key: getattr(section, key) for key in ("loss", "epochs", "queries_per_step", "learning_rate")}
-    settings = recipe.train.model_copy(update=own | {"head_learning_rate": None, "frozen_layers": 0})
+    plain = {"head_learning_rate": None, "frozen_layers": 0, "adapter": "none"}
+    settings = recipe.train.model_copy(update=own | plain)
     return recipe.model_copy(update={"train": settings})
 
 
