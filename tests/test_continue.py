@@ -75,13 +75,13 @@ def test_queries_keep_the_split_that_they_had_whatever_their_hash(old, new):
 
 
 def _splits(section, earlier):
-    from trainer.data.collection import _qrels, _reader
+    from trainer.data.collection import reader_of, split_qrels
     from trainer.data.records import normalised
 
-    reader = _reader(section)
+    reader = reader_of(section)
     list(reader.documents())
     texts = {query.id: normalised(query.text) for query in reader.queries()}
-    return _qrels(reader, section, texts, earlier, ("train",))[0]
+    return split_qrels(reader, section, texts, ("train",), earlier)[0]
 
 
 def test_new_splits_that_move_a_query_between_training_and_test_are_one_error(old, new):

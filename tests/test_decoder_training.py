@@ -44,14 +44,9 @@ def losses(runs: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
-@pytest.mark.parametrize(
-    ("family", "adapter"),
-    [
-        pytest.param(family, adapter, marks=[] if family == "qwen3" else pytest.mark.slow)
-        for family in FAMILIES
-        for adapter in ("none", "lora")
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_tiny_decoder_learns_a_toy_task_and_its_folder_gives_the_same_scores(command, tmp_path, family, adapter):
     recipe = build_toy(tmp_path, family, queries=120 if adapter == "none" else 240)
     words = (*LORA, "train.epochs=8") if adapter == "lora" else ()
@@ -87,14 +82,9 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
-@pytest.mark.parametrize(
-    ("family", "adapter"),
-    [
-        pytest.param(family, adapter, marks=[] if (family, adapter) == ("qwen3", "lora") else pytest.mark.slow)
-        for family in FAMILIES
-        for adapter in ("none", "lora")
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_killed_and_started_again_ends_with_the_same_bits(command, tmp_path, monkeypatch, family, adapter):
     recipe = build_toy(tmp_path, family, queries=32)
     words = ["train.epochs=3", "train.checkpoint_steps=2", "--force", *(LORA if adapter == "lora" else ())]

@@ -305,7 +305,9 @@ def test_a_base_whose_weights_do_not_fit_is_not_loaded(recipe_file, tmp_path, mo
     monkeypatch.setattr(Reranker, "load", lambda *_, **__: pytest.fail("loaded"))
     recipe = load_recipe(recipe_file)
     summary = check(recipe, tmp_path)
-    made = predict(pipeline.STAGES[:4], Work(recipe, summary, Speeds(recipe, summary, tmp_path)))
+    training = next(number for number, stage in enumerate(pipeline.STAGES) if stage.name == "train")
+    up_to_training = pipeline.STAGES[: training + 1]
+    made = predict(up_to_training, Work(recipe, summary, Speeds(recipe, summary, tmp_path)))
     assert made.costs == {}
     show(made, table=True)
     assert "to make it fit: a smaller reranker.model" in capsys.readouterr().out

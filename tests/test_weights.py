@@ -13,7 +13,6 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertForQuestionAnswering,
-    BertForSequenceClassification,
     BertModel,
 )
 
@@ -213,15 +212,6 @@ def test_tokens_added_when_loading_are_counted_too(folder):
 def test_a_teacher_or_tuned_model_must_have_a_trained_head(folder):
     with pytest.raises(ModelError, match="is an encoder without a trained head"):
         Reranker.load(folder, head="trained")
-
-
-def test_a_classifier_saved_with_two_labels_is_refused(tiny, tmp_path):
-    model = BertForSequenceClassification.from_pretrained(tiny["bert"], num_labels=2)
-    model.save_pretrained(tmp_path / "two")
-    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "two")
-    for head in ("auto", "classifier", "interaction"):
-        with pytest.raises(ModelError, match="classifier with 2 labels, whose trained head would be lost"):
-            Reranker.load(tmp_path / "two", head=head)
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])

@@ -108,7 +108,8 @@ def forecast(run: Run, stages: Sequence[Stage], summary: Summary) -> Forecast | 
     if not left:
         return None
     runs = run.folder.parent
-    embedded = retriever.embedded_share(run.recipe.retriever, run.collection, runs) if finished else 0.0
+    has_data = any(stage.name == "data" for stage in finished)  # else its files are missing, or not as they were left
+    embedded = retriever.embedded_share(run.recipe.retriever, run.collection, runs) if has_data else 0.0
     return predict(left, Work(run.recipe, summary, Speeds(run.recipe, summary, runs), embedded))
 
 

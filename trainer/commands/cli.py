@@ -42,6 +42,10 @@ def _guarded(app: Callable[[], None]) -> None:
     with processes.interruptible():
         try:
             app()
+        except SystemExit as end:  # so typer ends a command
+            if not end.code:
+                processes.disconnect()
+            raise
         except TrainerError as error:
             console.console.quiet = not processes.is_first_to_end()
             for fault in error.faults:

@@ -72,6 +72,17 @@ def _lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def disconnect() -> None:
+    """End the connection to the other processes after the work, if there is one.
+
+    While the interpreter shuts down, the threads of a connection that is still open can abort the process, after a
+    run that succeeded.
+    """
+    torch = sys.modules.get("torch")
+    if several() and torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def several() -> bool:
     """Return True if this run has several processes."""
     return count() > 1
