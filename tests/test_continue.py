@@ -155,6 +155,7 @@ def test_a_run_does_not_start_from_its_own_export(exported):
     check(load_recipe(recipe, [f"reranker.model={runs / 'exported'}", "name=later"]), runs)
 
 
+@pytest.mark.slow
 def test_a_continued_run_keeps_the_mixture_and_fits_the_rest_anew(exported, tmp_path):
     recipe, runs = exported
     base = Reranker.load(runs / "exported")

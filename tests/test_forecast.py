@@ -145,6 +145,7 @@ def test_a_damaged_file_of_measurements_is_made_again(recipe_file, tmp_path):
     assert len(json.loads((runs / ".speeds.json").read_text())) == 1
 
 
+@pytest.mark.slow
 def test_the_measured_model_is_not_the_trained_one(recipe_file, tmp_path):
     """A run with its forecast leaves the same weights as one whose measurements were kept."""
     recipe = load_recipe(recipe_file)
@@ -313,6 +314,7 @@ def test_a_base_whose_weights_do_not_fit_is_not_loaded(recipe_file, tmp_path, mo
     assert "to make it fit: a smaller reranker.model" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_activations_are_measured_and_grow_without_checkpointing(recipe_file, tmp_path):
     kept = {}
     for checkpointing in ("true", "false"):

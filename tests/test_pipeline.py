@@ -149,6 +149,7 @@ def test_another_bi_encoder_in_the_same_folder_encodes_again(command, recipe_fil
     assert "1 of 1 shards of documents embedded" in second.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_embed_ask_the_teacher_and_distil_like_one(command, recipe_file, bi_encoder, tiny, tmp_path):
     words = (
         *(f"retriever.model={bi_encoder}", "retriever.kind=hybrid", f"mine.teacher={tiny['reranker']}"),
