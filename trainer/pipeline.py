@@ -72,7 +72,7 @@ def run(recipe: Recipe | Path | str, runs: Path | str = "runs", *, until: str = 
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(runs) / recipe.name
-    _require_stage(until, recipe)
+    require_stage(until, recipe)
     recipe = keep_collection(recipe, folder)
     references.pin(read_pins(folder))
     summary = check(recipe, Path(runs), weights=True, pushes=until == PUSH, keep=True)
@@ -156,8 +156,14 @@ def push(recipe: Recipe | Run, runs: Path | str = "runs", *, dry_run: bool = Fal
         to_hub.upload(opened, dry_run)
 
 
-def _require_stage(until: str, recipe: Recipe) -> None:
-    names = [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
+def stage_names() -> list[str]:
+    """Return the values of `until`."""
+    return [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
+
+
+def require_stage(until: str, recipe: Recipe) -> None:
+    """Raise RecipeError if there is no such stage, or the recipe lacks its section."""
+    names = stage_names()
     if until not in names:
         raise RecipeError(
             f"until: {until!r} is not a stage{did_you_mean(until, names)}; the stages are {', '.join(names)}"

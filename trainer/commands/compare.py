@@ -162,9 +162,9 @@ def _fill(run: Run, row: Compared, scores: Mapping[str, np.ndarray | None]) -> N
                 ours = by_query
     if scores["test"] is not None:
         first = list(query_scores(run.collection, "test", run.candidates("test"), metric).values())
-        row.difference = bootstrap(np.subtract(ours, first).tolist(), seed)
-        row.p = paired_p(ours, first, seed)
         changes = np.subtract(ours, first)
+        row.difference = bootstrap(changes.tolist(), seed)
+        row.p = paired_p(ours, first, seed)
         row.wins, row.losses = int((changes > 0).sum()), int((changes < 0).sum())
 
 

@@ -7,21 +7,19 @@ from pathlib import Path
 from trainer import generation, pipeline
 from trainer.context import Run
 from trainer.data import Collection
-from trainer.errors import RecipeError
 from trainer.generation.endpoint import Request
 from trainer.model_files import references, tokenizer_file
 from trainer.recipe import Recipe
 from trainer.recipe.generate import Generate
 from trainer.runtime import console
-from trainer.stages.generate import documents_of, store_of
+from trainer.stages.generate import documents_of, planned, store_of
 
 MOST_COUNTED = 20_000  # documents among which stored answers are counted, if the recipe asks fewer
 
 
 def open_data(recipe: Recipe, runs: Path) -> Run:
     """Return the run of a recipe with its collection read; raise RecipeError without the section generate."""
-    if recipe.generate is None:
-        raise RecipeError("generate: the recipe has no generate section; add `generate:` with `model: chat:MODEL@URL`")
+    pipeline.require_stage("generate", recipe)
     pipeline.run(recipe, runs, until="data")
     return pipeline.open_run(recipe, runs)
 
@@ -57,10 +55,9 @@ def read_batch(run: Run, path: Path) -> None:
 
 def _requests(run: Run) -> list[Request]:
     """Return the requests that a run of the stage would send."""
-    section, collection = _section(run), Collection.open(run.folder / "data")
-    documents = documents_of(run, collection)
-    sources = generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
-    return [request for request, _ in generation.requests_of(section, collection, sources)]
+    collection = Collection.open(run.folder / "data")
+    _, requests = planned(run, collection, documents_of(run, collection))
+    return [request for request, _ in requests]
 
 
 def _section(run: Run) -> Generate:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.commands.label_files import FORMATS, Label, Pair, key_of, labels, pair_of, read, require_format, write
-from trainer.commands.review import lines_of, locked, require_mined
+from trainer.commands.review import answers_in, locked, pairs_in, require_mined
 from trainer.data import Collection, Faults
 from trainer.errors import RunError
 from trainer.runtime import console
@@ -26,9 +26,9 @@ def write_pairs(pairs_file: Path, judgements: Path, path: Path) -> None:
     require_format(path)
     if path.exists():
         raise RunError(f"{path}: exists already, and may hold labels; delete it, or name another file")
-    before = lines_of(judgements, "correct or remove the line") if judgements.is_file() else []
+    before = answers_in(judgements)
     answered = set(map(pair_of, before))
-    lines = [line for line in lines_of(pairs_file, "delete it and mine again") if pair_of(line) not in answered]
+    lines = [line for line in pairs_in(pairs_file) if pair_of(line) not in answered]
     write(lines, path)
     console.stage("review", f"{len(lines)} open pairs in {path}; fill in `relevant`, then: --from {path}")
 
@@ -43,7 +43,7 @@ def read_labels(path: Path, pairs_file: Path, judgements: Path) -> int:
     if not path.is_file():
         raise RunError(f"{path}: no such file; write one with --to, and fill in its column `relevant`")
     require_format(path, (*FORMATS, ".tsv"))
-    keys = {key_of(pair): pair for pair in map(pair_of, lines_of(pairs_file, "delete it and mine again"))}
+    keys = {key_of(pair): pair for pair in map(pair_of, pairs_in(pairs_file))}
     faults = Faults()
     rows = list(labels(read(path, faults), keys, _unknown(pairs_file.parents[1]), faults))
     given = _agreed([row for row in rows if row.relevant is not None], faults)
@@ -102,7 +102,7 @@ def _name(relevant: bool | int | None) -> str:
 
 def _merge(judgements: Path, given: Mapping[Pair, bool | int | None]) -> tuple[int, int]:
     """Replace the answers of the given pairs, append those of other pairs, and return how many are new and changed."""
-    before = lines_of(judgements, "correct or remove the line") if judgements.is_file() else []
+    before = answers_in(judgements)
     answers: dict[Pair, Any] = {pair_of(line): line.get("relevant") for line in before}
     new = {pair for pair in given if answers.get(pair) is None}
     changed = [pair for pair in given if pair not in new and json.dumps(answers[pair]) != json.dumps(given[pair])]

@@ -45,10 +45,9 @@ Verbose = Annotated[
 
 def _stages(begun: str) -> list[str]:
     """Return the stages whose names begin with what was typed, for the shell."""
-    from trainer.pipeline import PUSH, STAGES
+    from trainer.pipeline import stage_names
 
-    names = [*dict.fromkeys(stage.name for stage in STAGES), PUSH]
-    return [name for name in names if name.startswith(begun)]
+    return [name for name in stage_names() if name.startswith(begun)]
 
 
 def _carry_out(

@@ -64,7 +64,7 @@ def newest_pairs_file(run: Path) -> Path:
 
 
 def _ask_about(pairs_file: Path, judgements: Path, ask: Ask) -> int:
-    lines = {pair_of(line): line for line in lines_of(pairs_file, "delete it and mine again")}
+    lines = {pair_of(line): line for line in pairs_in(pairs_file)}
     answers = _Answers(judgements)
     open_pairs = deque(pair for pair in lines if pair not in answers.pairs)
     given = 0
@@ -99,7 +99,7 @@ class _Answers:
         self.path = path
         path.open("ab").close()  # fails before the first question if the file cannot be written
         self._end_the_last_line()
-        self.pairs = [pair_of(line) for line in lines_of(path, "correct or remove the line")]
+        self.pairs = [pair_of(line) for line in answers_in(path)]
 
     def _end_the_last_line(self) -> None:
         content = self.path.read_bytes()
@@ -136,7 +136,17 @@ class _Answers:
         return pair
 
 
-def lines_of(path: Path, advice: str) -> list[Line]:
+def pairs_in(pairs_file: Path) -> list[Line]:
+    """Return the lines of the likely false negatives."""
+    return _lines_of(pairs_file, "delete it and mine again")
+
+
+def answers_in(judgements: Path) -> list[Line]:
+    """Return the lines of the answers; none if there is no file."""
+    return _lines_of(judgements, "correct or remove the line") if judgements.is_file() else []
+
+
+def _lines_of(path: Path, advice: str) -> list[Line]:
     """Return the JSON lines, each with a query id and a document id; raises DataError that lists all invalid lines."""
     faults, lines = Faults(), []
     for number, text in read_lines(path, faults):

@@ -174,11 +174,8 @@ def _blocks(lists: Iterable[Item]) -> Iterator[list[Item]]:
 
 def _scores(reranker: Reranker, block: Sequence[Item]) -> list[np.ndarray]:
     """Return the scores of each list; pairs are batched over the whole block, and each text is tokenised once."""
-    queries = reranker.pairs.tokenize([item.query for item in block], "query")
-    passages = list(dict.fromkeys(passage for item in block for passage in item.passages))
-    tokens = dict(zip(passages, reranker.pairs.tokenize(passages), strict=True))
-    pairs = [(query, tokens[passage]) for query, item in zip(queries, block, strict=True) for passage in item.passages]
-    scores = reranker.score_tokens(pairs)
+    pairs = [(item.query, passage) for item in block for passage in item.passages]
+    scores = reranker.score_tokens(reranker.pairs.tokenize_pairs(pairs))
     if np.isnan(scores).any():
         raise RunError(
             f"score: {np.isnan(scores).sum()} scores are not numbers; the weights or the precision are at fault"

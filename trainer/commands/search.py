@@ -12,13 +12,12 @@ import typer
 from trainer.commands.run_folders import require_run
 from trainer.errors import RunError
 from trainer.model import Reranker
-from trainer.model.calibration import Platt
+from trainer.model.calibration import SIGMOID
 from trainer.reporting.queries import cut
 from trainer.runtime import console
 from trainer.serving.corpus import Corpus
 
 LETTERS = 60  # of a document's text in a column
-SIGMOID = Platt(1.0, 0.0)  # as the server's scores
 Hit = Mapping[str, Any]
 
 

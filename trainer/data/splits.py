@@ -34,7 +34,7 @@ def split_off(
     for query in list(train):
         split = earlier.split_of(texts[query]) if earlier else None
         if split is None:
-            split = _split_by_hash(texts[query], section)
+            split = split_by_hash(texts[query], section)
         if split in missing:
             qrels[split][query] = train.pop(query)
     return [
@@ -44,7 +44,8 @@ def split_off(
     ]
 
 
-def _split_by_hash(text: str, section: Data) -> str:
+def split_by_hash(text: str, section: Data) -> str:
+    """Return the split of a text by its hash, as large as the recipe's shares say."""
     position = hash_position(text)
     if position < section.dev_share:
         return "dev"

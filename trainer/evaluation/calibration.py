@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from trainer.data import Collection
 from trainer.evaluation.statistics import Interval
-from trainer.model.calibration import Calibration, Platt
+from trainer.model.calibration import SIGMOID, Calibration, Platt
 from trainer.retriever import NOTHING, Candidates
 from trainer.runtime.console import Advance, no_progress, progress
 from trainer.runtime.run_folder import write_json
@@ -195,7 +195,7 @@ def measure(curve: Platt, pairs: Pairs, grade: int, seed: int, advance: Advance 
     """Return the quality of one grade's curve, fitted on dev, measured on the pairs of test."""
     relevant = pairs.grades >= grade
     fitted = curve.probability(pairs.scores)
-    plain = Platt(1.0, 0.0).probability(pairs.scores)
+    plain = SIGMOID.probability(pairs.scores)
     draws = np.random.default_rng(seed).integers(len(relevant), size=(RESAMPLES, len(relevant)))
 
     def over_queries(statistic: Callable[[np.ndarray, np.ndarray], float], values: np.ndarray) -> Interval:

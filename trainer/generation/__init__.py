@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from trainer.generation.making import Draft as Draft
     from trainer.generation.making import ask as ask
     from trainer.generation.making import requests_of as requests_of
-    from trainer.generation.making import write_report as write_report
     from trainer.generation.sources import plan as plan
     from trainer.generation.store import Store as Store
 

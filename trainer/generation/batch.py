@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.data import Faults, read_lines
-from trainer.generation.endpoint import Request, without_thoughts
+from trainer.generation.endpoint import Request, unanswered, without_thoughts
 from trainer.generation.store import Answer, Store
 from trainer.recipe import Endpoint
 from trainer.runtime.run_folder import replacing
@@ -21,7 +21,7 @@ from trainer.runtime.run_folder import replacing
 def write_requests(requests: Sequence[Request], endpoint: Endpoint, store: Store, path: Path) -> int:
     """Write the requests that are not in the store, one a line, and return their number."""
     address = f"{urlsplit(endpoint.url).path}/chat/completions"
-    missing = {request.key: request for request in requests if request.key not in store.answers}
+    missing = unanswered(requests, store)
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for key, request in missing.items():
             body = {"model": request.model, "messages": list(request.messages), **request.parameters}

@@ -51,6 +51,12 @@ class Request(NamedTuple):
         return json_sha256(self.model, self.messages, dict(self.parameters))
 
 
+def unanswered(requests: Sequence[Request], store: Store) -> dict[str, Request]:
+    """Return the requests that are not in the store, by key."""
+    by_key = ((request.key, request) for request in requests)
+    return {key: request for key, request in by_key if key not in store.answers}
+
+
 def key_name(endpoint: Endpoint) -> str:
     """Return the environment variable of the endpoint's key; OpenAI's is never sent to another host."""
     return OPENAI_KEY if endpoint.host == OPENAI_HOST else OTHER_KEY
@@ -138,7 +144,7 @@ class Chat:
 
         Raise RunError if the endpoint cannot be used. Requests that fail are counted in `spent`.
         """
-        missing = {request.key: request for request in requests if request.key not in self._store.answers}
+        missing = unanswered(requests, self._store)
         with ThreadPoolExecutor(self._concurrency) as pool:
             tasks = [pool.submit(self._one, key, request, advance) for key, request in missing.items()]
             try:

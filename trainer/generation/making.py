@@ -22,9 +22,7 @@ from trainer.recipe import Endpoint
 from trainer.recipe.generate import Generate, Kind
 from trainer.retriever import Candidates, Embeddings
 from trainer.runtime import console
-from trainer.runtime.run_folder import write_json
 
-REPORT = "report.json"
 SHOWN = 5  # examples of each reason in the report
 FEW_FAILED = 0.05  # share of requests without an answer that the stage accepts
 MILLION = 1_000_000
@@ -218,8 +216,3 @@ def _examples(queries: Sequence[MadeQuery], collection: Collection) -> list[dict
         {"query": query.text, "kind": query.kind, "document_id": collection.document_ids[query.document]}
         for query in queries[::step][:SHOWN]
     ]
-
-
-def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json."""
-    write_json(folder / REPORT, report)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.data import Collection
-from trainer.data.splits import hash_position
+from trainer.data.splits import split_by_hash
 from trainer.recipe import Data
 from trainer.retriever import Embeddings
 
@@ -65,14 +65,8 @@ def _askable(collection: Collection, section: Data) -> Iterator[tuple[Source, in
         for row, text in zip(rows, collection.passages(list(rows)), strict=True):
             if row == alike[row] and row not in held_out and text.strip():
                 digest = hashlib.sha256(b"order" + text.encode()).digest()
-                yield Source(row, _split(hash_position(text), section, real)), int.from_bytes(digest[:8], "big")
-
-
-def _split(position: float, section: Data, real: set[str]) -> str:
-    """Return the split of a document by the hash of its text; real dev and test queries need no made ones."""
-    if position < section.dev_share and "dev" not in real:
-        return "dev"
-    return "test" if position >= 1 - section.test_share and "test" not in real else "train"
+                split = split_by_hash(text, section)  # real dev and test queries need no made ones
+                yield Source(row, "train" if split in real else split), int.from_bytes(digest[:8], "big")
 
 
 def _clusters(embeddings: Embeddings, rows: np.ndarray, seed: int) -> np.ndarray:

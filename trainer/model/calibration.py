@@ -36,6 +36,9 @@ class Platt:
         return expit(self.slope * np.asarray(scores, dtype=np.float64) + self.intercept)
 
 
+SIGMOID = Platt(1.0, 0.0)  # the curve of a model without calibration
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A curve for each grade from `relevant_from` up."""

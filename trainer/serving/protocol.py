@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
 
 from trainer.model import Calibration, Fusion
-from trainer.model.calibration import Platt
+from trainer.model.calibration import SIGMOID
 from trainer.model.fusion import first_stage_numbers
 from trainer.serving.batching import Scored, Texts
 from trainer.serving.settings import RefusedError
@@ -27,7 +27,6 @@ PER_SEARCH_UNIT = 100  # documents in one of Cohere's search units
 Count = Annotated[int, Field(ge=0)]
 DocumentShape = Literal["object", "string"]
 PublicScores = Callable[[np.ndarray], list[float]]
-SIGMOID = Platt(1.0, 0.0)
 
 
 def require_characters(value: T) -> T:

@@ -9,10 +9,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from trainer.model.calibration import SIGMOID
 from trainer.serving.batching import Batcher, Scored, Texts
 from trainer.serving.corpus import Corpus, Found
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import SIGMOID, Count, ErrorBody, Text
+from trainer.serving.protocol import Count, ErrorBody, Text
 from trainer.serving.scoring import ERRORS, score_texts, unless_disconnected
 from trainer.serving.settings import RefusedError
 

@@ -10,13 +10,16 @@ from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data import Collection
 from trainer.data.generated import write_queries
 from trainer.recipe import Recipe
-from trainer.runtime.run_folder import CONTENT
+from trainer.runtime.run_folder import CONTENT, write_json
 from trainer.runtime.verify import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trainer.generation import Draft, Spent, Store
+    from trainer.generation.endpoint import Request
+    from trainer.generation.sources import Source
+    from trainer.recipe.generate import Kind
     from trainer.retriever import Embeddings
 
 STORE = Path(".endpoints", "chat.jsonl")  # in the folder of all runs
@@ -59,8 +62,7 @@ class Generate(Stage):
         documents = documents_of(run, collection)
 
         def make() -> tuple[Draft, dict[str, Any]]:
-            sources = generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
-            requests = generation.requests_of(section, collection, sources)
+            sources, requests = planned(run, collection, documents)
             store = store_of(run.folder.parent)
             asked = [request for request, _ in requests]
             spent = generation.Spent()
@@ -83,7 +85,7 @@ class Generate(Stage):
         draft.require(made_splits)
         write_queries(draft.kept, collection, folder)
         report = draft.report(collection, section, **counts)
-        generation.write_report(report, folder)
+        write_json(folder / "report.json", report)
         kept = ", ".join(f"{count} {split}" for split, count in report["kept"].items())
         dropped = ", ".join(f"{one['count']} {reason}" for reason, one in report["dropped"].items()) or "none"
         line = f"queries made from {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}"
@@ -113,6 +115,16 @@ def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: C
         if answer is not None and (grade := generation.read_grade(answer.text)) is not None:
             grades[index][row] = grade
     draft.check(grades)
+
+
+def planned(
+    run: Run, collection: Collection, documents: Embeddings | None
+) -> tuple[list[Source], list[tuple[Request, list[Kind]]]]:
+    """Return the documents that the stage asks, and each one's request with the kinds of queries that it asks for."""
+    section = run.recipe.generate
+    assert section is not None
+    sources = generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
+    return sources, generation.requests_of(section, collection, sources)
 
 
 def documents_of(run: Run, collection: Collection) -> Embeddings | None:
