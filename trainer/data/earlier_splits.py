@@ -35,17 +35,18 @@ class EarlierSplits:
 
         Raises ModelError for a damaged file.
         """
+        if reference.startswith("package:") or not references.is_local(reference):
+            return None
         try:
-            local = references.is_local(reference) and not reference.startswith("package:")
-            folder = references.locate(reference, weights=False) if local else None
+            path = references.locate(reference, weights=False) / FILE
         except ModelError:  # the check of the model reports it
-            folder = None
-        content = None if folder is None else read_record(folder / FILE)
-        if folder is None or content is None:
+            return None
+        content = read_record(path)
+        if content is None:
             return None
         if content.get("version") != VERSION or not all(_is_texts(content.get(split)) for split in SPLITS):
             raise ModelError(
-                f"{folder / FILE}: not the splits of a run, version {VERSION}; export the model again, or delete the "
+                f"{path}: not the splits of a run, version {VERSION}; export the model again, or delete the "
                 "file if no query of the new run was used to train or test this model"
             )
         return cls(reference, {text: split for split in SPLITS for text in content[split]})

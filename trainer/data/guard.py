@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,10 +99,14 @@ def _recorded(record: Mapping[str, Any], key: list[Any]) -> dict[str, Overlap]:
         return {}
 
 
+def _hashes(texts: Iterable[str]) -> array[int]:
+    return array("q", (hash(normalised(text)) for text in texts))
+
+
 def _read_guard(section: GuardSet) -> _Texts:
     """Read every line of a guard set; raise DataError with its problems, among them that no query can be measured."""
     reader = reader_of(section)
-    documents = array("q", (hash(normalised(document.passage)) for document in reader.documents()))
+    documents = _hashes(document.passage for document in reader.documents())
     texts = {query.id: normalised(query.text) for query in reader.queries()}
     qrels, _ = split_qrels(reader, section, texts, needed_splits(section))
     for split in MEASURED:
@@ -114,8 +118,8 @@ def _read_guard(section: GuardSet) -> _Texts:
 
 def _read_own(section: Data) -> _Texts:
     reader = reader_of(section)
-    documents = array("q", (hash(normalised(document.passage)) for document in reader.documents()))
-    return _Texts(documents, array("q", (hash(normalised(query.text)) for query in reader.queries())))
+    documents = _hashes(document.passage for document in reader.documents())
+    return _Texts(documents, _hashes(query.text for query in reader.queries()))
 
 
 def _overlaps(read: Mapping[str, _Texts], own: _Texts) -> Iterator[tuple[str, Overlap]]:

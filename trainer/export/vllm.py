@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from trainer.model_files.prompt import has_roles, saved_special_tokens, saved_template
+from trainer.model_files.prompt import has_prompt
 from trainer.model_files.references import architecture_of, label_names, read_config
 
 # Classes for which vLLM has a model of its own or converts the causal one.
@@ -64,7 +64,7 @@ def _faults_of_decoder(folder: Path, config: dict[str, Any]) -> list[str]:
         faults.append(f"it knows no tensor {strange[0]}")
     if not isinstance(config.get("pad_token_id"), int):
         faults.append("config.json has no pad_token_id")
-    if not has_roles(saved_template(folder), saved_special_tokens(folder)):
+    if not has_prompt(folder):
         faults.append("its chat template does not render query and document")
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if tokenizer.get("split_special_tokens"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -90,16 +90,14 @@ class Speeds:
 
     def _measure_bi_encoder(self, section: Retriever) -> TextSpeed:
         from trainer.forecast.measure import seconds_per_item
-        from trainer.retriever import BiEncoder
+        from trainer.retriever.retrieve import bi_encoder_of
         from trainer.runtime.precision import best_device
 
         assert section.bi_encoder is not None
-        folder, device = references.locate(section.bi_encoder), best_device()
-        options = (section.max_length, section.query_prompt, section.document_prompt)
-        encoder = BiEncoder(folder, *options, trust_remote_code=section.trust_remote_code)
+        encoder, device = bi_encoder_of(section), best_device()
         speedup = partial(encoder.bf16_speedup, device)
-        precision = self._choose("encoding", folder, speedup)
-        encoder = BiEncoder(folder, *options, precision, section.trust_remote_code)
+        precision = self._choose("encoding", references.locate(section.bi_encoder), speedup)
+        encoder = replace(encoder, precision=precision)
         begun = self.clock()
         model = encoder.load(device)
         load = self.clock() - begun

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
-from trainer.model.prompt import pair_encoder
+from trainer.model.prompt import pair_encoder, special_tokens
 from trainer.model_files import weights
 from trainer.model_files.checks import read_header, weight_files
 from trainer.model_files.decoders import TEMPLATES, Prompting, ranks_already, template_of, token_ids
-from trainer.model_files.prompt import has_roles, saved_special_tokens, saved_template
+from trainer.model_files.prompt import has_prompt
 from trainer.model_files.references import BaseKind, name_of, read_config
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # of the language model, in the families' names
@@ -67,11 +67,9 @@ def score_row(folder: Path, ids: Sequence[int]) -> torch.Tensor:
 
 def is_prompted(folder: Path, kind: BaseKind, prompting: Prompting) -> bool:
     """Return whether pairs of this model are joined by a prompt, and not by the tokenizer's pair template."""
-    if kind == "decoder" or (kind == "reranker" and prompting.template is not None):
-        return True
     if kind != "reranker":
-        return False
-    if has_roles(saved_template(folder), saved_special_tokens(folder)):
+        return kind == "decoder"
+    if prompting.template is not None or has_prompt(folder):
         return True
     family = read_config(folder).get("model_type")
     return ranks_already(folder) and (TEMPLATES / f"{family}.jinja").is_file()
@@ -84,7 +82,7 @@ def prepare_tokenizer(tokenizer: Any, folder: Path, prompting: Prompting, prompt
     usable template or no special token for padding.
     """
     config = read_config(folder)
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    special = special_tokens(tokenizer)
     tokenizer.chat_template = template_of(folder, config.get("model_type"), prompting, special) if prompted else None
     if prompted:
         last = (pair_encoder(tokenizer, 1 << 20).after.ids or [None])[-1]

@@ -40,7 +40,7 @@ class _Slot(NamedTuple):
 def pair_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> PairEncoder:
     """Return the encoder of pairs: with the prompt of the chat template if it has both roles, else without prompt."""
     template = tokenizer.chat_template
-    prompted = isinstance(template, str) and has_roles(template, _special(tokenizer))
+    prompted = isinstance(template, str) and has_roles(template, special_tokens(tokenizer))
     return (PromptEncoder if prompted else PairEncoder)(tokenizer, max_length)
 
 
@@ -62,7 +62,7 @@ class PromptEncoder(PairEncoder):
         """Find the tokens of the constant text, and what is tokenised together with query and document."""
         template = self.tokenizer.chat_template
         assert isinstance(template, str)
-        prompt = read_prompt(template, _special(self.tokenizer))
+        prompt = read_prompt(template, special_tokens(self.tokenizer))
         before, between, after = prompt.before, prompt.between, prompt.after
         strips = prompt.stripped if prompt.query_first else prompt.stripped[::-1]
         first, _ = self._slot(before, f"{between}a{after}", strips[0])
@@ -123,7 +123,8 @@ class PromptEncoder(PairEncoder):
         return (texts[0], texts[1]) if self._query_first else (texts[1], texts[0])
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the special tokens by name, as templates call them."""
     return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 

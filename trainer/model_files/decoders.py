@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ModelError
-from trainer.model_files.prompt import has_roles, read_prompt, saved_special_tokens, saved_template, with_instruction
+from trainer.model_files.prompt import (
+    has_prompt,
+    has_roles,
+    read_prompt,
+    saved_special_tokens,
+    saved_template,
+    with_instruction,
+)
 from trainer.model_files.references import name_of
 from trainer.recipe.sections import Reranker
 
@@ -97,7 +104,7 @@ def token_ids(folder: Path, family: object, prompting: Prompting, vocabulary: Ma
 def ranks_already(folder: Path) -> bool:
     """Return whether a causal model was published as a reranker, which its files or its name tell."""
     named = "rerank" in name_of(folder).rpartition("/")[2].lower()
-    return named or _logit_score(folder) is not None or has_roles(saved_template(folder), saved_special_tokens(folder))
+    return named or _logit_score(folder) is not None or has_prompt(folder)
 
 
 def logit_score_path(modules: Sequence[tuple[str, str]]) -> str | None:

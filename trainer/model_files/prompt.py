@@ -7,7 +7,7 @@ sentence-transformers and vLLM build the same prompt from the exported folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ def read_prompt(template: str, special: Mapping[str, str]) -> Prompt:
     return prompt
 
 
-def render(template: str, special: Mapping[str, str], texts: tuple[str, str] | list[str]) -> str:
+def render(template: str, special: Mapping[str, str], texts: Sequence[str]) -> str:
     """Return the prompt of a query and a document; raises ModelError if the template fails."""
     messages = [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
     try:
@@ -102,6 +102,11 @@ def saved_special_tokens(folder: Path) -> dict[str, str]:
     tokens = {name: config.get(name) for name in SPECIAL}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def has_prompt(folder: Path) -> bool:
+    """Return whether the chat template in a model's folder renders both a query and a document."""
+    return has_roles(saved_template(folder), saved_special_tokens(folder))
 
 
 def has_roles(template: str | None, special: Mapping[str, str]) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,13 +162,23 @@ class Shards:
     """The shard files of a list of texts under `cache`, including those that are not written yet."""
 
     def __init__(self, bi_encoder: BiEncoder, role: Role, texts: Texts, count: int, cache: Path) -> None:
-        self._bi_encoder = bi_encoder
+        self.bi_encoder = bi_encoder
         self._role: Role = role
         self._texts = texts
         self._bounds = [(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+        self._cache = cache
         folder = cache / bi_encoder.fingerprint(role)[:16]
         self.paths = [folder / f"{_digest(texts(*bounds))}.npy" for bounds in self._bounds]
         self._missing: list[Path] | None = None
+
+    def in_precision(self, precision: Precision) -> Shards:
+        """Return the shards of the same texts in another precision, without reading the texts again."""
+        other = copy(self)
+        other.bi_encoder = replace(self.bi_encoder, precision=precision)
+        folder = self._cache / other.bi_encoder.fingerprint(self._role)[:16]
+        other.paths = [folder / path.name for path in self.paths]
+        other._missing = None
+        return other
 
     @property
     def missing(self) -> list[Path]:
@@ -193,10 +204,10 @@ class Shards:
         ours = [(path, bounds[path]) for path in missing]
         if not ours:
             return
-        model = self._bi_encoder.load(str(accelerator.device))
+        model = self.bi_encoder.load(str(accelerator.device))
         with progress("retrieve", total=sum(end - start for _, (start, end) in ours)) as advance:
             for path, (start, end) in ours:
-                _write(path, self._bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
+                _write(path, self.bi_encoder.encode(model, self._texts(start, end), self._role, batch_size))
                 advance(end - start, "embedded")
 
     def _check_files(self) -> list[Path]:

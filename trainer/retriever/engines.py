@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class Engines:
         self.depth = max(section.depth, MINING_DEPTH)
         self._excluded = [collection.self_documents.get(query, ()) for query in queries]
         self._search_depth = self.depth + max(map(len, self._excluded), default=0)
-        self._bm25 = bm25 or lru_cache(maxsize=1)(self.build_bm25)  # the counts of one analyzer are in memory at a time
+        # The counts of one analyzer are in memory at a time.
+        self._bm25 = bm25 or lru_cache(maxsize=1)(partial(count_words, collection))
 
     @property
     def has_bm25(self) -> bool:
@@ -156,10 +157,6 @@ class Engines:
         )
         return read_run(self._section.run, query_rows, document_rows, self.queries, self._search_depth)
 
-    def build_bm25(self, analyzer: Analyzer) -> Bm25:
-        """Return the counts of the corpus under an analyzer."""
-        return Bm25(_passages(self._collection), analyzer)
-
     def _analyzer(self, settings: Settings) -> Analyzer:
         return Analyzer(self.analyzer.language, settings.drop_stop_words, settings.stem)
 
@@ -204,6 +201,11 @@ class Pool:
             scores = self._bm25(settings.k1, settings.b)
             fused += reciprocal_ranks(scores, np.where(scores > 0, self.documents, NOTHING))
         return fused
+
+
+def count_words(collection: Collection, analyzer: Analyzer) -> Bm25:
+    """Return the counts of the corpus under an analyzer."""
+    return Bm25(_passages(collection), analyzer)
 
 
 def language_of(section: Retriever, collection: Collection) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,13 +61,13 @@ def embed(
     """
     if section.bi_encoder is None:
         return None, ""
-    bi_encoder = _bi_encoder(section)
+    bi_encoder = bi_encoder_of(section)
     parts = shards(bi_encoder, collection, cache, queries)
     missing = [part.find_missing(accelerator) for part in parts]
     if any(missing) and choose is not None:
         precision = choose(bi_encoder)
         if precision != bi_encoder.precision:
-            parts = shards(replace(bi_encoder, precision=precision), collection, cache, queries)
+            parts = (parts[0].in_precision(precision), parts[1].in_precision(precision))
     for part in parts:
         part.encode(accelerator)
     accelerator.wait_for_everyone()
@@ -80,13 +79,12 @@ def embedded_share(section: Retriever, collection: Collection, cache: Path) -> f
     """Return the share of the document shards that are in `cache`, in the precision that has most of them."""
     if section.bi_encoder is None:
         return 0.0
-    bi_encoder = _bi_encoder(section)
-    halves = (bi_encoder, replace(bi_encoder, precision="bf16"))
-    paths = [shards(one, collection, cache, queries=[])[1].paths for one in halves]
-    return max(sum(path.is_file() for path in shard) / len(shard) for shard in paths)
+    documents = shards(bi_encoder_of(section), collection, cache, queries=[])[1]
+    choices = (documents.paths, documents.in_precision("bf16").paths)
+    return max(sum(path.is_file() for path in paths) / len(paths) for paths in choices)
 
 
-def _bi_encoder(section: Retriever) -> BiEncoder:
+def bi_encoder_of(section: Retriever) -> BiEncoder:
     """Return the first stage's bi-encoder in float32."""
     assert section.bi_encoder is not None
     return BiEncoder(

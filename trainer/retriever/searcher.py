@@ -7,7 +7,7 @@ The document vectors are memory-mapped; BM25's counts are in memory.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -15,13 +15,11 @@ import numpy as np
 
 from trainer.data import Collection
 from trainer.errors import RunError
-from trainer.model_files import references
 from trainer.recipe import Retriever
-from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.candidates import NOTHING
-from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards, VectorsInMemory
-from trainer.retriever.engines import Engines, Settings, language_of
-from trainer.retriever.retrieve import shards
+from trainer.retriever.embeddings import BiEncoder, Embeddings, VectorsInMemory
+from trainer.retriever.engines import Engines, Settings, count_words, language_of
+from trainer.retriever.retrieve import bi_encoder_of, shards
 from trainer.runtime.launch import start_accelerator
 from trainer.runtime.precision import Precision, best_device
 
@@ -48,7 +46,7 @@ class Searcher:
         self._bi_encoder = bi_encoder
         self._vectors = vectors
         self._model: SentenceTransformer | None = None
-        self._bm25 = lru_cache(maxsize=1)(self._count_words)
+        self._bm25 = lru_cache(maxsize=1)(partial(count_words, collection))
         self.depth = section.depth
 
     @classmethod
@@ -98,25 +96,16 @@ class Searcher:
             return None
         return VectorsInMemory(self._bi_encoder.encode(self._model, [query], "query", 1)), self._vectors
 
-    def _count_words(self, analyzer: Analyzer) -> Bm25:
-        return Engines(self._section, self._collection, [], None).build_bm25(analyzer)
-
 
 def _vectors(
     section: Retriever, collection: Collection, cache: Path, trust_remote_code: bool
 ) -> tuple[BiEncoder, Embeddings]:
     """Return the bi-encoder in the precision in which it has encoded the documents, and their vectors."""
-    assert section.bi_encoder is not None
-    folder = references.locate(section.bi_encoder)
-    prompts = (section.query_prompt, section.document_prompt)
-    choices: list[tuple[BiEncoder, Shards]] = []
+    bi_encoder = replace(bi_encoder_of(section), trust_remote_code=trust_remote_code)
+    exact = shards(bi_encoder, collection, cache, [])[1]
     for precision in get_args(Precision):
-        bi_encoder = BiEncoder(folder, section.max_length, *prompts, precision, trust_remote_code)
-        choices.append((bi_encoder, shards(bi_encoder, collection, cache, [])[1]))
-        if choices[-1][1].is_complete:
-            break
-    else:
-        choices[-1] = choices[0]
-        choices[-1][1].encode(start_accelerator(choices[-1][0].precision))
-    bi_encoder, documents = choices[-1]
-    return bi_encoder, documents.open()
+        documents = exact.in_precision(precision)
+        if documents.is_complete:
+            return documents.bi_encoder, documents.open()
+    exact.encode(start_accelerator(exact.bi_encoder.precision))
+    return exact.bi_encoder, exact.open()

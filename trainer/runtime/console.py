@@ -173,7 +173,7 @@ class Advance(Protocol):
         """Advance by `count` steps."""
 
 
-Note = str | Advance | None  # how long work shows its progress: under this description, by the caller's callback, not
+Note = str | Advance | None  # progress of long work: under a description, by the caller's callback, or not shown
 
 
 def shown(note: Note, total: int) -> AbstractContextManager[Advance]:

@@ -66,6 +66,7 @@ def alpha_of(section: Train) -> float:
     return section.adapter_alpha or 2.0 * section.adapter_rank
 
 
+@torch.no_grad()
 def merged(state: Mapping[str, Tensor], section: Train) -> dict[str, Tensor]:
     """Return plain weights by name from those of a model with an adapter, added in float32."""
     weights = {}
@@ -88,9 +89,7 @@ def save_adapter(state: Mapping[str, Tensor], model: Any, base: str, folder: Pat
     config.save_pretrained(folder)
     own = {name.replace(f".{NAME}.", "."): weight for name, weight in state.items() if ".lora_" in name}
     own[ROW] = state[ROW]
-    tensors = {PREFIX + name: weight.detach().cpu().contiguous() for name, weight in own.items()}
-    save_file(tensors, folder / FILE, metadata={"format": "pt"})
-    (folder / FILE).chmod((folder / CONFIG).stat().st_mode)
+    _write({PREFIX + name: weight.detach().cpu().contiguous() for name, weight in own.items()}, folder)
 
 
 def keep_adapter(trained: Path, share: float, best: Path) -> None:
@@ -109,13 +108,10 @@ def keep_adapter(trained: Path, share: float, best: Path) -> None:
         with safe_open(path, framework="pt") as file:
             if ROW in file.keys():  # noqa: SIM118
                 weights[PREFIX + ROW] = file.get_tensor(ROW)
+    _write(weights, folder)
+
+
+def _write(weights: dict[str, Tensor], folder: Path) -> None:
+    """Write an adapter's weights with the mode of its configuration; safetensors makes files only their owner reads."""
     save_file(weights, folder / FILE, metadata={"format": "pt"})
     (folder / FILE).chmod((folder / CONFIG).stat().st_mode)
-
-
-def plain_weights(state: Mapping[str, Tensor] | None, section: Train, model: nn.Module) -> dict[str, Tensor] | None:
-    """Return the weights to save: those given or the model's own, with a LoRA merged; None for the model's own."""
-    if section.adapter == "none":
-        return dict(state) if state is not None else None
-    with torch.no_grad():
-        return merged(model.state_dict() if state is None else state, section)

@@ -28,7 +28,7 @@ from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.tracking.log import Log
-from trainer.training.adapter import ADAPTER_FOLDER, plain_weights, save_adapter
+from trainer.training.adapter import ADAPTER_FOLDER, merged, save_adapter
 from trainer.training.checkpoints import (
     START,
     Progress,
@@ -219,9 +219,11 @@ def _record_score(job: TrainingJob, progress: Progress, score: float, model: nn.
 def _save(job: TrainingJob, path: Path, weights: dict[str, Tensor] | None) -> None:
     """Write the model, with an adapter merged and its own files in a subfolder."""
     section, reranker = job.recipe.train, job.reranker
-    reranker.save(path, plain_weights(weights, section, reranker.model))
-    if section.adapter != "none":
-        state = reranker.model.state_dict() if weights is None else weights
-        base = job.recipe.reranker.model
-        name = Path(base).name if is_local(base) else base  # local paths are nobody else's business
-        save_adapter(state, reranker.model, name, path / ADAPTER_FOLDER)
+    if section.adapter == "none":
+        reranker.save(path, weights)
+        return
+    state = reranker.model.state_dict() if weights is None else weights
+    reranker.save(path, merged(state, section))
+    base = job.recipe.reranker.model
+    name = Path(base).name if is_local(base) else base  # a path on this machine is not saved
+    save_adapter(state, reranker.model, name, path / ADAPTER_FOLDER)
