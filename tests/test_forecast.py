@@ -184,6 +184,18 @@ def test_a_teacher_scores_the_window_of_every_train_query(work, tiny):
     assert seconds(drawn, "mine") - seconds(work(), "mine") == pytest.approx(24 * 7 * PAIR.score + PAIR.load)
 
 
+def test_a_search_that_is_left_finds_its_embeddings(recipe_file, tiny, tmp_path, monkeypatch):
+    words = ["retriever.kind=dense", f"retriever.model={tiny['bert']}"]
+    pipeline.run(load_recipe(recipe_file, words), tmp_path, until="retrieve")
+    monkeypatch.setattr(pipeline, "predict", lambda stages, work: ([stage.folder for stage in stages], work.embedded))
+    for override, expected in (("retriever.depth=7", 1.0), ("retriever.max_length=9", 0.0)):
+        recipe = load_recipe(recipe_file, [*words, override])
+        opened = pipeline.open_run(recipe, tmp_path)
+        left, embedded = pipeline.forecast(opened, opened.stages, check(recipe, tmp_path))
+        assert left[0] == "retrieve"
+        assert embedded == expected
+
+
 def test_embeddings_that_are_there_cost_nothing(work):
     known = work("retriever.kind=dense", f"retriever.model={work().recipe.reranker.model}")
     saved = seconds(known, "retrieve") - seconds(replace(known, embedded=1.0), "retrieve")

@@ -21,7 +21,6 @@ from trainer.data import (
 from trainer.data.guard import Overlap
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
-from trainer.evaluation import made_warning
 from trainer.evaluation.metrics import can_choose
 from trainer.generation.endpoint import endpoint_problem
 from trainer.model_files import references
@@ -191,7 +190,15 @@ def _show(summary: Summary, recipe: Recipe) -> None:
     warnings += _without_threshold(recipe)
     for warning in warnings:
         console.warn("check", warning)
-    if recipe.generate and (made := made_warning([split for split, count in summary.judged.items() if not count])):
+    if recipe.generate is not None:
+        _warn_of_made_queries(summary)
+
+
+def _warn_of_made_queries(summary: Summary) -> None:
+    """Print that figures of splits without real queries say little."""
+    from trainer.evaluation.gate import made_warning  # numpy and scipy take half a second
+
+    if made := made_warning([split for split, count in summary.judged.items() if not count]):
         console.stage("check", made, style="red")
 
 

@@ -22,7 +22,7 @@ from trainer.evaluation.two_stage import measure, summarise
 from trainer.model import Reranker, TokenizedCollection, rerank, score_rows
 from trainer.recipe import RERANK_DEPTH, Evaluate, Mine, Retriever
 from trainer.retriever import Candidates, candidates_of_dict, embed, retrieve_splits
-from trainer.runtime.machine import explained
+from trainer.runtime.machine import EMBEDDINGS, explained
 
 FirstStage = Retriever | Mapping[str, Mapping[str, float]]
 OF_A_RUN = ("groups", "list_size", "rounds", "teacher", "teacher_trust_remote_code")  # keys that `mine` does not use
@@ -121,6 +121,6 @@ def _candidates(collection: Collection, split: str, first_stage: FirstStage | No
     if section.bi_encoder is not None:
         from trainer.runtime.launch import start_accelerator
 
-        embeddings, _ = embed(section, collection, Path(runs) / ".embeddings", start_accelerator("fp32"))
+        embeddings, _ = embed(section, collection, Path(runs) / EMBEDDINGS, start_accelerator("fp32"))
     with TemporaryDirectory() as folder:
         return retrieve_splits(section, collection, embeddings, Path(folder))[split]

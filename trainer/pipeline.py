@@ -33,7 +33,7 @@ from trainer.model_files import references
 from trainer.model_files.pins import read_pins
 from trainer.recipe import Recipe, load_recipe
 from trainer.runtime import console
-from trainer.runtime.machine import explained
+from trainer.runtime.machine import EMBEDDINGS, explained
 from trainer.stages import gate
 from trainer.stages import push as to_hub
 from trainer.stages.data import Data, keep_collection
@@ -103,13 +103,13 @@ def open_run(recipe: Recipe, runs: Path | str = "runs") -> Run:
 
 def forecast(run: Run, stages: Sequence[Stage], summary: Summary) -> Forecast | None:
     """Return the forecast of those of the stages that are not finished, None if all are."""
-    finished = [stage for stage in stages if run.records[stage.folder].done is not None]
-    left = [stage for stage in stages if stage not in finished]
+    left = [stage for stage in stages if run.records[stage.folder].done is None]
     if not left:
         return None
-    runs = run.folder.parent
-    has_data = any(stage.name == "data" for stage in finished)  # else its files are missing, or not as they were left
-    embedded = retriever.embedded_share(run.recipe.retriever, run.collection, runs) if has_data else 0.0
+    runs, names = run.folder.parent, {stage.name for stage in left}
+    searches = "retrieve" in names and "data" not in names  # else the collection is missing, or not as it was left
+    cache = runs / EMBEDDINGS
+    embedded = retriever.embedded_share(run.recipe.retriever, run.collection, cache) if searches else 0.0
     return predict(left, Work(run.recipe, summary, Speeds(run.recipe, summary, runs), embedded))
 
 

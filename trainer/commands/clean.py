@@ -21,10 +21,11 @@ from trainer.errors import RunError
 from trainer.model_files import references
 from trainer.runtime import console
 from trainer.runtime.lock import hold, is_held
+from trainer.runtime.machine import EMBEDDINGS, TEACHERS
 from trainer.runtime.run_folder import CONTENT, json_sha256, read_record, remove
 from trainer.runtime.verify import RECORDS, WORK
 
-CACHES = (".embeddings", ".teachers")
+CACHES = (EMBEDDINGS, TEACHERS)
 PRECISIONS: tuple[list[str], ...] = ([], ["bf16"], ["fp16"])  # fp32 has no name of its own
 MOVED, LEFT_OVER, UNUSED = "older stage", "left over", "unused cache"
 

@@ -24,6 +24,7 @@ from trainer.model_files import references
 from trainer.model_files.decoders import Prompting, ranks_already
 from trainer.retriever import BiEncoder, Candidates, Embeddings
 from trainer.runtime import console
+from trainer.runtime.machine import EMBEDDINGS, TEACHERS
 from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import read_json, write_json
 from trainer.training import FITTED, Progress, choose
@@ -170,7 +171,7 @@ def teacher(run: Run, reference: str, collection: Collection, trust_remote_code:
     precision = run.precision(
         "teacher", "scoring", folder, lambda: Reranker.load(folder, head="trained", **options).bf16_speedup()
     )
-    cache = run.folder.parent / ".teachers"
+    cache = run.folder.parent / TEACHERS
     options |= {"precision": precision, "passages": run.recipe.passages}
     return Teacher(reference, collection, cache, run.accelerator, **options)
 
@@ -223,5 +224,5 @@ def embed(
 
     if run.recipe.bi_encoder is None:
         return None, ""  # before `run.accelerator` would start Accelerate
-    cache = run.folder.parent / ".embeddings"
+    cache = run.folder.parent / EMBEDDINGS
     return retriever.embed(run.recipe.retriever, collection, cache, run.accelerator, queries, choose)

@@ -112,7 +112,7 @@ class Results(Release):
         for system, intervals in self.systems.items():
             first, *others = intervals.values()
             compared = gains.get(system)
-            gain = [f"{compared['difference']:+.3f}", _p(compared["p_adjusted"])] if compared else ["", ""]
+            gain = [f"{compared['difference']:+.3f}", shown_p(compared["p_adjusted"])] if compared else ["", ""]
             interval = f"{first.low:.3f} to {first.high:.3f}"
             rows.append(
                 [self.label(system), f"{first.mean:.3f}", interval, *(f"{other.mean:.3f}" for other in others), *gain]
@@ -143,7 +143,8 @@ def adjusted(comparisons: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _p(p: float) -> str:
+def shown_p(p: float) -> str:
+    """Return a p-value as text."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -182,10 +183,15 @@ def show(results: Results) -> None:
             console.stage("evaluate", sentence)
 
 
+def detectable_of(comparisons: Iterable[Mapping[str, Any]], system: str) -> float | None:
+    """Return a system's smallest detectable difference to the first stage; None if it is unknown."""
+    rows = (row for row in comparisons if (row["system"], row["against"]) == (system, "first_stage"))
+    return next((row.get("detectable") for row in rows), None)
+
+
 def detectable_sentence(results: Results) -> str:
     """Return a sentence on the smallest difference to the first stage that can be detected; empty if it is unknown."""
-    rows = [row for row in results.main_comparisons() if row["system"] == results.shipped]
-    least = next((row.get("detectable") for row in rows if row["against"] == "first_stage"), None)
+    least = detectable_of(results.main_comparisons(), results.shipped)
     if not least:
         return ""
     return (

@@ -63,10 +63,10 @@ def query_scores(
 
 @dataclass(frozen=True)
 class Measured:
-    """Systems on one split: each one's order of document rows, and {system: {metric: {query id: value}}}."""
+    """Systems on one split: each one's ranking, and {system: {metric: {query id: value}}}."""
 
     depth: int
-    orders: dict[str, list[list[int]]]
+    rankings: dict[str, RankingById]
     values: dict[str, dict[str, dict[str, float]]]
 
 
@@ -85,10 +85,9 @@ def measure(
     depth = min(values.shape[1] for values in scores.values())
     orders["ceiling"] = ceiling(candidates, collection.qrels[split], depth)
     qrels = collection.named_qrels(split)
-    values = {
-        system: per_query(metrics, qrels, _by_id(collection, candidates, rows)) for system, rows in orders.items()
-    }
-    return Measured(depth, orders, values)
+    rankings = {system: _by_id(collection, candidates, rows) for system, rows in orders.items()}
+    values = {system: per_query(metrics, qrels, ranking) for system, ranking in rankings.items()}
+    return Measured(depth, rankings, values)
 
 
 def _averaged(measured: Measured, seeds: Sequence[SeedScores]) -> tuple[SeedResult, ...]:
@@ -157,9 +156,7 @@ def evaluate(
     with_seeds = {**scores, **{one.name: one.test for one in seeds}}
     measured = measure(collection, split, candidates, with_seeds, metrics, default)
     by_seed = _averaged(measured, seeds)
-    rankings = {
-        system: _by_id(collection, candidates, rows) for system, rows in measured.orders.items() if system != "ceiling"
-    }
+    rankings = {system: ranking for system, ranking in measured.rankings.items() if system != "ceiling"}
     in_table = {system: ranking for system, ranking in rankings.items() if system in measured.values}
     judged = measure_unjudged(metrics[0], collection.named_qrels(split), in_table, collection.relevant_from, seed)
     results = summarise(measured, split, seed, release, judged, by_seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -58,7 +59,7 @@ class Memory:
 def memory_before_loading(recipe: Recipe) -> Memory:
     """Return the memory without activations, from the headers of the base's files, and all weights trained."""
     shapes = checks.read_headers(references.locate(recipe.reranker.model))
-    size = FLOAT32 * sum(_product(shape) for shape in shapes.values())
+    size = FLOAT32 * sum(math.prod(shape) for shape in shapes.values())
     trained = 0 if recipe.train.frozen_layers else size  # frozen layers are known once the model is loaded
     device, has = device_memory()
     return Memory(size, trained, ADAMW * trained, 0.0, LIBRARIES[device], device, has)
@@ -118,10 +119,3 @@ def device_memory() -> tuple[str, float]:
 def gigabytes(size: float) -> str:
     """Return a number of bytes in GB."""
     return f"{size / 1e9:.1f} GB"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for length in shape:
-        result *= length
-    return result

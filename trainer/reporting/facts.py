@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.errors import RunError
 from trainer.evaluation.gate import made_warning
-from trainer.evaluation.results import JUDGED, adjusted
+from trainer.evaluation.results import JUDGED, adjusted, detectable_of
 from trainer.evaluation.statistics import Interval, bootstrap
 from trainer.forecast import read_predicted
 from trainer.mining.likely_false_negatives import FILE as LIKELY_FALSE_NEGATIVES
@@ -148,8 +148,7 @@ class Facts:
     @property
     def detectable(self) -> float | None:
         """The smallest difference of the exported model to the first stage that can be detected; None if unknown."""
-        rows = (row for row in self.comparisons if (row["system"], row["against"]) == (self.shipped, "first_stage"))
-        return next((row.get("detectable") for row in rows), None)
+        return detectable_of(self.comparisons, self.shipped)
 
     @property
     def seed(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from trainer.evaluation.results import shown_p
 from trainer.reporting import probabilities
 from trainer.reporting.charts import Axes, Difference, Series, forest, line_chart, sign, sorted_bars
 from trainer.reporting.depths import corpus_cost
@@ -48,7 +49,7 @@ def render(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"sign": sign, "visible": visible, "kind": kind_of, "cut": cut}
+    environment.filters |= {"sign": sign, "visible": visible, "kind": kind_of, "cut": cut, "p_value": shown_p}
     rows, left_out = query_rows(facts)
     return environment.get_template("report.html").render(
         facts=facts,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trainer.evaluation.results import shown_p
 from trainer.reporting import probabilities
 from trainer.reporting.charts import sign
 from trainer.reporting.depths import corpus_cost
@@ -52,7 +53,7 @@ def _results(facts: Facts) -> list[str]:
         gain = f"{sign(row.gain.mean)} [{sign(row.gain.low)}, {sign(row.gain.high)}]" if row.gain else "–"
         values = [f"{row.values[metric].mean:.3f}" for metric in metrics]
         changes = f"{row.wins} / {row.unchanged} / {row.losses}" if row.gain else "–"
-        p = "–" if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
+        p = "–" if row.p is None else shown_p(row.p)
         label = f"**{row.label}** (exported)" if row.shipped else row.label
         rows.append([label, *values, gain, p, changes, f"{row.judged:.0%}"])
     difference, changes = f"difference in {facts.metric} [95 % interval]", "better / same / worse"

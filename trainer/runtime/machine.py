@@ -20,6 +20,7 @@ from typing import ParamSpec, TypeVar
 
 from trainer.errors import MachineError, TrainerError, one_line
 
+EMBEDDINGS, TEACHERS = ".embeddings", ".teachers"  # caches in the folder of all runs
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def folder_problems(runs: Path, name: str) -> list[str]:
     Raises OSError if a folder's status cannot be read.
     """
     run = runs / name
-    problems = [_folder_problem(folder) for folder in (run, runs / ".embeddings", runs / ".teachers")]
+    problems = [_folder_problem(folder) for folder in (run, runs / EMBEDDINGS, runs / TEACHERS)]
     if not problems[0] and run.is_dir():
         problems += [_folder_problem(folder) for folder in run.iterdir() if folder.is_dir()]
     return list(dict.fromkeys(problem for problem in problems if problem))

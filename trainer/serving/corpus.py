@@ -16,6 +16,7 @@ from trainer.model_files import references
 from trainer.model_files.pins import read_pins
 from trainer.recipe import Recipe, load_recipe
 from trainer.retriever import Searcher, Tuning
+from trainer.runtime.machine import EMBEDDINGS
 from trainer.runtime.run_folder import read_record
 
 
@@ -66,7 +67,7 @@ class Corpus:
         references.pin(read_pins(run))
         collection = Collection.open(run / "data")
         settings = Tuning.load(run / "retrieve").settings
-        cache = run.absolute().parent / ".embeddings"
+        cache = run.absolute().parent / EMBEDDINGS
         searcher = Searcher.open(recipe.retriever, collection, settings, cache, trust_remote_code)
         return cls(collection, searcher, recipe.rerank_depth)
 

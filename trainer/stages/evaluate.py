@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from trainer.model.fusion import LISTS
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Seconds on the machine of the forecast's constants: resampling, and measuring a query under all systems and weights.
 STATISTICS, MEASURED = 3.0, 1.5e-2
