@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 ADAMW = 2  # numbers that the optimizer keeps for each trained weight
 LIBRARIES = {"cpu": 1.3e9, "cuda": 0.6e9}  # bytes: Python with its libraries; a CUDA context
-# Bytes that the allocator holds for each byte of activations: on a CPU glibc keeps freed blocks. Training a decoder of 37M
-# weights it was 1.7, and 2.4 with LoRA; without kept blocks (MALLOC_MMAP_THRESHOLD_=131072) LoRA needed 657 MB besides the
-# weights, and 625 were predicted.
+# Bytes held by the allocator for each byte of activations; on a CPU glibc keeps freed blocks. In training a decoder of
+# 37M weights they were 1.7, with LoRA 2.4. Without kept blocks (MALLOC_MMAP_THRESHOLD_=131072) training with LoRA took
+# 657 MB besides the weights; 625 were predicted.
 HELD = {"cpu": 2.0, "cuda": 1.0}
 FEWEST_TOKENS = 512  # of train.tokens_per_pass
 MARGIN = 0.9  # share of the memory that may be planned: allocators lose some
