@@ -147,7 +147,7 @@ def test_the_default_prompt_of_sentence_transformers_is_the_instruction(decoder,
     """Saved by sentence-transformers itself, with its LogitScore module, whose scores are compared."""
     plain, _ = decoder("qwen3")
     tokenizer = AutoTokenizer.from_pretrained(plain)
-    tokenizer.chat_template = Reranker.load(plain).tokenizer.chat_template
+    tokenizer.chat_template, tokenizer.pad_token = Reranker.load(plain).tokenizer.chat_template, "<|endoftext|>"
     causal = shutil.copytree(plain, tmp_path / "causal", ignore=shutil.ignore_patterns("chat_template.jinja"))
     tokenizer.save_pretrained(causal)
     ids = tokenizer.get_vocab()
