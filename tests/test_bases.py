@@ -116,4 +116,4 @@ def test_the_table_of_families_says_what_the_code_does():
         assert (interaction == "yes") == (family in INTERACTION)
         assert tei != "yes" or family not in DECODERS
         assert (onnx == "yes") == (family in EXPORTED or family in decoders.FAMILIES)  # their slow tests export graphs
-        assert (vllm == "yes") == (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[family] in CLASSES)
+        assert (vllm == "yes") == (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(family) in CLASSES)

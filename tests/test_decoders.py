@@ -318,7 +318,7 @@ def test_packed_scoring_gives_the_scores_of_padded_batches(decoder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_graph_gives_the_scores_of_the_model(decoder, tmp_path, family):
     folder, prompting = decoder(family)
-    reranker = Reranker.load(folder, prompting=prompting, max_length=200)
+    reranker = Reranker.load(folder, prompting=prompting, max_length=1024)
     reranker.save(tmp_path)
     pairs = PAIRS[:2] + PAIRS[4:]
     write_graph(reranker.model, reranker.pairs.pad(reranker.pairs.tokenize_pairs(pairs[-2:])), tmp_path / GRAPH)

