@@ -1,6 +1,7 @@
 """The server: protocols, limits, batches across requests, fairness, and its end."""
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -365,6 +366,10 @@ class TestErrors:
             (b'{"query": "a", "documents": ["\\ud800"]}', 422),
             (b'{"query": "a", "documents": [{"\\ud800": "a"}]}', 422),
             (b'{"query": "a", "documents": [NaN]}', 422),
+            (b'{"query": "a", "documents": [{"text": "a", "x": [NaN]}], "return_documents": true}', 422),
+            (b'{"query": "a", "documents": [{"text": "a", "x": {"y": -Infinity}}]}', 422),
+            (b'{"query": "a", "documents": ["a"], "first_stage_scores": [NaN]}', 422),
+            ('{"query": "é", "documents": ["a"]}'.encode("latin-1"), 400),
             (b'{"query": "a", "documents": ["a"], "top_n": 1e400}', 422),
             (b'{"query": "a", "documents": ["a"], "top_n": ' + b"9" * 5000 + b"}", 400),
         ],
@@ -386,6 +391,14 @@ class TestErrors:
         answer = ask("/rerank", content=b'{"query": "a", "documents": ["b"]}', headers={"Content-Type": kind})
         assert answer.status_code == 415
 
+    def test_a_compressed_body_is_refused_with_the_reason(self, ask):
+        kind = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        answer = ask("/rerank", content=gzip.compress(b'{"query": "a", "documents": ["b"]}'), headers=kind)
+        assert answer.status_code == 415
+        assert "uncompressed" in answer.json()["message"]
+        plain = ask("/rerank", {"query": "a", "documents": ["b"]}, headers={"Content-Encoding": "identity"})
+        assert plain.status_code == 200
+
     @pytest.mark.parametrize(
         "kind", ["application/json; charset=utf-8", "application/cloudevents+json", "APPLICATION/JSON"]
     )
@@ -397,7 +410,18 @@ class TestErrors:
         assert ask("/nope", {}).status_code == 404
         assert ask("/rerank", method="GET").status_code == 405
         assert ask("/docs", method="GET").status_code == 404
+        for path in ("/nope", "/v1/v1/rerank", "/rerank/"):
+            assert ask(path, {"query": "a", "documents": ["a"]}).status_code == 404
         assert set(ask("/nope", {}).json()) == {"error", "error_type", "message", "detail"}
+        assert "/rerank, /v1/rerank" in ask("/nope", {}).json()["error"]
+        refused = ask("/rerank", method="OPTIONS")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+    @pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/metrics", "/info", "/"])
+    def test_head_is_answered_like_get(self, ask, path):
+        head, get = ask(path, method="HEAD"), ask(path, method="GET")
+        assert (head.status_code, get.status_code) == (200, 200)
+        assert head.headers.get("content-type") == get.headers.get("content-type")
 
     def test_a_body_that_is_too_large(self, ask):
         body = {"query": QUERY, "documents": ["x" * 3000]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -38,6 +38,11 @@ from trainer.serving.search import add_search
 from trainer.serving.settings import RefusedError, Settings
 
 MOST_ERRORS = 5  # reported for one body
+REASONS = {
+    400: "the body is not JSON in UTF-8",
+    404: "unknown path; this server answers /rerank, /v1/rerank, /v2/rerank, /score and the paths in /openapi.json",
+}
+Answering = Callable[[], Awaitable[Any]]
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not available now"}}
 
 
@@ -54,8 +59,16 @@ def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None)
         async with batcher.running():
             yield
 
-    # FastAPI's documentation pages load scripts from another host, so they are disabled.
-    app = FastAPI(title="domain-reranker", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    # FastAPI's documentation pages load scripts from another host, so they are disabled. A redirect from `/rerank/`
+    # would name this server's own scheme and port, which are wrong behind a proxy.
+    app = FastAPI(
+        title="domain-reranker",
+        version=_version(),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.state.batcher = batcher
     app.add_middleware(Guard, settings=settings, measures=measures)
     _add_error_handlers(app)
@@ -64,8 +77,18 @@ def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None)
     add_search(app, batcher, measures, corpus)
     _add_operations(app, batcher, settings, measures, corpus)
     if settings.page:
-        app.get("/", include_in_schema=False)(_page)
+        _readable(app, "/", include_in_schema=False)(_page)
     return app
+
+
+def _readable(app: FastAPI, path: str, **options: Any) -> Callable[[Answering], Answering]:
+    """Return a decorator that adds a route for GET, and for HEAD with the same headers."""
+
+    def add(answer: Answering) -> Answering:
+        app.head(path, include_in_schema=False)(answer)
+        return app.get(path, **options)(answer)
+
+    return add
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -81,7 +104,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return refusal(RefusedError(error.status_code, "Validation", str(error.detail), error.headers))
+        sentence = REASONS.get(error.status_code, str(error.detail))
+        return refusal(RefusedError(error.status_code, "Validation", sentence, error.headers))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
@@ -165,18 +189,18 @@ def _add_operations(
 ) -> None:
     """Add the routes for operators: health, readiness, information and metrics."""
 
-    @app.get("/health", response_class=Response, responses=UNAVAILABLE)
-    @app.get("/ping", include_in_schema=False)
+    @_readable(app, "/health", response_class=Response, responses=UNAVAILABLE)
+    @_readable(app, "/ping", include_in_schema=False)
     async def health() -> Response:
         """Answer 200 while the model works, 503 after repeated failures."""
         return Response(status_code=503 if batcher.broken else 200)
 
-    @app.get("/ready", response_class=Response, responses=UNAVAILABLE)
+    @_readable(app, "/ready", response_class=Response, responses=UNAVAILABLE)
     async def ready() -> Response:
         """Answer 200 if a request would be accepted, 503 if it would be refused."""
         return Response(status_code=503 if batcher.broken or batcher.is_full else 200)
 
-    @app.get("/info", responses={401: ERRORS[401]})
+    @_readable(app, "/info", responses={401: ERRORS[401]})
     async def info() -> dict[str, Any]:
         """Return the model and the limits, in the format of TEI."""
         engine = batcher.engine
@@ -196,7 +220,7 @@ def _add_operations(
             "version": _version(),
         }
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @_readable(app, "/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -89,6 +89,8 @@ class Guard:
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json" and not kind.endswith("+json"):
             raise RefusedError(415, "Validation", "send JSON, with the header `Content-Type: application/json`")
+        if Headers(scope=scope).get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise RefusedError(415, "Validation", "send the body uncompressed, without the header `Content-Encoding`")
         left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:

@@ -38,8 +38,17 @@ def require_characters(value: T) -> T:
     return value
 
 
+def require_numbers(value: T) -> T:
+    """Return a JSON value unchanged; raise ValueError if it has NaN or Infinity, which Python reads but JSON lacks."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("contains NaN or Infinity, which are not JSON") from None
+    return value
+
+
 Text = Annotated[str, AfterValidator(require_characters)]
-Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters)]
+Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters), AfterValidator(require_numbers)]
 
 
 class RerankBody(BaseModel):
