@@ -23,6 +23,7 @@ import pytest
 import typer
 import yaml
 from httpx import ASGITransport, AsyncClient, Response
+from prometheus_client.parser import text_string_to_metric_families
 
 from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
@@ -306,6 +307,9 @@ class TestProtocols:
         info = ask("/info", method="GET", settings={"max_documents": 7}).json()
         assert info["model_type"] == {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
         assert (info["model_id"], info["max_input_length"], info["max_client_batch_size"]) == ("tiny", 64, 7)
+        of_tei = {"model_sha", "model_dtype", "served_model_name", "max_concurrent_requests", "max_batch_tokens"}
+        assert of_tei | {"max_batch_requests", "auto_truncate", "version"} <= set(info)
+        assert info["max_concurrent_requests"] == info["max_waiting_documents"] == 4000
 
     def test_the_schema_names_both_answers_and_every_error(self, ask):
         paths = ask("/openapi.json", method="GET").json()["paths"]
@@ -353,6 +357,15 @@ class TestErrors:
         assert set(found) == {"error", "error_type", "message", "detail"}
         assert found["error"] == found["message"] == found["detail"]
         assert sentence in found["error"]
+
+    def test_infinitys_client_reads_the_reason_of_a_422_in_a_list(self, ask):
+        bodies = ({"query": QUERY}, {"query": 5, "documents": ["a"]}, {"query": QUERY, "documents": ["a"] * 1001})
+        for body in bodies:
+            answer = ask("/infinity/rerank", body)
+            (detail,) = answer.json()["detail"]
+            assert (answer.status_code, detail["loc"], detail["type"]) == (422, ["body"], "value_error")
+            assert detail["msg"] == answer.json()["error"] == ask("/rerank", body).json()["detail"]
+        assert isinstance(ask("/infinity/rerank", {"query": " ", "documents": ["a"]}).json()["detail"], str)
 
     @pytest.mark.parametrize(
         ("content", "status"),
@@ -694,6 +707,9 @@ class TestOperations:
         assert "reranker_tokens_total 10.0" in text
         assert "reranker_request_documents_sum 2.0" in text
         assert "reranker_waiting_documents 0.0" in text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert {"reranker_requests", "reranker_batch_seconds", "reranker_waiting_documents"} <= set(families)
+        assert all(family.documentation and family.type != "unknown" for family in families.values())
 
     def test_every_answer_carries_the_headers_that_protect_a_browser(self, ask):
         for answer in (ask("/", method="GET"), ask("/nope", {}), ask("/rerank", {"query": "a", "texts": ["b"]})):

@@ -95,12 +95,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     """Answer every error with a body that the clients of all protocols understand."""
 
     @app.exception_handler(RefusedError)
-    async def refuse(_: Request, refused: RefusedError) -> JSONResponse:
-        return refusal(refused)
+    async def refuse(request: Request, refused: RefusedError) -> JSONResponse:
+        return refusal(refused, request.scope["path"])
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return refusal(refused_body(error.errors()))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return refusal(refused_body(error.errors()), request.scope["path"])
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -202,15 +202,19 @@ def _add_operations(
 
     @_readable(app, "/info", responses={401: ERRORS[401]})
     async def info() -> dict[str, Any]:
-        """Return the model and the limits, in the format of TEI."""
+        """Return the model and the limits, in the format of TEI, where one text is one of the concurrent requests."""
         engine = batcher.engine
         return {
             "model_id": engine.name,
+            "model_sha": None,
+            "served_model_name": engine.name,
             "model_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[engine.precision],
             "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
             "device": engine.device,
             "max_input_length": engine.max_length,
             "max_batch_tokens": batcher.tokens_per_batch,
+            "max_batch_requests": None,
+            "max_concurrent_requests": batcher.max_waiting,
             "max_client_batch_size": settings.max_documents,
             "max_waiting_documents": batcher.max_waiting,
             "max_body_bytes": settings.max_body,

@@ -130,6 +130,6 @@ class Guard:
         log.info(json.dumps(line))
 
 
-def refusal(refused: RefusedError) -> JSONResponse:
-    """Return the response of a refused request."""
-    return JSONResponse(error_body(refused), refused.status, refused.headers)
+def refusal(refused: RefusedError, path: str = "") -> JSONResponse:
+    """Return the response of a refused request for a path."""
+    return JSONResponse(error_body(refused, path), refused.status, refused.headers)

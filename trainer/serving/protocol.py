@@ -145,18 +145,24 @@ class ScoreAnswer(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every error response, with the message in the keys of all protocols."""
+    """The body of every error response, with the message in the keys of all protocols.
+
+    `detail` is a list in Infinity's responses with 422, because its client reads nothing else.
+    """
 
     error: str
     error_type: str
     message: str
-    detail: str
+    detail: str | list[dict[str, JsonValue]]
 
 
-def error_body(refused: RefusedError) -> dict[str, str]:
-    """Return the body of an error response."""
+def error_body(refused: RefusedError, path: str = "") -> dict[str, Any]:
+    """Return the body of an error response to a request for a path."""
     sentence = refused.sentence
-    return {"error": sentence, "error_type": refused.kind, "message": sentence, "detail": sentence}
+    body: dict[str, Any] = {"error": sentence, "error_type": refused.kind, "message": sentence, "detail": sentence}
+    if refused.status == 422 and path.startswith("/infinity/"):
+        body["detail"] = [{"loc": ["body"], "msg": sentence, "type": "value_error"}]
+    return body
 
 
 def texts_to_rank(body: RerankBody, most: int) -> Texts:
