@@ -114,7 +114,8 @@ def draw_pool(folder: Path) -> list[Asked]:
 class Load:
     """Clients that send requests until `stop`, and what they got."""
 
-    def __init__(self, server: Server, pool: list[Asked]) -> None:
+    def __init__(self, name: str, server: Server, pool: list[Asked]) -> None:
+        self.name = name
         self.server = server
         self.pool = pool
         self.stop = False
@@ -136,7 +137,7 @@ class Load:
         rng = np.random.default_rng(number)
         sent = 0
         while not self.stop:
-            name = f"{number}-{sent}"
+            name = f"{self.name}-{number}-{sent}"
             sent += 1
             asked = self.pool[rng.integers(len(self.pool))]
             started = time.perf_counter()
@@ -272,7 +273,7 @@ async def send_odd(server: Server) -> list[str]:
 
 async def steady(server: Server, pool: list[Asked], clients: int, seconds: float) -> list[str]:
     """Load the server with odd requests in between; print what was measured, and return the faults."""
-    load, resident, faults = Load(server, pool), [], []
+    load, resident, faults = Load("steady", server, pool), [], []
 
     async def conduct() -> None:
         await asyncio.sleep(min(WARM_SECONDS, seconds / 2))
@@ -294,7 +295,7 @@ async def steady(server: Server, pool: list[Asked], clients: int, seconds: float
 
 async def end(server: Server, pool: list[Asked], clients: int) -> list[str]:
     """Stop the server with SIGTERM while requests are open; return the faults."""
-    load = Load(server, pool)
+    load = Load("end", server, pool)
 
     async def conduct() -> None:
         await asyncio.sleep(2)
@@ -304,10 +305,11 @@ async def end(server: Server, pool: list[Asked], clients: int) -> list[str]:
     await load.run(clients, conduct)
     code = await asyncio.to_thread(server.process.wait, 90)
     lines = [json.loads(line) for line in server.log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-    mine = {f"{number}-" for number in range(clients)}
-    logged = {line["id"] for line in lines[-len(load.answered) - clients :] if line["status"] in (200, 429)}
-    lost = {name for name in logged - load.answered if f"{name.partition('-')[0]}-" in mine}
-    print(f"\nSIGTERM under load: {dict(load.statuses)}, exit code {code}, {len(lost)} logged responses did not arrive")
+    logged = {line["id"] for line in lines if line["id"].startswith(f"{load.name}-")}
+    lost = logged - load.answered
+    print(
+        f"\nSIGTERM under load: {dict(load.statuses)}, exit code {code}, {len(lost)} of {len(logged)} logged did not arrive"
+    )
     faults = [f"exit code {code}"] if code else []
     return faults + load.faults + [f"{name}: logged, but not received" for name in sorted(lost)]
 

@@ -89,7 +89,7 @@ def check(answer: Response, body: Any) -> None:
     assert all(isinstance(row.get("score", row.get("relevance_score")), float) for row in rows)
 
 
-RUN = hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+RUN = hypothesis.settings(max_examples=80, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/infinity/rerank"])

