@@ -307,9 +307,8 @@ async def end(server: Server, pool: list[Asked], clients: int) -> list[str]:
     lines = [json.loads(line) for line in server.log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     logged = {line["id"] for line in lines if line["id"].startswith(f"{load.name}-")}
     lost = logged - load.answered
-    print(
-        f"\nSIGTERM under load: {dict(load.statuses)}, exit code {code}, {len(lost)} of {len(logged)} logged did not arrive"
-    )
+    arrived = f"{len(logged) - len(lost)} of {len(logged)} logged responses arrived"
+    print(f"\nSIGTERM under load: {dict(load.statuses)}, exit code {code}, {arrived}")
     faults = [f"exit code {code}"] if code else []
     return faults + load.faults + [f"{name}: logged, but not received" for name in sorted(lost)]
 

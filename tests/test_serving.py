@@ -33,6 +33,7 @@ from trainer.recipe import Passages
 from trainer.serving.app import create_app
 from trainer.serving.batching import FairClock, slices
 from trainer.serving.engine import Engine
+from trainer.serving.protocol import RerankBody, ScoreBody
 from trainer.serving.scoring import REASONS
 from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
 from trainer.serving.settings import Settings
@@ -237,8 +238,6 @@ class TestProtocols:
         assert ask("/score", {"queries": queries[:2], "documents": DOCUMENTS[:3]}).status_code == 422
 
     def test_every_optional_key_may_be_null(self, ask, reranker):
-        from trainer.serving.protocol import RerankBody
-
         optional = dict.fromkeys(set(RerankBody.model_fields) - {"query", "documents"})
         same(rows(ask("/rerank", {"query": QUERY, "documents": DOCUMENTS, **optional})), expected(reranker))
 
@@ -282,7 +281,7 @@ class TestProtocols:
         assert [row["score"] for row in scored] == pytest.approx(alone, abs=1e-7)
 
     def test_scores_that_saturate_in_float32_remain_distinct(self):
-        from trainer.serving.protocol import ScoreBody, public_scores_of
+        from trainer.serving.protocol import public_scores_of
 
         public = public_scores_of(ScoreBody(queries="a", documents="b"), None)
         high, higher = public(np.array([20.0, 25.0], dtype=np.float32))
@@ -315,6 +314,14 @@ class TestProtocols:
         paths = ask("/openapi.json", method="GET").json()["paths"]
         assert set(paths["/rerank"]["post"]["responses"]) >= {"200", "400", "401", "413", "415", "422", "429"}
         assert {"/v1/rerank", "/v2/rerank", "/score", "/health", "/info", "/metrics"} <= set(paths)
+
+    def test_the_schema_accepts_what_the_server_accepts(self):
+        """`oneOf` and `minItems` are written by hand; pydantic does not check them."""
+        schema = RerankBody.model_json_schema()
+        assert [one["required"] for one in schema["oneOf"]] == [["documents"], ["texts"]]
+        assert all(schema["properties"][name]["anyOf"][0]["minItems"] == 1 for name in ("documents", "texts"))
+        assert schema["properties"]["query"]["pattern"] == r"\S"
+        assert ScoreBody.model_json_schema()["properties"]["queries"]["anyOf"][1]["minItems"] == 1
 
 
 class TestErrors:
@@ -429,6 +436,8 @@ class TestErrors:
         assert "/rerank, /v1/rerank" in ask("/nope", {}).json()["error"]
         refused = ask("/rerank", method="OPTIONS")
         assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+        assert ask("/", method="OPTIONS").headers["allow"] == "GET, HEAD, POST"
+        assert ask("/health", {}).headers["allow"] == "GET, HEAD"
 
     @pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/metrics", "/info", "/"])
     def test_head_is_answered_like_get(self, ask, path):

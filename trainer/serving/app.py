@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from trainer.serving.batching import Batcher
 from trainer.serving.corpus import Corpus
@@ -103,15 +104,28 @@ def _add_error_handlers(app: FastAPI) -> None:
         return refusal(refused_body(error.errors()), request.scope["path"])
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         sentence = REASONS.get(error.status_code, str(error.detail))
-        return refusal(RefusedError(error.status_code, "Validation", sentence, error.headers))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of the first route with this path
+            headers["Allow"] = ", ".join(sorted(_methods(app, request.scope["path"])))
+        return refusal(RefusedError(error.status_code, "Validation", sentence, headers))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return refusal(
             RefusedError(500, "Backend", f"internal server error: {type(error).__name__}; see the server's log")
         )
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """Return the methods of all routes of a path."""
+    return {
+        method
+        for route in app.routes
+        if isinstance(route, Route) and route.path == path
+        for method in route.methods or ()
+    }
 
 
 def refused_body(errors: Sequence[Any]) -> RefusedError:

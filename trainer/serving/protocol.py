@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import uuid4
 
 import numpy as np
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, JsonValue
 
 from trainer.model import Calibration, Fusion
 from trainer.model.calibration import SIGMOID
@@ -49,16 +49,26 @@ def require_numbers(value: T) -> T:
 
 Text = Annotated[str, AfterValidator(require_characters)]
 Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters), AfterValidator(require_numbers)]
+# These conditions are in the schema for its readers; the server checks them itself, with the errors of the protocols.
+Query = Annotated[Text, Field(json_schema_extra={"pattern": r"\S"})]
+FILLED: dict[str, JsonValue] = {"minItems": 1}
+ONE_LIST: dict[str, JsonValue] = {
+    "oneOf": [{"required": [name], "properties": {name: {"type": "array"}}} for name in ("documents", "texts")]
+}
 
 
 class RerankBody(BaseModel):
     """The request body of `/rerank`, `/v1/rerank` and `/v2/rerank`."""
 
-    query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
-    documents: list[Text | Fields] | None = Field(
+    model_config = ConfigDict(json_schema_extra=ONE_LIST)
+
+    query: Query
+    documents: Annotated[list[Text | Fields], Field(json_schema_extra=FILLED)] | None = Field(
         None, description="Texts, or objects with `text`; other objects are read as a line `key: value` for each key"
     )
-    texts: list[Text] | None = Field(None, description="TEI's name for documents; the response is TEI's array")
+    texts: Annotated[list[Text], Field(json_schema_extra=FILLED)] | None = Field(
+        None, description="TEI's name for documents; the response is TEI's array"
+    )
     model: str | None = Field(None, description="Any name; the server has one model")
     top_n: Count | None = Field(None, description="Number of results; 0 and null: all")
     top_k: Count | None = Field(None, description="Voyage's name for top_n; the response has `data` as well")
@@ -88,8 +98,12 @@ class RerankBody(BaseModel):
 class ScoreBody(BaseModel):
     """The request body of `/score`: one query for all documents, or as many queries as documents."""
 
-    queries: Text | list[Text] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
-    documents: Text | list[Text] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
+    queries: Query | Annotated[list[Query], Field(json_schema_extra=FILLED)] = Field(
+        validation_alias=AliasChoices("queries", "text_1", "data_1")
+    )
+    documents: Text | Annotated[list[Text], Field(json_schema_extra=FILLED)] = Field(
+        validation_alias=AliasChoices("documents", "items", "text_2", "data_2")
+    )
     model: str | None = None
     use_activation: bool | None = Field(None, description="False: return logits, not their sigmoid")
     probabilities: bool | None = Field(
