@@ -32,8 +32,8 @@ from trainer.model.calibration import Platt
 from trainer.recipe import Passages
 from trainer.serving.app import create_app
 from trainer.serving.batching import FairClock, slices
+from trainer.serving.bodies import RerankBody, ScoreBody
 from trainer.serving.engine import Engine
-from trainer.serving.protocol import RerankBody, ScoreBody
 from trainer.serving.scoring import REASONS
 from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
 from trainer.serving.settings import Settings
@@ -820,11 +820,19 @@ class TestDocs:
         assert (start["model"], start["host"], start["port"]) == ("/model", "0.0.0.0", 8000)
         copied = " ".join(re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE)).split()
         assert all((self.ROOT / name).exists() for name in copied)
+        ignored = (docker / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+        assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
+        check = json.loads(re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", dockerfile, re.MULTILINE)[0])
+        compile(check[2], "HEALTHCHECK", "exec")
+        assert f":{start['port']}/health" in check[2]
+        assert int(re.findall(r"^USER (\d+)$", dockerfile, re.MULTILINE)[0]) > 0
         service = yaml.safe_load((docker / "compose.yaml").read_text(encoding="utf-8"))["services"]["reranker"]
         assert (
             docker / service["build"]["context"] / service["build"]["dockerfile"]
         ).resolve() == docker / "Dockerfile"
         assert service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
+        assert service["volumes"] == [f"${{MODEL_FOLDER:?set the folder of an exported model}}:{start['model']}:ro"]
+        assert "${RERANKER_API_KEY:?" in service["environment"]["RERANKER_API_KEY"]
         assert int(service["stop_grace_period"].removesuffix("s")) > GRACE
 
 

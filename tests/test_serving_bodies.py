@@ -10,8 +10,8 @@ from httpx import ASGITransport, AsyncClient, Response
 
 from trainer.model import Reranker
 from trainer.serving.app import create_app
+from trainer.serving.bodies import RerankBody, ScoreBody
 from trainer.serving.engine import Engine
-from trainer.serving.protocol import RerankBody, ScoreBody
 from trainer.serving.settings import Settings
 
 hypothesis = pytest.importorskip("hypothesis")

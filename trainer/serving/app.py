@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from trainer.serving.batching import Batcher
+from trainer.serving.bodies import RankedText, RerankAnswer, RerankBody, ScoreAnswer, ScoreBody
 from trainer.serving.corpus import Corpus
 from trainer.serving.engine import Engine
 from trainer.serving.guard import Guard, refusal
@@ -21,11 +22,6 @@ from trainer.serving.measures import Measures
 from trainer.serving.page import PAGE, POLICY
 from trainer.serving.protocol import (
     DocumentShape,
-    RankedText,
-    RerankAnswer,
-    RerankBody,
-    ScoreAnswer,
-    ScoreBody,
     fusion_of,
     public_scores_of,
     rerank_answer,

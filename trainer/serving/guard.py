@@ -19,8 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trainer.serving.bodies import error_body
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import error_body
 from trainer.serving.settings import RefusedError, Settings
 
 PROBES = {"/health", "/ready", "/ping", "/metrics"}

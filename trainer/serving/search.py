@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field
 
 from trainer.model.calibration import SIGMOID
 from trainer.serving.batching import Batcher, Scored, Texts
+from trainer.serving.bodies import Count, ErrorBody, Query
 from trainer.serving.corpus import Corpus, Found
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import Count, ErrorBody, Query
 from trainer.serving.scoring import ERRORS, score_texts, unless_disconnected
 from trainer.serving.settings import RefusedError
 
