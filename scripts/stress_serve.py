@@ -298,7 +298,8 @@ async def end(server: Server, pool: list[Asked], clients: int) -> list[str]:
     load = Load("end", server, pool)
 
     async def conduct() -> None:
-        await asyncio.sleep(2)
+        while len(load.seconds) < clients and server.process.poll() is None:  # until all have connected
+            await asyncio.sleep(0.1)
         load.stop = True
         server.process.send_signal(signal.SIGTERM)
 
