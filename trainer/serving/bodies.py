@@ -13,26 +13,19 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
 
 
-def require_characters(value: T) -> T:
-    """Return a JSON value unchanged; raise ValueError if it has half a surrogate pair, which is not a character."""
+def require_json(value: T) -> T:
+    """Return a value unchanged; raise ValueError if it has what Python reads in JSON but no other program does."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise ValueError("contains half a surrogate pair, as if a text was cut inside a character") from None
-    return value
-
-
-def require_numbers(value: T) -> T:
-    """Return a JSON value unchanged; raise ValueError if it has NaN or Infinity, which Python reads but JSON lacks."""
-    try:
-        json.dumps(value, allow_nan=False)
     except ValueError:
         raise ValueError("contains NaN or Infinity, which are not JSON") from None
     return value
 
 
-Text = Annotated[str, AfterValidator(require_characters)]
-Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters), AfterValidator(require_numbers)]
+Text = Annotated[str, AfterValidator(require_json)]
+Fields = Annotated[dict[str, JsonValue], AfterValidator(require_json)]
 # These conditions are in the schema for its readers; the server checks them itself, with the errors of the protocols.
 Query = Annotated[Text, Field(json_schema_extra={"pattern": r"\S"})]
 FILLED: dict[str, JsonValue] = {"minItems": 1}
