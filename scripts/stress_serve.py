@@ -41,7 +41,7 @@ MOST_DOCUMENTS = 20  # in one of them
 WAITING = 1500  # --max-waiting: less than 200 clients send when all of them draw a large request
 SAME = 1e-6
 GROWTH = 1.1
-WARM_SECONDS = 5  # of load before memory is measured
+WARM_SECONDS = 5  # of load after the odd requests, before memory is measured
 MIB = 1 << 20
 HEAD = f"Host: x\r\nAuthorization: Bearer {KEY}\r\n"
 JSON = "Content-Type: application/json\r\n"
@@ -246,7 +246,13 @@ def odd_requests() -> list[Odd]:
 
 
 async def status_of(server: Server, odd: Odd) -> int:
-    """Send an odd request and return the status of its response; 0 if the connection closes without one."""
+    """Return the status of a request's response; 0 if there is none. Wait and repeat while the server is full."""
+    while (status := await _status_once(server, odd)) == 429:
+        await asyncio.sleep(1)
+    return status
+
+
+async def _status_once(server: Server, odd: Odd) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.address.rpartition(":")[2]))
     try:
         writer.write(odd.sent)
@@ -276,21 +282,26 @@ async def steady(server: Server, pool: list[Asked], clients: int, seconds: float
     load, resident, faults = Load("steady", server, pool), [], []
 
     async def conduct() -> None:
-        await asyncio.sleep(min(WARM_SECONDS, seconds / 2))
         resident.append(server.resident())
-        begun = time.perf_counter()
         faults.extend(await send_odd(server))
-        await asyncio.sleep(max(0.0, seconds - (time.perf_counter() - begun)))
+        await asyncio.sleep(WARM_SECONDS)
+        resident.append(server.resident())
+        await asyncio.sleep(seconds)
         load.stop = True
 
     await load.run(clients, conduct)
     resident.append(server.resident())
     middle, high = np.percentile(load.seconds, [50, 95])
     print(f"\n{clients} clients, {seconds:g} seconds: {dict(load.statuses)}, {len(load.faults)} faults")
-    print(f"seconds of a request: p50 {middle:.2f}, p95 {high:.2f}; RSS {resident[0]:.0f}, then {resident[1]:.0f} MiB")
-    if resident[1] > GROWTH * resident[0]:
-        faults.append(f"memory grew from {resident[0]:.0f} to {resident[1]:.0f} MiB")
+    print(f"seconds of a request: p50 {middle:.2f}, p95 {high:.2f}; {_memory(resident)}")
+    if resident[2] > GROWTH * resident[1]:
+        faults.append(f"memory grew: {_memory(resident)}")
     return faults + load.faults
+
+
+def _memory(resident: list[float]) -> str:
+    idle, warm, after = (f"{size:.0f}" for size in resident)
+    return f"resident MiB: {idle} idle, {warm} after the odd requests, {after} at the end"
 
 
 async def end(server: Server, pool: list[Asked], clients: int) -> list[str]:
