@@ -1,15 +1,16 @@
 """Compare our server with sentence-transformers in a plain FastAPI application: latency, throughput, same scores.
 
     python scripts/bench_serve.py PATH/TO/beir
-    python scripts/bench_serve.py PATH/TO/beir --requests 40 --clients 8 --max-length 256 --precision bf16
+    python scripts/bench_serve.py PATH/TO/beir --requests 40 --clients 8 --max-length 256 --ours fp32 bf16
 
-Both serve one plain checkpoint, each in its own process, and get the same requests over loopback from this process, on
-the same cores. Latency: one client, requests of 10, 50 and 100 documents. Throughput: several clients at once, requests
-of mixed sizes, compared with the model's throughput on the same pairs without a server. The servers take turns in every
-round. Theirs is `CrossEncoder.predict` in an `async def` route, one request at a time, with its fastest batch size.
-`--precision` is for ours only; theirs computes in float32 unless `--their-precision` is bf16.
+All serve one checkpoint, each in its own process, and get the same requests over loopback from this process, on the
+same cores. Latency: one client, requests of 10, 50 and 100 documents. Throughput: several clients at once, requests of
+mixed sizes, compared with the model's throughput on the same pairs without a server, which is measured in every round
+too. The servers take turns in every round. Theirs is `CrossEncoder.predict` in an `async def` route, one request at a
+time, with its fastest batch size. `--ours` lists what our server computes with: a precision, or an engine, which needs
+`--model` with the exported folder that has its files. Theirs computes in float32 unless `--their-precision` is bf16.
 
-The exit code is 1 where float32 scores differ by more than 1e-5 or a request is not answered.
+The exit code is 1 if float32 scores differ by more than 1e-5 or a request is not answered.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bench_sides import LONGEST, parse, save_base, texts
@@ -34,10 +35,15 @@ from trainer.data import Collection, build_collection
 from trainer.recipe import Data
 from trainer.runtime.run_folder import read_json, write_json
 
+if TYPE_CHECKING:
+    from trainer.model import Reranker
+
 SIZES = (10, 50, 100)  # documents
 BATCH_SIZES = (16, 32, 64)
 SAME = 1e-5
 START_SECONDS = 300
+THEIRS = "sentence-transformers"
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 Requests = list[tuple[str, list[str]]]
 
@@ -63,7 +69,7 @@ def serve_theirs(folder: Path) -> None:
     task = read_json(folder / "task.json")
     half = task["their_precision"] == "bf16"
     dtype = torch.bfloat16 if half else torch.float32
-    model = CrossEncoder(str(folder / "base"), max_length=task["max_length"], model_kwargs={"dtype": dtype})
+    model = CrossEncoder(task["model"], max_length=task["max_length"], model_kwargs={"dtype": dtype})
     sample = [(task["sample"][0], text) for text in task["sample"][1]]
     seconds = {}
     for size in (BATCH_SIZES[0], *BATCH_SIZES):
@@ -88,15 +94,24 @@ def serve_theirs(folder: Path) -> None:
     uvicorn.run(app, port=task["their_port"], log_level="warning")
 
 
+def keywords(variant: str) -> dict[str, Any]:
+    """Return the option that selects a variant of ours: a precision or an engine."""
+    return {"precision" if variant in PRECISIONS else "engine": variant}
+
+
 @contextmanager
 def servers(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
-    """Start both servers and yield their addresses."""
+    """Start all servers and yield their addresses."""
     serve = "from trainer.__main__ import reranker; reranker()"
-    options = ["--port", str(arguments.port), "--precision", arguments.precision]
-    ours = [sys.executable, "-c", serve, "serve", str(folder / "base"), *options]
-    theirs = [sys.executable, __file__, "--side", "sentence-transformers", "--folder", str(folder)]
-    ports = {"ours": arguments.port, "sentence-transformers": arguments.port + 1}
-    started = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for words in (ours, theirs)]
+    commands = {THEIRS: [sys.executable, __file__, "--side", THEIRS, "--folder", str(folder)]}
+    ports = {THEIRS: arguments.port}
+    for port, variant in enumerate(arguments.ours, arguments.port + 1):
+        option = [word for name, value in keywords(variant).items() for word in (f"--{name}", value)]
+        ports[f"ours, {variant}"] = port
+        commands[f"ours, {variant}"] = [
+            *(sys.executable, "-c", serve, "serve", str(arguments.model), "--port", str(port), *option)
+        ]
+    started = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for words in commands.values()]
     try:
         for port, process in zip(ports.values(), started, strict=True):
             wait_for(port, process)
@@ -144,70 +159,88 @@ async def send(address: str, requests: Requests, clients: int) -> tuple[list[flo
     return taken, time.perf_counter() - started, scores
 
 
-def offline(folder: Path, requests: Requests, precision: Any) -> float:
-    """Return the pairs per second of the model without a server, one request at a time, after a warm-up request."""
-    from trainer.model import Reranker
-
-    model = Reranker.load(folder / "base", precision=precision)
-    model.rank(*requests[0])
+def offline(model: Reranker, requests: Requests) -> float:
+    """Return the pairs per second of a model without a server, one request at a time."""
     started = time.perf_counter()
     for query, documents in requests:
         model.rank(query, documents)
     return sum(len(documents) for _, documents in requests) / (time.perf_counter() - started)
 
 
-def compare(path: Path, folder: Path, arguments: argparse.Namespace) -> float:
-    """Print one collection's table, and return the largest difference of scores."""
+class Measured:
+    """What was measured of each side: seconds of requests by size, pairs per second with and without a server."""
+
+    def __init__(self) -> None:
+        self.latency: dict[str, dict[int, list[float]]] = {}
+        self.throughput: dict[str, list[float]] = {}
+        self.alone: dict[str, list[float]] = {}
+        self.scores: dict[str, list[np.ndarray]] = {}
+
+    def round(self, side: str, address: str, alone: dict[int, Requests], mixed: Requests, clients: int) -> None:
+        """Measure latency and throughput of one server."""
+        for size, requests in alone.items():
+            taken, _, _ = asyncio.run(send(address, requests, 1))
+            self.latency.setdefault(side, {}).setdefault(size, []).extend(taken)
+        _, seconds, self.scores[side] = asyncio.run(send(address, mixed, clients))
+        pairs = sum(len(documents) for _, documents in mixed)
+        self.throughput.setdefault(side, []).append(pairs / seconds)
+
+    def differences(self) -> dict[str, float]:
+        """Return the largest difference of each side's scores to those of sentence-transformers."""
+        theirs = self.scores[THEIRS]
+        return {
+            side: max(float(np.abs(one - other).max()) for one, other in zip(scores, theirs, strict=True))
+            for side, scores in self.scores.items()
+        }
+
+
+def compare(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Print one collection's table, and return the largest difference of each side's scores to theirs."""
+    from trainer.model import Reranker
+
     collection = build_collection(Data(path=path), folder / "data")
     alone = {size: draw_requests(collection, [size] * arguments.requests, seed=size) for size in SIZES}
     rng = np.random.default_rng(13)
     mixed = draw_requests(collection, rng.choice(SIZES, arguments.requests).tolist())
-    task = {"max_length": arguments.max_length, "sample": alone[100][0], "their_port": arguments.port + 1}
-    write_json(folder / "task.json", task | {"their_precision": arguments.their_precision})
-    latency: dict[str, dict[int, list[float]]] = {}
-    throughput: dict[str, list[float]] = {}
-    difference = 0.0
-    pairs = sum(len(documents) for _, documents in mixed)
+    measured = Measured()
+    models = {f"ours, {name}": Reranker.load(arguments.model, **keywords(name)) for name in arguments.ours}
+    task = {"model": str(arguments.model), "max_length": next(iter(models.values())).max_length}
+    task |= {"sample": alone[100][0], "their_port": arguments.port, "their_precision": arguments.their_precision}
+    write_json(folder / "task.json", task)
     with servers(folder, arguments) as addresses:
         for address in addresses.values():
             asyncio.run(send(address, mixed[:2], 1))  # warm-up
+        for model in models.values():
+            model.rank(*mixed[0])
         for number in range(arguments.rounds):
-            scores: dict[str, list[np.ndarray]] = {}
             for side in sorted(addresses, reverse=number % 2 == 1):
-                for size, requests in alone.items():
-                    taken, _, _ = asyncio.run(send(addresses[side], requests, 1))
-                    latency.setdefault(side, {}).setdefault(size, []).extend(taken)
-                _, seconds, scores[side] = asyncio.run(send(addresses[side], mixed, arguments.clients))
-                throughput.setdefault(side, []).append(pairs / seconds)
-            difference = max(
-                difference, *(float(np.abs(one - other).max()) for one, other in zip(*scores.values(), strict=True))
-            )
-    speed = {side: float(np.median(rates)) for side, rates in throughput.items()}
-    report(path, latency, speed, offline(folder, mixed, arguments.precision), arguments)
-    print(f"\nlargest difference of two scores {difference:.1e}")
-    return difference
+                measured.round(side, addresses[side], alone, mixed, arguments.clients)
+                if side in models:
+                    measured.alone.setdefault(side, []).append(offline(models[side], mixed))
+    report(path, measured, arguments)
+    return measured.differences()
 
 
-def report(
-    path: Path,
-    latency: dict[str, dict[int, list[float]]],
-    speed: dict[str, float],
-    alone: float,
-    arguments: argparse.Namespace,
-) -> None:
+def report(path: Path, measured: Measured, arguments: argparse.Namespace) -> None:
     """Print a row for each server."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"\n{path.name}, {arguments.shape}: {arguments.requests} requests, {arguments.rounds} rounds, {cores} cores")
-    print(f"p50 / p95 in ms with one client; pairs/s with {arguments.clients} clients; the model alone {alone:.1f}\n")
-    names = ["", *(f"{size} documents" for size in SIZES), "pairs/s", "ours / theirs", "of the model alone"]
+    runs = f"{arguments.requests} requests, {arguments.rounds} rounds, {cores} cores"
+    print(f"\n{path.name}, {arguments.model.name}: {runs}")
+    print(f"p50 / p95 in ms with one client; pairs/s with {arguments.clients} clients\n")
+    sizes = (f"{size} documents" for size in SIZES)
+    names = ["", *sizes, "pairs/s", "to theirs", "without a server", "share", "score difference"]
     print(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
-    for side, by_size in latency.items():
+    speed = {side: float(np.median(rates)) for side, rates in measured.throughput.items()}
+    differences = measured.differences()
+    for side, by_size in sorted(measured.latency.items()):
         cells = [side]
         for taken in by_size.values():
             middle, high = 1000 * np.percentile(taken, [50, 95])
             cells.append(f"{middle:.0f} / {high:.0f}")
-        cells += [f"{speed[side]:.1f}", f"{speed['ours'] / speed[side]:.2f}"]
-        cells += [f"{speed[side] / alone:.2f}" if side == "ours" else ""]
+        cells += [f"{speed[side]:.1f}", f"{speed[side] / speed[THEIRS]:.2f}"]
+        alone = float(np.median(measured.alone.get(side, [np.nan])))
+        cells += [f"{alone:.1f}", f"{speed[side] / alone:.2f}"] if side in measured.alone else ["", ""]
+        cells.append("" if side == THEIRS else f"{differences[side]:.1e}")
         print(f"| {' | '.join(cells)} |")
 
 
@@ -219,23 +252,25 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=256, help=f"tokens of a pair, {LONGEST} at most")
-    parser.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16", "auto"], default="fp32", help="precision of ours"
-    )
+    parser.add_argument("--ours", nargs="+", default=["fp32"], help=f"precisions ({', '.join(PRECISIONS)}) or engines")
+    parser.add_argument("--model", type=Path, help="a model folder instead of --shape, which an engine needs")
     parser.add_argument("--their-precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--port", type=int, default=8123, help="port of ours; theirs is the next one")
-    arguments = parse(parser, ["sentence-transformers"])
+    parser.add_argument("--port", type=int, default=8123, help="port of theirs; ours are the next ones")
+    arguments = parse(parser, [THEIRS])
     if arguments.side:
         serve_theirs(arguments.folder)
         return
     if not arguments.collections:
         parser.error("give at least one collection in BEIR layout")
+    given = arguments.model
     for path in arguments.collections:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save_base(arguments.shape, folder / "base", arguments.max_length)
-            difference = compare(path, folder, arguments)
-        if arguments.precision == arguments.their_precision == "fp32" and not difference <= SAME:
+            if not given:
+                arguments.model = folder / arguments.shape
+                save_base(arguments.shape, arguments.model, arguments.max_length)
+            differences = compare(path, folder, arguments)
+        if arguments.their_precision == "fp32" and not differences.get("ours, fp32", 0.0) <= SAME:
             raise SystemExit(f"bench_serve: float32 scores differ by more than {SAME:.0e}")
 
 

@@ -1,6 +1,7 @@
 """The server: protocols, limits, batches across requests, fairness, and its end."""
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import pytest
 import typer
 import yaml
 from httpx import ASGITransport, AsyncClient, Response
+from prometheus_client.parser import text_string_to_metric_families
 
 from trainer.commands.cli import reranker_app
 from trainer.errors import ModelError, ServeError
@@ -30,6 +32,7 @@ from trainer.model.calibration import Platt
 from trainer.recipe import Passages
 from trainer.serving.app import create_app
 from trainer.serving.batching import FairClock, slices
+from trainer.serving.bodies import RerankBody, ScoreBody
 from trainer.serving.engine import Engine
 from trainer.serving.scoring import REASONS
 from trainer.serving.server import GRACE, KEY, api_key, listen_at, model_folder, require_packages
@@ -235,8 +238,6 @@ class TestProtocols:
         assert ask("/score", {"queries": queries[:2], "documents": DOCUMENTS[:3]}).status_code == 422
 
     def test_every_optional_key_may_be_null(self, ask, reranker):
-        from trainer.serving.protocol import RerankBody
-
         optional = dict.fromkeys(set(RerankBody.model_fields) - {"query", "documents"})
         same(rows(ask("/rerank", {"query": QUERY, "documents": DOCUMENTS, **optional})), expected(reranker))
 
@@ -280,7 +281,7 @@ class TestProtocols:
         assert [row["score"] for row in scored] == pytest.approx(alone, abs=1e-7)
 
     def test_scores_that_saturate_in_float32_remain_distinct(self):
-        from trainer.serving.protocol import ScoreBody, public_scores_of
+        from trainer.serving.protocol import public_scores_of
 
         public = public_scores_of(ScoreBody(queries="a", documents="b"), None)
         high, higher = public(np.array([20.0, 25.0], dtype=np.float32))
@@ -305,11 +306,22 @@ class TestProtocols:
         info = ask("/info", method="GET", settings={"max_documents": 7}).json()
         assert info["model_type"] == {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
         assert (info["model_id"], info["max_input_length"], info["max_client_batch_size"]) == ("tiny", 64, 7)
+        of_tei = {"model_sha", "model_dtype", "served_model_name", "max_concurrent_requests", "max_batch_tokens"}
+        assert of_tei | {"max_batch_requests", "auto_truncate", "version"} <= set(info)
+        assert info["max_concurrent_requests"] == info["max_waiting_documents"] == 4000
 
     def test_the_schema_names_both_answers_and_every_error(self, ask):
         paths = ask("/openapi.json", method="GET").json()["paths"]
         assert set(paths["/rerank"]["post"]["responses"]) >= {"200", "400", "401", "413", "415", "422", "429"}
         assert {"/v1/rerank", "/v2/rerank", "/score", "/health", "/info", "/metrics"} <= set(paths)
+
+    def test_the_schema_accepts_what_the_server_accepts(self):
+        """`oneOf` and `minItems` are written by hand; pydantic does not check them."""
+        schema = RerankBody.model_json_schema()
+        assert [one["required"] for one in schema["oneOf"]] == [["documents"], ["texts"]]
+        assert all(schema["properties"][name]["anyOf"][0]["minItems"] == 1 for name in ("documents", "texts"))
+        assert schema["properties"]["query"]["pattern"] == r"\S"
+        assert ScoreBody.model_json_schema()["properties"]["queries"]["anyOf"][1]["minItems"] == 1
 
 
 class TestErrors:
@@ -353,6 +365,15 @@ class TestErrors:
         assert found["error"] == found["message"] == found["detail"]
         assert sentence in found["error"]
 
+    def test_infinitys_client_reads_the_reason_of_a_422_in_a_list(self, ask):
+        bodies = ({"query": QUERY}, {"query": 5, "documents": ["a"]}, {"query": QUERY, "documents": ["a"] * 1001})
+        for body in bodies:
+            answer = ask("/infinity/rerank", body)
+            (detail,) = answer.json()["detail"]
+            assert (answer.status_code, detail["loc"], detail["type"]) == (422, ["body"], "value_error")
+            assert detail["msg"] == answer.json()["error"] == ask("/rerank", body).json()["detail"]
+        assert isinstance(ask("/infinity/rerank", {"query": " ", "documents": ["a"]}).json()["detail"], str)
+
     @pytest.mark.parametrize(
         ("content", "status"),
         [
@@ -365,6 +386,10 @@ class TestErrors:
             (b'{"query": "a", "documents": ["\\ud800"]}', 422),
             (b'{"query": "a", "documents": [{"\\ud800": "a"}]}', 422),
             (b'{"query": "a", "documents": [NaN]}', 422),
+            (b'{"query": "a", "documents": [{"text": "a", "x": [NaN]}], "return_documents": true}', 422),
+            (b'{"query": "a", "documents": [{"text": "a", "x": {"y": -Infinity}}]}', 422),
+            (b'{"query": "a", "documents": ["a"], "first_stage_scores": [NaN]}', 422),
+            ('{"query": "é", "documents": ["a"]}'.encode("latin-1"), 400),
             (b'{"query": "a", "documents": ["a"], "top_n": 1e400}', 422),
             (b'{"query": "a", "documents": ["a"], "top_n": ' + b"9" * 5000 + b"}", 400),
         ],
@@ -386,6 +411,14 @@ class TestErrors:
         answer = ask("/rerank", content=b'{"query": "a", "documents": ["b"]}', headers={"Content-Type": kind})
         assert answer.status_code == 415
 
+    def test_a_compressed_body_is_refused_with_the_reason(self, ask):
+        kind = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        answer = ask("/rerank", content=gzip.compress(b'{"query": "a", "documents": ["b"]}'), headers=kind)
+        assert answer.status_code == 415
+        assert "uncompressed" in answer.json()["message"]
+        plain = ask("/rerank", {"query": "a", "documents": ["b"]}, headers={"Content-Encoding": "identity"})
+        assert plain.status_code == 200
+
     @pytest.mark.parametrize(
         "kind", ["application/json; charset=utf-8", "application/cloudevents+json", "APPLICATION/JSON"]
     )
@@ -397,7 +430,20 @@ class TestErrors:
         assert ask("/nope", {}).status_code == 404
         assert ask("/rerank", method="GET").status_code == 405
         assert ask("/docs", method="GET").status_code == 404
+        for path in ("/nope", "/v1/v1/rerank", "/rerank/"):
+            assert ask(path, {"query": "a", "documents": ["a"]}).status_code == 404
         assert set(ask("/nope", {}).json()) == {"error", "error_type", "message", "detail"}
+        assert "/rerank, /v1/rerank" in ask("/nope", {}).json()["error"]
+        refused = ask("/rerank", method="OPTIONS")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+        assert ask("/", method="OPTIONS").headers["allow"] == "GET, HEAD, POST"
+        assert ask("/health", {}).headers["allow"] == "GET, HEAD"
+
+    @pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/metrics", "/info", "/"])
+    def test_head_is_answered_like_get(self, ask, path):
+        head, get = ask(path, method="HEAD"), ask(path, method="GET")
+        assert (head.status_code, get.status_code) == (200, 200)
+        assert head.headers.get("content-type") == get.headers.get("content-type")
 
     def test_a_body_that_is_too_large(self, ask):
         body = {"query": QUERY, "documents": ["x" * 3000]}
@@ -670,6 +716,9 @@ class TestOperations:
         assert "reranker_tokens_total 10.0" in text
         assert "reranker_request_documents_sum 2.0" in text
         assert "reranker_waiting_documents 0.0" in text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert {"reranker_requests", "reranker_batch_seconds", "reranker_waiting_documents"} <= set(families)
+        assert all(family.documentation and family.type != "unknown" for family in families.values())
 
     def test_every_answer_carries_the_headers_that_protect_a_browser(self, ask):
         for answer in (ask("/", method="GET"), ask("/nope", {}), ask("/rerank", {"query": "a", "texts": ["b"]})):
@@ -771,11 +820,19 @@ class TestDocs:
         assert (start["model"], start["host"], start["port"]) == ("/model", "0.0.0.0", 8000)
         copied = " ".join(re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE)).split()
         assert all((self.ROOT / name).exists() for name in copied)
+        ignored = (docker / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+        assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
+        check = json.loads(re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", dockerfile, re.MULTILINE)[0])
+        compile(check[2], "HEALTHCHECK", "exec")
+        assert f":{start['port']}/health" in check[2]
+        assert int(re.findall(r"^USER (\d+)$", dockerfile, re.MULTILINE)[0]) > 0
         service = yaml.safe_load((docker / "compose.yaml").read_text(encoding="utf-8"))["services"]["reranker"]
         assert (
             docker / service["build"]["context"] / service["build"]["dockerfile"]
         ).resolve() == docker / "Dockerfile"
         assert service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
+        assert service["volumes"] == [f"${{MODEL_FOLDER:?set the folder of an exported model}}:{start['model']}:ro"]
+        assert "${RERANKER_API_KEY:?" in service["environment"]["RERANKER_API_KEY"]
         assert int(service["stop_grace_period"].removesuffix("s")) > GRACE
 
 

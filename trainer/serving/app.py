@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,8 +11,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from trainer.serving.batching import Batcher
+from trainer.serving.bodies import RankedText, RerankAnswer, RerankBody, ScoreAnswer, ScoreBody
 from trainer.serving.corpus import Corpus
 from trainer.serving.engine import Engine
 from trainer.serving.guard import Guard, refusal
@@ -20,11 +22,6 @@ from trainer.serving.measures import Measures
 from trainer.serving.page import PAGE, POLICY
 from trainer.serving.protocol import (
     DocumentShape,
-    RankedText,
-    RerankAnswer,
-    RerankBody,
-    ScoreAnswer,
-    ScoreBody,
     fusion_of,
     public_scores_of,
     rerank_answer,
@@ -38,6 +35,11 @@ from trainer.serving.search import add_search
 from trainer.serving.settings import RefusedError, Settings
 
 MOST_ERRORS = 5  # reported for one body
+REASONS = {
+    400: "the body is not JSON in UTF-8",
+    404: "unknown path; this server answers /rerank, /v1/rerank, /v2/rerank, /score and the paths in /openapi.json",
+}
+Answering = Callable[[], Awaitable[Any]]
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not available now"}}
 
 
@@ -54,8 +56,16 @@ def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None)
         async with batcher.running():
             yield
 
-    # FastAPI's documentation pages load scripts from another host, so they are disabled.
-    app = FastAPI(title="domain-reranker", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    # FastAPI's documentation pages load scripts from another host, so they are disabled. A redirect from `/rerank/`
+    # would name this server's own scheme and port, which are wrong behind a proxy.
+    app = FastAPI(
+        title="domain-reranker",
+        version=_version(),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.state.batcher = batcher
     app.add_middleware(Guard, settings=settings, measures=measures)
     _add_error_handlers(app)
@@ -64,30 +74,54 @@ def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None)
     add_search(app, batcher, measures, corpus)
     _add_operations(app, batcher, settings, measures, corpus)
     if settings.page:
-        app.get("/", include_in_schema=False)(_page)
+        _readable(app, "/", include_in_schema=False)(_page)
     return app
+
+
+def _readable(app: FastAPI, path: str, **options: Any) -> Callable[[Answering], Answering]:
+    """Return a decorator that adds a route for GET, and for HEAD with the same headers."""
+
+    def add(answer: Answering) -> Answering:
+        app.head(path, include_in_schema=False)(answer)
+        return app.get(path, **options)(answer)
+
+    return add
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     """Answer every error with a body that the clients of all protocols understand."""
 
     @app.exception_handler(RefusedError)
-    async def refuse(_: Request, refused: RefusedError) -> JSONResponse:
-        return refusal(refused)
+    async def refuse(request: Request, refused: RefusedError) -> JSONResponse:
+        return refusal(refused, request.scope["path"])
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return refusal(refused_body(error.errors()))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return refusal(refused_body(error.errors()), request.scope["path"])
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return refusal(RefusedError(error.status_code, "Validation", str(error.detail), error.headers))
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        sentence = REASONS.get(error.status_code, str(error.detail))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of the first route with this path
+            headers["Allow"] = ", ".join(sorted(_methods(app, request.scope["path"])))
+        return refusal(RefusedError(error.status_code, "Validation", sentence, headers))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return refusal(
             RefusedError(500, "Backend", f"internal server error: {type(error).__name__}; see the server's log")
         )
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """Return the methods of all routes of a path."""
+    return {
+        method
+        for route in app.routes
+        if isinstance(route, Route) and route.path == path
+        for method in route.methods or ()
+    }
 
 
 def refused_body(errors: Sequence[Any]) -> RefusedError:
@@ -165,28 +199,32 @@ def _add_operations(
 ) -> None:
     """Add the routes for operators: health, readiness, information and metrics."""
 
-    @app.get("/health", response_class=Response, responses=UNAVAILABLE)
-    @app.get("/ping", include_in_schema=False)
+    @_readable(app, "/health", response_class=Response, responses=UNAVAILABLE)
+    @_readable(app, "/ping", include_in_schema=False)
     async def health() -> Response:
         """Answer 200 while the model works, 503 after repeated failures."""
         return Response(status_code=503 if batcher.broken else 200)
 
-    @app.get("/ready", response_class=Response, responses=UNAVAILABLE)
+    @_readable(app, "/ready", response_class=Response, responses=UNAVAILABLE)
     async def ready() -> Response:
         """Answer 200 if a request would be accepted, 503 if it would be refused."""
         return Response(status_code=503 if batcher.broken or batcher.is_full else 200)
 
-    @app.get("/info", responses={401: ERRORS[401]})
+    @_readable(app, "/info", responses={401: ERRORS[401]})
     async def info() -> dict[str, Any]:
-        """Return the model and the limits, in the format of TEI."""
+        """Return the model and the limits, in the format of TEI, where one text is one of the concurrent requests."""
         engine = batcher.engine
         return {
             "model_id": engine.name,
+            "model_sha": None,
+            "served_model_name": engine.name,
             "model_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[engine.precision],
             "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
             "device": engine.device,
             "max_input_length": engine.max_length,
             "max_batch_tokens": batcher.tokens_per_batch,
+            "max_batch_requests": None,
+            "max_concurrent_requests": batcher.max_waiting,
             "max_client_batch_size": settings.max_documents,
             "max_waiting_documents": batcher.max_waiting,
             "max_body_bytes": settings.max_body,
@@ -196,7 +234,7 @@ def _add_operations(
             "version": _version(),
         }
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @_readable(app, "/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -19,8 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trainer.serving.bodies import error_body
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import error_body
 from trainer.serving.settings import RefusedError, Settings
 
 PROBES = {"/health", "/ready", "/ping", "/metrics"}
@@ -89,6 +89,8 @@ class Guard:
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json" and not kind.endswith("+json"):
             raise RefusedError(415, "Validation", "send JSON, with the header `Content-Type: application/json`")
+        if Headers(scope=scope).get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise RefusedError(415, "Validation", "send the body uncompressed, without the header `Content-Encoding`")
         left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -128,6 +130,6 @@ class Guard:
         log.info(json.dumps(line))
 
 
-def refusal(refused: RefusedError) -> JSONResponse:
-    """Return the response of a refused request."""
-    return JSONResponse(error_body(refused), refused.status, refused.headers)
+def refusal(refused: RefusedError, path: str = "") -> JSONResponse:
+    """Return the response of a refused request for a path."""
+    return JSONResponse(error_body(refused, path), refused.status, refused.headers)

@@ -1,4 +1,4 @@
-"""Request and response bodies of the protocols of Cohere v1 and v2, Jina, Voyage, TEI, Infinity and vLLM.
+"""The protocols of Cohere v1 and v2, Jina, Voyage, TEI, Infinity and vLLM: from bodies to texts, from scores to bodies.
 
 One request body has the keys of all protocols. Unknown keys are ignored, and `null` is the same as a missing key. The
 keys of a request determine its response: `texts` is TEI, `top_k` or `truncation` is Voyage.
@@ -10,144 +10,22 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue
+from pydantic import JsonValue
 
 from trainer.model import Calibration, Fusion
 from trainer.model.calibration import SIGMOID
 from trainer.model.fusion import first_stage_numbers
 from trainer.serving.batching import Scored, Texts
+from trainer.serving.bodies import RerankBody, ScoreBody
 from trainer.serving.settings import RefusedError
 
-T = TypeVar("T")
 PER_SEARCH_UNIT = 100  # documents in one of Cohere's search units
-Count = Annotated[int, Field(ge=0)]
 DocumentShape = Literal["object", "string"]
 PublicScores = Callable[[np.ndarray], list[float]]
-
-
-def require_characters(value: T) -> T:
-    """Return a JSON value unchanged; raise ValueError if it has half a surrogate pair, which is not a character."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("contains half a surrogate pair, as if a text was cut inside a character") from None
-    return value
-
-
-Text = Annotated[str, AfterValidator(require_characters)]
-Fields = Annotated[dict[str, JsonValue], AfterValidator(require_characters)]
-
-
-class RerankBody(BaseModel):
-    """The request body of `/rerank`, `/v1/rerank` and `/v2/rerank`."""
-
-    query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
-    documents: list[Text | Fields] | None = Field(
-        None, description="Texts, or objects with `text`; other objects are read as a line `key: value` for each key"
-    )
-    texts: list[Text] | None = Field(None, description="TEI's name for documents; the response is TEI's array")
-    model: str | None = Field(None, description="Any name; the server has one model")
-    top_n: Count | None = Field(None, description="Number of results; 0 and null: all")
-    top_k: Count | None = Field(None, description="Voyage's name for top_n; the response has `data` as well")
-    return_documents: bool | None = None
-    return_text: bool | None = Field(None, description="TEI's name for return_documents")
-    raw_scores: bool | None = Field(None, description="Return logits, not their sigmoid")
-    use_activation: bool | None = Field(None, description="False, as in vLLM: the same as raw_scores")
-    truncate: bool | None = Field(None, description="False: refuse a pair that is too long; otherwise it is truncated")
-    truncation: bool | None = Field(None, description="Voyage's name for truncate")
-    truncation_direction: Literal["right", "Right"] | None = None
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="First truncate each document to this number of tokens"
-    )
-    rank_fields: list[str] | None = Field(None, description="Keys of document objects that are read")
-    first_stage: Literal["order"] | None = Field(
-        None, description="order: the documents are in the first stage's order, which is fused with the model's scores"
-    )
-    first_stage_scores: list[float] | None = Field(
-        None, description="One number for each document, fused with the model's scores by the model's fusion.json"
-    )
-
-    probabilities: bool | None = Field(
-        None, description="Return calibrated probabilities of relevance as scores, by the model's calibration.json"
-    )
-
-
-class ScoreBody(BaseModel):
-    """The request body of `/score`: one query for all documents, or as many queries as documents."""
-
-    queries: Text | list[Text] = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
-    documents: Text | list[Text] = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
-    model: str | None = None
-    use_activation: bool | None = Field(None, description="False: return logits, not their sigmoid")
-    probabilities: bool | None = Field(
-        None, description="Return calibrated probabilities of relevance as scores, by the model's calibration.json"
-    )
-
-
-class RankedDocument(BaseModel):
-    """One result of a response; `document` only on request."""
-
-    index: int
-    relevance_score: float
-    document: JsonValue = None
-
-
-class Usage(BaseModel):
-    """The number of tokens that the model computed."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class RerankAnswer(BaseModel):
-    """The response to a body with `documents`."""
-
-    id: str
-    object: Literal["list", "rerank"]
-    model: str
-    results: list[RankedDocument]
-    data: list[RankedDocument] | None = None
-    meta: dict[str, JsonValue] | None = None
-    usage: Usage
-    created: int | None = None
-
-
-class RankedText(BaseModel):
-    """One result of TEI's response."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class ScoreAnswer(BaseModel):
-    """The response of `/score`, in the order of the documents."""
-
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
-    data: list[dict[str, JsonValue]]
-    usage: Usage
-
-
-class ErrorBody(BaseModel):
-    """The body of every error response, with the message in the keys of all protocols."""
-
-    error: str
-    error_type: str
-    message: str
-    detail: str
-
-
-def error_body(refused: RefusedError) -> dict[str, str]:
-    """Return the body of an error response."""
-    sentence = refused.sentence
-    return {"error": sentence, "error_type": refused.kind, "message": sentence, "detail": sentence}
 
 
 def texts_to_rank(body: RerankBody, most: int) -> Texts:

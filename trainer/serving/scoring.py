@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from trainer.serving.batching import Batcher, Scored, Texts
+from trainer.serving.bodies import ErrorBody
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import ErrorBody
 from trainer.serving.settings import CLIENT_CLOSED, RefusedError
 
 T = TypeVar("T")

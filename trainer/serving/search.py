@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field
 
 from trainer.model.calibration import SIGMOID
 from trainer.serving.batching import Batcher, Scored, Texts
+from trainer.serving.bodies import Count, ErrorBody, Query
 from trainer.serving.corpus import Corpus, Found
 from trainer.serving.measures import Measures
-from trainer.serving.protocol import Count, ErrorBody, Text
 from trainer.serving.scoring import ERRORS, score_texts, unless_disconnected
 from trainer.serving.settings import RefusedError
 
@@ -28,7 +28,7 @@ MISSING = {404: {"model": ErrorBody, "description": "The server has no corpus"}}
 class SearchBody(BaseModel):
     """The request body of `/search`."""
 
-    query: Text = Field(description="Not empty", json_schema_extra={"minLength": 1})
+    query: Query
     top_k: Count | None = Field(None, description="Number of results; 0 and null: all that are reranked")
     raw_scores: bool | None = Field(None, description="Return the final scores, not their sigmoid")
 
