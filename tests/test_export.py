@@ -28,8 +28,8 @@ from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import Parity, export, readers
 from trainer.export.card import model_card
-from trainer.export.graph import write_graph
 from trainer.export.parity import Half
+from trainer.inference.graph import write_graph
 from trainer.model import Fusion, Reranker
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
