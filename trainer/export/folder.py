@@ -45,8 +45,8 @@ def export(
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
     `pairs` are real (query, document) texts of mixed length, or none; `best_step` and `calibrated` are for the model
-    card; `dev` is the metric that formats of fewer bits must keep. Raise ExportError if transformers does not compute the
-    trained model's scores from the folder; any other reader that does not is listed in `left_out`.
+    card; `dev` is the metric that formats of fewer bits must keep. Raise ExportError if transformers does not compute
+    the trained model's scores from the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
     texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]

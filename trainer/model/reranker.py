@@ -69,8 +69,8 @@ class Ranked:
 class Reranker:
     """A cross-encoder with its tokenizer.
 
-    Device, precision, engine and maximum length are attributes of the object. No environment variable, and no Accelerate
-    that was started before or after, changes its scores. `packed` says whether pairs run without padding.
+    Device, precision, engine and maximum length are attributes of the object. No environment variable, and no
+    Accelerate that was started before or after, changes its scores. `packed` says whether pairs run without padding.
     """
 
     precision: Precision
