@@ -1,5 +1,6 @@
 """Formats for ONNX Runtime: fused attention, int8 weights, the gate, and the engines of a reranker."""
 
+import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,13 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from httpx import ASGITransport, AsyncClient
 
 from trainer import inference
-from trainer.errors import ModelError
+from trainer.errors import ModelError, ServeError
 from trainer.inference import Quality, Session
 from trainer.inference.graph import write_graph
 from trainer.inference.quantize import quantize
 from trainer.model import Reranker
+from trainer.serving.app import create_app
+from trainer.serving.engine import Engine
+from trainer.serving.server import serve
+from trainer.serving.settings import Settings
 
 QUERIES = ["why does the probe restart", "memory", "fix dropped packets at night because the path drops large"]
 DOCUMENTS = [
@@ -236,6 +242,30 @@ def test_a_damaged_graph_is_an_error_by_name_and_left_out_by_auto(folder, tmp_pa
 def test_engines_that_contradict_other_arguments_are_refused(folder, options, message):
     with pytest.raises(ValueError, match=message):
         Reranker.load(folder, **options)
+
+
+def test_the_server_scores_with_the_engine_and_info_names_it(folder):
+    reranker = Reranker.load(folder, engine="onnx-int8")
+    app = create_app(Engine(reranker, "tiny"), Settings())
+
+    async def ask() -> tuple[dict, dict]:
+        async with (
+            app.router.lifespan_context(app),
+            AsyncClient(transport=ASGITransport(app), base_url="http://x") as to,
+        ):
+            body = {"query": QUERIES[0], "documents": DOCUMENTS, "raw_scores": True}
+            return (await to.get("/info")).json(), (await to.post("/rerank", json=body)).json()
+
+    info, answer = asyncio.run(ask())
+    assert info["engine"] == "onnx-int8"
+    scores = {row["index"]: row["relevance_score"] for row in answer["results"]}
+    expected = reranker.score([(QUERIES[0], text) for text in DOCUMENTS])
+    np.testing.assert_allclose([scores[index] for index in range(len(DOCUMENTS))], expected, rtol=0, atol=1e-4)
+
+
+def test_serve_refuses_a_precision_for_an_engine_that_has_its_own():
+    with pytest.raises(ServeError, match="--engine onnx has a precision of its own; leave out --precision bf16"):
+        serve("no/model", "127.0.0.1", 0, Settings(), "bf16", engine="onnx")
 
 
 def test_weights_in_a_second_file_are_quantised_and_leave_nothing_behind(rerankers, tmp_path, monkeypatch):
