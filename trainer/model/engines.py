@@ -15,6 +15,7 @@ from trainer.errors import ModelError, one_line
 from trainer.inference import Format
 from trainer.model import packing
 from trainer.model.batching import random_pairs
+from trainer.model.word_gradients import words_in_place
 from trainer.model_files import references
 from trainer.runtime import console
 from trainer.runtime.precision import autocast, bf16_speedup, median_seconds
@@ -95,7 +96,7 @@ def speedup_of_bf16(reranker: Reranker, training: bool) -> float:
     batches = random_batches(reranker, training)
 
     def compute() -> None:
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), words_in_place(reranker.model):
             total = torch.cat([packing.logits(reranker.model, batch, packed=False) for batch in batches]).sum()
         if training:
             total.backward()
@@ -109,4 +110,4 @@ def random_batches(reranker: Reranker, training: bool = False) -> list[packing.B
     """Return pairs of random tokens of different lengths, in the buckets that real ones would have."""
     pairs = random_pairs(reranker.model.config.vocab_size, reranker.max_length)
     cut = reranker.buckets([reranker.pairs.size(pair) for pair in pairs], training=training)
-    return [reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
+    return [reranker.pad([pairs[position] for position in positions]) for positions in cut]
