@@ -91,7 +91,7 @@ def test_a_plain_graph_has_only_standard_operators_and_the_model_is_left_as_it_w
 
 
 def test_matrices_and_tables_become_integers_and_the_order_stays(rerankers, name, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.inference.quantize.SMALLEST_TABLE", 100)
+    monkeypatch.setattr("trainer.inference.quantize.SMALLEST_TABLE", 32)
     reranker = rerankers[name]
     write_graph(reranker.model, example_of(reranker), tmp_path / "exact.onnx", fused=True)
     quantize(tmp_path / "exact.onnx", tmp_path / "int8.onnx")
@@ -99,7 +99,7 @@ def test_matrices_and_tables_become_integers_and_the_order_stays(rerankers, name
     wide = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT and one.dims[1:] > [4]}
     read = Counter(node.op_type for node in graph.node if wide & set(node.input))
     assert not read.keys() & {"MatMul", "Gather"}, read
-    assert operators(tmp_path / "int8.onnx")["MatMulInteger"] >= 6 * MODELS[name][2] - 2  # of each such layer
+    assert operators(tmp_path / "int8.onnx")["MatMulInteger"] >= 4 * MODELS[name][2]  # 4 to 6 matrices in a layer
     expected, scores = reranker.score(PAIRS), Session(tmp_path / "int8.onnx").logits(batch_of(reranker)).numpy()
     assert Quality.of(scores, expected, 0).tau > 0.8
     assert 0 < np.abs(scores - expected).max() < 0.2 * np.ptp(expected)
