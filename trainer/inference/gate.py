@@ -67,6 +67,9 @@ def largest_difference(scores: np.ndarray, expected: np.ndarray) -> float:
 
 
 def kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
-    """Return Kendall's tau of two lists of scores, without pairs whose score is NaN in one of them."""
-    result: Any = kendalltau(expected, scores, nan_policy="omit")
+    """Return Kendall's tau of two lists of scores, without pairs whose score is NaN in one of them; NaN if one is left."""
+    known = ~(np.isnan(expected) | np.isnan(scores))
+    if known.sum() < 2:
+        return float("nan")
+    result: Any = kendalltau(expected[known], scores[known])
     return float(result.statistic)
