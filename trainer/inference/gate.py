@@ -67,7 +67,7 @@ def largest_difference(scores: np.ndarray, expected: np.ndarray) -> float:
 
 
 def kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
-    """Return Kendall's tau of two lists of scores, without pairs whose score is NaN in one of them; NaN if one is left."""
+    """Return Kendall's tau over the pairs with two numbers as scores; NaN for fewer than two such pairs."""
     known = ~(np.isnan(expected) | np.isnan(scores))
     if known.sum() < 2:
         return float("nan")
