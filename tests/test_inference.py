@@ -155,6 +155,7 @@ def test_tau_is_that_of_the_pairs_and_a_missing_score_is_infinitely_far():
     quality = Quality.of(np.array([1.0, 3.0, 2.5, 4.0]), expected, 7)
     assert (quality.tau, quality.difference, quality.size) == (pytest.approx(2 / 3), 1.0, 7)  # five of six pairs agree
     assert Quality.of(np.array([1.0, 2.0, np.nan, 4.0]), expected, 7).difference == np.inf
+    assert Quality.of(np.array([1.0, 3.0, 2.5, 4.0]), expected, 7, real=2).tau == 1.0
     assert np.isnan(Quality.of(np.full(4, np.nan), expected, 7).tau)
 
 

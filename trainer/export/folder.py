@@ -49,10 +49,11 @@ def export(
     the trained model's scores from the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
-    texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
+    odd: Pairs = odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)
     if reranker.pairs.is_prompt:
-        texts = _with_whole_queries(reranker, texts)
-    parity = Parity(texts, _scores(reranker, texts))
+        pairs, odd = (_with_whole_queries(reranker, some) for some in (pairs, odd))
+    texts = [*pairs, *odd]
+    parity = Parity(texts, _scores(reranker, texts), real=len(pairs) or None)
     _write(reranker, unverified)
     parity.compare_folder(unverified, reranker.model.device.type)
     if "transformers" in parity.left_out:

@@ -59,7 +59,7 @@ def _written(reranker: Reranker, name: Format, folder: Path, parity: Parity, dev
     by_dev = {}
     if dev is not None and name not in inference.EXACT:
         by_dev = {"dev": _measured(reranker, name, folder, dev), "dev_float32": dev.float32}
-    return Quality.of(scores, parity.expected, inference.size(name, folder), **by_dev)
+    return Quality.of(scores, parity.expected, inference.size(name, folder), parity.real, **by_dev)
 
 
 def _measured(reranker: Reranker, name: Format, folder: Path, dev: DevMetric) -> float:

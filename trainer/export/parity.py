@@ -35,6 +35,7 @@ class Parity:
 
     pairs: Pairs
     expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair in a batch of its own
+    real: int | None = None  # the number of real pairs, which come first; None: all of them are
     differences: dict[str, float] = field(default_factory=dict)
     halves: dict[str, Half] = field(default_factory=dict)
     formats: dict[str, Quality] = field(default_factory=dict)  # that passed their gate

@@ -21,7 +21,7 @@ class Quality:
     """
 
     difference: float  # largest absolute difference
-    tau: float  # Kendall's tau over all pairs
+    tau: float  # Kendall's tau over the real pairs
     size: int  # bytes of the files
     dev: float | None = None
     dev_float32: float | None = None
@@ -32,11 +32,15 @@ class Quality:
         scores: np.ndarray,
         expected: np.ndarray,
         size: int,
+        real: int | None = None,
         dev: float | None = None,
         dev_float32: float | None = None,
     ) -> Quality:
-        """Return the quality of scores (pairs,), where `expected` are the float32 model's."""
-        tau = kendalls_tau(expected, scores)
+        """Return the quality of scores (pairs,), where `expected` are the float32 model's.
+
+        Kendall's tau is that of the first `real` pairs: made-up pairs of odd texts have no order worth keeping.
+        """
+        tau = kendalls_tau(expected[:real], scores[:real])
         return cls(largest_difference(scores, expected), tau, size, dev, dev_float32)
 
     def fault(self, exact: bool) -> str:
