@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -21,15 +21,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, FNetConfig
 
-from trainer import check
+from trainer import check, inference
 from trainer.errors import ExportError
 from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE, Finding
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
-from trainer.export import Parity, export, readers
+from trainer.export import DevMetric, Parity, export, readers
 from trainer.export.card import model_card
-from trainer.export.graph import write_graph
 from trainer.export.parity import Half
+from trainer.inference.graph import write_graph
 from trainer.model import Fusion, Reranker
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
@@ -347,6 +347,75 @@ def test_an_exporter_that_fails_only_loses_the_graph(tiny, tmp_path):
     np.testing.assert_array_equal(score(reranker), before)
     assert not list(tmp_path.rglob("*onnx*"))
     assert "onnx: left out: `" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def loose_order() -> Iterator[None]:
+    """Let int8 change the order more than usual: random weights round worse than trained ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.inference.gate.LEAST_TAU", 0.5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def in_both_formats(
+    tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, loose_order: None
+) -> tuple[Path, Parity, np.ndarray]:
+    """The interaction head in float32 and int8, with a dev metric that int8 keeps."""
+    folder, reranker = tmp_path_factory.mktemp("formats"), trained(tiny["bert"])
+    recipe = make_recipe(tiny["bert"], export={"formats": ["onnx", "onnx-int8"]})
+    parity = export(reranker, recipe, make_results(), PAIRS, folder, dev=DevMetric("nDCG@10", 0.61, lambda _: 0.607))
+    return folder / "model", parity, score(reranker)
+
+
+def test_int8_is_exported_with_its_quality_in_the_card_and_in_the_record(in_both_formats):
+    folder, parity, expected = in_both_formats
+    assert set(parity.formats) == {"onnx", "onnx-int8"} == set(inference.passed(folder))
+    scores = readers.score_onnx(folder, PAIRS, inference.FILES["onnx-int8"])
+    assert 1e-4 < np.abs(scores - expected).max() < 0.2 * np.ptp(expected)
+    rows = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| onnx")]
+    assert rows[0].endswith("| as float32 |")
+    assert rows[1].startswith("| onnx-int8 | `onnx/model_int8.onnx` | ")
+    assert rows[1].endswith(f"| {parity.formats['onnx-int8'].tau:.3f} | 0.6070 (0.6100) |")
+    batched = Reranker.load(folder, engine="onnx-int8").score(PAIRS)  # activations are rounded for each batch
+    assert np.abs(batched - scores).max() < 0.1 * np.ptp(expected)
+
+
+def test_the_dev_metric_is_measured_with_the_format_and_the_model_computes_by_itself_again(tiny, tmp_path):
+    reranker, engines = trained(tiny["reranker"]), []
+    before = reranker.score(PAIRS)
+
+    def measure(measured: Reranker) -> float:
+        engines.append((measured.engine, np.abs(measured.score(PAIRS) - before).max()))
+        return 0.6
+
+    recipe = make_recipe(tiny["reranker"], export={"formats": ["onnx-int8"]})
+    export(reranker, recipe, make_results(), PAIRS, tmp_path, dev=DevMetric("nDCG@10", 0.6, measure))
+    assert [name for name, _ in engines] == ["onnx-int8"]
+    assert engines[0][1] > 1e-4
+    assert reranker.engine == "torch"
+    np.testing.assert_array_equal(reranker.score(PAIRS), before)
+
+
+def test_int8_that_loses_on_dev_is_left_out_and_the_rest_stays(tiny, tmp_path, capsys, loose_order):
+    recipe = make_recipe(tiny["reranker"], export={"formats": ["onnx-int8", "onnx"]})
+    lost = DevMetric("nDCG@10", 0.61, lambda _: 0.60)
+    parity = export(trained(tiny["reranker"]), recipe, make_results(), PAIRS, tmp_path, dev=lost)
+    assert parity.left_out == {
+        "onnx-int8": "the dev metric is 0.6000 instead of 0.6100, a difference of more than 0.005"
+    }
+    assert "onnx-int8: left out: the dev metric is" in " ".join(capsys.readouterr().out.split())
+    assert {path.name for path in (tmp_path / "model" / "onnx").iterdir()} == {"model.onnx", "formats.json"}
+    assert inference.passed(tmp_path / "model") == ["onnx"]
+    assert "- onnx-int8: left out: `the dev metric is 0.6000" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_int8_in_another_order_than_the_gate_allows_is_left_out(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.inference.gate.LEAST_TAU", 1.01)
+    recipe = make_recipe(tiny["reranker"], export={"formats": ["onnx-int8"]})
+    parity = export(trained(tiny["reranker"]), recipe, make_results(), PAIRS, tmp_path)
+    assert "Kendall's tau to the float32 scores is" in parity.left_out["onnx-int8"]
+    assert not list(tmp_path.rglob("*onnx*"))
 
 
 def test_a_model_whose_scores_depend_on_padding_is_exported_with_a_warning(tiny, tmp_path):

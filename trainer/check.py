@@ -149,7 +149,7 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
                 "reranked candidates cannot improve it; put nDCG@10 first, or increase reranker.depth"
             )
         )
-    if "onnx" in recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
+    if recipe.export.formats and not all(map(find_spec, ("onnx", "onnxruntime"))):
         errors.append(ExportError("export.formats: onnx needs two packages: pip install 'domain-reranker[onnx]'"))
     if problem := key_problem(recipe):
         errors.append(RunError(problem))

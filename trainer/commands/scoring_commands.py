@@ -71,6 +71,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     precision: Precision = "fp32",
+    engine: Annotated[
+        Literal["torch", "onnx", "onnx-int8", "auto"],
+        typer.Option(help="The engine: a format of the export, for CPUs; auto takes the fastest on this machine."),
+    ] = "torch",
     max_documents: Annotated[int, typer.Option(help="The largest number of documents in a request.", min=1)] = 1000,
     max_waiting: Annotated[
         int, typer.Option(help="The largest number of waiting documents; further requests get status 429.", min=1)
@@ -102,4 +106,4 @@ def serve(
         page=page,
         search=search,
     )
-    server.serve(model, host, port, settings, precision, trust_remote_code)
+    server.serve(model, host, port, settings, precision, trust_remote_code, engine)

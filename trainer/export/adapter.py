@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import ExportError
-from trainer.export.parity import TOLERANCE, largest_difference
+from trainer.inference.gate import TOLERANCE, largest_difference
 from trainer.model import Reranker
 
 

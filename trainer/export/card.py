@@ -14,8 +14,9 @@ from trainer.data import guard_sets
 from trainer.evaluation.gate import BASELINES, made_warning
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.evaluation.seeds import SYSTEM, describe_seeds
+from trainer.export.formats import table
 from trainer.export.parity import HALVES, Parity
-from trainer.export.readers import GRAPH
+from trainer.inference import FORMATS
 from trainer.model import Fusion, Reranker
 from trainer.model_files import references
 from trainer.recipe import Data, Recipe
@@ -218,9 +219,9 @@ def _readers(parity: Parity, prompted: bool = False) -> str:
         lines.append(
             f"Weights loaded as {name}: largest difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}."
         )
-    if "onnx" in parity.differences:
-        graph = f"`{GRAPH.as_posix()}` returns `logits`"
-        lines.append(f"{graph}; its inputs are named as the tokenizer's outputs, and may be only some of them.")
+    if parity.formats:
+        graphs = "The graphs below return `logits`"
+        lines.append(f"{graphs}; their inputs are named as the tokenizer's outputs, and may be only some of them.")
     if prompted:
         lines.append(
             "vLLM serves it with its chat template: `vllm serve FOLDER --runner pooling` (its loading rules were "
@@ -236,7 +237,7 @@ def consequence(name: str) -> str:
         return "do not load the weights in this precision"
     if name == "padded batches":
         return "score one pair at a time, because padding changes the scores"
-    return "left out" if name == "onnx" else "does not read the folder"
+    return "left out" if name in FORMATS else "does not read the folder"
 
 
 def _plain(text: str) -> str:
@@ -305,7 +306,7 @@ documents that the first stage missed count as missed;
 ```
 
 {_readers(parity, reranker.pairs.is_prompt)}
-
+{table(parity.formats, results.metrics[0])}
 ## Recipe
 
 ```json

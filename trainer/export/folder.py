@@ -16,10 +16,11 @@ import numpy as np
 from trainer.errors import ExportError
 from trainer.evaluation.results import Results
 from trainer.export.card import consequence, model_card
-from trainer.export.graph import write_graph
+from trainer.export.formats import DevMetric, add_formats
+from trainer.export.formats import report as report_formats
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
-from trainer.export.readers import GRAPH, Pairs, score_onnx
+from trainer.export.readers import Pairs
 from trainer.export.vllm import vllm_faults
 from trainer.model import Reranker, interaction
 from trainer.recipe import Recipe
@@ -39,18 +40,20 @@ def export(
     folder: Path,
     best_step: int | None = None,
     calibrated: str = "",
+    dev: DevMetric | None = None,
 ) -> Parity:
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
     `pairs` are real (query, document) texts of mixed length, or none; `best_step` and `calibrated` are for the model
-    card. Raise ExportError if transformers does not compute the trained model's scores from
-    the folder; any other reader that does not is listed in `left_out`.
+    card; `dev` is the metric that formats of fewer bits must keep. Raise ExportError if transformers does not compute
+    the trained model's scores from the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
-    texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
+    odd: Pairs = odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)
     if reranker.pairs.is_prompt:
-        texts = _with_whole_queries(reranker, texts)
-    parity = Parity(texts, _scores(reranker, texts))
+        pairs, odd = (_with_whole_queries(reranker, some) for some in (pairs, odd))
+    texts = [*pairs, *odd]
+    parity = Parity(texts, _scores(reranker, texts), real=len(pairs) or None)
     _write(reranker, unverified)
     parity.compare_folder(unverified, reranker.model.device.type)
     if "transformers" in parity.left_out:
@@ -62,10 +65,7 @@ def export(
         )
     if reranker.pairs.is_prompt and (faults := vllm_faults(unverified, prompted=True)):
         parity.left_out["vLLM"] = "; ".join(faults)
-    if "onnx" in recipe.export.formats and not parity.compare(
-        "onnx", lambda: _score_graph(reranker, texts, unverified)
-    ):
-        shutil.rmtree((unverified / GRAPH).parent, ignore_errors=True)
+    add_formats(reranker, recipe.export.formats, unverified, parity, dev)
     card = model_card(reranker, recipe, results, parity, best_step, calibrated)
     (unverified / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(model, ignore_errors=True)
@@ -114,17 +114,6 @@ def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
     Long documents are truncated as other libraries do, also if the model reads them in windows.
     """
     return np.concatenate([reranker.logits([pair]) for pair in reranker.pairs.tokenize_pairs(pairs)])
-
-
-def _score_graph(reranker: Reranker, pairs: Pairs, folder: Path) -> np.ndarray:
-    """Write the ONNX graph into the folder and return its scores (pairs,)."""
-    device = reranker.model.device
-    example = reranker.pairs.pad(reranker.pairs.tokenize_pairs(pairs[-2:]))
-    try:
-        write_graph(reranker.model.to("cpu"), example, folder / GRAPH)
-    finally:
-        reranker.model.to(device)
-    return score_onnx(folder, pairs)
 
 
 def _finish_config(folder: Path, reranker: Reranker) -> None:
@@ -177,6 +166,7 @@ def _report(parity: Parity) -> None:
     """Print the measured differences, and the formats and precisions that are left out."""
     for name, difference in parity.differences.items():
         console.stage("export", f"{name}: largest score difference to the trained model {difference:.1e}")
+    report_formats(parity.formats)
     for name, half in parity.halves.items():
         figures = f"largest score difference {half.difference:.1e}, Kendall's tau {half.tau:.3f}"
         console.stage("export", f"weights loaded as {name}: {figures}")

@@ -6,22 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from trainer.errors import one_line
 from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
+from trainer.inference.gate import LEAST_TAU, Quality, exact_fault, kendalls_tau, largest_difference
 from trainer.runtime import console
 from trainer.runtime.machine import explain
 
-# Largest difference of float32 logits that rounding explains; the logits reach about 30.
-TOLERANCE = 1e-3
 # In half precision: largest difference as a share of the range of scores, and smallest Kendall's tau. Tiny random
 # models of ten families have .041 and .943 in bfloat16, .005 and .990 in float16.
 HALVES = {"bfloat16": 0.05, "float16": 0.01}
-LEAST_TAU = 0.9
 READERS = {"transformers": score_transformers, "sentence-transformers": score_sentence_transformers}
 
 
@@ -35,12 +31,14 @@ class Half:
 
 @dataclass
 class Parity:
-    """The largest float32 difference of each reader, the figures in half precision, and the failures with reasons."""
+    """The largest float32 difference of each reader, the figures in half precision and of formats, and the failures."""
 
     pairs: Pairs
     expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair in a batch of its own
+    real: int | None = None  # the number of real pairs, which come first; None: all of them are
     differences: dict[str, float] = field(default_factory=dict)
     halves: dict[str, Half] = field(default_factory=dict)
+    formats: dict[str, Quality] = field(default_factory=dict)  # that passed their gate
     left_out: dict[str, str] = field(default_factory=dict)
 
     def compare(self, name: str, score: Callable[[], np.ndarray]) -> bool:
@@ -48,13 +46,13 @@ class Parity:
         try:
             difference = largest_difference(score(), self.expected)
         except Exception as error:  # exporters and runtimes raise anything
-            self.left_out[name] = _reason(error)
+            self.left_out[name] = reason_of(error)
             return False
-        if difference <= TOLERANCE:
-            self.differences[name] = difference
+        if fault := exact_fault(difference):
+            self.left_out[name] = fault
         else:
-            self.left_out[name] = f"its scores differ by {difference:.1e}, more than the {TOLERANCE} of rounding errors"
-        return name in self.differences
+            self.differences[name] = difference
+        return not fault
 
     def compare_folder(self, folder: Path, device: str) -> None:
         """Read the folder with both libraries, pair by pair and in padded batches, in float32 and in half precision.
@@ -81,11 +79,11 @@ class Parity:
             readers = [READERS[name] for name in READERS if name in self.differences]
             scores = [score(folder, self.pairs, dtype, device) for score in readers]
         except Exception as error:  # an operation that the device does not have in this precision
-            self.left_out[dtype] = _reason(error)
+            self.left_out[dtype] = reason_of(error)
             return
         half = Half(
             max(largest_difference(one, self.expected) for one in scores),
-            min(_kendalls_tau(self.expected, one) for one in scores),
+            min(kendalls_tau(self.expected, one) for one in scores),
         )
         most = HALVES[dtype] * float(np.nanmax(self.expected) - np.nanmin(self.expected))
         if half.difference <= most and not half.tau < LEAST_TAU:
@@ -95,19 +93,7 @@ class Parity:
             self.left_out[dtype] = f"{figures} (at least {LEAST_TAU})"
 
 
-def largest_difference(scores: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest absolute difference; two NaN count as equal, a NaN and a number as infinitely different."""
-    differences = np.abs(scores - expected)
-    differences[np.isnan(scores) & np.isnan(expected)] = 0.0
-    return float(np.nan_to_num(differences, nan=np.inf).max())
-
-
-def _kendalls_tau(expected: np.ndarray, scores: np.ndarray) -> float:
-    result: Any = kendalltau(expected, scores, nan_policy="omit")
-    return float(result.statistic)
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return another library's error in one line; raise it if the cause is a full disk or too little memory."""
     if explain(error, Path("runs")):
         raise error

@@ -57,11 +57,11 @@ def score_sentence_transformers(folder: Path, pairs: Pairs, dtype: str = "float3
     return scores.float().cpu().numpy()
 
 
-def score_onnx(folder: Path, pairs: Pairs) -> np.ndarray:
+def score_onnx(folder: Path, pairs: Pairs, graph: Path = GRAPH) -> np.ndarray:
     """Return logits (pairs,) float32 by ONNX Runtime on the CPU, with those tokenizer outputs that the graph takes."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / graph), providers=["CPUExecutionProvider"])
     tokenizer = _tokenizer(folder)
     names = [tensor.name for tensor in session.get_inputs()]
 

@@ -6,6 +6,7 @@ Imports inside run down, like the package's own:
     scoring                             rows of a collection, tokenised once and scored by all processes
     scoring_model                       several batches in one forward call, for data parallelism
     reranker                            the model with its tokenizer
+    engines                             torch or ONNX Runtime, and which of them is faster here
     loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
     windows                             long documents read in overlapping parts
     decoder  modular                    the one-row head of a causal language model; a head saved as modules

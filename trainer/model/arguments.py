@@ -11,8 +11,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from trainer.inference import FORMATS
 from trainer.runtime.precision import Precision
 
+ENGINES = ("auto", "torch", *FORMATS)
 SHORTEST = 8  # tokens of a pair, as in a recipe; with fewer nothing of the document is left
 
 
@@ -29,6 +31,19 @@ def require_options(reference: object, precision: object, max_length: object) ->
         raise TypeError(f"max_length must be a whole number of tokens, not {max_length!r}")
     if max_length < SHORTEST:
         raise ValueError(f"max_length must be {SHORTEST} tokens or more, not {max_length}")
+
+
+def require_engine(engine: object, device: Any, precision: object) -> Any:
+    """Return the device to compute on, which is the CPU for ONNX; raise ValueError if the arguments contradict it."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine not in FORMATS:
+        return device
+    if device is not None and str(device) != "cpu":
+        raise ValueError(f"engine {engine} computes on the CPU, but device is {device}; leave out one of them")
+    if precision in ("bf16", "fp16"):
+        raise ValueError(f"engine {engine} has a precision of its own, but precision is {precision}; leave it out")
+    return "cpu"
 
 
 def as_texts(query: object, documents: Any) -> list[str]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
-from trainer.model import packing, windows
-from trainer.model.arguments import as_pairs, as_texts, require_options, require_top_k
+from trainer.model import engines, packing, windows
+from trainer.model.arguments import as_pairs, as_texts, require_engine, require_options, require_top_k
 from trainer.model.batching import (
     TOKENS_OF_A_LEARNING_START,
     TOKENS_OF_A_START,
@@ -28,16 +28,15 @@ from trainer.model.batching import (
     buckets,
     grid_for,
     prefetch,
-    random_pairs,
 )
 from trainer.model.calibration import Calibration, require_calibration
+from trainer.model.engines import Engine
 from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
 from trainer.model.prompt import pair_encoder
 from trainer.model.windows import Pair, Windowed
-from trainer.model.word_gradients import words_in_place
 from trainer.model_files.checks import Head
 from trainer.model_files.decoders import NO_PROMPTING, Prompting
 from trainer.model_files.references import locate
@@ -46,7 +45,6 @@ from trainer.runtime.console import Advance, Note, shown, warn
 from trainer.runtime.precision import (
     Precision,
     autocast,
-    bf16_speedup,
     faster,
     fastest,
     has_flash_attention,
@@ -72,8 +70,8 @@ class Ranked:
 class Reranker:
     """A cross-encoder with its tokenizer.
 
-    Device, precision and maximum length are attributes of the object. No environment variable, and no Accelerate that
-    was started before or after, changes its scores. `packed` says whether pairs run without padding.
+    Device, precision, engine and maximum length are attributes of the object. No environment variable, and no
+    Accelerate that was started before or after, changes its scores. `packed` says whether pairs run without padding.
     """
 
     precision: Precision
@@ -97,6 +95,7 @@ class Reranker:
         self.fusion: Fusion | None = None  # weights of first-stage scores, if the model has them
         self.passages: Passages | None = None  # windows in which long documents are read; None: they are truncated
         self._warned = False
+        self.compute_with("torch", packing.logits)
 
     @classmethod
     def load(
@@ -105,6 +104,7 @@ class Reranker:
         *,
         device: str | torch.device | None = None,
         precision: Precision | Literal["auto"] | None = None,
+        engine: Engine | Literal["auto"] = "torch",
         max_length: int | None = None,
         trust_remote_code: bool = False,
         head: Head = "auto",
@@ -115,7 +115,9 @@ class Reranker:
 
         `device` defaults to the GPU if there is one. `precision` is fp32 (the default, in which models are
         evaluated), bf16, fp16, or auto: the fastest on this device, which a few seconds of measuring decide on a CPU
-        with bf16 units. `max_length` (tokens of query and document) defaults to what the model was saved with.
+        with bf16 units. `engine` is torch; onnx or onnx-int8, formats of an exported folder for ONNX Runtime on the
+        CPU; or auto: the fastest of those that passed their gate, which is measured. `max_length` (tokens of query
+        and document) defaults to what the model was saved with.
 
         Only training needs the last three: `head` is auto, classifier, interaction, or trained (refuse a model without
         a head); `layers` are the hidden layers that a new interaction head compares; `prompting` are the template, the
@@ -125,7 +127,7 @@ class Reranker:
         TypeError or ValueError for invalid arguments.
         """
         require_options(reference, precision, max_length)
-        target = usable_device(device, precision)
+        target = usable_device(require_engine(engine, device, precision), precision)
         folder = locate(str(reference))
         model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code, prompting)
         longest = longest_input(model, tokenizer)
@@ -140,7 +142,13 @@ class Reranker:
             reranker.compute_in(fastest(reranker.device) or faster(reranker.bf16_speedup()))
         else:
             reranker.compute_in(precision or "fp32")
+        reranker.compute_with(*engines.choose(reranker, engine, str(reference), folder))
         return reranker
+
+    def compute_with(self, engine: Engine, logits: engines.Logits) -> None:
+        """Set the engine of scoring, and the function that computes its logits; torch computes everything else."""
+        self.engine: Engine = engine
+        self.compute_logits = logits
 
     def compute_in(self, precision: Precision) -> None:
         """Set the precision of scoring and training; the weights stay float32."""
@@ -157,19 +165,7 @@ class Reranker:
 
         The pairs have different lengths and share buckets like real ones, because bf16 gains less in small batches.
         """
-        pairs = random_pairs(self.model.config.vocab_size, self.max_length)
-        cut = self.buckets([self.pairs.size(pair) for pair in pairs], training=training)
-        batches = [self.pad([pairs[position] for position in positions]) for positions in cut]
-
-        def compute() -> None:
-            with torch.set_grad_enabled(training), words_in_place(self.model):
-                total = torch.cat([packing.logits(self.model, batch, packed=False) for batch in batches]).sum()
-            if training:
-                total.backward()
-
-        speedup = bf16_speedup(compute, self.device)
-        self.model.zero_grad()
-        return speedup
+        return engines.speedup_of_bf16(self, training)
 
     @property
     def device(self) -> torch.device:
@@ -275,12 +271,12 @@ class Reranker:
         With `passages`, the logit of a document is that of its best window. The windows of a chunk share batches.
         """
         counted = windows.Counted(map(self.cut, chunks))
-        logits = self._over_chunks(counted, total, packing.logits, note)
+        logits = self._over_chunks(counted, total, self.compute_logits, note)
         return counted.best(logits)
 
     def logits(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
         """Return the logits (pairs,) float32 of tokenised pairs as they are, truncated and not cut into windows."""
-        return self._over_chunks([windows.whole(pairs)], len(pairs), packing.logits, note)
+        return self._over_chunks([windows.whole(pairs)], len(pairs), self.compute_logits, note)
 
     def signals(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
         """Return the signals (pairs, signals) float32 that the interaction head mixes, of pairs as they are."""

@@ -61,6 +61,12 @@ def locate(reference: str, *, weights: bool = True) -> Path:
     return folder
 
 
+def fetch(reference: str, patterns: Sequence[str]) -> None:
+    """Download more files of a Hub id into its folder; nothing is done for a local folder. Raises ModelError."""
+    if not is_local(reference):
+        _download(reference, patterns)
+
+
 def is_local(reference: str) -> bool:
     """Return True if `locate` needs no network for a reference."""
     return reference.startswith("package:") or _model_in(reference) is not None or not _HUB_ID.fullmatch(reference)
@@ -151,6 +157,16 @@ def _in_package(reference: str) -> Path:
 
 def _from_hub(reference: str, weights: bool) -> Path:
     """Return the snapshot of a Hub id, requested once per process; without `weights` only its small files."""
+    if (cached := _snapshots.get((reference, weights))) is not None:
+        return cached
+    folder = _download(reference, MODEL_FILES if weights else SMALL_FILES)
+    _commits[reference] = folder.name
+    _snapshots[reference, weights] = folder
+    return folder
+
+
+def _download(reference: str, patterns: Sequence[str]) -> Path:
+    """Return the snapshot of a Hub id with the files of these patterns, at its commit if that is known already."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -158,11 +174,8 @@ def _from_hub(reference: str, weights: bool) -> Path:
         LocalEntryNotFoundError,
     )
 
-    if (cached := _snapshots.get((reference, weights))) is not None:
-        return cached
-    patterns = MODEL_FILES if weights else SMALL_FILES
     try:
-        folder = Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=patterns))
+        return Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached "
@@ -178,9 +191,6 @@ def _from_hub(reference: str, weights: bool) -> Path:
             f"model {reference!r}: the Hub refused the download ({one_line(reason)}); "
             "check the name, and run `hf auth login` if it is private or gated"
         ) from None
-    _commits[reference] = folder.name
-    _snapshots[reference, weights] = folder
-    return folder
 
 
 def _require_files(reference: str, folder: Path) -> None:

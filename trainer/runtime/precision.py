@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from trainer.errors import MachineError, RecipeError, one_line
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_record, write_json
 
+Name = TypeVar("Name", bound=str)
 Precision = Literal["fp32", "bf16", "fp16"]
+_COMPARED: tuple[Precision, ...] = ("fp32", "bf16")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Names in torch.cpu.get_capabilities() of CPU units for bf16 matrix products: Intel and AMD, then ARM.
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
@@ -122,22 +124,28 @@ def has_native_bf16() -> bool:
 
 
 def bf16_speedup(compute: Callable[[], object], device: torch.device) -> float:
-    """Return the speedup of `compute` in bf16 over fp32, as the ratio of median seconds of interleaved rounds.
+    """Return the speedup of `compute` in bf16 over fp32, measured in a few seconds."""
 
-    Takes a few seconds; the first round of each only warms up.
-    """
-    seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+    def within(precision: Precision) -> None:
+        with autocast(device, precision):
+            compute()
+
+    seconds = median_seconds({name: lambda name=name: within(name) for name in _COMPARED})
+    return seconds["fp32"] / seconds["bf16"]
+
+
+def median_seconds(computes: Mapping[Name, Callable[[], object]]) -> dict[Name, float]:
+    """Return the median seconds of each function, called in interleaved rounds of which the first only warms up."""
+    seconds: dict[Name, list[float]] = {name: [] for name in computes}
     started = time.perf_counter()
     rounds = 0
     while rounds <= MIN_ROUNDS or time.perf_counter() - started < MIN_SECONDS:
-        for precision, taken in seconds.items():
+        for name, compute in computes.items():
             begun = time.perf_counter()
-            with autocast(device, precision):
-                compute()
-            taken.append(time.perf_counter() - begun)
+            compute()
+            seconds[name].append(time.perf_counter() - begun)
         rounds += 1
-    full, half = (median(taken[1:]) for taken in seconds.values())
-    return full / half
+    return {name: median(taken[1:]) for name, taken in seconds.items()}
 
 
 def faster(speedup: float) -> Precision:

@@ -221,6 +221,7 @@ def _add_operations(
             "model_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[engine.precision],
             "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
             "device": engine.device,
+            "engine": engine.engine,
             "max_input_length": engine.max_length,
             "max_batch_tokens": batcher.tokens_per_batch,
             "max_batch_requests": None,

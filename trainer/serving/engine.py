@@ -24,6 +24,7 @@ class Engine:
         self.tokens_per_batch = reranker.tokens_per_bucket
         self.device = str(reranker.device)
         self.precision = reranker.precision
+        self.engine = reranker.engine
         self.fusion = reranker.fusion
         self.calibration = reranker.calibration
 

@@ -85,6 +85,7 @@ def serve(
     settings: Settings,
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32",
     trust_remote_code: bool = False,
+    engine: Literal["torch", "onnx", "onnx-int8", "auto"] = "torch",
 ) -> None:
     """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered before the end.
 
@@ -94,9 +95,13 @@ def serve(
     from trainer.serving.app import create_app
     from trainer.serving.engine import Engine
 
+    if engine.startswith("onnx") and precision in ("bf16", "fp16"):
+        raise ServeError(f"serve: --engine {engine} has a precision of its own; leave out --precision {precision}")
     folder, name = model_folder(reference)
     with listen_at(host, port) as bound:
-        reranker = Reranker.load(folder, head="trained", precision=precision, trust_remote_code=trust_remote_code)
+        reranker = Reranker.load(
+            folder, head="trained", precision=precision, engine=engine, trust_remote_code=trust_remote_code
+        )
         corpus = _corpus(Path(reference), trust_remote_code) if settings.search else None
         app = create_app(Engine(reranker, name), settings, corpus)
         _log_to_stdout()

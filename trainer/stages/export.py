@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 7
+    version = 8
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -44,12 +45,14 @@ class Export(Stage):
         adapter = _verified_adapter(run, reranker, trust)
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
-        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
+        dev = _dev_metric(run, results.shipped)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated, dev)
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         _splits(run).save(folder / "model")
-        line = f"{', '.join(parity.differences)} in {folder / 'model'}"
-        return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+        line = f"{', '.join(dict.fromkeys([*parity.differences, *parity.formats]))} in {folder / 'model'}"
+        formats = {name: asdict(quality) for name, quality in parity.formats.items()}
+        return Notes(line, {"differences": parity.differences, "formats": formats, "left_out": parity.left_out})
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of writing the formats, and of scoring pairs with every reader in every precision."""
@@ -57,6 +60,8 @@ class Export(Stage):
         weights, formats = work.weights(speed), 1 + len(work.recipe.export.formats)
         readings = READINGS + len(work.recipe.export.formats)
         cost = Cost(readings * (speed.load + PARITY_PAIRS * ODD * speed.exact), formats * weights)
+        if "onnx-int8" in work.recipe.export.formats:
+            cost += Cost(work.pairs("dev") * speed.exact)
         return cost + work.written(2 * formats * weights) + work.plain(GRAPH * len(work.recipe.export.formats))
 
 
@@ -75,6 +80,17 @@ def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path |
     difference = export.difference_to_merged(run.start, adapter, reranker, _some_pairs(run), trust)
     console.stage("export", f"adapter: largest score difference to the merged weights {difference:.1e}")
     return adapter
+
+
+def _dev_metric(run: Run, shipped: str) -> export.DevMetric:
+    """Return the metric of the exported model on the dev candidates, as the evaluation measured it in float32."""
+
+    def measure(reranker: model.Reranker) -> float:
+        tokenized = model.TokenizedCollection(run.collection, reranker.pairs)
+        scores = model.rerank(reranker, tokenized, run.reranked("dev"), None, note="export")
+        return evaluation.mean_score(run.collection, "dev", run.candidates("dev"), run.metric, scores)
+
+    return export.DevMetric(run.metric, run.notes("evaluate")["dev"][shipped], measure)
 
 
 def _some_pairs(run: Run) -> list[tuple[str, str]]:
