@@ -87,6 +87,7 @@ def test_a_plain_graph_has_only_standard_operators_and_the_model_is_left_as_it_w
     for path, fused in (("fused.onnx", True), ("plain.onnx", False)):
         write_graph(reranker.model, example_of(reranker), tmp_path / path, fused=fused)
     assert {node.domain for node in onnx.load(tmp_path / "plain.onnx").graph.node} == {""}
+    assert not any(module.training for module in reranker.model.modules())
     np.testing.assert_array_equal(reranker.score(PAIRS), before)
 
 

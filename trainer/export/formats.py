@@ -84,7 +84,7 @@ def report(formats: Mapping[str, Quality]) -> None:
         console.stage("export", f"{name}: {words}; {quality.size / 1e6:.1f} MB")
 
 
-def table(formats: Mapping[str, Quality], metric: str) -> str:
+def table(formats: Mapping[Format, Quality], metric: str) -> str:
     """Return the Markdown table of the formats, for the model card; empty without formats."""
     if not formats:
         return ""

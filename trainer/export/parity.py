@@ -38,7 +38,7 @@ class Parity:
     real: int | None = None  # the number of real pairs, which come first; None: all of them are
     differences: dict[str, float] = field(default_factory=dict)
     halves: dict[str, Half] = field(default_factory=dict)
-    formats: dict[str, Quality] = field(default_factory=dict)  # that passed their gate
+    formats: dict[Format, Quality] = field(default_factory=dict)  # that passed their gate
     left_out: dict[str, str] = field(default_factory=dict)
 
     def compare(self, name: str, score: Callable[[], np.ndarray]) -> bool:

@@ -120,12 +120,12 @@ def write_graph(
 
 def _trace(model: nn.Module, example: Batch, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings()
-    ):  # the exporter's deprecation and tracing warnings; the graph is verified by its scores
+    # The exporter gives the model back in the mode of the module that it was given, whose default is training.
+    graph = _Graph(model, list(example)).eval()
+    with warnings.catch_warnings():  # the exporter's own; the graph is verified by its scores
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Graph(model.eval(), list(example)),
+            graph,
             tuple(example.values()),
             str(path),
             input_names=list(example),

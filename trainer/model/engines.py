@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,16 +20,11 @@ from trainer.model_files import references
 from trainer.runtime import console
 from trainer.runtime.precision import autocast, bf16_speedup, median_seconds
 
-if TYPE_CHECKING:
-    from trainer.model.reranker import Reranker
-
 Engine = Literal["torch", "onnx", "onnx-int8"]
 Logits = Callable[[Any, packing.Batch, bool], Tensor]  # as `packing.logits`
 
 
-def choose(
-    reranker: Reranker, requested: Engine | Literal["auto"], reference: str, folder: Path
-) -> tuple[Engine, Logits]:
+def choose(reranker: Any, requested: Engine | Literal["auto"], reference: str, folder: Path) -> tuple[Engine, Logits]:
     """Return the engine that `requested` means for a model from a folder, and the function that computes its logits.
 
     `auto` is the fastest one on this machine, of torch and the formats that passed their gate; the choice is printed
@@ -78,7 +73,7 @@ def _open(name: Format, reference: str, folder: Path) -> Logits:
     return lambda model, batch, packed: session.logits(batch)
 
 
-def _speeds(reranker: Reranker, opened: Mapping[Engine, Logits]) -> dict[Engine, float]:
+def _speeds(reranker: Any, opened: Mapping[Engine, Logits]) -> dict[Engine, float]:
     """Return each engine's pairs per second on pairs of random tokens."""
     batches = random_batches(reranker)
 
@@ -88,10 +83,11 @@ def _speeds(reranker: Reranker, opened: Mapping[Engine, Logits]) -> dict[Engine,
                 logits(reranker.model, batch, False)
 
     seconds = median_seconds({name: lambda logits=logits: compute(logits) for name, logits in opened.items()})
-    return {name: sum(len(batch["input_ids"]) for batch in batches) / taken for name, taken in seconds.items()}
+    pairs = sum(len(batch["input_ids"]) for batch in batches)
+    return {name: pairs / seconds[name] for name in opened}
 
 
-def speedup_of_bf16(reranker: Reranker, training: bool) -> float:
+def speedup_of_bf16(reranker: Any, training: bool) -> float:
     """Return the speedup of bf16 over fp32 in scoring, or in training, measured on pairs of random tokens."""
     batches = random_batches(reranker, training)
 
@@ -106,7 +102,7 @@ def speedup_of_bf16(reranker: Reranker, training: bool) -> float:
     return speedup
 
 
-def random_batches(reranker: Reranker, training: bool = False) -> list[packing.Batch]:
+def random_batches(reranker: Any, training: bool = False) -> list[packing.Batch]:
     """Return pairs of random tokens of different lengths, in the buckets that real ones would have."""
     pairs = random_pairs(reranker.model.config.vocab_size, reranker.max_length)
     cut = reranker.buckets([reranker.pairs.size(pair) for pair in pairs], training=training)
