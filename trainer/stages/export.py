@@ -43,8 +43,9 @@ class Export(Stage):
         step = run.notes(run.exported)["best_step"]
         adapter = _verified_adapter(run, reranker, trust)
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
+        judged = evaluation.JudgedResults.load(run.folder / "judge") if "judge" in run.records else None
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
-        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated, judged)
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         _splits(run).save(folder / "model")
