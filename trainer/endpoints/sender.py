@@ -6,6 +6,7 @@ were on their way.
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -191,8 +192,8 @@ class Sender:
 
     def _refused(self, extras: Collection[str], error: openai.APIStatusError) -> Attempt:
         """Return whether a request refused with these extras may be sent again; raise RunError if no other one may."""
-        status, message = error.status_code, self._told(error.message)
-        if 400 <= status < 500 and (named := {name for name in extras if name in error.message}):
+        status, message = error.status_code, self._told(_message(error))
+        if 400 <= status < 500 and (named := {name for name in extras if name in _message(error)}):
             self._unknown |= named
             return Attempt(None, message, 0.0)
         if status in FATAL or _has_no_credit(error):
@@ -224,6 +225,15 @@ class Sender:
             hopeless = self._failed_in_a_row >= GIVE_UP
         if hopeless:
             raise self.unusable(f"{GIVE_UP} requests in a row failed", reason)
+
+
+def _message(error: openai.APIStatusError) -> str:
+    """Return what the server says in a refusal, in the form of OpenAI, Cohere, Jina, vLLM, TEI or as plain text."""
+    body: Any = error.body
+    said = body
+    if isinstance(body, Mapping):
+        said = next((body[key] for key in ("message", "detail", "error") if body.get(key)), body)
+    return said if isinstance(said, str) and said else json.dumps(said) if said else error.message
 
 
 def _has_no_credit(error: Any) -> bool:
