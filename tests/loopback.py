@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+CONCURRENCY = 3  # of `score_all`
 Reply = tuple[int, Any]  # a status, and what is sent: JSON content, or text as it is
 
 
@@ -170,3 +172,14 @@ def served(server: Any) -> Iterator[Any]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def score_all(reference: str, folder: Path, pairs: list[tuple[str, str]]) -> None:
+    """Score pairs by an endpoint, in a process that may be killed."""
+    from trainer.endpoints import PairScorer, Service, store_of
+    from trainer.recipe import CHAT, RERANK, Endpoints, read_endpoint
+
+    endpoint = read_endpoint(reference, (CHAT, RERANK))
+    section = Endpoints(concurrency=CONCURRENCY, documents_per_request=4)
+    service, store = Service(endpoint, "mine.teacher"), store_of(folder, endpoint.kind)
+    PairScorer(service, store, section, "mine", lambda missing: None)(pairs)

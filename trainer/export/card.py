@@ -296,7 +296,7 @@ def model_card(
     """Return the model card.
 
     `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
-    calibration, empty if there is none; `judged` are the results with a judge's grades.
+    calibration, or empty; `judged` are the results with a judge's grades.
     """
     brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
     trust = ", trust_remote_code=True" if brings_code else ""

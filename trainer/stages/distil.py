@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from trainer.data import Collection
+    from trainer.data.groups import Group
     from trainer.retriever import Candidates
 
 
@@ -54,10 +55,7 @@ class Distil(Stage):
         from accelerate.utils import set_seed
 
         collection, candidates = _unlabelled(run, folder)
-        scores, values = _teacher_scores(run, collection, candidates)
-        groups = mining.groups_by_teacher(candidates, scores)
-        if not groups:
-            raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+        groups, values = _groups(run, collection, candidates)
         pairs = sum(len(group.documents) for group in groups)
         pseudo = sum(group.query >= len(run.collection.queries) for group in groups)
         trained_on = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
@@ -162,6 +160,14 @@ def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> 
     if run.is_main:
         tuned = retriever.Tuning.load(run.folder / "retrieve").settings
         retriever.retrieve_unjudged(run.recipe.retriever, collection, rows, embeddings, tuned).save(path)
+
+
+def _groups(run: Run, collection: Collection, candidates: Candidates) -> tuple[list[Group], dict[str, Any]]:
+    """Return the candidates in the teacher's order, and values for `done.json`; raise RunError if there is no order."""
+    scores, values = _teacher_scores(run, collection, candidates)
+    if not (groups := mining.groups_by_teacher(candidates, scores)):
+        raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+    return groups, values
 
 
 def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> tuple[np.ndarray, dict[str, Any]]:
