@@ -73,7 +73,7 @@ def check(
         if not errors:
             if keep and cached is None and processes.is_main():
                 write_json(cache, {"fingerprint": fingerprint, "summary": asdict(summary)})
-            _show(summary, recipe)
+            _show(summary, recipe, runs)
             _show_guard_sets(overlaps)
             return summary
     raise (
@@ -161,13 +161,13 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
     return errors + model_errors(recipe, weights=False)
 
 
-def _show(summary: Summary, recipe: Recipe) -> None:
+def _show(summary: Summary, recipe: Recipe, runs: Path) -> None:
     """Print the size of the collection, notes on how it was read, and warnings."""
     judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
     console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
     for note in summary.notes:
         console.stage("check", note)
-    for sentence in endpoint_costs(recipe, summary):
+    for sentence in endpoint_costs(recipe, summary, runs):
         console.stage("check", sentence)
     warnings = [*summary.warnings, *_few_negatives(summary, recipe), *_several_languages(summary, recipe)]
     tokenizer = references.locate(recipe.reranker.model, weights=False) / "tokenizer.json"

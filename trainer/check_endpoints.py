@@ -12,37 +12,47 @@ from trainer.evaluation.holes import HOLES_DEPTH
 from trainer.model_files import references, tokenizer_file
 from trainer.recipe import Recipe
 
-STAGES = {"mine.teacher": "mine", "distil.teacher": "distil", "evaluate.judge": "judge"}
+STAGES = {
+    "generate.model": "generate",
+    "mine.teacher": "mine",
+    "distil.teacher": "distil",
+    "evaluate.judge": "judge",
+}
 SYSTEMS = 2  # whose top 10 have unjudged documents of their own, about
 
 
 def endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
     """Return the errors of the recipe's endpoints, except of those whose stage is finished and needs none."""
-    asked = {key: (STAGES[key], endpoint) for key, endpoint in recipe.scoring_endpoints.items()}
+    asked = dict(recipe.scoring_endpoints)
     if recipe.generate is not None:
-        asked["generate.model"] = ("generate", recipe.generate.endpoint)
+        asked["generate.model"] = recipe.generate.endpoint
     problems = [
         service_problem(Service(endpoint, key))
-        for key, (stage, endpoint) in asked.items()
-        if not (runs / recipe.name / stage / "done.json").is_file()
+        for key, endpoint in asked.items()
+        if not _is_finished(key, recipe, runs)
     ]
     return [RunError(problem) for problem in dict.fromkeys(problems) if problem]
 
 
-def endpoint_costs(recipe: Recipe, summary: Summary) -> Iterator[str]:
-    """Yield a sentence for each endpoint that scores documents, with what is sent to it if nothing is stored yet."""
-    if not recipe.scoring_endpoints:
+def _is_finished(key: str, recipe: Recipe, runs: Path) -> bool:
+    return (runs / recipe.name / STAGES[key] / "done.json").is_file()
+
+
+def endpoint_costs(recipe: Recipe, summary: Summary, runs: Path) -> Iterator[str]:
+    """Yield a sentence for each endpoint that a stage has to ask, with what is sent if nothing is stored yet."""
+    asked = {key: one for key, one in recipe.scoring_endpoints.items() if not _is_finished(key, recipe, runs)}
+    if not asked:
         return
     tokenizer = tokenizer_file.read_tokenizer(references.locate(recipe.reranker.model, weights=False))
     queries, documents = summary.query_lengths.texts, summary.document_lengths.texts
     sample = list(zip(queries * (1 + len(documents) // max(1, len(queries))), documents, strict=False))
-    for key, endpoint in recipe.scoring_endpoints.items():
-        asked, each = _pairs(key, recipe, summary)
+    for key, endpoint in asked.items():
+        judged, each = _pairs(key, recipe, summary)
         estimate = estimate_pairs(
             endpoint,
             recipe.endpoints,
-            asked * each,
-            asked,
+            judged * each,
+            judged,
             sample,
             lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         )

@@ -49,10 +49,12 @@ def ask(
     stored = len(requests) - len(missing)
     if not missing:
         return Asked(False, stored)
-    sender = sender_of(service, store, limits, spent)
     console.stage(stage, f"{len(missing)} requests to {service.endpoint.url}; {stored} answers are stored")
     before = Counter(spent.failures)
-    with console.progress(stage, len(requests), stored) as bar:
+    with (
+        sender_of(service, store, limits, spent) as sender,
+        console.progress(stage, len(requests), stored) as bar,
+    ):
         sender.ask(missing, lambda: bar(1, _note(spent, limits)))
     failures = Counter(spent.failures) - before
     if failed := failures.total():

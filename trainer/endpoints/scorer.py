@@ -125,19 +125,21 @@ class PairScorer:
 
     def _tried_form(self) -> Form | None:
         """Return the form that the server accepts, None if a limit was reached; raise RunError if it accepts none."""
-        sender = sender_of(self.service, self.store, self.section, self.spent)
         reasons = []
-        for form in ("texts", "documents"):
-            reason = sender.refusal(RerankRequest(self.service.endpoint, form, "a query", ("a document", "another")))
-            self.stopped |= sender.stopped
-            if self.stopped:
-                return None
-            if not reason:
-                where = address(self.service.endpoint)
-                console.stage(self.stage, f"{where} has the form of {FORMS[form]}, tried with one request")
-                return form
-            reasons.append(f"{form}: {reason}")
-        raise sender.unusable("it accepts neither form of a request", "; ".join(reasons))
+        with sender_of(self.service, self.store, self.section, self.spent) as sender:
+            for form in ("texts", "documents"):
+                reason = sender.refusal(
+                    RerankRequest(self.service.endpoint, form, "a query", ("a document", "another"))
+                )
+                self.stopped |= sender.stopped
+                if self.stopped:
+                    return None
+                if not reason:
+                    where = address(self.service.endpoint)
+                    console.stage(self.stage, f"{where} has the form of {FORMS[form]}, tried with one request")
+                    return form
+                reasons.append(f"{form}: {reason}")
+            raise sender.unusable("it accepts neither form of a request", "; ".join(reasons))
 
     def _announce(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Show the estimate for the pairs that are not stored, and return them, each once."""

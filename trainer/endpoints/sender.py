@@ -83,7 +83,7 @@ class Attempt(NamedTuple):
 
 
 class Sender:
-    """An endpoint whose answers are kept in a store."""
+    """An endpoint whose answers are kept in a store; a context that closes its connections at the end."""
 
     def __init__(
         self,
@@ -104,6 +104,12 @@ class Sender:
         self._failed_in_a_row = 0
         self._unknown: set[str] = set()  # extras that the endpoint does not know
         self._client = service.connect()
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     @property
     def stopped(self) -> bool:
@@ -193,8 +199,8 @@ class Sender:
     def _refused(self, extras: Collection[str], error: openai.APIStatusError) -> Attempt:
         """Return whether a request refused with these extras may be sent again; raise RunError if no other one may."""
         status, message = error.status_code, self._told(_message(error))
-        if 400 <= status < 500 and (named := {name for name in extras if name in _message(error)}):
-            self._unknown |= named
+        if 400 <= status < 500 and (named := [name for name in extras if name in _message(error)]):
+            self._unknown |= {one for one in extras if any(name in one for name in named)}  # also top_logprobs
             return Attempt(None, message, 0.0)
         if status in FATAL or _has_no_credit(error):
             raise self.unusable(FATAL.get(status, "there is no credit left"), message) from None
