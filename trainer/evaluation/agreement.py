@@ -18,8 +18,10 @@ from trainer.retriever import Candidates
 
 FEWEST = 10  # queries of a sample, below which nothing is measured
 RELEVANT_GRADE = 1.5  # expected grade from which a document answers the query: the digits 2 and 3
-AUC, KAPPA, SHARE = "AUC", "kappa", "share of relevant documents graded 2 or 3"
 Measure = Literal["AUC", "kappa", "share of relevant documents graded 2 or 3"]
+AUC: Measure = "AUC"
+KAPPA: Measure = "kappa"
+SHARE: Measure = "share of relevant documents graded 2 or 3"
 
 
 class Sample(NamedTuple):

@@ -7,7 +7,7 @@ not relevant, and human labels stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.evaluation.agreement import RELEVANT_GRADE, Agreement
 from trainer.evaluation.metrics import QrelsById, RankingById, per_query
-from trainer.evaluation.results import LABELS, shown_p
+from trainer.evaluation.results import shown_p
 from trainer.evaluation.statistics import Interval, bootstrap, paired_p
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
@@ -84,10 +84,10 @@ class JudgedResults:
             f"{self.relevant} of them as relevant; {agreed}"
         )
 
-    def rows(self, label: Mapping[str, str]) -> list[list[str]]:
-        """Return the rows of the table, with the names of the systems."""
+    def rows(self, label: Callable[[str], str]) -> list[list[str]]:
+        """Return the rows of the table; `label` names a system."""
         return [
-            [label.get(name, name), f"{one.human:.3f}", f"{one.judged.mean:.3f}"]
+            [label(name), f"{one.human:.3f}", f"{one.judged.mean:.3f}"]
             + [f"{one.judged.low:.3f} to {one.judged.high:.3f}"]
             + ["" if one.gain is None else f"{one.gain:+.3f}", "" if one.p is None else shown_p(one.p)]
             + [f"{one.unjudged:.1f}", f"{one.left:.1f}"]
@@ -141,9 +141,8 @@ def _unjudged(qrels: QrelsById, ranking: RankingById) -> float:
     return float(np.mean(counts))
 
 
-def show_judged(results: JudgedResults, shipped: str) -> None:
-    """Print the table with the judge's grades, under the one with human labels."""
-    labels = {**LABELS, "fused": f"{shipped}, fused"}
+def show_judged(results: JudgedResults, label: Callable[[str], str]) -> None:
+    """Print the table with the judge's grades, under the one with human labels; `label` names a system."""
     title = f"{results.split}, {results.metric} with grades of {results.judge}: not the result, but a look at the holes"
-    console.table(title, list(COLUMNS), results.rows(labels))
+    console.table(title, list(COLUMNS), results.rows(label))
     console.stage("judge", results.sentence)

@@ -186,7 +186,7 @@ def _judged(results: Results, judged: JudgedResults | None) -> str:
     """Return the table with a judge's grades of unjudged documents; empty without a judge."""
     if judged is None:
         return ""
-    rows = judged.rows({name: results.label(name) for name in judged.systems})
+    rows = judged.rows(results.label)
     table = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}", *(f"| {' | '.join(row)} |" for row in rows)]
     return f"""
 The figures above are from human labels alone. Beside them, {judged.metric} with a language model's grades of the

@@ -244,6 +244,10 @@ class Distil(Section):
     @field_validator("teacher")
     @classmethod
     def _require_endpoint(cls, teacher: str) -> str:
+        if teacher not in OWN_TEACHERS and not any(sign in teacher for sign in "/:") and not Path(teacher).is_dir():
+            raise ValueError(
+                f"is 'tuned' or 'fused', a Hub id as OWNER/NAME, a folder or an endpoint, got {teacher!r:.100}"
+            )
         _checked_teacher(teacher)
         return teacher
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def sections(facts: Facts) -> list[Section]:
     if rows := [GuardFinding(**row) for row in facts.results.get("guard", ())]:
         found.append(_guard(rows))
     if judged := facts.judged_holes:
-        found.append(_judged(judged, {name: facts.label(name) for name in judged.systems}))
+        found.append(_judged(judged, facts.label))
     if facts.agreements:
         found.append(_teachers(facts.agreements))
     return found
@@ -72,13 +72,13 @@ def _guard(guard: list[GuardFinding]) -> Section:
     return Section("guard", "Guard sets", GUARD_CAPTION, GUARD_COLUMNS, rows)
 
 
-def _judged(judged: JudgedResults, labels: Mapping[str, str]) -> Section:
+def _judged(judged: JudgedResults, label: Callable[[str], str]) -> Section:
     text = (
         f"{judged.sentence}. {judged.metric} with these grades in place of the unjudged documents, which is not the "
         "result of this run: its figures above are from human labels alone. Gains are to the first stage; unjudged and "
         f"left are documents of the top {HOLES_DEPTH} without a label, and without a grade too."
     )
-    return Section("judge", "With grades of a language model", text, ("system", *COLUMNS[1:]), judged.rows(labels))
+    return Section("judge", "With grades of a language model", text, ("system", *COLUMNS[1:]), judged.rows(label))
 
 
 def _teachers(agreements: Sequence[tuple[str, Mapping[str, Any]]]) -> Section:

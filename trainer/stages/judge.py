@@ -71,8 +71,8 @@ class Judge(Stage):
 
     def show(self, run: Run) -> None:
         """Print the table, and write the report again with it."""
-        shipped = evaluation.Results.load(run.folder / "evaluate").shipped
-        evaluation.show_judged(evaluation.JudgedResults.load(run.folder / self.folder), shipped)
+        results = evaluation.Results.load(run.folder / "evaluate")
+        evaluation.show_judged(evaluation.JudgedResults.load(run.folder / self.folder), results.label)
         run.on_main(lambda: reporting.refresh_report(run.folder))
 
 
