@@ -103,13 +103,15 @@ def test_a_teacher_is_compared_with_people_first_and_refused_if_it_disagrees(rec
     run(load_recipe(recipe_file, [teacher, PATIENT]), tmp_path, until="mine")
     noted = done_of(tmp_path, "mine")["agreement"]
     assert (noted["measure"], noted["queries"], noted["split"]) == ("AUC", 24, "train")
-    assert noted["low"] <= noted["value"] <= noted["high"] < 0.7
+    assert noted["low"] <= noted["value"] <= noted["high"]
+    assert noted["value"] < 0.7
     assert f"AUC {noted['value']:.2f}" in " ".join(capsys.readouterr().out.split())
     assert {count for pair, count in tei.scored.items() if pair[0] != "a query"} == {1}
     assert not hidden_in(tmp_path, KEY)
 
 
 def test_grades_filter_likely_false_negatives(recipe_file, chat, tmp_path):
+    chat.grade = lambda query, document: "3" if number_of(document) % 2 else "1"
     overrides = [f"mine.teacher=chat:m@{chat.url}/v1", "endpoints.least_kappa=null"]
     run(load_recipe(recipe_file, overrides), tmp_path, until="mine")
     report = json.loads((tmp_path / "tiny" / "mine" / "report.json").read_text())
@@ -217,21 +219,20 @@ def test_teachers_and_judge_are_in_report_and_card_and_the_headline_is_from_peop
     common = ["train.epochs=1", f"mine.teacher=rerank:{tei.url}", PATIENT, "endpoints.least_kappa=null"]
     common += [f"distil={{queries: 30, depth: 6, teacher: 'chat:grader@{chat.url}/v1'}}"]
     judged = [*common, f"evaluate.judge=chat:org/judge@{chat.url}/v1"]
-    run(load_recipe(recipe_file, common), tmp_path / "without", force=True)
+    folder, headline = tmp_path / "tiny", tmp_path / "tiny" / "evaluate" / "results.json"
+    run(load_recipe(recipe_file, common), tmp_path, until="evaluate")
+    of_people = headline.read_bytes()
     capsys.readouterr()
-    result = run(load_recipe(recipe_file, judged), tmp_path / "with", force=True)
+    result = run(load_recipe(recipe_file, judged), tmp_path, force=True)
     told = capsys.readouterr().out
-    folder = tmp_path / "with" / "tiny"
-    headline = [
-        json.loads((tmp_path / runs / "tiny/evaluate/results.json").read_text()) for runs in ("with", "without")
-    ]
-    assert headline[0] == headline[1]
+    assert headline.read_bytes() == of_people
+    systems = json.loads(of_people)["systems"]
     graded = json.loads((folder / "judge" / "results.json").read_text())
     assert graded["holes"] == graded["graded"] > 0
     assert graded["agreement"]["split"] == "test"
     assert set(graded["systems"]) >= {"first_stage", "tuned", "distilled", "fused"}
     for system, row in graded["systems"].items():
-        assert row["human"] == pytest.approx(headline[0]["systems"][system]["nDCG@10"]["mean"])
+        assert row["human"] == pytest.approx(systems[system]["nDCG@10"]["mean"])
     lines = (folder / "judge" / "grades.jsonl").read_text().splitlines()
     assert len(lines) == graded["graded"]
     card = (folder / "export" / "model" / "README.md").read_text()
@@ -241,7 +242,7 @@ def test_teachers_and_judge_are_in_report_and_card_and_the_headline_is_from_peop
     report = (folder / "report.md").read_text()
     assert "## Teachers by endpoint" in report
     assert "## With grades of a language model" in report
-    assert {stage: done_of(tmp_path / "with", stage)["agreement"]["measure"] for stage in ("mine", "distil")} == {
+    assert {stage: done_of(tmp_path, stage)["agreement"]["measure"] for stage in ("mine", "distil")} == {
         "mine": "AUC",
         "distil": "kappa",
     }
@@ -251,7 +252,7 @@ def test_teachers_and_judge_are_in_report_and_card_and_the_headline_is_from_peop
     assert KEY not in told
     assert result.folder == folder
     asked = len(chat.requests) + len(tei.requests)
-    run(load_recipe(recipe_file, judged), tmp_path / "with", force=True)
+    run(load_recipe(recipe_file, judged), tmp_path, force=True)
     assert len(chat.requests) + len(tei.requests) == asked
     assert {count for pair, count in chat.scored.items()} <= {1, 2}  # once for each of two models
 
