@@ -16,8 +16,10 @@ pytest.importorskip("openai")
 
 from loopback import CONCURRENCY, GradeServer, Loopback, RerankServer, logit_of, number_of, score_all, served
 
+from trainer import evaluation
 from trainer.check import check
-from trainer.data import Collection
+from trainer.context import Run
+from trainer.data import Collection, build_collection
 from trainer.data.groups import Group
 from trainer.endpoints import Store, sender, service
 from trainer.endpoints.grades import request_for_score
@@ -28,8 +30,9 @@ from trainer.mining.filter import UNSCORED, USABLE, filter_candidates
 from trainer.mining.from_teacher import groups_by_teacher
 from trainer.mining.sample import _with_teacher
 from trainer.pipeline import run
-from trainer.recipe import CHAT, RERANK, Mine, load_recipe, read_endpoint
+from trainer.recipe import CHAT, RERANK, Data, Mine, load_recipe, read_endpoint
 from trainer.retriever import NOTHING, Candidates
+from trainer.stages.judge import Judge
 
 KEY = "sk-secret-0123456789"
 PATIENT = "endpoints.least_auc=null"
@@ -153,16 +156,16 @@ def test_check_names_costs_and_missing_keys(recipe_file, tmp_path, capsys, monke
 # Scores that a teacher does not give.
 
 
-def some_candidates(documents: Sequence[Sequence[int]]) -> Candidates:
+def some_candidates(documents: Sequence[Sequence[int]], queries: Sequence[int] = (0,)) -> Candidates:
     rows = np.array(documents, dtype=np.int32)
     flat = np.zeros(rows.shape, dtype=np.float32)
     empty = np.full(len(rows), np.nan, dtype=np.float32)
     return Candidates(
-        queries=np.arange(len(rows)),
+        queries=np.array(queries, dtype=np.int32),
         documents=rows,
         scores=flat,
         similarities=np.full(rows.shape, np.nan, dtype=np.float32),
-        ranks=np.zeros((*rows.shape, 1), dtype=np.int32),
+        ranks=np.zeros((*rows.shape, 1), dtype=np.int16),
         engines=np.array(["bm25"]),
         positive_similarity=empty,
     )
@@ -207,6 +210,47 @@ def test_groups_lose_documents_without_a_score_and_keep_the_others_values():
 def test_a_stage_without_its_key_is_named(recipe_file, tmp_path):
     with pytest.raises(RecipeError, match="evaluate.judge: the recipe names no judge"):
         run(load_recipe(recipe_file), tmp_path, until="judge")
+
+
+def test_a_judge_grades_what_nobody_judged_and_changes_no_figure_from_people(
+    recipe_file, beir, chat, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(agreement, "FEWEST", 5)
+    chat.grade = lambda query, document: f"{number_of(query + document) % 4}"
+    recipe = load_recipe(recipe_file, [f"evaluate.judge=chat:org/judge@{chat.url}/v1"])
+    folder = tmp_path / "runs" / "tiny"
+    collection = build_collection(Data(path=beir), folder / "data")
+    queries = collection.answerable("test")
+    lists = some_candidates([[(7 * query + rank) % 40 for rank in range(12)] for query in queries], queries)
+    (folder / "evaluate").mkdir()
+    scores = {"tuned": -np.tile(np.arange(12, dtype=np.float32), (len(queries), 1))[:, ::-1]}
+    measured = evaluation.evaluate(collection, "test", lists, scores, ["nDCG@10"], 0, folder / "evaluate")
+    of_people = (folder / "evaluate" / "results.json").read_bytes()
+    stage = Judge()
+    (folder / "judge").mkdir()
+    line = stage.run(Run(recipe, folder, [stage]), folder / "judge").line
+    judged = evaluation.JudgedResults.load(folder / "judge")
+    evaluation.show_judged(judged, measured.label)
+    told = " ".join(capsys.readouterr().out.split())
+    assert (folder / "evaluate" / "results.json").read_bytes() == of_people
+    assert set(judged.systems) == {"first_stage", "tuned"}
+    assert {name: one.human for name, one in judged.systems.items()} == {
+        name: pytest.approx(measured.systems[name]["nDCG@10"].mean) for name in judged.systems
+    }
+    labels = {(query, document) for query in queries for document in collection.qrels["test"][query]}
+    graded = [json.loads(text) for text in (folder / "judge" / "grades.jsonl").read_text().splitlines()]
+    assert judged.holes == judged.graded == len(graded) > 0
+    assert len(chat.scored) == judged.graded + 2 * judged.agreement.queries  # nothing that people judged, but a sample
+    names = {(collection.query_ids[query], collection.document_ids[document]) for query, document in labels}
+    assert not names & {(one["query_id"], one["document_id"]) for one in graded}
+    assert judged.relevant == sum(one["grade"] >= 2 for one in graded)
+    assert (judged.agreement.measure, judged.agreement.split) == ("kappa", "test")
+    assert "org/judge graded" in told
+    assert "org/judge graded" in line
+    asked = len(chat.requests)
+    stage.run(Run(recipe, folder, [stage]), folder / "judge")
+    assert len(chat.requests) == asked
+    assert not hidden_in(tmp_path, KEY)
 
 
 @pytest.mark.slow
