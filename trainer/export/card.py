@@ -284,6 +284,11 @@ model.probability([("a query", "a document"), ("a query", "another document")])
 """
 
 
+def _scores(results: Results, fusion: Fusion | None, calibrated: str) -> str:
+    """Return the paragraphs on scores: the fusion with the first stage's, and probabilities."""
+    return _fusion(results, fusion) + _calibration(calibrated)
+
+
 def model_card(
     reranker: Reranker,
     recipe: Recipe,
@@ -319,8 +324,7 @@ documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
 {_table(results)}
-{_notes(results, judged)}{_windows(reranker)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}\
-{_calibration(calibrated)}
+{_notes(results, judged)}{_windows(reranker)}{_lineage(recipe)}{_scores(results, reranker.fusion, calibrated)}
 ## Use
 
 ```python
