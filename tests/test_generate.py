@@ -26,13 +26,12 @@ from pydantic import ValidationError
 pytest.importorskip("openai")
 
 from trainer.data import Collection
+from trainer.endpoints import Service, Spent, ask, read_grade, sender, service, service_problem
+from trainer.endpoints.store import Answer, Store
 from trainer.errors import DataError, RecipeError, RunError
-from trainer.generation import endpoint, filters, making
-from trainer.generation.check import read_grade
-from trainer.generation.endpoint import Spent
+from trainer.generation import filters, making
 from trainer.generation.prompt import kinds_for, queries_in, request_for
 from trainer.generation.sources import Source, plan
-from trainer.generation.store import Answer, Store
 from trainer.model_files import tokenizer_file
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Endpoint, Generate, load_recipe
@@ -180,8 +179,8 @@ def server() -> Iterator[ChatServer]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits that the tests need not sit through, and a key that must be found nowhere."""
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(endpoint, "TIMEOUT", 20.0)
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(service, "TIMEOUT", 20.0)
     monkeypatch.setenv("GENERATE_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
@@ -201,7 +200,8 @@ def section(server: ChatServer, **keys: Any) -> Generate:
 
 def asked(server: ChatServer, texts: list[str], store: Store, **keys: Any) -> Spent:
     one, spent = section(server, **keys), Spent()
-    making.ask(one, one.endpoint, [request_for(one, text, kinds_for(one, 0), []) for text in texts], store, spent)
+    requests = [request_for(one, text, kinds_for(one, 0), []) for text in texts]
+    ask(Service(one.endpoint, "generate.model"), requests, store, one, spent)
     return spent
 
 
@@ -276,7 +276,7 @@ def test_a_line_that_was_cut_off_costs_nothing_else(tmp_path):
     path = tmp_path / "chat.jsonl"
     store = Store(path)
     for number in range(3):
-        store.add(f"k{number}", answer(f"text {number}\n\u2028\ud800 {{"))
+        store.add({f"k{number}": answer(f"text {number}\n\u2028\ud800 {{")})
     whole = path.read_bytes()
     assert whole.count(b"\n") == 3
     last = whole.rindex(b"\n", 0, -1) + 1
@@ -284,15 +284,15 @@ def test_a_line_that_was_cut_off_costs_nothing_else(tmp_path):
         path.write_bytes(whole[:cut])
         again = Store(path)
         assert set(again.answers) == {"k0", "k1"} | ({"k2"} if cut == len(whole) - 1 else set())
-        again.add("k3", answer())
-        again.add("k0", answer("a second answer is ignored"))
+        again.add({"k3": answer()})
+        again.add({"k0": answer("a second answer is ignored")})
         assert set(Store(path).answers) - {"k2"} == {"k0", "k1", "k3"}
         assert Store(path).answers["k0"].text == "text 0\n\u2028\ud800 {"
 
 
 def test_lines_that_are_no_answers_are_ignored(tmp_path):
     path = tmp_path / "chat.jsonl"
-    Store(path).add("good", answer())
+    Store(path).add({"good": answer()})
     lines = [
         "[]",
         "3",
@@ -324,7 +324,7 @@ def test_what_fails_for_a_while_is_asked_again_and_nothing_twice(server, tmp_pat
 
 
 def test_slow_answers_are_asked_again(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(endpoint, "TIMEOUT", 0.4)
+    monkeypatch.setattr(service, "TIMEOUT", 0.4)
     server.trouble = lambda document, attempt: "slow" if attempt == 1 and document == corpus(3)[2] else None
     server.slow = 1.0
     spent = asked(server, corpus(4), Store(tmp_path / "s"))
@@ -378,9 +378,9 @@ def test_what_a_model_thinks_is_no_query(server, tmp_path, thoughts):
 def test_a_server_says_how_long_to_wait():
     later = formatdate(time.time() + 30, usegmt=True)
     values = {"2": 2.0, "0.5": 0.5, "-3": 0.0, "": 0.0, "soon": 0.0, "nan": 0.0, "9999": 60.0}
-    assert {value: endpoint._retry_after({"retry-after": value}) for value in values} == values
-    assert 25 < endpoint._retry_after({"retry-after": later}) <= 30
-    assert endpoint._retry_after({}) == 0.0
+    assert {value: sender._retry_after({"retry-after": value}) for value in values} == values
+    assert 25 < sender._retry_after({"retry-after": later}) <= 30
+    assert sender._retry_after({}) == 0.0
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 402])
@@ -408,11 +408,11 @@ def test_a_document_that_is_refused_is_left_out_and_many_are_an_error(server, tm
 
 
 def test_a_server_that_is_not_there_is_an_error_that_names_it(tmp_path, free_port, monkeypatch):
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.001)
     one = Generate(model=f"chat:{MODEL}@http://127.0.0.1:{free_port}/v1", concurrency=2)
     requests = [request_for(one, text, ["question"], []) for text in corpus(30)]
     with pytest.raises(RunError, match=f"{free_port}.*requests in a row failed"):
-        making.ask(one, one.endpoint, requests, Store(tmp_path / "s"), Spent())
+        ask(Service(one.endpoint, "generate.model"), requests, Store(tmp_path / "s"), one, Spent())
 
 
 def test_limits_stop_cleanly_and_what_is_answered_is_kept(server, tmp_path, capsys):
@@ -440,10 +440,10 @@ def test_openais_key_goes_to_openai_alone(server, tmp_path, monkeypatch):
     asked(server, corpus(2), Store(tmp_path / "s"))
     assert not [value for value in server.headers[1].values() if "of-openai" in value]
     monkeypatch.delenv("OPENAI_API_KEY")
-    openai = Endpoint("m", "https://api.openai.com/v1")
-    assert "OPENAI_API_KEY" in endpoint.endpoint_problem(openai)
+    openai = Service(Endpoint("m", "https://api.openai.com/v1"), "generate.model")
+    assert "OPENAI_API_KEY" in service_problem(openai)
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
-    assert "two words" not in endpoint.endpoint_problem(openai)
+    assert "two words" not in service_problem(openai)
 
 
 @pytest.mark.parametrize(

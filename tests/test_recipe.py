@@ -246,7 +246,7 @@ def test_a_key_without_a_value_is_not_given_back_as_a_mapping(key):
         ("train:\n  loss: kl\n", "r.yaml:5: train.loss: ", "name one as mine.teacher"),
         ("reranker:\n  head: classifier\ndistil: {}\n", "r.yaml:6: distil: ", "with reranker.head: classifier"),
         ("distil:\n  depth: 1\n", "r.yaml:5: distil.depth: ", "greater than or equal to 2, got 1"),
-        ("distil:\n  teacher: base\n", "r.yaml:5: distil.teacher: ", "'tuned' or 'fused', got 'base'"),
+        ("distil:\n  teacher: base\n", "r.yaml:5: distil.teacher: ", "a folder or an endpoint, got 'base'"),
         ("distil:\n  loss: listwise\n", "r.yaml:5: distil.loss: ", "'mse', 'margin_mse' or 'kl', got 'listwise'"),
     ],
     ids=[

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+from trainer.check_endpoints import endpoint_costs, endpoint_errors
 from trainer.check_models import model_errors, unknown_token_errors
 from trainer.data import (
     MAX_AUTO_LENGTH,
@@ -22,7 +23,6 @@ from trainer.data.guard import Overlap
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
-from trainer.generation.endpoint import endpoint_problem
 from trainer.model_files import references
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import Recipe
@@ -48,7 +48,7 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs) + _endpoint_errors(recipe, runs)
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs) + endpoint_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
@@ -73,7 +73,7 @@ def check(
         if not errors:
             if keep and cached is None and processes.is_main():
                 write_json(cache, {"fingerprint": fingerprint, "summary": asdict(summary)})
-            _show(summary, recipe)
+            _show(summary, recipe, runs)
             _show_guard_sets(overlaps)
             return summary
     raise (
@@ -161,20 +161,14 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
     return errors + model_errors(recipe, weights=False)
 
 
-def _endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
-    """Return the error of the endpoint of `generate`, unless the stage is finished and needs none."""
-    if recipe.generate is None or (runs / recipe.name / "generate" / "done.json").is_file():
-        return []
-    problem = endpoint_problem(recipe.generate.endpoint)
-    return [RunError(problem)] if problem else []
-
-
-def _show(summary: Summary, recipe: Recipe) -> None:
+def _show(summary: Summary, recipe: Recipe, runs: Path) -> None:
     """Print the size of the collection, notes on how it was read, and warnings."""
     judged = ", ".join(f"{count} {split}" for split, count in summary.judged.items())
     console.stage("check", f"{summary.documents} documents; judged queries: {judged}")
     for note in summary.notes:
         console.stage("check", note)
+    for sentence in endpoint_costs(recipe, summary, runs):
+        console.stage("check", sentence)
     warnings = [*summary.warnings, *_few_negatives(summary, recipe), *_several_languages(summary, recipe)]
     tokenizer = references.locate(recipe.reranker.model, weights=False) / "tokenizer.json"
     if tokenizer.is_file():

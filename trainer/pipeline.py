@@ -1,10 +1,11 @@
 """READ THIS FIRST: run a recipe, stage by stage, up to an evaluated and exported reranker.
 
-    check -> data -> generate -> retrieve -> mine -> train -> distil -> guard -> evaluate -> export -> push
+    check -> data -> generate -> retrieve -> mine -> train -> distil -> guard -> evaluate -> judge -> export -> push
 
 Each stage is a file in `trainer/stages/`. With `mine.rounds: 2` mine and train run twice: mine-2 uses the model of the
 first round as its teacher, and train-2 starts from the base model again. With `train.seeds` the last training runs once
-for each seed. Generate, distil and push only run if the recipe has the section, guard only with `evaluate.guard`.
+for each seed. Generate, distil and push only run if the recipe has the section, guard and judge only with the key of
+`evaluate`.
 
 Every stage writes a folder under runs/NAME/. A finished stage is skipped while its files and its inputs are unchanged:
 recipe keys, data, weights and the stages before it, all known before the first model loads. Otherwise it is run again:
@@ -42,6 +43,7 @@ from trainer.stages.evaluate import Evaluate
 from trainer.stages.export import Export
 from trainer.stages.generate import Generate
 from trainer.stages.guard import Guard
+from trainer.stages.judge import Judge
 from trainer.stages.mine import Mine
 from trainer.stages.retrieve import Retrieve
 from trainer.stages.train import Train
@@ -57,6 +59,7 @@ STAGES: Sequence[Stage] = [
     Distil(),
     Guard(),
     Evaluate(),
+    Judge(),
     Export(),
 ]
 PUSH = "push"  # the value of `until` for a complete run
@@ -168,6 +171,8 @@ def require_stage(until: str, recipe: Recipe) -> None:
         raise RecipeError(
             f"until: {until!r} is not a stage{did_you_mean(until, names)}; the stages are {', '.join(names)}"
         )
+    if until == "judge" and recipe.evaluate.judge is None:
+        raise RecipeError("evaluate.judge: the recipe names no judge; add `judge: chat:MODEL@URL` to evaluate")
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     if until == "generate" and recipe.generate is None:

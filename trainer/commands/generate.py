@@ -7,12 +7,13 @@ from pathlib import Path
 from trainer import generation, pipeline
 from trainer.context import Run
 from trainer.data import Collection
-from trainer.generation.endpoint import Request
+from trainer.endpoints import store_of
+from trainer.endpoints.chat import ChatRequest
 from trainer.model_files import references, tokenizer_file
 from trainer.recipe import Recipe
 from trainer.recipe.generate import Generate
 from trainer.runtime import console
-from trainer.stages.generate import documents_of, planned, store_of
+from trainer.stages.generate import documents_of, planned
 
 MOST_COUNTED = 20_000  # documents among which stored answers are counted, if the recipe asks fewer
 
@@ -53,7 +54,7 @@ def read_batch(run: Run, path: Path) -> None:
         console.warn("generate", f"{unusable} lines are no answer to a request of this recipe")
 
 
-def _requests(run: Run) -> list[Request]:
+def _requests(run: Run) -> list[ChatRequest]:
     """Return the requests that a run of the stage would send."""
     collection = Collection.open(run.folder / "data")
     _, requests = planned(run, collection, documents_of(run, collection))

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 
 from trainer.commands.run_folders import damage_named, stages_of
 from trainer.errors import RunError, did_you_mean
+from trainer.evaluation.holes import show_judged
 from trainer.evaluation.results import Results
 from trainer.evaluation.results import show as show_results
 from trainer.forecast import read_predicted
@@ -46,7 +47,11 @@ def show_run(folder: Path) -> None:
     facts, results = read_evaluation(folder)
     with damage_named(facts.evaluate):
         changes = {title: _rows(facts, kind, EXAMPLES) for kind, title in CHANGES.items()}
+    with damage_named(facts.run / "judge"):
+        judged = facts.judged_holes
     show_results(results)
+    if judged is not None:
+        show_judged(judged, results.label)
     for title, rows in changes.items():
         _show_changes(facts, title, rows)
     counts = ", ".join(f"{facts.kinds[kind]} {word}" for kind, word in KINDS.items())

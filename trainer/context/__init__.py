@@ -3,6 +3,7 @@
 Imports inside run down, like the package's own:
 
     models                              load, score, evaluate and select the models of a run
+    endpoints                           scores by endpoints, compared with the human labels
     result                              the result of a run, for Python
     run                                 Run, and the shape of a stage
     inputs                              inputs of a stage for its fingerprint
@@ -11,6 +12,7 @@ Imports inside run down, like the package's own:
 from typing import TYPE_CHECKING
 
 from trainer.context.inputs import content as content
+from trainer.context.inputs import endpoint as endpoint
 from trainer.context.inputs import file as file
 from trainer.context.inputs import settings as settings
 from trainer.context.run import Notes as Notes
@@ -20,6 +22,9 @@ from trainer.context.run import Stage as Stage
 from trainer.lazy import face
 
 if TYPE_CHECKING:
+    from trainer.context.endpoints import EndpointTeacher as EndpointTeacher
+    from trainer.context.endpoints import pair_scorer as pair_scorer
+    from trainer.context.endpoints import score_rows as score_rows
     from trainer.context.models import BETWEEN as BETWEEN
     from trainer.context.models import base_ranks as base_ranks
     from trainer.context.models import dev_measure as dev_measure

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trainer.model_files import references
+from trainer.recipe import CHAT, Recipe, is_endpoint
 from trainer.runtime.run_folder import CONTENT
 from trainer.runtime.verify import sha256
 
@@ -23,6 +24,20 @@ def file(key: str, path: Path | None) -> dict[str, str]:
     return {CONTENT + key: sha256(path)} if path is not None and path.is_file() else {}
 
 
+def endpoint(key: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the model behind an endpoint without its address, and what else its scores depend on; {} without one."""
+    named = recipe.scoring_endpoints.get(key)
+    if named is None:
+        return {}
+    tokens = {"endpoints.answer_tokens": recipe.endpoints.answer_tokens} if named.kind == CHAT else {}
+    return {key: f"{named.kind}{named.identity}"} | tokens
+
+
 def content(key: str, reference: str | None) -> dict[str, str]:
-    """Return the hash of the model in a recipe key, because its content counts and not its name; {} without a model."""
-    return {CONTENT + key: references.fingerprint(references.locate(reference))} if reference else {}
+    """Return the hash of the model in a recipe key, because its content counts and not its name.
+
+    Return {} without a model, and for an endpoint, whose content is unknown.
+    """
+    if not reference or is_endpoint(reference):
+        return {}
+    return {CONTENT + key: references.fingerprint(references.locate(reference))}

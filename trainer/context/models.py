@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer import retriever
+from trainer.context.endpoints import EndpointTeacher
 from trainer.context.run import Run
 from trainer.data import Collection
 from trainer.data.groups import Group
@@ -22,6 +23,7 @@ from trainer.model.fusion import Kind
 from trainer.model.teacher import Teacher
 from trainer.model_files import references
 from trainer.model_files.decoders import Prompting, ranks_already
+from trainer.recipe import is_endpoint
 from trainer.retriever import BiEncoder, Candidates, Embeddings
 from trainer.runtime import console
 from trainer.runtime.machine import EMBEDDINGS, TEACHERS
@@ -161,8 +163,15 @@ def keep_best(run: Run, folder: Path, progress: Progress, stage: str, **options:
     return curve
 
 
-def teacher(run: Run, reference: str, collection: Collection, trust_remote_code: bool = False) -> Teacher:
-    """Return a cross-encoder that scores pairs of the collection's rows and caches its scores."""
+def teacher(
+    run: Run, reference: str, collection: Collection, trust_remote_code: bool = False, key: str = ""
+) -> Teacher | EndpointTeacher:
+    """Return a cross-encoder or an endpoint that scores pairs of the collection's rows and keeps its scores.
+
+    `key` is the recipe's key that names an endpoint.
+    """
+    if is_endpoint(reference):
+        return EndpointTeacher(run, key, collection, key.partition(".")[0])
     options: dict[str, Any] = {
         "max_length": run.recipe.reranker.max_length,
         "trust_remote_code": trust_remote_code,

@@ -5,8 +5,8 @@ Imports inside run down, like the package's own:
     release                             the verdict on the exported model, from dev
     fusion                              the weight of first-stage scores: fitted on train, checked on dev
     two_stage  calibration              systems measured on a split, as a table and as TREC runs
-    unjudged                            measures that take unjudged documents into account
-    results                             results.json, and the table on the terminal
+    unjudged  holes                     measures that take unjudged documents into account; a judge's grades of them
+    results  agreement                  results.json, and the table on the terminal; endpoints against human labels
     guard  seeds                        the verdict on guard sets; trainings with several seeds
     gate  statistics  metrics           the release gate; intervals and paired tests; values of ir_measures
 
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from trainer.evaluation.guard import GUARD_VALUES as GUARD_VALUES
     from trainer.evaluation.guard import judge_guard_sets as judge_guard_sets
     from trainer.evaluation.guard import with_guard_sets as with_guard_sets
+    from trainer.evaluation.holes import HOLES_DEPTH as HOLES_DEPTH
+    from trainer.evaluation.holes import Grades as Grades
+    from trainer.evaluation.holes import JudgedResults as JudgedResults
+    from trainer.evaluation.holes import holes_of as holes_of
+    from trainer.evaluation.holes import judge_systems as judge_systems
+    from trainer.evaluation.holes import show_judged as show_judged
     from trainer.evaluation.release import decide_release as decide_release
     from trainer.evaluation.results import Results as Results
     from trainer.evaluation.results import show as show

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from trainer.data import guard_sets
 from trainer.evaluation.gate import BASELINES, made_warning
+from trainer.evaluation.holes import COLUMNS, JudgedResults
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.evaluation.seeds import SYSTEM, describe_seeds
 from trainer.export.formats import table
@@ -78,8 +79,9 @@ def _lineage(recipe: Recipe) -> str:
     """Return the paragraph on distilled models; empty for other models."""
     if recipe.distil is None:
         return ""
-    return """
-This is the distilled model: a standard classifier trained on the scores of the tuned model, which is not in this
+    teacher = "another model" if recipe.distil.other_teacher else "the tuned model"
+    return f"""
+This is the distilled model: a standard classifier trained on the scores of {teacher}, which is not in this
 folder, for queries without labels.
 """
 
@@ -91,6 +93,11 @@ def _public_recipe(recipe: Recipe) -> str:
     for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
         if key in shown.get(section, {}):
             shown[section][key] = _public_name(shown[section][key])
+    if recipe.distil is not None and recipe.distil.other_teacher is not None:
+        shown["distil"]["teacher"] = _public_name(recipe.distil.other_teacher)
+    for name, endpoint in recipe.scoring_endpoints.items():
+        section, key = name.split(".")
+        shown[section][key] = endpoint.model or "a rerank server"
     if recipe.generate is not None:
         for key, endpoint in (("model", recipe.generate.endpoint), ("check", recipe.generate.checker)):
             shown["generate"] |= {key: endpoint.model} if endpoint else {}
@@ -171,9 +178,23 @@ def _on_test(results: Results) -> str:
     return "\n".join(["", *sentences, ""]) if sentences else ""
 
 
-def _notes(results: Results) -> str:
+def _notes(results: Results, judged: JudgedResults | None) -> str:
     """Return the paragraphs below the table."""
-    return _on_test(results) + _seeds(results) + _guard(results)
+    return _on_test(results) + _seeds(results) + _guard(results) + _judged(results, judged)
+
+
+def _judged(results: Results, judged: JudgedResults | None) -> str:
+    """Return the table with a judge's grades of unjudged documents; empty without a judge."""
+    if judged is None:
+        return ""
+    rows = judged.rows(results.label)
+    table = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return f"""
+The figures above are from human labels alone. Beside them, {judged.metric} with a language model's grades of the
+documents that nobody judged: {judged.sentence}.
+
+{chr(10).join(table)}
+"""
 
 
 def _seeds(results: Results) -> str:
@@ -264,6 +285,11 @@ model.probability([("a query", "a document"), ("a query", "another document")])
 """
 
 
+def _scores(results: Results, fusion: Fusion | None, calibrated: str) -> str:
+    """Return the paragraphs on scores: the fusion with the first stage's, and probabilities."""
+    return _fusion(results, fusion) + _calibration(calibrated)
+
+
 def model_card(
     reranker: Reranker,
     recipe: Recipe,
@@ -271,11 +297,12 @@ def model_card(
     parity: Parity,
     best_step: int | None = None,
     calibrated: str = "",
+    judged: JudgedResults | None = None,
 ) -> str:
     """Return the model card.
 
     `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
-    calibration, empty if there is none.
+    calibration, or empty; `judged` are the results with a judge's grades.
     """
     brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
     trust = ", trust_remote_code=True" if brings_code else ""
@@ -298,7 +325,7 @@ documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
 {_table(results)}
-{_notes(results)}{_windows(reranker)}{_lineage(recipe)}{_fusion(results, reranker.fusion)}{_calibration(calibrated)}
+{_notes(results, judged)}{_windows(reranker)}{_lineage(recipe)}{_scores(results, reranker.fusion, calibrated)}
 ## Use
 
 ```python

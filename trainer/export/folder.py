@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import ExportError
+from trainer.evaluation.holes import JudgedResults
 from trainer.evaluation.results import Results
 from trainer.export.card import consequence, model_card
 from trainer.export.formats import DevMetric, add_formats
@@ -41,12 +42,13 @@ def export(
     best_step: int | None = None,
     calibrated: str = "",
     dev: DevMetric | None = None,
+    judged: JudgedResults | None = None,
 ) -> Parity:
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
-    `pairs` are real (query, document) texts of mixed length, or none; `best_step` and `calibrated` are for the model
-    card; `dev` is the metric that formats of fewer bits must keep. Raise ExportError if transformers does not compute
-    the trained model's scores from the folder; any other reader that does not is listed in `left_out`.
+    `pairs` are real (query, document) texts of mixed length, or none; `best_step`, `calibrated` and `judged` are for
+    the model card; `dev` is the metric that formats of fewer bits must keep. Raise ExportError if transformers does not
+    compute the trained model's scores from the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
     odd: Pairs = odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)
@@ -66,7 +68,7 @@ def export(
     if reranker.pairs.is_prompt and (faults := vllm_faults(unverified, prompted=True)):
         parity.left_out["vLLM"] = "; ".join(faults)
     add_formats(reranker, recipe.export.formats, unverified, parity, dev)
-    card = model_card(reranker, recipe, results, parity, best_step, calibrated)
+    card = model_card(reranker, recipe, results, parity, best_step, calibrated, judged)
     (unverified / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(model, ignore_errors=True)
     unverified.rename(model)

@@ -10,6 +10,7 @@ from trainer.data import Summary
 from trainer.forecast.records import PairSpeed, TextSpeed, Training
 from trainer.forecast.speeds import Speeds
 from trainer.model_files import references
+from trainer.recipe import CHAT
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # queries at depth 10, .85 of CoSQA's and .93 of SciFact's at depth 20.
 RETRIEVED = 0.9
 FLOAT32 = 4  # bytes
+ANSWER = 1.0  # seconds of an endpoint for a grade, or for the scores of a query, until some are measured
 DISK = 3e8  # bytes per second at which checkpoints are written and hashed, at the pace of the constants
 
 
@@ -83,6 +85,12 @@ class Work:
             return 1 + section.negatives_per_positive
         return min(self.depth, section.list_size or self.depth)
 
+    def asked(self, key: str, queries: int, documents: int) -> Cost:
+        """Return the cost of an endpoint's scores of so many documents for each query."""
+        section, endpoint = self.recipe.endpoints, self.recipe.scoring_endpoints[key]
+        each = documents if endpoint.kind == CHAT else -(-documents // section.documents_per_request)
+        return Cost(queries * each * ANSWER / section.concurrency)
+
     # Speeds.
 
     @cached_property
@@ -123,6 +131,15 @@ class Work:
         section = self.recipe.mine
         assert section.teacher is not None
         return self.speeds.of_reranker(section.teacher, "trained", section.teacher_trust_remote_code, use="scoring")
+
+    @cached_property
+    def other_teacher(self) -> PairSpeed:
+        """Speed of a teacher of the distillation that is not the trained model."""
+        section = self.recipe.distil
+        assert section is not None
+        assert section.other_teacher is not None
+        trust = section.teacher_trust_remote_code
+        return self.speeds.of_reranker(section.other_teacher, "trained", trust, use="scoring")
 
     @cached_property
     def student(self) -> PairSpeed:

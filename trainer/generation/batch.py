@@ -12,20 +12,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.data import Faults, read_lines
-from trainer.generation.endpoint import Request, unanswered, without_thoughts
-from trainer.generation.store import Answer, Store
+from trainer.endpoints.chat import ChatRequest, without_thoughts
+from trainer.endpoints.sender import unanswered
+from trainer.endpoints.store import Answer, Store
 from trainer.recipe import Endpoint
 from trainer.runtime.run_folder import replacing
 
 
-def write_requests(requests: Sequence[Request], endpoint: Endpoint, store: Store, path: Path) -> int:
+def write_requests(requests: Sequence[ChatRequest], endpoint: Endpoint, store: Store, path: Path) -> int:
     """Write the requests that are not in the store, one a line, and return their number."""
     address = f"{urlsplit(endpoint.url).path}/chat/completions"
     missing = unanswered(requests, store)
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for key, request in missing.items():
+        for request in missing:
             body = {"model": request.model, "messages": list(request.messages), **request.parameters}
-            line = {"custom_id": key, "method": "POST", "url": address, "body": body}
+            line = {"custom_id": request.key, "method": "POST", "url": address, "body": body}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return len(missing)
 
@@ -41,7 +42,7 @@ def read_answers(path: Path, keys: Collection[str], store: Store) -> tuple[int, 
         if answer is None or key not in keys:
             unusable += bool(line.strip())
         else:
-            store.add(key, answer)
+            store.add({key: answer})
     faults.stop()
     return len(store.answers) - before, unusable
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trainer.generation import check
-from trainer.generation.endpoint import Request
-from trainer.generation.making import cost_of
+from trainer.endpoints import Store, cost_of, grades
+from trainer.endpoints.chat import ChatRequest
 from trainer.generation.prompt import SYSTEM
-from trainer.generation.store import Store
 from trainer.recipe.generate import Generate
 
 SAMPLE = 200  # requests that are tokenized
@@ -32,7 +30,7 @@ class Estimate(NamedTuple):
 
     def lines(self, section: Generate) -> list[str]:
         """Return the forecast for the terminal."""
-        model, url = section.endpoint
+        model, url, _ = section.endpoint
         source = "as fast as the answers so far" if self.measured else f"if an answer takes {SECONDS:.0f} seconds"
         lines = [
             f"{self.requests} requests to {model} at {url}; {self.stored} answers are stored already",
@@ -49,7 +47,7 @@ class Estimate(NamedTuple):
         return lines
 
 
-def forecast(section: Generate, requests: Sequence[Request], wanted: int, store: Store, tokenizer: Any) -> Estimate:
+def forecast(section: Generate, requests: Sequence[ChatRequest], wanted: int, store: Store, tokenizer: Any) -> Estimate:
     """Return the forecast for `wanted` of the requests; `tokenizer` is a tokenizer of the library tokenizers.
 
     Which documents are asked is only known once they are embedded, so stored answers are counted among all requests.
@@ -65,13 +63,13 @@ def forecast(section: Generate, requests: Sequence[Request], wanted: int, store:
     hours = count * seconds / section.concurrency / 3600
     checks = count * section.queries_per_document * (section.check_depth + 1) if section.check else 0
     check_tokens = round(
-        checks * (tokens / max(1, count) + _count(check.SYSTEM, tokenizer) - _count(SYSTEM, tokenizer))
+        checks * (tokens / max(1, count) + _count(grades.SYSTEM, tokenizer) - _count(SYSTEM, tokenizer))
     )
-    cost = cost_of(section, tokens + check_tokens, output + checks * check.ANSWER_TOKENS)
+    cost = cost_of(section, tokens + check_tokens, output + checks * grades.ANSWER_TOKENS)
     return Estimate(count, len(stored), round(tokens), output, cost, hours, bool(stored), checks, check_tokens)
 
 
-def _tokens(request: Request, tokenizer: Any) -> int:
+def _tokens(request: ChatRequest, tokenizer: Any) -> int:
     return sum(_count(message["content"], tokenizer) + MESSAGE_TOKENS for message in request.messages)
 
 

@@ -1,4 +1,4 @@
-"""From documents to made queries: send the requests, read the answers, filter, and report."""
+"""From documents to made queries: requests, answers, filters, and the report."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from typing import Any
 
 from trainer.data import SPLITS, Collection, Faults, read_lines
 from trainer.data.generated import MadeQuery
+from trainer.endpoints.asking import cost_of
+from trainer.endpoints.chat import ChatRequest
+from trainer.endpoints.grades import ANSWERS
+from trainer.endpoints.sender import Spent
+from trainer.endpoints.store import Answer
 from trainer.errors import DataError, RunError
 from trainer.generation import filters
-from trainer.generation.check import ANSWERS
-from trainer.generation.endpoint import Chat, Request, Spent
 from trainer.generation.prompt import EXAMPLES, kinds_for, queries_in, request_for
 from trainer.generation.sources import Source
-from trainer.generation.store import Answer, Store
-from trainer.recipe import Endpoint
 from trainer.recipe.generate import Generate, Kind
 from trainer.retriever import Candidates, Embeddings
-from trainer.runtime import console
 
 SHOWN = 5  # examples of each reason in the report
-FEW_FAILED = 0.05  # share of requests without an answer that the stage accepts
-MILLION = 1_000_000
 
 
 def read_examples(path: Path | None) -> list[str]:
@@ -51,7 +49,7 @@ def read_examples(path: Path | None) -> list[str]:
 
 def requests_of(
     section: Generate, collection: Collection, sources: Sequence[Source]
-) -> list[tuple[Request, list[Kind]]]:
+) -> list[tuple[ChatRequest, list[Kind]]]:
     """Return the request for each document, with the kinds of queries that it asks for."""
     examples, requests = read_examples(section.examples), []
     for text in collection.passages([source.document for source in sources]):
@@ -59,45 +57,6 @@ def requests_of(
         kinds = kinds_for(section, int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
         requests.append((request_for(section, text, kinds, examples), kinds))
     return requests
-
-
-def ask(section: Generate, endpoint: Endpoint, requests: Sequence[Request], store: Store, spent: Spent) -> None:
-    """Send the requests that are not in the store, and count them in `spent`.
-
-    If a limit is reached, the requests that were answered so far are enough. Raise RunError if the endpoint cannot be
-    used.
-    """
-    stored = sum(request.key in store.answers for request in requests)
-    if stored == len(requests):
-        return
-    chat = Chat(endpoint, store, section.concurrency, section.max_requests, section.max_tokens, spent)
-    console.stage("generate", f"{len(requests) - stored} requests to {endpoint.url}; {stored} answers are stored")
-    before = Counter(spent.failures)
-    with console.progress("generate", len(requests), stored) as bar:
-        chat.ask(requests, lambda: bar(1, _note(spent, section)))
-    failures = Counter(spent.failures) - before
-    if failed := failures.total():
-        reasons = "; ".join(f"{count} times {reason}" for reason, count in failures.items())
-        message = f"{failed} of {len(requests)} requests have no answer ({reasons})"
-        if failed > FEW_FAILED * len(requests):
-            raise RunError(f"generate: {message}; all answers are kept: run the same command again")
-        console.warn("generate", message)
-    if chat.stopped:
-        answered = sum(request.key in store.answers for request in requests)
-        limit = f"{spent.requests} requests and {spent.tokens:,} tokens were sent"
-        console.warn("generate", f"a limit of the recipe is reached ({limit}): {answered} of {len(requests)} answered")
-
-
-def _note(spent: Spent, section: Generate) -> str:
-    cost = cost_of(section, spent.input_tokens, spent.output_tokens)
-    return f"{spent.tokens:,} tokens" if cost is None else f"cost {cost:.2f}"
-
-
-def cost_of(section: Generate, input_tokens: float, output_tokens: float) -> float | None:
-    """Return the costs of tokens at the prices of the recipe, None without prices."""
-    if section.prices is None:
-        return None
-    return (input_tokens * section.prices[0] + output_tokens * section.prices[1]) / MILLION
 
 
 class Draft:
@@ -112,7 +71,7 @@ class Draft:
         cls,
         collection: Collection,
         sources: Sequence[Source],
-        requests: Sequence[tuple[Request, list[Kind]]],
+        requests: Sequence[tuple[ChatRequest, list[Kind]]],
         answers: Mapping[str, Answer],
     ) -> Draft:
         """Return the queries in the answers, filtered by their texts."""

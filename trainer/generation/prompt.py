@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.generation.endpoint import Request, length_parameter
+from trainer.endpoints.chat import ChatRequest, length_parameter
 from trainer.recipe.generate import Generate, Kind
 
 DOCUMENT_CHARACTERS = 6000  # of a document that are sent
@@ -38,7 +38,7 @@ Answer with one JSON object per query, each on a line of its own, and nothing el
 {"kind": "...", "query": "..."}"""
 
 
-def request_for(section: Generate, document: str, kinds: Sequence[Kind], examples: Sequence[str]) -> Request:
+def request_for(section: Generate, document: str, kinds: Sequence[Kind], examples: Sequence[str]) -> ChatRequest:
     """Return the request for a document."""
     content: dict[str, Any] = {"kinds": {kind: MEANINGS[kind] for kind in kinds}}
     if examples:
@@ -51,7 +51,7 @@ def request_for(section: Generate, document: str, kinds: Sequence[Kind], example
     parameters: dict[str, Any] = {length_parameter(section.endpoint): section.answer_tokens}
     if section.temperature is not None:
         parameters["temperature"] = section.temperature
-    return Request(section.endpoint.model, messages, parameters)
+    return ChatRequest(section.endpoint.model, messages, parameters)
 
 
 def kinds_for(section: Generate, turn: int) -> list[Kind]:

@@ -12,7 +12,7 @@ from trainer.recipe import Mine
 from trainer.retriever import NOTHING, Candidates
 
 # Verdicts on a candidate. If several apply, later assignments in `filter_candidates` take precedence.
-USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, TEACHER, OUTSIDE, NO_CANDIDATE = range(8)
+USABLE, POSITIVE, NEGATIVE, DUPLICATE, ABOVE_SHARE, TEACHER, OUTSIDE, NO_CANDIDATE, UNSCORED = range(9)
 LIKELY_FALSE_NEGATIVE = (DUPLICATE, ABOVE_SHARE, TEACHER)
 
 Score = Callable[[Sequence[tuple[int, int]]], np.ndarray]  # logits of (query row, document row) pairs
@@ -54,6 +54,8 @@ def filter_candidates(
     scores, best = _teacher_scores(collection, candidates, to_score, teacher)
     if section.teacher_margin is not None:
         reasons[(reasons == USABLE) & (scores > best[:, None] - section.teacher_margin)] = TEACHER
+    if teacher is not None:
+        reasons[to_score & (reasons == USABLE) & np.isnan(scores)] = UNSCORED
     return Verdicts(candidates, reasons, window, scores, best)
 
 

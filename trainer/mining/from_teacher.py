@@ -52,12 +52,15 @@ def rescale_to_logits(standardised: np.ndarray, logits: np.ndarray) -> np.ndarra
 def groups_by_teacher(candidates: Candidates, scores: np.ndarray) -> list[Group]:
     """Return a group for each query with at least two candidates, ordered by the teacher's scores (queries, depth).
 
+    Candidates without a score (NaN) are left out.
+
     Grades are reversed ranks, not judgements. Of the losses only margin_mse uses them: because all grades differ, it
     compares every two documents.
     """
     groups = []
     for index, query in enumerate(candidates.queries.tolist()):
-        order = np.argsort(-scores[index], kind="stable")[: len(candidates.found(index))]
+        order = np.argsort(-scores[index], kind="stable")
+        order = order[np.isfinite(scores[index, order])]
         *better, last = candidates.documents[index, order].tolist() or [NOTHING]
         if better:
             teacher = scores[index, order].tolist()

@@ -15,6 +15,7 @@ from trainer.mining.filter import (
     OUTSIDE,
     POSITIVE,
     TEACHER,
+    UNSCORED,
     USABLE,
 )
 from trainer.mining.sample import Mined
@@ -121,6 +122,7 @@ def names(section: Mine) -> dict[int, str]:
         ABOVE_SHARE: f"above {section.max_share_of_positive or 0:.0%} of the positive",
         TEACHER: f"teacher score within {section.teacher_margin} of the positive's",
         OUTSIDE: "outside the rank window",
+        UNSCORED: "no score from the teacher",
     }
 
 

@@ -181,6 +181,26 @@ def _groups(query: int, positives: list[int], grades: Mapping[int, int], negativ
 
 
 def _with_teacher(groups: list[Group], teacher: Score) -> list[Group]:
-    """Return the groups with the teacher's logit of every document, for distillation."""
+    """Return the groups with the teacher's logit of every document, for distillation.
+
+    Documents to which it gives no score are left out, and groups without a positive or a negative that has one.
+    """
     scores = iter(teacher([(group.query, row) for group in groups for row in group.documents]).tolist())
-    return [replace(group, teacher=[next(scores) for _ in group.documents]) for group in groups]
+    scored = [replace(group, teacher=[next(scores) for _ in group.documents]) for group in groups]
+    known = (group if all(score == score for score in group.teacher or ()) else _known(group) for group in scored)
+    return [group for group in known if group.positives and group.negatives]
+
+
+def _known(group: Group) -> Group:
+    """Return a group without the documents whose score by the teacher is NaN."""
+    teacher = group.teacher or []
+    kept = [index for index, score in enumerate(teacher) if score == score]
+    size = len(group.positives)
+    return replace(
+        group,
+        positives=[group.positives[index] for index in kept if index < size],
+        grades=[group.grades[index] for index in kept if index < size],
+        negatives=[group.negatives[index - size] for index in kept if index >= size],
+        teacher=[teacher[index] for index in kept],
+        first=group.first and [group.first[index] for index in kept],
+    )

@@ -11,11 +11,13 @@ Imports inside run down, like the package's own:
     source                              a file and its overrides to a recipe; errors with line numbers
     plain_yaml  schema                  safe YAML; all sections, and the checks across them
     data  generate  retriever  sections  the sections `data`, `generate` and `retriever`; the others
+    endpoints                           the section `endpoints`
     metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
 
 from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
-from trainer.recipe.endpoint import Endpoint
+from trainer.recipe.endpoint import CHAT, RERANK, Endpoint, is_endpoint, read_endpoint
+from trainer.recipe.endpoints import Endpoints
 from trainer.recipe.generate import Generate
 from trainer.recipe.retriever import UNSPACED, Retriever
 from trainer.recipe.schema import (
@@ -43,6 +45,7 @@ from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_rec
 
 __all__ = [
     "BESIDES_WINDOW",
+    "CHAT",
     "FILES",
     "HUB",
     "MAX_AUTO_LENGTH",
@@ -50,11 +53,13 @@ __all__ = [
     "PATHS",
     "READING",
     "REFERENCES",
+    "RERANK",
     "RERANK_DEPTH",
     "UNSPACED",
     "Data",
     "Distil",
     "Endpoint",
+    "Endpoints",
     "Evaluate",
     "Export",
     "Generate",
@@ -68,7 +73,9 @@ __all__ = [
     "Retriever",
     "Track",
     "Train",
+    "is_endpoint",
     "load_recipe",
+    "read_endpoint",
     "schema_table",
     "sections",
     "window_too_long",

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from trainer.recipe.endpoint import Endpoint, read_endpoint
+from trainer.recipe.endpoints import require_prices
 from trainer.recipe.section import Section
 
 Kind = Literal["keyword", "question", "symptom", "comparison"]
-LARGEST_PRICE = 10_000.0  # per million tokens
 
 
 class Generate(Section):
@@ -74,9 +74,7 @@ class Generate(Section):
     @field_validator("prices")
     @classmethod
     def _require_prices(cls, prices: tuple[float, float] | None) -> tuple[float, float] | None:
-        if prices and not all(0 <= price <= LARGEST_PRICE for price in prices):
-            raise ValueError(f"are from 0 to {LARGEST_PRICE:,.0f} for a million tokens, e.g. [0.15, 0.6]")
-        return prices
+        return require_prices(prices)
 
     @property
     def endpoint(self) -> Endpoint:

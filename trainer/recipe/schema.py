@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_validator
 
 from trainer.recipe.data import Data
+from trainer.recipe.endpoint import CHAT, RERANK, Endpoint, is_endpoint, read_endpoint
+from trainer.recipe.endpoints import Endpoints
 from trainer.recipe.generate import Generate
 from trainer.recipe.retriever import Retriever
 from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
@@ -42,6 +44,7 @@ class Recipe(Section):
     train: Train = Train()
     distil: Distil | None = None
     evaluate: Evaluate = Evaluate()
+    endpoints: Endpoints = Endpoints()
     export: Export = Export()
     push: Push | None = None
     track: Track = Track()
@@ -103,6 +106,20 @@ class Recipe(Section):
             )
         return distil
 
+    @field_validator("evaluate")
+    @classmethod
+    def _require_a_judge_of_its_own(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        mine, distil, generate = (info.data.get(name) for name in ("mine", "distil", "generate"))
+        labelled = {"mine.teacher": mine and mine.teacher, "distil.teacher": distil and distil.teacher}
+        labelled["generate.check"] = generate and generate.check
+        judge = read_endpoint(evaluate.judge) if evaluate.judge else None
+        for key, name in labelled.items():
+            if judge and name and is_endpoint(name) and _is_same(judge, read_endpoint(name, (CHAT, RERANK))):
+                raise contradiction(
+                    "judge", f"{judge.model} is {key} too, and would judge what it taught; name another model"
+                )
+        return evaluate
+
     @field_validator("export")
     @classmethod
     def _require_adapter_to_export(cls, export: Export, info: ValidationInfo) -> Export:
@@ -135,7 +152,7 @@ class Recipe(Section):
 
     @property
     def model_references(self) -> list[ModelReference]:
-        """All models that a run of this recipe loads."""
+        """All models that a run of this recipe loads; those behind an endpoint are not among them."""
         retriever, mine, reranker, distil = self.retriever, self.mine, self.reranker, self.distil
         used = [
             ("retriever.model", self.bi_encoder, "retriever.trust_remote_code", retriever.trust_remote_code),
@@ -144,7 +161,20 @@ class Recipe(Section):
         ]
         if distil is not None:
             used.append(("distil.model", distil.model, "distil.trust_remote_code", distil.trust_remote_code))
-        return [ModelReference(key, name, trust, allowed) for key, name, trust, allowed in used if name is not None]
+            trust, allowed = "distil.teacher_trust_remote_code", distil.teacher_trust_remote_code
+            used.append(("distil.teacher", distil.other_teacher, trust, allowed))
+        return [
+            ModelReference(key, name, trust, allowed)
+            for key, name, trust, allowed in used
+            if name is not None and not is_endpoint(name)
+        ]
+
+    @property
+    def scoring_endpoints(self) -> dict[str, Endpoint]:
+        """The endpoints that score documents, by the key that names them: teachers and the judge."""
+        named = {"mine.teacher": self.mine.teacher, "distil.teacher": self.distil and self.distil.other_teacher}
+        named["evaluate.judge"] = self.evaluate.judge
+        return {key: read_endpoint(name, (CHAT, RERANK)) for key, name in named.items() if name and is_endpoint(name)}
 
     @property
     def training_seeds(self) -> tuple[int, ...]:
@@ -155,6 +185,12 @@ class Recipe(Section):
     def rerank_depth(self) -> int:
         """Number of candidates per query that are reranked, in training lists and on dev and test."""
         return self.reranker.depth or min(RERANK_DEPTH, self.retriever.depth)
+
+
+def _is_same(one: Endpoint, other: Endpoint) -> bool:
+    """Return whether two endpoints have the same model, also if a service puts the name of its maker before it."""
+    first, second = (endpoint.model.rpartition("/")[2].lower() for endpoint in (one, other))
+    return first == second
 
 
 def window_too_long(passages: Passages, longest: int) -> str:

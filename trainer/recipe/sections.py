@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from trainer.recipe.endpoint import CHAT, RERANK, is_endpoint, read_endpoint
 from trainer.recipe.metric_names import unknown_metrics
 from trainer.recipe.section import LARGEST_NUMBER, Section
+
+OWN_TEACHERS = ("tuned", "fused")  # values of distil.teacher that mean the trained model
 
 
 class Mine(Section):
@@ -33,14 +36,19 @@ class Mine(Section):
     max_share_of_positive: float | None = Field(default=None, gt=0, le=1)
     """Exclude candidates whose similarity exceeds this share of the best positive's; null: no limit."""
     teacher: str | None = None
-    """Cross-encoder (Hub id, folder, package:NAME/SUB) whose scores filter out likely false negatives, or are the
-    targets of the losses mse, margin_mse and kl; null: none."""
+    """Cross-encoder (Hub id, folder, package:NAME/SUB) or endpoint (rerank:URL, rerank:MODEL@URL, chat:MODEL@URL) whose
+    scores filter out likely false negatives, or are the targets of the losses mse, margin_mse and kl; null: none."""
     teacher_trust_remote_code: bool = False
     """Run the Python code in the teacher's folder; set it only for code that you have read."""
     teacher_margin: float | None = 0.0
     """Exclude candidates whose teacher logit exceeds the best positive's minus this margin; null: no limit."""
     rounds: Literal[1, 2] = 1
     """2: mine again with the reranker of round 1 as teacher, and train again from the base."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _require_endpoint(cls, teacher: str | None) -> str | None:
+        return _checked_teacher(teacher)
 
     @field_validator("last_rank")
     @classmethod
@@ -49,6 +57,13 @@ class Mine(Section):
         if last_rank < first_rank:
             raise ValueError(f"the window is empty: first_rank is {first_rank}, last_rank {last_rank}")
         return last_rank
+
+
+def _checked_teacher(teacher: str | None) -> str | None:
+    """Return a reference to a teacher; raise ValueError if it is one to an endpoint, and not well-formed."""
+    if teacher is not None and (is_endpoint(teacher) or "://" in teacher):
+        read_endpoint(teacher, (RERANK, CHAT))
+    return teacher
 
 
 class Reranker(Section):
@@ -217,8 +232,11 @@ class Distil(Section):
     """Number of queries, used without labels: the train queries first, then titles and sentences of the corpus."""
     depth: int = Field(default=20, ge=2, le=200)
     """Number of candidates per query that the teacher scores and the student learns to rank."""
-    teacher: Literal["tuned", "fused"] = "tuned"
-    """tuned: the trained model; fused: its score combined with the first stage's, with a weight chosen on dev."""
+    teacher: str = "tuned"
+    """tuned: the trained model; fused: its score combined with the first stage's, with a weight chosen on dev; else
+    another cross-encoder or an endpoint, as for mine.teacher."""
+    teacher_trust_remote_code: bool = False
+    """Run the Python code in the folder of another cross-encoder; set it only for code that you have read."""
     loss: Literal["mse", "margin_mse", "kl"] = "margin_mse"
     """Distance to the teacher; mse: of scores; margin_mse: of score differences; kl: of softmax distributions over a
     list."""
@@ -229,6 +247,21 @@ class Distil(Section):
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the student's encoder; null: chosen by its size if its classifier is new, low for a
     reranker."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _require_endpoint(cls, teacher: str) -> str:
+        if teacher not in OWN_TEACHERS and not any(sign in teacher for sign in "/:") and not Path(teacher).is_dir():
+            raise ValueError(
+                f"is 'tuned' or 'fused', a Hub id as OWNER/NAME, a folder or an endpoint, got {teacher!r:.100}"
+            )
+        _checked_teacher(teacher)
+        return teacher
+
+    @property
+    def other_teacher(self) -> str | None:
+        """Reference of a teacher that is not the trained model; None if that is the teacher."""
+        return None if self.teacher in OWN_TEACHERS else self.teacher
 
 
 class Evaluate(Section):
@@ -241,6 +274,16 @@ class Evaluate(Section):
     model before training."""
     max_guard_drop: float = Field(default=0.02, ge=0, le=1)
     """Largest loss of nDCG@10 on a guard set; a model that clearly loses more is worse, and is not exported."""
+    judge: str | None = None
+    """Language model (chat:MODEL@URL), not the teacher, that grades the unjudged documents in the top 10 of the
+    measured systems; the results with its grades are shown in a table of their own. null: none."""
+
+    @field_validator("judge")
+    @classmethod
+    def _require_endpoint(cls, judge: str | None) -> str | None:
+        if judge is not None:
+            read_endpoint(judge)
+        return judge
 
     @field_validator("guard", mode="before")
     @classmethod

@@ -6,12 +6,11 @@ Imports inside run down, like the package's own:
 
     write                               the files of an evaluation and of a report
     page  text                          report.html; report.md
-    made_queries                        queries made from documents
+    made_queries  robustness            queries made from documents; seeds, guard sets, teachers by endpoint, a judge
     facts                               the content of a report
     rows                                the rows of the table
     probabilities                       the calibration as rows and as a reliability diagram
     charts  latency  meanings           SVG charts; milliseconds by depth; metrics explained
-    robustness                          seeds and guard sets
     depths  json_lines                  quality by depth; files that people may have edited
     queries                             a record for each test query
 
@@ -26,7 +25,9 @@ if TYPE_CHECKING:
     from trainer.reporting.latency import measure_latency as measure_latency
     from trainer.reporting.latency import seconds_of_latency as seconds_of_latency
     from trainer.reporting.queries import read_queries as read_queries
+    from trainer.reporting.queries import read_rankings as read_rankings
     from trainer.reporting.write import PAGE as PAGE
+    from trainer.reporting.write import refresh_report as refresh_report
     from trainer.reporting.write import write_details as write_details
     from trainer.reporting.write import write_report as write_report
 

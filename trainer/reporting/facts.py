@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.errors import RunError
 from trainer.evaluation.gate import made_warning
+from trainer.evaluation.holes import JudgedResults
 from trainer.evaluation.results import JUDGED, adjusted, detectable_of
 from trainer.evaluation.statistics import Interval, bootstrap
 from trainer.forecast import read_predicted
@@ -263,6 +264,20 @@ class Facts:
     def interpolation(self) -> list[tuple[float, float]]:
         """List of (share of the trained weights, dev score); empty if interpolation was not tried."""
         return [(share, score) for share, score in self.notes.get(self.training, {}).get("interpolation") or []]
+
+    @property
+    def judged_holes(self) -> JudgedResults | None:
+        """The results with a judge's grades of unjudged documents; None without a judge after this evaluation."""
+        folder = self.run / "judge"
+        done, evaluated = (path / "done.json" for path in (folder, self.evaluate))
+        if "judge" not in self.notes or done.stat().st_mtime_ns < evaluated.stat().st_mtime_ns:
+            return None
+        return JudgedResults.load(folder)
+
+    @property
+    def agreements(self) -> list[tuple[str, dict[str, Any]]]:
+        """The agreement of each teacher by endpoint with the human labels, by the name of its stage."""
+        return [(stage, notes["agreement"]) for stage, notes in self.notes.items() if "agreement" in notes]
 
     @property
     def mining(self) -> Path:

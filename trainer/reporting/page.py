@@ -66,7 +66,7 @@ def render(facts: Facts) -> str:
         thresholds=probabilities.THRESHOLD,
         qualities=probabilities.QUALITY,
         names=NAMES,
-        sections=sections(facts.results, facts.metric),
+        sections=sections(facts),
         plural=plural,
         charts=draw(facts),
         tables=tables(facts),

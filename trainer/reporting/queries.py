@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.data import Collection, trec_fields, trec_id
 from trainer.errors import RunError
-from trainer.evaluation.metrics import best_order, per_query
+from trainer.evaluation.metrics import RankingById, best_order, per_query
 from trainer.evaluation.seeds import SYSTEM
 from trainer.runtime.console import visible
 from trainer.runtime.run_folder import read_json, replacing
@@ -68,6 +68,15 @@ def _read_runs(
                     query, _, document, *_ = trec_fields(line, 6)
                     orders[system][queries[query]].append(documents[document])
     return orders
+
+
+def read_rankings(collection: Collection, folder: Path, split: str, names: Iterable[str]) -> dict[str, RankingById]:
+    """Return the rankings in those TREC runs of an evaluation that exist, with ids."""
+    queries, documents = collection.query_ids, collection.document_ids
+    return {
+        name: {queries[query]: [documents[row] for row in rows] for query, rows in order.items()}
+        for name, order in _read_runs(collection, folder, {"split": split}, names).items()
+    }
 
 
 def score_orders(collection: Collection, split: str, order: Order, metric: str) -> dict[int, float]:

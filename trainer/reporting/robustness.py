@@ -1,13 +1,15 @@
-"""Sections of a report that only some runs have: trainings with several seeds, and guard sets."""
+"""Sections of a report that only some runs have: seeds, guard sets, teachers by endpoint, and grades of a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.evaluation.gate import GUARD_METRIC, LEVEL, GuardFinding
+from trainer.evaluation.holes import COLUMNS, HOLES_DEPTH, JudgedResults
 from trainer.evaluation.seeds import SeedResult, describe_seeds
+from trainer.reporting.facts import Facts
 
 GUARD_COLUMNS = (
     "guard set",
@@ -36,13 +38,17 @@ class Section:
     rows: list[list[str]]
 
 
-def sections(results: Mapping[str, Any], metric: str) -> list[Section]:
-    """Return the sections that results.json has content for."""
+def sections(facts: Facts) -> list[Section]:
+    """Return the sections that the run has content for."""
     found = []
-    if rows := [SeedResult(**row) for row in results.get("seeds", ())]:
-        found.append(_seeds(rows, metric))
-    if rows := [GuardFinding(**row) for row in results.get("guard", ())]:
+    if rows := [SeedResult(**row) for row in facts.results.get("seeds", ())]:
+        found.append(_seeds(rows, facts.metric))
+    if rows := [GuardFinding(**row) for row in facts.results.get("guard", ())]:
         found.append(_guard(rows))
+    if judged := facts.judged_holes:
+        found.append(_judged(judged, facts.label))
+    if facts.agreements:
+        found.append(_teachers(facts.agreements))
     return found
 
 
@@ -64,3 +70,23 @@ def _guard(guard: list[GuardFinding]) -> Section:
         for one in guard
     ]
     return Section("guard", "Guard sets", GUARD_CAPTION, GUARD_COLUMNS, rows)
+
+
+def _judged(judged: JudgedResults, label: Callable[[str], str]) -> Section:
+    text = (
+        f"{judged.sentence}. {judged.metric} with these grades in place of the unjudged documents, which is not the "
+        "result of this run: its figures above are from human labels alone. Gains are to the first stage; unjudged and "
+        f"left are documents of the top {HOLES_DEPTH} without a label, and without a grade too."
+    )
+    return Section("judge", "With grades of a language model", text, ("system", *COLUMNS[1:]), judged.rows(label))
+
+
+def _teachers(agreements: Sequence[tuple[str, Mapping[str, Any]]]) -> Section:
+    rows = [
+        [one["endpoint"], stage, one["measure"], f"{one['value']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}"]
+        + [str(one["queries"]), one["split"], one["others"]]
+        for stage, one in agreements
+    ]
+    columns = ("teacher", "stage", "measure", "agreement", "95 % interval", "queries", "split", "besides relevant")
+    text = "Scores of models behind an endpoint, compared with human labels before they were used."
+    return Section("teachers", "Teachers by endpoint", text, columns, rows)

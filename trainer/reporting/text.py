@@ -85,7 +85,7 @@ def _of_judged(facts: Facts) -> list[str]:
 
 def _some_runs(facts: Facts) -> list[str]:
     parts = []
-    for section in sections(facts.results, facts.metric):
+    for section in sections(facts):
         rows = [[markdown(name), *others] for name, *others in section.rows]
         parts += [f"## {section.title}", section.text, _table(section.columns, rows)]
     return parts

@@ -12,6 +12,7 @@ from trainer.reporting.page import render
 from trainer.reporting.queries import FILE as QUERIES
 from trainer.reporting.queries import write_queries
 from trainer.reporting.text import markdown_report
+from trainer.runtime import console
 from trainer.runtime.run_folder import read_record, remove, replacing
 
 PAGE, MARKDOWN = "report.html", "report.md"  # in the run folder
@@ -21,6 +22,16 @@ def write_details(collection: Collection, folder: Path, seed: int) -> None:
     """Write `queries.jsonl` and `depths.json` to the folder of an evaluation, from its TREC runs and results.json."""
     write_queries(collection, folder)
     write_depths(collection, folder, seed)
+
+
+def refresh_report(run: Path) -> None:
+    """Write the report of a run unless there is one that is newer than its evaluation and its judge's grades."""
+    page = run / PAGE
+    done = [run / stage / "done.json" for stage in ("evaluate", "judge")]
+    newest = max(path.stat().st_mtime_ns for path in done if path.is_file())
+    if not page.is_file() or page.stat().st_mtime_ns < newest:
+        write_report(run)
+    console.stage("report", str(page))
 
 
 def write_report(run: Path) -> Path:

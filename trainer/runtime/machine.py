@@ -20,7 +20,7 @@ from typing import ParamSpec, TypeVar
 
 from trainer.errors import MachineError, TrainerError, one_line
 
-EMBEDDINGS, TEACHERS = ".embeddings", ".teachers"  # caches in the folder of all runs
+EMBEDDINGS, TEACHERS, ENDPOINTS = ".embeddings", ".teachers", ".endpoints"  # caches in the folder of all runs
 P = ParamSpec("P")
 T = TypeVar("T")
 

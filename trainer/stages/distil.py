@@ -1,7 +1,7 @@
-"""Distil: train a standard checkpoint, the student, on the tuned model's scores, without relevance judgements.
+"""Distil: train a standard checkpoint, the student, on a teacher's scores, without relevance judgements.
 
-The tuned model, the teacher, scores the candidates of train queries and of pseudo-queries. Dev queries only select the
-checkpoint, and test queries only measure it; neither is used for training.
+The teacher, by default the tuned model, scores the candidates of train queries and of pseudo-queries. Dev queries only
+select the checkpoint, and test queries only measure it; neither is used for training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import context, evaluation, mining, model, retriever, training
-from trainer.context import Notes, Run, Stage, content, settings
+from trainer.context import Notes, Run, Stage, content, endpoint, settings
 from trainer.data import pseudo_queries as pseudo
 from trainer.errors import RunError
 from trainer.forecast import Cost, Work
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from trainer.data import Collection
+    from trainer.data.groups import Group
     from trainer.retriever import Candidates
 
 
@@ -39,20 +40,22 @@ class Distil(Stage):
         return recipe.distil is not None
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the section's keys, and the hash of the student's base model."""
+        """Return the section's keys, and the hashes of the student's base model and of another teacher."""
         section = recipe.distil
-        return settings("distil", section, {"model", "trust_remote_code"}) | content(
-            "distil.model", section and section.model
-        )
+        unread = {"model", "trust_remote_code", "teacher_trust_remote_code"}
+        if section is None or section.other_teacher is None:
+            teacher: dict[str, Any] = {}
+        else:
+            unread |= {"teacher"}
+            teacher = content("distil.teacher", section.other_teacher) | endpoint("distil.teacher", recipe)
+        return settings("distil", section, unread) | content("distil.model", section and section.model) | teacher
 
     def run(self, run: Run, folder: Path) -> Notes:
         """Score the queries' candidates with the teacher, and train the student on them."""
         from accelerate.utils import set_seed
 
         collection, candidates = _unlabelled(run, folder)
-        groups = mining.groups_by_teacher(candidates, _teacher_scores(run, collection, candidates))
-        if not groups:
-            raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+        groups, values = _groups(run, collection, candidates)
         pairs = sum(len(group.documents) for group in groups)
         pseudo = sum(group.query >= len(run.collection.queries) for group in groups)
         trained_on = f"{pairs} pairs of {len(groups) - pseudo} train and {pseudo} pseudo-queries"
@@ -80,7 +83,7 @@ class Distil(Stage):
         tuned = run.notes(run.last_training)["best_dev"]
         line = f"{trained_on}; best dev {run.metric} {best:.4f} at step {step}"
         line += f" (tuned {tuned:.4f}, first stage {run.first_stage_dev:.4f})"
-        return Notes(line, {"best_dev": best, "best_step": step})
+        return Notes(line, {"best_dev": best, "best_step": step} | values)
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of the teacher's scores, of training the student on them, and of the evaluations on dev."""
@@ -90,7 +93,7 @@ class Distil(Stage):
         settings = training.student_recipe(work.recipe).train
         steps = len(training.steps(section.queries, settings, work.recipe.seed))
         evaluations = 1 + len(training.evaluation_steps(steps, settings))
-        cost = Cost(teacher.load + pairs * teacher.score, 2 * work.weights(speed))
+        cost = Cost(bytes=2 * work.weights(speed)) + _cost_of_teacher(work, section.queries, pairs)
         cost += Cost(4 * speed.load + pairs * section.epochs * speed.learn + steps * speed.step)
         cost += Cost(evaluations * work.pairs("dev") * speed.score)
         if work.recipe.bi_encoder and (drawn := section.queries - work.queries("train")) > 0:
@@ -98,6 +101,16 @@ class Distil(Stage):
         if section.teacher == "fused":
             cost += Cost(teacher.load + work.pairs("dev") * teacher.exact)
         return cost
+
+
+def _cost_of_teacher(work: Work, queries: int, pairs: int) -> Cost:
+    """Return the cost of the teacher's scores."""
+    section = work.recipe.distil
+    assert section is not None
+    if "distil.teacher" in work.recipe.scoring_endpoints:
+        return work.asked("distil.teacher", queries, pairs // max(1, queries))
+    speed = work.reranker if section.other_teacher is None else work.other_teacher
+    return Cost(speed.load + pairs * speed.score)
 
 
 def _chooser(run: Run) -> model.Reranker | None:
@@ -149,14 +162,31 @@ def _retrieve(run: Run, collection: Collection, rows: list[int], path: Path) -> 
         retriever.retrieve_unjudged(run.recipe.retriever, collection, rows, embeddings, tuned).save(path)
 
 
-def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> np.ndarray:
-    """Return the teacher's scores (queries, depth), -inf where there is no candidate."""
-    assert run.recipe.distil is not None
+def _groups(run: Run, collection: Collection, candidates: Candidates) -> tuple[list[Group], dict[str, Any]]:
+    """Return the candidates in the teacher's order, and values for `done.json`; raise RunError if there is no order."""
+    scores, values = _teacher_scores(run, collection, candidates)
+    if not (groups := mining.groups_by_teacher(candidates, scores)):
+        raise RunError("distil: no query has two candidates to order; raise distil.queries, or remove the section")
+    return groups, values
+
+
+def _teacher_scores(run: Run, collection: Collection, candidates: Candidates) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the teacher's scores (queries, depth), and values for `done.json`.
+
+    They are -inf where there is no candidate, and NaN where an endpoint gives none.
+    """
+    section = run.recipe.distil
+    assert section is not None
+    if section.other_teacher is not None:
+        trust = section.teacher_trust_remote_code
+        teacher = context.teacher(run, section.other_teacher, collection, trust, "distil.teacher")
+        values = teacher.checked() if isinstance(teacher, context.EndpointTeacher) else {}
+        return candidates.scored(teacher), values
     tuned = str(run.best(run.last_training))
     logits = candidates.scored(context.teacher(run, tuned, collection, context.may_run_code(run, "train")))
-    if run.recipe.distil.teacher == "tuned":
-        return logits
+    if section.teacher == "tuned":
+        return logits, {}
     weights = context.first_stage_weights(run, context.score(run, tuned, run.reranked("dev")), ("scores",))
     console.stage("distil", f"the teacher's scores are fused with the first stage's; {evaluation.describe(weights)}")
     fused = evaluation.fuse_with_first_stage(candidates, logits, weights["scores"].chosen)
-    return mining.rescale_to_logits(fused, logits)
+    return mining.rescale_to_logits(fused, logits), {}

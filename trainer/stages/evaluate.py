@@ -97,7 +97,7 @@ class Evaluate(Stage):
     def show(self, run: Run) -> None:
         """Print the table, and write the report unless there is one of this evaluation."""
         evaluation.show(evaluation.Results.load(run.folder / self.folder))
-        run.on_main(lambda: _report(run.folder))
+        run.on_main(lambda: reporting.refresh_report(run.folder))
 
 
 def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str:
@@ -167,11 +167,3 @@ def _latency(run: Run) -> dict[str, Any]:
     stage = run.exported
     reranker = context.load(run, str(run.best(stage)), "distil" if stage == "distil" else "train")
     return reporting.measure_latency(reranker, run.collection, run.reranked("test"))
-
-
-def _report(folder: Path) -> None:
-    """Write report.html and report.md of a run, unless they are newer than its evaluation."""
-    page, done = folder / reporting.PAGE, folder / "evaluate" / "done.json"
-    if not page.is_file() or page.stat().st_mtime_ns < done.stat().st_mtime_ns:
-        reporting.write_report(folder)
-    console.stage("report", str(page))

@@ -44,9 +44,10 @@ class Export(Stage):
         step = run.notes(run.exported)["best_step"]
         adapter = _verified_adapter(run, reranker, trust)
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
+        judged = evaluation.JudgedResults.load(run.folder / "judge") if "judge" in run.records else None
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
         dev = _dev_metric(run, results.shipped)
-        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated, dev)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated, dev, judged)
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         _splits(run).save(folder / "model")

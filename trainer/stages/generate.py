@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import context, generation, retriever
+from trainer import context, endpoints, generation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data import Collection
 from trainer.data.generated import write_queries
@@ -16,13 +16,13 @@ from trainer.runtime.verify import sha256
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trainer.generation import Draft, Spent, Store
-    from trainer.generation.endpoint import Request
+    from trainer.endpoints import Spent
+    from trainer.endpoints.chat import ChatRequest
+    from trainer.generation import Draft
     from trainer.generation.sources import Source
     from trainer.recipe.generate import Kind
     from trainer.retriever import Embeddings
 
-STORE = Path(".endpoints", "chat.jsonl")  # in the folder of all runs
 # Keys that change how requests are sent, or what is printed, but not the queries.
 WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model", "check"}
 
@@ -63,10 +63,10 @@ class Generate(Stage):
 
         def make() -> tuple[Draft, dict[str, Any]]:
             sources, requests = planned(run, collection, documents)
-            store = store_of(run.folder.parent)
+            store = endpoints.store_of(run.folder.parent)
             asked = [request for request, _ in requests]
-            spent = generation.Spent()
-            generation.ask(section, section.endpoint, asked, store, spent)
+            spent, service = endpoints.Spent(), endpoints.Service(section.endpoint, "generate.model")
+            endpoints.ask(service, asked, store, section, spent)
             answered = sum(request.key in store.answers for request in asked)
             draft = generation.Draft.read(collection, sources, requests, store.answers)
             return draft, {"asked": len(asked), "answered": answered, "spent": spent}
@@ -104,22 +104,22 @@ def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: C
     ]
     passages = collection.passages([row for _, row in pairs])
     requests = [
-        generation.request_for_pair(section.checker, draft.kept[index].text, passage)
+        endpoints.request_for_pair(section.checker, draft.kept[index].text, passage)
         for (index, _), passage in zip(pairs, passages, strict=True)
     ]
-    store = store_of(run.folder.parent)
-    generation.ask(section, section.checker, requests, store, spent)
+    store = endpoints.store_of(run.folder.parent)
+    endpoints.ask(endpoints.Service(section.checker, "generate.check"), requests, store, section, spent)
     grades: list[dict[int, int]] = [{} for _ in draft.kept]
     for (index, row), request in zip(pairs, requests, strict=True):
         answer = store.answers.get(request.key)
-        if answer is not None and (grade := generation.read_grade(answer.text)) is not None:
+        if answer is not None and (grade := endpoints.read_grade(answer.text)) is not None:
             grades[index][row] = grade
     draft.check(grades)
 
 
 def planned(
     run: Run, collection: Collection, documents: Embeddings | None
-) -> tuple[list[Source], list[tuple[Request, list[Kind]]]]:
+) -> tuple[list[Source], list[tuple[ChatRequest, list[Kind]]]]:
     """Return the documents that the stage asks, and each one's request with the kinds of queries that it asks for."""
     section = run.recipe.generate
     assert section is not None
@@ -131,8 +131,3 @@ def documents_of(run: Run, collection: Collection) -> Embeddings | None:
     """Return the vectors of the documents, None without a bi-encoder; every process calls it."""
     embeddings, _ = context.embed(run, collection, [])
     return embeddings[1] if embeddings else None
-
-
-def store_of(runs: Path) -> Store:
-    """Return the answers that all runs in a folder share."""
-    return generation.Store(runs / STORE)

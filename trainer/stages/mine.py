@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import context, mining
-from trainer.context import Notes, RoundStage, Run, content, settings
+from trainer.context import Notes, RoundStage, Run, content, endpoint, settings
 from trainer.data.groups import write_groups
 from trainer.errors import RunError
 from trainer.forecast import Cost, Work
@@ -25,13 +25,15 @@ class Mine(RoundStage):
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys of `mine` in use, the teacher's hash, and other inputs of the selection."""
         section, reranker = recipe.mine, recipe.reranker
+        local = section.teacher and "mine.teacher" not in recipe.scoring_endpoints
         unread = {"teacher", "teacher_trust_remote_code", "rounds"}
         unread |= set() if section.teacher or section.rounds == 2 else {"teacher_margin"}
         return (
             settings("mine", section, unread)
             | content("mine.teacher", section.teacher)
-            | ({"reranker.max_length": reranker.max_length} if section.teacher else {})
-            | (settings("passages", recipe.passages) if section.teacher else {})
+            | endpoint("mine.teacher", recipe)
+            | ({"reranker.max_length": reranker.max_length} if local else {})
+            | (settings("passages", recipe.passages) if local else {})
             | ({"reranker.depth": recipe.rerank_depth} if section.groups == "lists" else {})
             | {"seed": recipe.seed}
             | ({} if self.round == 1 else {"mine.rounds": self.round})
@@ -42,7 +44,8 @@ class Mine(RoundStage):
         section, second = run.recipe.mine, self.round > 1
         reference = str(run.best("train")) if second else section.teacher
         trust = context.may_run_code(run, "train") if second else section.teacher_trust_remote_code
-        scorer = context.teacher(run, reference, run.collection, trust) if reference else None
+        scorer = context.teacher(run, reference, run.collection, trust, "mine.teacher") if reference else None
+        values = scorer.checked() if isinstance(scorer, context.EndpointTeacher) else {}
         candidates = run.reranked("train") if section.groups == "lists" else run.candidates("train")
         mined = mining.mine(section, run.collection, candidates, run.recipe.seed, scorer, by_teacher=second)
         report = mining.Report.of(mined, run.collection, section)
@@ -54,7 +57,8 @@ class Mine(RoundStage):
         likely = mining.write_likely_false_negatives(section, mined, run.collection, folder)
         report.write(mined, run.collection, folder)
         report.show()
-        return Notes(f"{report.summary}; {likely} likely false negatives; see {folder / 'report.md'}")
+        line = f"{report.summary}; {likely} likely false negatives; see {folder / 'report.md'}"
+        return Notes(line, values)
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of the teacher's scores, if there is one; the rest takes seconds."""
@@ -63,6 +67,8 @@ class Mine(RoundStage):
         window = work.depth if section.groups == "lists" else section.last_rank - section.first_rank + 1
         if self.round > 1:
             return cost + Cost(work.reranker.load + queries * window * work.reranker.score)
+        if "mine.teacher" in work.recipe.scoring_endpoints:
+            return cost + work.asked("mine.teacher", queries, window)
         if section.teacher:
             return cost + Cost(work.teacher.load + queries * window * work.teacher.score)
         return cost
