@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer.errors import one_line
 from trainer.export.readers import Pairs, score_sentence_transformers, score_transformers
+from trainer.inference import Format
 from trainer.inference.gate import LEAST_TAU, Quality, exact_fault, kendalls_tau, largest_difference
 from trainer.runtime import console
 from trainer.runtime.machine import explain
