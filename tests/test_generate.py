@@ -971,7 +971,7 @@ def test_a_batch_gives_what_requests_give(bare_recipe, beir, server, tmp_path, c
             "2: data.qrels: is missing: corpus, queries and qrels belong together; name its file",
         ),
         ("data: {path: a}\ngenerate: {}", "3: generate.model: is required but missing"),
-        ("data: {path: a}\ngenerate: {model: gpt}", "3: generate.model: is an endpoint, chat:MODEL@URL"),
+        ("data: {path: a}\ngenerate: {model: gpt}", "3: generate.model: is extract, or an endpoint, chat:MODEL@URL"),
         ("data: {path: a}\ngenerate: {model: chat:m@http://h, kinds: []}", "3: generate.kinds: names each kind once"),
         ("data: {path: a}\ngenerate: {model: chat:m@http://h, prices: [-1, 2]}", "3: generate.prices: are from 0"),
         (

@@ -162,11 +162,11 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
 
 
 def _endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
-    """Return the error of the endpoint of `generate`, unless the stage is finished and needs none."""
+    """Return the errors of the endpoints of `generate`, unless the stage is finished and needs none."""
     if recipe.generate is None or (runs / recipe.name / "generate" / "done.json").is_file():
         return []
-    problem = endpoint_problem(recipe.generate.endpoint)
-    return [RunError(problem)] if problem else []
+    endpoints = filter(None, (recipe.generate.endpoint, recipe.generate.checker))
+    return [RunError(problem) for problem in dict.fromkeys(map(endpoint_problem, endpoints)) if problem]
 
 
 def _show(summary: Summary, recipe: Recipe) -> None:

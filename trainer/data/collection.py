@@ -159,8 +159,9 @@ class Collection:
     {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
     (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
     are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `made` are the
-    query rows that were made from documents (the stage generate). `section` is the data section for a recipe, which
-    only a collection from memory has.
+    query rows that were made from documents (the stage generate). `cut` are documents that some of these were taken
+    from: {document row: its title and text without them}, which is what models read with made queries. `section` is the
+    data section for a recipe, which only a collection from memory has.
     """
 
     documents: Dataset
@@ -172,6 +173,7 @@ class Collection:
     excludes_self: bool = True
     section: Data | None = None
     made: frozenset[int] = frozenset()
+    cut: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     @explained
@@ -252,8 +254,33 @@ class Collection:
         return self.queries.select(rows)["text"][:]
 
     def passages(self, rows: Sequence[int]) -> list[str]:
-        """Return title and text of document rows, which is what models read."""
-        return self.documents.select(rows)["passage"][:]
+        """Return title and text of document rows, which is what models read; rows of `read_with` are allowed."""
+        return (self._whole_and_cut if self.cut else self.documents).select(rows)["passage"][:]
+
+    def read_with(self, query: int, document: int) -> int:
+        """Return the row of what models read of a document with a query: its own, or that of its cut text.
+
+        Cut texts have rows after those of all documents, which `passages` knows and nothing else.
+        """
+        return self._cut_rows.get(document, document) if query in self.made else document
+
+    def as_made_queries_find_it(self) -> Collection:
+        """Return the collection in which documents that queries were taken from have their cut text."""
+        rows = [self._cut_rows.get(row, row) for row in range(len(self.documents))]
+        return replace(self, documents=self._whole_and_cut.select(rows), cut={})
+
+    @cached_property
+    def _cut_rows(self) -> dict[int, int]:
+        return {row: len(self.documents) + place for place, row in enumerate(self.cut)}
+
+    @cached_property
+    def _whole_and_cut(self) -> Dataset:
+        """The documents, and after them the cut ones."""
+        from datasets import Dataset, concatenate_datasets
+
+        whole = self.documents.select(list(self.cut))
+        columns = {"id": whole["id"][:], "title": [""] * len(whole), "passage": list(self.cut.values())}
+        return concatenate_datasets([self.documents, Dataset.from_dict(columns, features=self.documents.features)])
 
     @cached_property
     def first_alike(self) -> np.ndarray:

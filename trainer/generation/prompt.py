@@ -40,6 +40,7 @@ Answer with one JSON object per query, each on a line of its own, and nothing el
 
 def request_for(section: Generate, document: str, kinds: Sequence[Kind], examples: Sequence[str]) -> Request:
     """Return the request for a document."""
+    assert section.endpoint is not None
     content: dict[str, Any] = {"kinds": {kind: MEANINGS[kind] for kind in kinds}}
     if examples:
         content["examples"] = list(examples[:EXAMPLES])

@@ -167,7 +167,7 @@ def _generated(facts: Facts) -> list[str]:
     sources = f"{made['answered']} of {made['documents']} documents"
     return [
         "## Queries made from documents",
-        f"{kept}, from the answers of {markdown(made['model'])} for {sources}.",
+        f"{kept}: {markdown(made['origin'])} {sources}.",
         _table(["query", "kind", "document"], examples),
         *([_table(["reason for being dropped", "queries", "example", "document"], dropped)] if dropped else []),
     ]

@@ -1,7 +1,8 @@
-"""Generate: queries made from the documents by a language model, for train, and for dev and test without real ones."""
+"""Generate: queries made from the documents, or taken from them, for train, and for dev and test without real ones."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.generation import Draft, Spent, Store
     from trainer.generation.endpoint import Request
     from trainer.generation.sources import Source
+    from trainer.recipe import Generate as Section
     from trainer.recipe.generate import Kind
     from trainer.retriever import Embeddings
 
@@ -47,7 +49,7 @@ class Generate(Stage):
         first_stage = settings("retriever", recipe.retriever, {"model", "run", "trust_remote_code", "tune", "fusion"})
         return (
             settings("generate", section, WITHOUT_EFFECT)
-            | {"generate.model": section.endpoint.model, "seed": recipe.seed}
+            | {"generate.model": section.origin, "seed": recipe.seed}
             | {"generate.check": section.checker and section.checker.model}
             | examples
             | first_stage
@@ -55,41 +57,57 @@ class Generate(Stage):
         )
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Ask for queries on the main process, and filter them by what the first stage finds."""
+        """Ask for queries on the main process, or take them, and filter them by what the first stage finds."""
         section = run.recipe.generate
         assert section is not None
         collection = Collection.open(run.folder / "data")
         documents = documents_of(run, collection)
-
-        def make() -> tuple[Draft, dict[str, Any]]:
-            sources, requests = planned(run, collection, documents)
-            store = store_of(run.folder.parent)
-            asked = [request for request, _ in requests]
-            spent = generation.Spent()
-            generation.ask(section, section.endpoint, asked, store, spent)
-            answered = sum(request.key in store.answers for request in asked)
-            draft = generation.Draft.read(collection, sources, requests, store.answers)
-            return draft, {"asked": len(asked), "answered": answered, "spent": spent}
-
-        draft, counts = run.on_main(make)
+        draft, counts = run.on_main(lambda: _draft(run, collection, documents))
         draft.require(("train",))
-        extended = collection.with_queries({f"draft {index}": one.text for index, one in enumerate(draft.kept)})
+        texts = {f"draft {index}": query.text for index, query in enumerate(draft.kept)}
+        extended = replace(collection.with_queries(texts), cut=_cut(section, draft, collection))
         rows = list(range(len(collection.queries), len(extended.queries)))
-        embeddings, _ = context.embed(run, extended, rows)
+        embeddings, _ = context.embed(run, extended, rows, cut=section.extracts)
         if not run.is_main:
             return Notes()
-        candidates = retriever.retrieve_unjudged(run.recipe.retriever, extended, rows, embeddings)
+        searched = extended.as_made_queries_find_it() if section.extracts else extended
+        candidates = retriever.retrieve_unjudged(run.recipe.retriever, searched, rows, embeddings)
         found = draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
+        if section.extracts:
+            found = draft.filter_repeated(collection, found)
         _check(run, draft, found, collection, counts["spent"])
         made_splits = ["train", *(split for split in ("dev", "test") if not collection.answerable(split))]
         draft.require(made_splits)
-        write_queries(draft.kept, collection, folder)
+        write_queries(draft.kept, collection, folder, _cut(section, draft, collection))
         report = draft.report(collection, section, **counts)
         write_json(folder / "report.json", report)
         kept = ", ".join(f"{count} {split}" for split, count in report["kept"].items())
         dropped = ", ".join(f"{one['count']} {reason}" for reason, one in report["dropped"].items()) or "none"
-        line = f"queries made from {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}"
-        return Notes(line)
+        source = "taken from" if section.extracts else "made from"
+        return Notes(f"queries {source} {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}")
+
+
+def _draft(run: Run, collection: Collection, documents: Embeddings | None) -> tuple[Draft, dict[str, Any]]:
+    """Return the queries that are left after the filters of texts, and counts for the report."""
+    section, spent = run.recipe.generate, generation.Spent()
+    assert section is not None
+    if section.endpoint is None:
+        sources = _sources(run, collection, documents)
+        draft = generation.Draft.taken(collection, sources, section.queries_per_document)
+        answered = len({query.document for queries in (draft.kept, *draft.dropped.values()) for query in queries})
+        return draft, {"asked": len(sources), "answered": answered, "spent": spent}
+    sources, requests = planned(run, collection, documents)
+    store = store_of(run.folder.parent)
+    asked = [request for request, _ in requests]
+    generation.ask(section, section.endpoint, asked, store, spent)
+    answered = sum(request.key in store.answers for request in asked)
+    draft = generation.Draft.read(collection, sources, requests, store.answers)
+    return draft, {"asked": len(asked), "answered": answered, "spent": spent}
+
+
+def _cut(section: Section, draft: Draft, collection: Collection) -> dict[int, str]:
+    """Return the texts of documents without the queries that were taken from them, by row; none with a model."""
+    return generation.cut(collection, draft.kept) if section.extracts else {}
 
 
 def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent) -> None:
@@ -123,8 +141,15 @@ def planned(
     """Return the documents that the stage asks, and each one's request with the kinds of queries that it asks for."""
     section = run.recipe.generate
     assert section is not None
-    sources = generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
+    sources = _sources(run, collection, documents)
     return sources, generation.requests_of(section, collection, sources)
+
+
+def _sources(run: Run, collection: Collection, documents: Embeddings | None) -> list[Source]:
+    """Return the documents that queries are made from."""
+    section = run.recipe.generate
+    assert section is not None
+    return generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
 
 
 def documents_of(run: Run, collection: Collection) -> Embeddings | None:
