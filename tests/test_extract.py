@@ -280,7 +280,7 @@ def test_extracted_queries_never_tune_and_real_ones_find_whole_documents(extract
 
 
 def test_retrieval_of_made_queries_has_the_vectors_of_cut_texts(extract_recipe, tmp_path, tiny):
-    recipe = load_recipe(extract_recipe, ["retriever.kind=hybrid", f"retriever.model={tiny['bi']}"])
+    recipe = load_recipe(extract_recipe, ["retriever.kind=hybrid", f"retriever.model={tiny['bert']}"])
     run(recipe, tmp_path / "runs", until="retrieve")
     opened = open_run(recipe, tmp_path / "runs")
     train = opened.candidates("train")
