@@ -14,7 +14,7 @@ Imports inside run down, like the package's own:
     metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
 
-from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
+from trainer.recipe.data import CLICKS, FILES, HUB, READING, Data, GuardSet
 from trainer.recipe.endpoint import Endpoint
 from trainer.recipe.generate import Generate
 from trainer.recipe.retriever import UNSPACED, Retriever
@@ -43,6 +43,7 @@ from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_rec
 
 __all__ = [
     "BESIDES_WINDOW",
+    "CLICKS",
     "FILES",
     "HUB",
     "MAX_AUTO_LENGTH",
