@@ -57,7 +57,11 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     trusted, trust = reference.trust_remote_code, reference.trust_key
     if reference.key == "retriever.model":
         return checks.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
-    heads: dict[str, checks.Head] = {"mine.teacher": "trained", "distil.model": "classifier"}
+    heads: dict[str, checks.Head] = {
+        "generate.check": "trained",
+        "mine.teacher": "trained",
+        "distil.model": "classifier",
+    }
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
     options = {} if reference.key in heads else {"prompting": Prompting.of(recipe.reranker)}

@@ -22,6 +22,7 @@ from trainer.lazy import face
 if TYPE_CHECKING:
     from trainer.generation.batch import read_answers as read_answers
     from trainer.generation.batch import write_requests as write_requests
+    from trainer.generation.check import grades_of_scores as grades_of_scores
     from trainer.generation.check import read_grade as read_grade
     from trainer.generation.check import request_for_pair as request_for_pair
     from trainer.generation.endpoint import Spent as Spent

@@ -55,10 +55,14 @@ class Generate(Section):
     """Drop a made query if the untuned first stage does not return its document within this rank; null: keep all."""
 
     check: str | None = None
-    """Model (chat:MODEL@URL) that judges for each made query its document and the first candidates: others that answer
-    it become relevant too, and a query that its document does not answer is dropped; null: no check."""
+    """Model that judges for each made query its document and the first candidates: others that answer it become
+    relevant too, and a query that its document does not answer is dropped. A language model (chat:MODEL@URL), or a
+    cross-encoder (Hub id, folder, package:NAME/SUB), for which documents answer that score as high as the query's own;
+    null: no check."""
     check_depth: int = Field(default=5, ge=1, le=50)
     """Number of candidates that are judged for each made query, one request each."""
+    check_trust_remote_code: bool = False
+    """Allow Python code in the folder of the cross-encoder that checks."""
 
     @field_validator("model", "check")
     @classmethod
@@ -66,7 +70,7 @@ class Generate(Section):
         if info.field_name == "model" and reference and not reference.startswith(CHAT):
             if reference != EXTRACT:
                 raise ValueError(f"is {EXTRACT}, or an endpoint, {SHAPE}, got {reference!r:.100}")
-        elif reference is not None:
+        elif reference is not None and reference.startswith(CHAT):
             read_endpoint(reference)
         return reference
 
@@ -109,5 +113,10 @@ class Generate(Section):
 
     @property
     def checker(self) -> Endpoint | None:
-        """The name and the address of the model that judges, None without a check."""
-        return read_endpoint(self.check) if self.check else None
+        """The name and the address of the language model that judges, None without one."""
+        return read_endpoint(self.check) if self.check and self.check.startswith(CHAT) else None
+
+    @property
+    def cross_encoder(self) -> str | None:
+        """The cross-encoder that judges, None without one."""
+        return None if self.checker else self.check

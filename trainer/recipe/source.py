@@ -12,17 +12,17 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.errors import RecipeError, did_you_mean
-from trainer.recipe.data import HUB
+from trainer.recipe.data import FILES, HUB
 from trainer.recipe.plain_yaml import PlainLoader, compose, read_text
 from trainer.recipe.schema import Recipe, sections
 from trainer.recipe.section import LONGEST_TEXT
 
 OPTIONAL_SECTIONS = ("generate", "passages", "distil", "push")  # what they ask for is only done if one is given
-PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
+PATHS = [("data", key) for key in (*FILES, "path", "judgements")]
 PATHS += [("generate", "examples"), ("retriever", "run"), ("evaluate", "guard")]
 COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
-REFERENCES += [("generate", "tokenizer")]
+REFERENCES += [("generate", "tokenizer"), ("generate", "check")]
 # Keys of older recipes, with the message about each.
 MOVED = {
     "evaluate.depth": "is now reranker.depth",

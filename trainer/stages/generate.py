@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STORE = Path(".endpoints", "chat.jsonl")  # in the folder of all runs
 # Keys that change how requests are sent, or what is printed, but not the queries.
-WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model", "check"}
+WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model", "check", "check_trust_remote_code"}
 
 
 class Generate(Stage):
@@ -50,7 +50,8 @@ class Generate(Stage):
         return (
             settings("generate", section, WITHOUT_EFFECT)
             | {"generate.model": section.origin, "seed": recipe.seed}
-            | {"generate.check": section.checker and section.checker.model}
+            | ({"generate.check": section.checker.model} if section.checker else {})
+            | content("generate.check", section.cross_encoder)
             | examples
             | first_stage
             | content("retriever.model", recipe.bi_encoder)
@@ -64,18 +65,21 @@ class Generate(Stage):
         documents = documents_of(run, collection)
         draft, counts = run.on_main(lambda: _draft(run, collection, documents))
         draft.require(("train",))
-        texts = {f"draft {index}": query.text for index, query in enumerate(draft.kept)}
-        extended = replace(collection.with_queries(texts), cut=_cut(section, draft, collection))
-        rows = list(range(len(collection.queries), len(extended.queries)))
+        extended, rows = _with_draft(section, draft, collection)
         embeddings, _ = context.embed(run, extended, rows, cut=section.extracts)
+
+        def filtered() -> tuple[Draft, list[list[int]]]:
+            searched = extended.as_made_queries_find_it() if section.extracts else extended
+            candidates = retriever.retrieve_unjudged(run.recipe.retriever, searched, rows, embeddings)
+            found = draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
+            return draft, draft.filter_repeated(collection, found) if section.extracts else found
+
+        draft, found = run.on_main(filtered)
+        grades = _grades(run, section, draft, found, collection, counts["spent"])
         if not run.is_main:
             return Notes()
-        searched = extended.as_made_queries_find_it() if section.extracts else extended
-        candidates = retriever.retrieve_unjudged(run.recipe.retriever, searched, rows, embeddings)
-        found = draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
-        if section.extracts:
-            found = draft.filter_repeated(collection, found)
-        _check(run, draft, found, collection, counts["spent"])
+        if section.check:
+            draft.check(grades)
         made_splits = ["train", *(split for split in ("dev", "test") if not collection.answerable(split))]
         draft.require(made_splits)
         write_queries(draft.kept, collection, folder, _cut(section, draft, collection))
@@ -85,6 +89,17 @@ class Generate(Stage):
         dropped = ", ".join(f"{one['count']} {reason}" for reason, one in report["dropped"].items()) or "none"
         source = "taken from" if section.extracts else "made from"
         return Notes(f"queries {source} {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}")
+
+
+def _with_draft(section: Section, draft: Draft, collection: Collection) -> tuple[Collection, list[int]]:
+    """Return the collection with the kept queries, which find documents without the texts taken from them; their rows.
+
+    The queries have no judgements.
+    """
+    texts = {f"draft {index}": query.text for index, query in enumerate(draft.kept)}
+    extended = collection.with_queries(texts)
+    rows = list(range(len(collection.queries), len(extended.queries)))
+    return replace(extended, made=frozenset(rows), cut=_cut(section, draft, collection)), rows
 
 
 def _draft(run: Run, collection: Collection, documents: Embeddings | None) -> tuple[Draft, dict[str, Any]]:
@@ -110,29 +125,44 @@ def _cut(section: Section, draft: Draft, collection: Collection) -> dict[int, st
     return generation.cut(collection, draft.kept) if section.extracts else {}
 
 
-def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent) -> None:
-    """Let the model of `generate.check` grade each query's own document and the first ones of those found for it."""
-    section = run.recipe.generate
-    if section is None or section.checker is None:
-        return
+def _grades(
+    run: Run, section: Section, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent
+) -> list[dict[int, int]]:
+    """Return the grades that `generate.check` gives each query's own document and the first ones found for it.
+
+    A language model is asked by the main process alone, a cross-encoder scores on all.
+    """
+    extended, queries = _with_draft(section, draft, collection)
+    depth = section.check_depth if section.check else 0
+    own = [query.document for query in draft.kept]
     pairs = [
         (index, row)
-        for index, (query, rows) in enumerate(zip(draft.kept, found, strict=True))
-        for row in dict.fromkeys([query.document, *rows[: section.check_depth]])
+        for index, rows in enumerate(found)
+        for row in dict.fromkeys([own[index], *rows[:depth]])
+        if section.check
     ]
-    passages = collection.passages([row for _, row in pairs])
+    grades: list[dict[int, int]] = [{} for _ in draft.kept]
+    if section.cross_encoder is not None:
+        scorer = context.teacher(run, section.cross_encoder, extended, section.check_trust_remote_code)
+        scores: list[dict[int, float]] = [{} for _ in draft.kept]
+        values = scorer([(queries[index], row) for index, row in pairs]).tolist()
+        for (index, row), value in zip(pairs, values, strict=True):
+            scores[index][row] = value
+        return [generation.grades_of_scores(own[index], one) for index, one in enumerate(scores)]
+    if section.checker is None or not run.is_main:
+        return grades
+    passages = extended.passages([extended.read_with(queries[index], row) for index, row in pairs])
     requests = [
         generation.request_for_pair(section.checker, draft.kept[index].text, passage)
         for (index, _), passage in zip(pairs, passages, strict=True)
     ]
     store = store_of(run.folder.parent)
     generation.ask(section, section.checker, requests, store, spent)
-    grades: list[dict[int, int]] = [{} for _ in draft.kept]
     for (index, row), request in zip(pairs, requests, strict=True):
         answer = store.answers.get(request.key)
         if answer is not None and (grade := generation.read_grade(answer.text)) is not None:
             grades[index][row] = grade
-    draft.check(grades)
+    return grades
 
 
 def planned(
