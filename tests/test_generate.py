@@ -28,11 +28,12 @@ pytest.importorskip("openai")
 from trainer.data import Collection
 from trainer.errors import DataError, RecipeError, RunError
 from trainer.generation import endpoint, filters, making
-from trainer.generation.check import read_grade
+from trainer.generation.check import grades_of_scores, read_grade
 from trainer.generation.endpoint import Spent
-from trainer.generation.prompt import kinds_for, queries_in, request_for
+from trainer.generation.prompt import kinds_for, queries_in, read_examples, request_for
 from trainer.generation.sources import Source, plan
 from trainer.generation.store import Answer, Store
+from trainer.model import Reranker
 from trainer.model_files import tokenizer_file
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Endpoint, Generate, load_recipe
@@ -1003,8 +1004,58 @@ def test_generate_without_its_section_is_an_error(recipe_file, tmp_path):
             run(load_recipe(recipe_file), tmp_path / "runs", until=until)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", '{"other": 1}\n'])
-def test_examples_without_a_query_are_an_error(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", ["holds no query"]),
+        ("\n\n", ["holds no query"]),
+        ('{"other": 1}\nhow is it\n{"text": 3}\n{"text": "a"\n', [":1: is not an object", ":3: is", ":4: is"]),
+        ('{"text": " "}\n{"query": "how"}\n', [":1: is not an object"]),
+    ],
+)
+def test_examples_with_faults_are_an_error_that_names_every_line(tmp_path, text, told):
     (tmp_path / "real.jsonl").write_text(text)
-    with pytest.raises(DataError, match="holds no query"):
-        making.read_examples(tmp_path / "real.jsonl")
+    with pytest.raises(DataError) as error:
+        read_examples(tmp_path / "real.jsonl")
+    assert len(error.value.faults) == len(told)
+    assert all(one in fault and "real.jsonl" in fault for one, fault in zip(told, error.value.faults, strict=True))
+
+
+def test_examples_are_lines_or_json_lines(tmp_path):
+    (tmp_path / "real.txt").write_text('how  is it\n{"text": "a b"}\n\n{"query": "c"}\n' + "more\n" * 20)
+    assert read_examples(tmp_path / "real.txt") == ["how is it", "a b", "c", *["more"] * 7]
+
+
+# The check by a cross-encoder.
+
+
+@pytest.mark.parametrize(
+    ("own", "scores", "grades"),
+    [
+        (1, {1: 2.0, 2: 1.0, 3: -1.0}, {1: 3, 2: 0, 3: 0}),
+        (1, {1: 2.0, 2: 2.0, 3: -1.0}, {1: 3, 2: 3, 3: 0}),
+        (1, {1: 2.0, 2: 3.0, 3: 4.0, 4: 0.0}, {1: 0, 2: 3, 3: 3, 4: 0}),
+        (1, {1: -9.0}, {1: 3}),
+    ],
+)
+def test_documents_that_score_as_high_as_the_own_one_answer_too(own, scores, grades):
+    assert grades_of_scores(own, scores) == grades
+
+
+def test_a_cross_encoder_checks_the_queries(bare_recipe, server, tiny, tmp_path):
+    run(load_recipe(bare_recipe), tmp_path / "no", until="generate")
+    made = lines_of(tmp_path / "no" / "tiny" / "generate" / "queries.jsonl")
+    recipe = load_recipe(bare_recipe, [f"generate.check={tiny['reranker']}", "generate.check_depth=4"])
+    run(recipe, tmp_path / "yes", until="generate")
+    checked = lines_of(tmp_path / "yes" / "tiny" / "generate" / "queries.jsonl")
+    assert {line["text"] for line in checked} <= {line["text"] for line in made}
+    reranker = Reranker.load(tiny["reranker"], max_length=32)
+    collection = Collection.open(tmp_path / "yes" / "tiny" / "data")
+    passages = dict(zip(collection.document_ids, collection.documents["passage"][:], strict=True))
+    for line in checked:
+        own, *others = reranker.score([(line["text"], passages[name]) for name in (line["document_id"], *line["also"])])
+        assert all(other >= own - 1e-6 for other in others)
+    assert any(line["also"] for line in checked)
+    report = json.loads((tmp_path / "yes" / "tiny" / "generate" / "report.json").read_text())
+    dropped = report["dropped"].get(filters.UNANSWERED, {"count": 0})["count"]
+    assert dropped == len(made) - len(checked)

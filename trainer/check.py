@@ -23,6 +23,7 @@ from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
 from trainer.generation.endpoint import endpoint_problem
+from trainer.generation.prompt import read_examples
 from trainer.model_files import references
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import Recipe
@@ -48,7 +49,7 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs) + _endpoint_errors(recipe, runs)
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs) + _generate_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
@@ -161,12 +162,18 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
     return errors + model_errors(recipe, weights=False)
 
 
-def _endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
-    """Return the errors of the endpoints of `generate`, unless the stage is finished and needs none."""
+def _generate_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return the errors of endpoints and examples of `generate`, unless the stage is finished and needs none."""
     if recipe.generate is None or (runs / recipe.name / "generate" / "done.json").is_file():
         return []
     endpoints = filter(None, (recipe.generate.endpoint, recipe.generate.checker))
-    return [RunError(problem) for problem in dict.fromkeys(map(endpoint_problem, endpoints)) if problem]
+    problems = dict.fromkeys(map(endpoint_problem, endpoints))
+    errors: list[TrainerError] = [RunError(problem) for problem in problems if problem]
+    try:
+        read_examples(recipe.generate.examples)
+    except DataError as error:
+        errors.append(error)
+    return errors
 
 
 def _show(summary: Summary, recipe: Recipe) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from trainer.data import SPLITS, Collection, Faults, read_lines
+from trainer.data import SPLITS, Collection
 from trainer.data.generated import MadeQuery
-from trainer.errors import DataError, RunError
+from trainer.errors import RunError
 from trainer.generation import filters
 from trainer.generation.check import ANSWERS
 from trainer.generation.endpoint import Chat, Request, Spent
 from trainer.generation.extraction import cut, extract
-from trainer.generation.prompt import EXAMPLES, kinds_for, queries_in, request_for
+from trainer.generation.prompt import kinds_for, queries_in, read_examples, request_for
 from trainer.generation.sources import Source
 from trainer.generation.store import Answer, Store
 from trainer.recipe import Endpoint
@@ -28,27 +26,6 @@ LOOKED_AT = 5  # documents found for a query in which it is searched word for wo
 SHOWN = 5  # examples of each reason in the report
 FEW_FAILED = 0.05  # share of requests without an answer that the stage accepts
 MILLION = 1_000_000
-
-
-def read_examples(path: Path | None) -> list[str]:
-    """Return the first real queries in the file of examples; raise DataError if it holds none."""
-    if path is None:
-        return []
-    faults, examples = Faults(), []
-    for _, line in read_lines(path, faults):
-        text = line.strip()
-        if text.startswith("{"):
-            try:
-                content = json.loads(text)
-            except ValueError:
-                content = {}
-            text = next((content[key] for key in ("text", "query") if isinstance(content.get(key), str)), "")
-        if text and len(examples) < EXAMPLES:
-            examples.append(" ".join(text.split()))
-    faults.stop()
-    if not examples:
-        raise DataError(f'generate.examples: {path} holds no query; write one a line, or JSON lines with "text"')
-    return examples
 
 
 def requests_of(

@@ -10,6 +10,8 @@ from trainer import context, generation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data import Collection
 from trainer.data.generated import write_queries
+from trainer.forecast import Cost, Work
+from trainer.generation.estimate import SECONDS
 from trainer.recipe import Recipe
 from trainer.runtime.run_folder import CONTENT, write_json
 from trainer.runtime.verify import sha256
@@ -90,6 +92,15 @@ class Generate(Stage):
         source = "taken from" if section.extracts else "made from"
         return Notes(f"queries {source} {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}")
 
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of all requests, if no answer is stored yet; the rest takes seconds."""
+        section = work.recipe.generate
+        assert section is not None
+        asked = min(section.documents, work.documents)
+        checked = asked * section.queries_per_document * (section.check_depth + 1)
+        requests = (asked if section.endpoint else 0) + (checked if section.checker else 0)
+        return Cost(requests * SECONDS / section.concurrency)
+
 
 def _with_draft(section: Section, draft: Draft, collection: Collection) -> tuple[Collection, list[int]]:
     """Return the collection with the kept queries, which find documents without the texts taken from them; their rows.
@@ -133,36 +144,31 @@ def _grades(
     A language model is asked by the main process alone, a cross-encoder scores on all.
     """
     extended, queries = _with_draft(section, draft, collection)
-    depth = section.check_depth if section.check else 0
     own = [query.document for query in draft.kept]
-    pairs = [
-        (index, row)
-        for index, rows in enumerate(found)
-        for row in dict.fromkeys([own[index], *rows[:depth]])
-        if section.check
+    graded = [
+        list(dict.fromkeys([first, *rows[: section.check_depth]])) for first, rows in zip(own, found, strict=True)
     ]
-    grades: list[dict[int, int]] = [{} for _ in draft.kept]
+    pairs = [(query, row) for query, rows in zip(queries, graded, strict=True) for row in rows]
     if section.cross_encoder is not None:
         scorer = context.teacher(run, section.cross_encoder, extended, section.check_trust_remote_code)
-        scores: list[dict[int, float]] = [{} for _ in draft.kept]
-        values = scorer([(queries[index], row) for index, row in pairs]).tolist()
-        for (index, row), value in zip(pairs, values, strict=True):
-            scores[index][row] = value
-        return [generation.grades_of_scores(own[index], one) for index, one in enumerate(scores)]
+        scores = iter(scorer(pairs).tolist())
+        return [
+            generation.grades_of_scores(first, {row: next(scores) for row in rows})
+            for first, rows in zip(own, graded, strict=True)
+        ]
     if section.checker is None or not run.is_main:
-        return grades
-    passages = extended.passages([extended.read_with(queries[index], row) for index, row in pairs])
+        return [{} for _ in own]
+    passages = extended.passages([extended.read_with(*pair) for pair in pairs])
+    texts = extended.query_texts([query for query, _ in pairs])
     requests = [
-        generation.request_for_pair(section.checker, draft.kept[index].text, passage)
-        for (index, _), passage in zip(pairs, passages, strict=True)
+        generation.request_for_pair(section.checker, text, passage)
+        for text, passage in zip(texts, passages, strict=True)
     ]
     store = store_of(run.folder.parent)
     generation.ask(section, section.checker, requests, store, spent)
-    for (index, row), request in zip(pairs, requests, strict=True):
-        answer = store.answers.get(request.key)
-        if answer is not None and (grade := generation.read_grade(answer.text)) is not None:
-            grades[index][row] = grade
-    return grades
+    answers = (store.answers.get(request.key) for request in requests)
+    read = iter([generation.read_grade(answer.text) if answer else None for answer in answers])
+    return [{row: grade for row in rows if (grade := next(read)) is not None} for rows in graded]
 
 
 def planned(
