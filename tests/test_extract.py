@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import vocabulary
 
+from trainer.commands.generate import open_data
 from trainer.data import Collection
 from trainer.data.extracts import extracts, without
 from trainer.data.generated import MadeQuery, with_made_queries, write_queries
@@ -310,3 +311,9 @@ def test_a_made_query_of_a_model_cuts_nothing(tmp_path):
     collection = collection_of(documents(3))
     write_queries([MadeQuery("how is it", "question", 1, "train")], collection, tmp_path)
     assert not with_made_queries(collection, tmp_path).cut
+
+
+def test_extraction_has_no_requests_to_estimate(extract_recipe, tmp_path):
+    with pytest.raises(RecipeError, match="extract sends no requests"):
+        open_data(load_recipe(extract_recipe), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

@@ -17,6 +17,7 @@ from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from trainer.model_files import tokenizer_file
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Endpoint, Generate, load_recipe
 from trainer.retriever import Embeddings
+from trainer.stages.generate import Generate as GenerateStage
 
 MESSAGE_TOKENS = 4
 
@@ -1024,6 +1026,22 @@ def test_examples_with_faults_are_an_error_that_names_every_line(tmp_path, text,
 def test_examples_are_lines_or_json_lines(tmp_path):
     (tmp_path / "real.txt").write_text('how  is it\n{"text": "a b"}\n\n{"query": "c"}\n' + "more\n" * 20)
     assert read_examples(tmp_path / "real.txt") == ["how is it", "a b", "c", *["more"] * 7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [
+        ([], 40 * 5 / 8),
+        (["generate.documents=10", "generate.concurrency=1"], 50),
+        (["generate.check=chat:judge@http://h/v1", "generate.check_depth=4"], (40 + 40 * 2 * 5) * 5 / 8),
+        (["generate.model=extract"], 0),
+        (["generate.model=extract", "generate.check=chat:judge@http://h/v1"], 40 * 2 * 6 * 5 / 8),
+    ],
+)
+def test_the_forecast_counts_all_requests(bare_recipe, keys, seconds):
+    recipe: Any = load_recipe(bare_recipe, keys)
+    work: Any = SimpleNamespace(recipe=recipe, documents=40)
+    assert GenerateStage().forecast(work).seconds == seconds
 
 
 # The check by a cross-encoder.

@@ -229,7 +229,10 @@ class Collection:
 
     def as_made_queries_find_it(self) -> Collection:
         """Return the collection in which documents that queries were taken from have their cut text."""
-        rows = [self._cut_rows.get(row, row) for row in range(len(self.documents))]
+        import numpy as np
+
+        rows = np.arange(len(self.documents))
+        rows[list(self.cut)] = len(self.documents) + np.arange(len(self.cut))
         return replace(self, documents=self._whole_and_cut.select(rows), cut={})
 
     @cached_property
