@@ -172,7 +172,7 @@ def require_stage(until: str, recipe: Recipe) -> None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     if until == "generate" and recipe.generate is None:
         raise RecipeError(
-            "generate: the recipe has no generate section; add `generate:` with `model: chat:MODEL@URL` or `model: extract`"
+            "generate: the recipe has no generate section; add `generate: {model: chat:MODEL@URL}`, or extract"
         )
 
 
