@@ -164,8 +164,8 @@ def lines_of_log() -> Iterator[str]:
 
 @pytest.fixture
 def files(tmp_path) -> dict[str, Any]:
-    corpus = [{"_id": f"d{number}", "text": f"document number {number}"} for number in range(6)]
-    queries = [{"_id": f"r{number}", "text": f"query number {number}"} for number in range(30)]
+    corpus = [{"_id": f"d{number}", "text": f"memory of the node number{number}"} for number in range(6)]
+    queries = [{"_id": f"r{number}", "text": f"why does memory number{number}"} for number in range(30)]
     for name, rows in (("corpus", corpus), ("queries", queries)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "clicks.csv").write_text("\n".join(lines_of_log()) + "\n")
@@ -196,7 +196,7 @@ def test_what_people_judged_counts_more_and_dev_queries_stay_out_of_train(files,
     (tmp_path / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nr2\td2\t1\nr25\td3\t1\n")
     (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nr26\td1\t1\n")
     rows = [json.loads(line) for line in files["queries"].read_text().splitlines()]
-    rows[25]["text"] = "Query  number 3"  # the text of r3
+    rows[25]["text"] = "Why does  memory number3"  # the text of r3
     files["queries"].write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = {"qrels": tmp_path / "train.tsv", "dev": tmp_path / "dev.tsv", "test": tmp_path / "test.tsv"}
     collection = build_collection(Data(**files, **more), tmp_path / "arrow")

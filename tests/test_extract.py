@@ -106,7 +106,8 @@ def documents(count: int) -> dict[str, dict[str, str]]:
 
 
 def collection_of(texts: dict[str, Any]) -> Collection:
-    return Collection.from_memory(texts, {"q": "real q"}, {"train": {"q": {next(iter(texts)): 1}}})
+    judged = {"train": {"q": {next(iter(texts)): 1}}}
+    return Collection.from_memory(texts, {"q": "a real query"}, judged, dev_share=0, test_share=0)
 
 
 def everything(collection: Collection) -> list[Source]:
@@ -145,7 +146,8 @@ def test_what_is_copied_or_real_or_stands_elsewhere_is_dropped():
     sentence = texts["d4"]["text"].split(".")[0]
     for number in (5, 6):
         texts[f"d{number}"]["text"] += f" {sentence}."
-    collection = Collection.from_memory(texts, {"q": texts["d7"]["title"]}, {"train": {"q": {"d7": 1}}})
+    judged = {"train": {"q": {"d7": 1}}}
+    collection = Collection.from_memory(texts, {"q": texts["d7"]["title"]}, judged, dev_share=0, test_share=0)
     draft = Draft.taken(collection, everything(collection), 3)
     assert {one.document for one in draft.dropped[filters.COPIED]} == {3}
     assert [one.text for one in draft.dropped[filters.REAL]] == [texts["d7"]["title"]]
