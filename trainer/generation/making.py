@@ -189,7 +189,7 @@ class Draft:
             dropped = ", ".join(f"{len(queries)} {reason}" for reason, queries in self.dropped.items()) or "none"
             raise RunError(
                 f"generate: no query is made for {' and '.join(empty)} (dropped: {dropped}); raise generate.documents, "
-                "look at the answers, or use another model"
+                "or use another generate.model"
             )
 
     def report(
