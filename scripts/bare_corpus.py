@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ablation import EXTRACTED, ROOT, cut, described, draw_queries, read_rows, taught_by_first_stage
@@ -115,7 +116,8 @@ def compare(name: str, folder: Path, seed: int, options: argparse.Namespace) -> 
 
 def heads(name: str, folder: Path, seed: int, options: argparse.Namespace) -> None:
     """Fit heads with labels and without on one collection, and add the test queries' values to the file."""
-    key = {"collection": name, "seed": seed, "queries": options.queries, "test_queries": options.test_queries}
+    key: dict[str, Any] = {"collection": name, "seed": seed}
+    key |= {name: getattr(options, name) for name in ("queries", "test_queries", "layers", "precision")}
     if any(key.items() <= row.items() for row in read_rows(options.heads)):
         return
     common, labels = common_keys(name, folder, seed, options)
@@ -126,6 +128,7 @@ def heads(name: str, folder: Path, seed: int, options: argparse.Namespace) -> No
         runs.append(open_run(recipe, options.runs))
     labelled, extracted = runs
     reranker = context.load_base(labelled)
+    reranker.compute_in(options.precision)
     start_head(reranker, TokenizedCollection(labelled.collection, reranker.pairs))
     lists = {"labelled": candidate_lists(labelled.collection, labelled.reranked("train"))[: options.queries]}
     found = extracted.reranked("train")
@@ -135,22 +138,31 @@ def heads(name: str, folder: Path, seed: int, options: argparse.Namespace) -> No
     lists["by_first_stage"] = [one for one in by_first_stage if one.query in chosen]
     candidates = labelled.reranked("test")
     tested = [Group(query, candidates.found(row), [], []) for row, query in enumerate(candidates.queries.tolist())]
-    signals = signals_of(reranker, labelled, tested)
+    known: dict[Any, np.ndarray] = {}
+    signals = signals_of(reranker, labelled, tested, known)
     values = {"first_stage": None, "unfitted": signals @ head_init._mixture(reranker.model)}
     for path, ours in lists.items():
-        of_lists = signals_of(reranker, labelled if path == "labelled" else extracted, ours)
+        of_lists = signals_of(reranker, labelled if path == "labelled" else extracted, ours, known)
         values[path] = signals @ head_init.probe(of_lists, ours)
-    row = key | {"counts": {path: len(ours) for path, ours in lists.items()}, "values": {}}
-    for path, scores in values.items():
-        logits = None if scores is None else candidates.scored(lambda _, scores=scores: scores)
-        ways = {path: logits}
-        if logits is not None:
-            ways[f"{path}, fused"] = fuse_with_first_stage(candidates, logits, UNFITTED)
-        for way, ranked in ways.items():
-            measured = query_scores(labelled.collection, "test", candidates, METRIC, ranked)
-            row["values"][way] = [round(value, 4) for value in measured.values()]
+    row = key | {"counts": {path: len(ours) for path, ours in lists.items()}}
+    row["values"] = {
+        way: one for path, scores in values.items() for way, one in ways_of(labelled, path, scores).items()
+    }
     with options.heads.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def ways_of(one: Run, path: str, scores: np.ndarray | None) -> dict[str, list[float]]:
+    """Return each test query's value under the scores (pairs,) of all candidates, alone and with the first stage's."""
+    candidates = one.reranked("test")
+    logits = None if scores is None else candidates.scored(lambda _: scores)
+    ways = {path: logits}
+    if logits is not None:
+        ways[f"{path}, fused"] = fuse_with_first_stage(candidates, logits, UNFITTED)
+    return {
+        way: [round(value, 4) for value in query_scores(one.collection, "test", candidates, METRIC, ranked).values()]
+        for way, ranked in ways.items()
+    }
 
 
 def start_head(reranker: Reranker, tokenized: TokenizedCollection) -> None:
@@ -160,10 +172,14 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection) -> None:
     reranker.model.start_head(inverse_document_frequency(documents, len(reranker.model.token_weights)), average)
 
 
-def signals_of(reranker: Reranker, one: Run, lists: Sequence[Group]) -> np.ndarray:
-    """Return the signals of all documents of the lists, in their order."""
+def signals_of(reranker: Reranker, one: Run, lists: Sequence[Group], known: dict[Any, np.ndarray]) -> np.ndarray:
+    """Return the signals of all documents of the lists, in their order; those of a pair are computed once."""
     rows = [(group.query, document) for group in lists for document in group.documents]
-    return reranker.signals(TokenizedCollection(one.collection, reranker.pairs).pairs(rows))
+    missing = [row for row in dict.fromkeys(rows) if (one.folder, *row) not in known]
+    if missing:
+        found = reranker.signals(TokenizedCollection(one.collection, reranker.pairs).pairs(missing), "signals")
+        known |= {(one.folder, *row): signals for row, signals in zip(missing, found, strict=True)}
+    return np.stack([known[(one.folder, *row)] for row in rows])
 
 
 def show_heads(file: Path) -> None:
@@ -187,6 +203,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/bare-corpus"))
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--heads", type=Path, metavar="FILE", help="only fit heads; rows of a finished measurement")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of --heads")
     options = parser.parse_args(words)
     for seed in options.seeds:
         for collection in options.collections:
