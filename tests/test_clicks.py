@@ -273,7 +273,7 @@ def test_a_log_that_cannot_be_used_says_why(files, text, told):
 
 def test_a_position_beyond_the_given_propensities_is_a_fault(files):
     with pytest.raises(DataError, match=r"clicks.csv:5: position 3, but data.clicks_propensity has 2 numbers"):
-        build_collection(Data(**files, clicks_propensity=[1, 0.5]), files["clicks"].with_name("arrow"))
+        build_collection(Data(**files, clicks_propensity=(1, 0.5)), files["clicks"].with_name("arrow"))
 
 
 @pytest.mark.parametrize(

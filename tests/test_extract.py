@@ -146,11 +146,13 @@ def test_what_is_copied_or_real_or_stands_elsewhere_is_dropped():
     sentence = texts["d4"]["text"].split(".")[0]
     for number in (5, 6):
         texts[f"d{number}"]["text"] += f" {sentence}."
+    texts["d4"]["text"] += " " + " ".join(f"({number})=[{number}];" for number in range(20))  # so that all can be taken
     judged = {"train": {"q": {"d7": 1}}}
     collection = Collection.from_memory(texts, {"q": texts["d7"]["title"]}, judged, dev_share=0, test_share=0)
     draft = Draft.taken(collection, everything(collection), 3)
     assert {one.document for one in draft.dropped[filters.COPIED]} == {3}
     assert [one.text for one in draft.dropped[filters.REAL]] == [texts["d7"]["title"]]
+    draft = Draft.taken(collection, everything(collection), 4)
     found = [[one.document, 4, 5, 6] for one in draft.kept]
     before = len(draft.kept)
     left = draft.filter_repeated(collection, found)

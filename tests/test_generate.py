@@ -204,6 +204,7 @@ def section(server: ChatServer, **keys: Any) -> Generate:
 
 def asked(server: ChatServer, texts: list[str], store: Store, **keys: Any) -> Spent:
     one, spent = section(server, **keys), Spent()
+    assert one.endpoint
     making.ask(one, one.endpoint, [request_for(one, text, kinds_for(one, 0), []) for text in texts], store, spent)
     return spent
 
@@ -414,6 +415,7 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(tmp_path, free_por
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.001)
     one = Generate(model=f"chat:{MODEL}@http://127.0.0.1:{free_port}/v1", concurrency=2)
     requests = [request_for(one, text, ["question"], []) for text in corpus(30)]
+    assert one.endpoint
     with pytest.raises(RunError, match=f"{free_port}.*requests in a row failed"):
         making.ask(one, one.endpoint, requests, Store(tmp_path / "s"), Spent())
 

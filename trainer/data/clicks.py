@@ -136,8 +136,8 @@ def _estimated(log: ClickLog, places: Sequence[int]) -> Propensities:
             "1 / position, because too few documents were shown at several positions for a query",
         )
     first = min(estimate)
-    logs = {place: (np.log(place / first), np.log(value / estimate[first])) for place, value in estimate.items()}
-    power = -sum(x * y for x, y in logs.values()) / sum(x * x for x, _ in logs.values())
+    distances = np.log(np.array(list(estimate)) / first)
+    power = -float(distances @ np.log(np.array(list(estimate.values())) / estimate[first]) / (distances @ distances))
     scale = estimate[first] / _power(first, power)
     known = {place: estimate.get(place, scale * place**-power) for place in places}
     top = known[places[0]]
@@ -153,17 +153,22 @@ def _fit(log: ClickLog) -> dict[int, float]:
     Clicks have the mean impressions x propensity x attraction; the two are fitted in turn until nothing changes. Only
     documents at several positions tell anything about the propensities, and only of positions that these connect.
     """
-    positions: dict[tuple[str, str], set[int]] = {}
-    for shown, (_, clicks) in log.counts.items():
-        if shown.position and clicks >= 0:
+    positions: dict[tuple[str, ...], set[int]] = {}
+    for shown in log.counts:
+        if shown.position:
             positions.setdefault(shown[:2], set()).add(shown.position)
-    rows = [(shown, *counts) for shown, counts in log.counts.items() if len(positions.get(shown[:2], ())) > 1]
+    rows = [
+        (shown, impressions, clicks)
+        for shown, (impressions, clicks) in log.counts.items()
+        if len(positions.get(shown[:2], ())) > 1
+    ]
     enough = _clicks_by_position(rows)
     rows = [row for row in rows if enough[row[0].position] >= FEWEST_CLICKS]
     rows = _connected(rows)
     if not rows:
         return {}
-    pair_of, place_of = ({key: row for row, key in enumerate(dict.fromkeys(keys))} for keys in _keys(rows))
+    pair_of = {key: row for row, key in enumerate(dict.fromkeys(shown[:2] for shown, _, _ in rows))}
+    place_of = {key: row for row, key in enumerate(dict.fromkeys(shown.position for shown, _, _ in rows))}
     pair = np.array([pair_of[shown[:2]] for shown, _, _ in rows])
     place = np.array([place_of[shown.position] for shown, _, _ in rows])
     impressions, clicks = (np.array([row[column] for row in rows], dtype=np.float64) for column in (1, 2))
@@ -176,10 +181,6 @@ def _fit(log: ClickLog) -> dict[int, float]:
         if np.abs(np.log(known / before)).max() < TOLERANCE:
             break
     return {position: float(known[row]) for position, row in place_of.items()}
-
-
-def _keys(rows: Sequence[tuple[Shown, int, int]]) -> tuple[list[tuple[str, ...]], list[int]]:
-    return [shown[:2] for shown, _, _ in rows], [shown.position for shown, _, _ in rows]
 
 
 def _clicks_by_position(rows: Sequence[tuple[Shown, int, int]]) -> Mapping[int, int]:
