@@ -1,16 +1,19 @@
-"""Bases saved in unusual ways: several labels, half precision, shards, no padding token, modules."""
+"""Bases saved in unusual ways: several labels, half precision, shards, no padding token; the table of families."""
 
 import json
 from pathlib import Path
 
+import decoders
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from test_families import FAMILIES as EXPORTED
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from trainer.errors import ModelError
 from trainer.export.readers import score_transformers
+from trainer.export.vllm import CLASSES
 from trainer.model import Reranker, packing
 from trainer.model_files.architectures import CLASSIFIER, DECODERS, INTERACTION
 from trainer.model_files.references import relevant_label
@@ -94,27 +97,6 @@ def test_a_model_without_a_padding_token_gets_one_that_every_reader_uses(tiny, t
     np.testing.assert_allclose(score_transformers(tmp_path / "with", PAIRS), reranker.score(PAIRS), rtol=0, atol=1e-5)
 
 
-def test_a_modular_cross_encoder_of_an_encoder_is_refused_in_one_sentence(tiny, tmp_path):
-    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text((tiny["bert"] / "config.json").read_text())
-    save_file(load_file(tiny["bert"] / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    start = "sentence_transformers."
-    types = (
-        "base.modules.transformer.Transformer",
-        "sentence_transformer.modules.pooling.Pooling",
-        "base.modules.dense.Dense",
-    )
-    modules = [
-        {"idx": row, "name": str(row), "path": f"{row}_" if row else "", "type": start + name}
-        for row, name in enumerate(types)
-    ]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "CrossEncoder"}))
-    with pytest.raises(ModelError, match="has a head in separate modules") as caught:
-        Reranker.load(tmp_path)
-    assert len(caught.value.faults) == 1
-
-
 FAMILIES = Path(__file__).parents[1] / "docs" / "training.md"
 
 
@@ -128,9 +110,10 @@ def test_the_table_of_families_says_what_the_code_does():
     rows = table()
     assert {"deberta-v2", "electra", "mpnet", "distilbert", "xlm-roberta", "camembert", "modernbert"} <= rows.keys()
     assert {"gte", "jina_embeddings_v3", "nomic_bert", "qwen3", "qwen2", "llama", "gemma", "mistral"} <= rows.keys()
-    for family, (trains, packed, interaction, _, tei, vllm) in rows.items():
+    for family, (trains, packed, interaction, onnx, tei, vllm) in rows.items():
         assert (trains == "yes") == (family in CLASSIFIER | DECODERS)
         assert (packed == "yes") == (family in (*packing.ENCODERS, *packing.DECODERS))
         assert (interaction == "yes") == (family in INTERACTION)
         assert tei != "yes" or family not in DECODERS
-        assert vllm != "yes" or family in CLASSIFIER | DECODERS
+        assert (onnx == "yes") == (family in EXPORTED or family in decoders.FAMILIES)  # their slow tests export graphs
+        assert (vllm == "yes") == (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(family) in CLASSES)

@@ -1,6 +1,7 @@
 """Decoders as rerankers: the one-row head, the prompt, padding, export, and what other libraries score."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,18 @@ import pytest
 import torch
 from conftest import DETAILS, TOPICS
 from decoders import CHAT, FAMILIES, PLAIN, build_decoder
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from trainer.errors import ModelError
+from trainer.errors import ModelError, RecipeError
+from trainer.export.graph import write_graph
+from trainer.export.readers import GRAPH, score_onnx
 from trainer.model import Reranker
-from trainer.model_files.decoders import Prompting
+from trainer.model_files.decoders import Prompting, token_ids
 from trainer.model_files.prompt import read_prompt, with_instruction
+from trainer.recipe import load_recipe
 
 TEXTS = [*TOPICS.values(), *DETAILS]
 PAIRS = [
@@ -136,6 +143,26 @@ def test_the_tokens_of_a_logit_score_module_come_first(decoder, tmp_path):
     np.testing.assert_allclose(reranker.score(PAIRS), expected, rtol=0, atol=1e-4)
 
 
+def test_the_default_prompt_of_sentence_transformers_is_the_instruction(decoder, tmp_path):
+    """Saved by sentence-transformers itself, with its LogitScore module, whose scores are compared."""
+    plain, _ = decoder("qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer.chat_template, tokenizer.pad_token = Reranker.load(plain).tokenizer.chat_template, "<|endoftext|>"
+    causal = shutil.copytree(plain, tmp_path / "causal", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    tokenizer.save_pretrained(causal)
+    ids = tokenizer.get_vocab()
+    modules = [Transformer(str(causal), transformer_task="text-generation"), LogitScore(ids["yes"], ids["no"])]
+    options = {"prompts": {"code": "Find code"}, "default_prompt_name": "code", "activation_fn": torch.nn.Identity()}
+    model = CrossEncoder(modules=modules, device="cpu", **options)
+    model.save_pretrained(str(tmp_path / "saved"))
+    scores = Reranker.load(tmp_path / "saved", head="trained").score(PAIRS)
+    expected = model.predict(PAIRS, batch_size=1, show_progress_bar=False)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert np.abs(scores - Reranker.load(causal).score(PAIRS)).max() > 1e-3
+    other = Reranker.load(tmp_path / "saved", prompting=Prompting(instruction="Find text"))
+    assert np.abs(scores - other.score(PAIRS)).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("family", "template", "prompting", "words"),
     [
@@ -217,12 +244,85 @@ def test_templates_with_the_document_first_or_stripped_texts_are_read():
     template = "D {{ messages[1].content | trim }} Q {{ messages[0].content }}!"
     prompt = read_prompt(template, {})
     assert prompt == ("D ", " Q ", "!", False, (False, True))
-    with pytest.raises(ModelError, match="changes the texts"):
+    with pytest.raises(ModelError, match="changes or shortens"):
         read_prompt("{{ messages[0].content | upper }} {{ messages[1].content }}", {})
     with pytest.raises(ModelError, match="renders the query 2 times"):
         read_prompt("{{ messages[0].content }} {{ messages[0].content }} {{ messages[1].content }}", {})
     with pytest.raises(ModelError, match="renders no instruction"):
         with_instruction("{{ messages[-2].content }} {{ messages[-1].content }}", "Find code", {})
+
+
+QUERY, DOCUMENT = "{{ messages[0].content }}", "{{ messages[1].content }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% if %}" + QUERY + DOCUMENT, "cannot be rendered with a query and a document .Expected an expression"),
+        (QUERY + DOCUMENT + "{% endfor %}", "cannot be rendered"),
+        (f"{QUERY} {DOCUMENT} {DOCUMENT}", "renders the document 2 times"),
+        ("{{ messages[0].content[:10] }} " + DOCUMENT, "changes or shortens"),
+        (QUERY + " {{ messages[1].content | truncate(2000) }}", "changes or shortens"),
+        (QUERY + " {{ messages[1].content | e }}", "changes or shortens"),
+        (QUERY + " {{ messages[1].content | replace('\n', ' ') }}", "changes or shortens"),
+        (QUERY + " {{ messages[1].content or 'nothing' }}", "changes or shortens"),
+        (QUERY + DOCUMENT + "{% if messages[1].content | length > 99 %}long{% endif %}", "changes or shortens"),
+        (QUERY + DOCUMENT + "{{ 1 / 0 }}", "cannot be rendered .* .division by zero"),
+        (QUERY + DOCUMENT + "{% for _ in range(10 ** 9) %}{% endfor %}", "cannot be rendered .* .Range too big"),
+        (QUERY + DOCUMENT + "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "cannot be rendered .*recursion"),
+        (QUERY + DOCUMENT + "{{ ''.__class__.__mro__ }}", "cannot be rendered .*unsafe"),
+        ("{% include 'other' %}" + QUERY + DOCUMENT, "cannot be rendered"),
+        ("", "renders the query 0 times"),
+    ],
+)
+def test_a_template_with_a_fault_is_refused_with_its_name(template, words):
+    with pytest.raises(ModelError, match=words):
+        read_prompt(template, {})
+
+
+def test_a_template_may_use_macros_and_loops():
+    loop = "{% for m in messages if m.role in ('query', 'document') %}{{ show(m) }}{% endfor %}"
+    prompt = read_prompt("{% macro show(m) %}<{{ m.role }}>{{ m.content }}{% endmacro %}" + loop + "!", {})
+    assert prompt[:3] == ("<query>", "<document>", "!")
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused(decoder, tmp_path):
+    long = PLAIN + " Think about it." * 4000
+    (tmp_path / "long.jinja").write_text(long)
+    folder, prompting = decoder("llama")
+    with pytest.raises(ModelError, match=r"but the prompt alone has \d{4,}; raise it") as caught:
+        Reranker.load(folder, max_length=1024, prompting=Prompting(tmp_path / "long.jinja", tokens=prompting.tokens))
+    assert len(caught.value.faults) == 1
+
+
+def test_a_word_that_the_vocabulary_has_with_a_space_is_named_so():
+    with pytest.raises(ModelError, match="no token 'yes', but '▁yes', with a space before it,"):
+        token_ids(Path("/model"), "llama", Prompting(tokens=("no", "yes")), {"no": 3, "▁yes": 4})
+
+
+def test_a_score_of_equal_tokens_is_refused(recipe_file):
+    with pytest.raises(RecipeError, match="'yes' twice, so that every score would be 0"):
+        load_recipe(recipe_file, ["reranker.tokens=[yes, yes]"])
+
+
+def test_packed_scoring_gives_the_scores_of_padded_batches(decoder):
+    for family in ("llama", "gemma"):
+        folder, prompting = decoder(family)
+        reranker = Reranker.load(folder, prompting=prompting)
+        scores = reranker.score(PAIRS)
+        reranker.packed = True  # as on a GPU in half precision; here attention is computed pair by pair
+        np.testing.assert_allclose(reranker.score(PAIRS), scores, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_gives_the_scores_of_the_model(decoder, tmp_path, family):
+    folder, prompting = decoder(family)
+    reranker = Reranker.load(folder, prompting=prompting, max_length=1024)
+    reranker.save(tmp_path)
+    pairs = PAIRS[:2] + PAIRS[4:]
+    write_graph(reranker.model, reranker.pairs.pad(reranker.pairs.tokenize_pairs(pairs[-2:])), tmp_path / GRAPH)
+    np.testing.assert_allclose(score_onnx(tmp_path, pairs), reranker.score(pairs), rtol=0, atol=1e-3)
 
 
 def test_a_length_below_the_prompt_is_refused(decoder):

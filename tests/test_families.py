@@ -22,14 +22,19 @@ from transformers import (
     BertTokenizer,
     CamembertConfig,
     CamembertTokenizer,
+    DebertaConfig,
+    DebertaTokenizer,
     DebertaV2Config,
     DebertaV2Tokenizer,
     DistilBertConfig,
     DistilBertTokenizer,
     ElectraConfig,
+    GteConfig,
+    JinaEmbeddingsV3Config,
     ModernBertConfig,
     MPNetConfig,
     MPNetTokenizer,
+    NomicBertConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -93,6 +98,11 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
     return RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=64)
 
 
+def deberta_tokenizer() -> PreTrainedTokenizerBase:
+    vocabulary, merges = byte_pairs(BERT)
+    return DebertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=64)
+
+
 def modernbert_tokenizer() -> PreTrainedTokenizerBase:
     """As published: the generic class, special tokens outside of the model's own vocabulary."""
     vocabulary, merges = byte_pairs([])
@@ -121,6 +131,11 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], Callable[..., P
         DebertaV2Config,
         SIZE | STILL | {"type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     ),
+    "deberta": (
+        deberta_tokenizer,
+        DebertaConfig,
+        SIZE | STILL | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
     "electra": (lambda: word_piece(BertTokenizer, BERT), ElectraConfig, SIZE | STILL | {"embedding_size": 16}),
     "mpnet": (lambda: word_piece(MPNetTokenizer, MPNET), MPNetConfig, SIZE | STILL),
     "modernbert": (modernbert_tokenizer, ModernBertConfig, SIZE | {"local_attention": 8}),
@@ -132,8 +147,13 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], Callable[..., P
     ),
     "albert": (lambda: unigram(AlbertTokenizer, ALBERT), AlbertConfig, SIZE | STILL | {"embedding_size": 16}),
     "camembert": (lambda: unigram(CamembertTokenizer, CAMEMBERT), CamembertConfig, SIZE | STILL),
+    "gte": (lambda: unigram(XLMRobertaTokenizer, XLM), GteConfig, SIZE | STILL),
+    "jina_embeddings_v3": (lambda: unigram(XLMRobertaTokenizer, XLM), JinaEmbeddingsV3Config, SIZE | STILL),
+    "nomic_bert": (lambda: word_piece(BertTokenizer, BERT), NomicBertConfig, SIZE | STILL | {"type_vocab_size": 2}),
 }
-WITH_INTERACTION = [name for name in FAMILIES if name not in ("deberta-v2", "mpnet")]
+# DeBERTa's attention does not compute in half precision; the other two round random weights more than tolerated.
+NOT_IN_HALF = {"deberta", "gte", "nomic_bert"}
+WITH_INTERACTION = [name for name in FAMILIES if name not in ("deberta", "deberta-v2", "mpnet")]
 
 
 def write_family(name: str, head: str, folder: Path) -> Path:
@@ -289,10 +309,11 @@ CASES = [(name, "classifier") for name in FAMILIES] + [(name, "encoder") for nam
 )
 def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     parity = exported(bases(name, head), tmp_path)
-    assert parity.left_out == {}
+    halves = {"bfloat16", "float16"}
+    assert parity.left_out.keys() <= (halves if name in NOT_IN_HALF else set())
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert max(parity.differences.values()) <= 1e-3
-    assert set(parity.halves) == {"bfloat16", "float16"}
+    assert set(parity.halves) | parity.left_out.keys() == halves
     assert np.ptp(parity.expected) > 0.1  # scores that are all alike could hide a fault
     long = [len(query) + len(document) > 200 for query, document in parity.pairs]
     assert any(long)

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from decoders import build_toy
 
 from trainer import forecast, pipeline
 from trainer.check import check
@@ -13,9 +15,11 @@ from trainer.forecast.measure import FIRST, MOST, SECONDS, seconds_per_item
 from trainer.forecast.plan import keep, predict, read_predicted, show
 from trainer.forecast.records import PairSpeed, TextSpeed
 from trainer.model import Reranker
+from trainer.model_files.decoders import Prompting
 from trainer.recipe import load_recipe
 from trainer.runtime import console
 from trainer.runtime.verify import sha256
+from trainer.training.optimizer import configure_model
 
 PAIR = PairSpeed(
     load=1.0,
@@ -324,6 +328,74 @@ def test_a_base_whose_weights_do_not_fit_is_not_loaded(recipe_file, tmp_path, mo
     assert made.costs == {}
     show(made, table=True)
     assert "to make it fit: a smaller reranker.model" in capsys.readouterr().out
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """`toy(family, override, ...)` is the recipe of a toy task with a tiny decoder, built once."""
+    build = cache(lambda family: build_toy(tmp_path / family, family, queries=8))
+    return lambda family, *overrides: load_recipe(build(family), overrides)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen3"]
+)  # with a language model head of its own, and with tied embeddings
+def test_the_memory_of_lora_is_known_before_loading(toy, family):
+    recipe = toy(family, "train.adapter=lora", "train.adapter_rank=5")
+    needed = memory.memory_before_loading(recipe)
+    section = recipe.reranker
+    reranker = Reranker.load(section.model, prompting=Prompting.of(section))
+    row = reranker.model.score.weight.numel()
+    assert needed.weights == 4 * (sum(weight.numel() for weight in reranker.model.parameters()) - row)
+    configure_model(recipe.train, reranker, ranks=True)
+    trained = sum(weight.numel() for weight in reranker.model.parameters() if weight.requires_grad)
+    assert (needed.adapter, needed.gradients, needed.optimizer) == (4 * trained, 4 * trained, 8 * trained)
+
+
+def test_a_decoder_that_fits_with_lora_alone_is_told_so_before_it_is_loaded(toy, monkeypatch, capsys):
+    recipe = toy("llama", "train.adapter_rank=1")  # of a model so small that a rank of 16 would have as many weights
+    monkeypatch.setattr(Reranker, "load", lambda *_, **__: pytest.fail("loaded"))
+    size = memory.memory_before_loading(recipe).weights
+    monkeypatch.setitem(memory.LIBRARIES, "cuda", 0.0)
+    for times, advice in (
+        (4.1, None),
+        (3, "train.adapter=lora, or train.frozen_layers"),
+        (0.9, "a smaller reranker.model"),
+    ):
+        monkeypatch.setattr(memory, "device_memory", lambda times=times: ("cuda", times * size / memory.MARGIN))
+        needed = memory.memory_before_loading(recipe)
+        assert needed.fits == (advice is None)
+        assert advice is None or ", or ".join(memory.remedies_before_loading(recipe)).startswith(advice)
+    show(forecast.Forecast({}, needed, tuple(memory.remedies_before_loading(recipe))), table=True)
+    assert "to make it fit: a smaller reranker.model" in " ".join(capsys.readouterr().out.split())
+
+
+def test_on_a_cpu_both_ends_of_the_training_are_in_memory_at_once(work, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda: ("cpu", 10e9))
+    known = work("train.tokens_per_pass=512", "train.queries_per_step=2", "reranker.depth=5")
+    known.__dict__["reranker"] = PAIR._replace(parameters=10**9, trained=10**6)
+    needed = memory.memory_of_training(known)
+    assert needed.total == memory.LIBRARIES["cpu"] + 3 * 4e9
+    assert "(weights 4.0 GB, copies 8.0 GB, libraries" in needed.sentence
+    assert list(memory.remedies(needed, known)) == ["a smaller reranker.model"]
+
+
+def test_another_adapter_or_prompt_is_measured_again(toy, tmp_path, monkeypatch):
+    summary = check(toy("qwen3"), tmp_path)
+
+    def keys(*overrides):
+        changed, asked = toy("qwen3", *overrides), []
+        monkeypatch.setattr(Speeds, "_kept", lambda self, kind, settings, measure: asked.append(settings) or PAIR)
+        _ = Work(changed, summary, Speeds(changed, summary, tmp_path)).reranker
+        return json.dumps(asked)
+
+    kept = {
+        keys(),
+        keys("train.adapter=lora"),
+        keys("train.adapter=lora", "train.adapter_rank=3"),
+        keys("reranker.instruction=Find it"),
+    }
+    assert len(kept) == 4
 
 
 @pytest.mark.slow

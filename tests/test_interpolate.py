@@ -66,11 +66,8 @@ def test_without_an_evaluated_step_the_start_is_saved(tmp_path):
 
 
 def test_both_ends_are_exact_and_indices_are_not_mixed():
-    start, end = (
-        {"weight": torch.tensor([0.1, 1e-30, 3e18]) * sign, "index": torch.tensor([index])}
-        for sign, index in ((1, 3), (-1, 4))
-    )
-    assert torch.equal(between(start, end, 0.0)["weight"], start["weight"])
-    assert torch.equal(between(start, end, 1.0)["weight"], end["weight"])
-    assert between(start, end, 0.5)["index"].item() == 4
-    assert between(start, end, 0.25)["weight"][0].item() == pytest.approx(0.05)
+    start, end = (torch.tensor([0.1, 1e-30, 3e18]) * sign for sign in (1, -1))
+    assert torch.equal(between(start, end, 0.0), start)
+    assert torch.equal(between(start, end, 1.0), end)
+    assert between(start, end, 0.25)[0].item() == pytest.approx(0.05)
+    assert between(torch.tensor(3), torch.tensor(4), 0.5).item() == 4

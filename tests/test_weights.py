@@ -90,6 +90,19 @@ def test_weights_that_do_not_fit_are_an_error_in_every_use(folder, change, fault
     assert capfd.readouterr().err == ""  # transformers' own report of it is not printed
 
 
+def test_weights_for_code_of_their_own_under_a_known_model_type_name_the_key(ready):
+    """As jina-reranker-v2 has them: model_type xlm-roberta, and other names of the weights."""
+    rewrite(ready, lambda held: {name.replace("attention.self", "mixer"): held[name] for name in held})
+    config = json.loads((ready / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_own.Own"}
+    (ready / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match="mixer.*are for Python code of its own .*set trust_remote_code: true"
+    ) as error:
+        Reranker.load(ready)
+    assert len(error.value.faults) == 1
+
+
 def test_a_trained_reranker_keeps_its_complete_head(ready):
     rewrite(ready, without("classifier.bias"))
     with pytest.raises(ModelError, match="1 of its .* tensors are not in its files, such as classifier.bias"):

@@ -139,7 +139,7 @@ def _estimated(log: ClickLog, places: Sequence[int]) -> Propensities:
     distances = np.log(np.array(list(estimate)) / first)
     power = -float(distances @ np.log(np.array(list(estimate.values())) / estimate[first]) / (distances @ distances))
     scale = estimate[first] / _power(first, power)
-    known = {place: estimate.get(place, scale * place**-power) for place in places}
+    known = {place: estimate[place] if place in estimate else scale * place**-power for place in places}
     top = known[places[0]]
     known = {place: max(LOWEST, value / top) for place, value in known.items()}
     others = len(places) - len(estimate)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from rich.filesize import decimal
 
-from trainer.forecast.memory import Memory, memory_before_loading, memory_of_training, remedies
+from trainer.forecast.memory import Memory, memory_before_loading, memory_of_training, remedies, remedies_before_loading
 from trainer.forecast.work import Cost, Work
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_record, write_json
@@ -53,7 +53,7 @@ def predict(stages: Iterable[Predictable], work: Work) -> Forecast:
     stages = list(stages)
     trains = any(stage.folder.startswith("train") for stage in stages)
     if trains and not (memory := memory_before_loading(work.recipe)).fits:
-        return Forecast({}, memory, ("a smaller reranker.model",))
+        return Forecast({}, memory, tuple(remedies_before_loading(work.recipe)))
     costs = {stage.folder: stage.forecast(work) for stage in stages}
     if not trains:
         return Forecast(costs)

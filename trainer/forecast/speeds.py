@@ -7,7 +7,7 @@ It measures wall-clock time: on a busy machine it predicts the minutes that a ru
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Speed = TypeVar("Speed", PairSpeed, TextSpeed)
 FILE = ".speeds.json"  # among the runs
-VERSION = 1  # of the measurement; raised when earlier ones no longer hold
+VERSION = 2  # of the measurement; raised when earlier ones no longer hold
 MOST_PAIRS = 1024  # of the sample
 
 
@@ -49,6 +49,7 @@ class Speeds:
         section = self.recipe.reranker
         settings = [reference and self._fingerprint(reference), head, section.max_length, section.layers, use]
         settings += [self.recipe.train.precision, self._texts(), training and _settings(training)]
+        settings += [*_prompt(Prompting.of(section))] if reference == section.model else []
 
         def measure() -> PairSpeed:
             from trainer.forecast.measure import measure_reranker
@@ -115,10 +116,8 @@ class Speeds:
 
     def _pairs(self, reranker: Reranker) -> list[tuple[Tokens, Tokens]]:
         """Return token pairs of the sample, and set the length that `max_length: auto` will about choose."""
-        queries, documents = (
-            reranker.pairs.tokenize(lengths.texts)
-            for lengths in (self.summary.query_lengths, self.summary.document_lengths)
-        )
+        queries = reranker.pairs.tokenize(self.summary.query_lengths.texts, "query")
+        documents = reranker.pairs.tokenize(self.summary.document_lengths.texts)
         count = min(MOST_PAIRS, max(len(queries), len(documents)))
         queries = queries or [tokens[:16] for tokens in documents]  # a corpus whose queries are not made yet
         pairs = [(queries[at % len(queries)], documents[at % len(documents)]) for at in range(count)]
@@ -161,5 +160,11 @@ def _load(reference: str, head: Head, trust: bool, recipe: Recipe) -> Reranker:
 
 def _settings(training: Training) -> dict[str, Any]:
     """Return the settings on which the speed of training depends."""
-    keys = {"dropout", "frozen_layers", "tokens_per_pass", "gradient_checkpointing"}
+    keys = {"dropout", "frozen_layers", "tokens_per_pass", "gradient_checkpointing", "adapter", "adapter_rank"}
     return {**training.section.model_dump(include=keys), "fresh_head": training.fresh_head}
+
+
+def _prompt(prompting: Prompting) -> Iterator[str | None]:
+    """Yield the parts of a decoder's prompt that a recipe sets."""
+    yield prompting.template and prompting.template.read_text(encoding="utf-8")
+    yield prompting.instruction

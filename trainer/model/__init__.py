@@ -8,7 +8,7 @@ Imports inside run down, like the package's own:
     reranker                            the model with its tokenizer
     loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
     windows                             long documents read in overlapping parts
-    decoder                             the one-row head of a causal language model
+    decoder  modular                    the one-row head of a causal language model; a head saved as modules
     heads  scores  calibration  prompt  fresh heads; standardised scores; scores as probabilities; pairs in a prompt
     word_gradients                      gradients of the word embeddings, added in place
     tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding

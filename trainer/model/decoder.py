@@ -19,11 +19,10 @@ from trainer.errors import ModelError
 from trainer.model.prompt import pair_encoder, special_tokens
 from trainer.model_files import weights
 from trainer.model_files.checks import read_header, weight_files
-from trainer.model_files.decoders import TEMPLATES, Prompting, ranks_already, template_of, token_ids
+from trainer.model_files.decoders import LANGUAGE_HEADS, TEMPLATES, Prompting, ranks_already, template_of, token_ids
 from trainer.model_files.prompt import has_prompt
 from trainer.model_files.references import BaseKind, name_of, read_config
 
-HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # of the language model, in the families' names
 BIASES = ("lm_head.bias", "embed_out.bias", "output.bias")
 EMBEDDINGS = ("model.embed_tokens.weight", "embed_tokens.weight")  # which are the head where embeddings are tied
 
@@ -56,7 +55,7 @@ def score_row(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     held = {name: path for path in weight_files(folder) for name in read_header(path)}
     if biased := [name for name in held if name in BIASES]:
         raise ModelError(f"model {name_of(folder)}: its head has a bias ({biased[0]}), which one row cannot hold")
-    name = next((name for name in (*HEADS, *EMBEDDINGS) if name in held), None)
+    name = next((name for name in (*LANGUAGE_HEADS, *EMBEDDINGS) if name in held), None)
     if name is None:
         raise ModelError(f"model {name_of(folder)}: its files hold no language model head and no embedding")
     with safe_open(held[name], framework="pt") as file:

@@ -13,13 +13,14 @@ from trainer.errors import ModelError
 from trainer.model.decoder import is_prompted, prepare_tokenizer, with_score_row
 from trainer.model.heads import one_label, with_classifier, with_interaction
 from trainer.model.interaction import InteractionForSequenceClassification
+from trainer.model.modular import with_saved_head
 from trainer.model.prompt import pair_encoder
 from trainer.model.tokenizer import framed, load_tokenizer
 from trainer.model_files import weights
 from trainer.model_files.architectures import CLASSIFIER
 from trainer.model_files.checks import Head, require_cross_encoder
 from trainer.model_files.decoders import Prompting
-from trainer.model_files.references import label_names, name_of, read_config, relevant_label
+from trainer.model_files.references import is_modular, label_names, name_of, read_config, relevant_label
 from trainer.runtime import console
 
 PROBE_LENGTH = 1 << 20  # tokens, never reached by the test pair for architectures that are not in the tested list
@@ -39,6 +40,8 @@ def load_cross_encoder(
         prepare_tokenizer(tokenizer, folder, prompting, prompted)
         if kind == "decoder":
             model = with_score_row(folder, tokenizer, prompting, trust_remote_code)
+        elif kind == "reranker" and is_modular(folder):
+            model = with_saved_head(folder, trust_remote_code)
         elif kind != "encoder":
             # Not registered with transformers' Auto classes, where it would shadow the file in an exported folder.
             own = InteractionForSequenceClassification if kind == "interaction" else AutoModelForSequenceClassification

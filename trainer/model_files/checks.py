@@ -6,7 +6,6 @@ Problems that only show in the loaded model (a tensor that no file holds) are fo
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +24,23 @@ from trainer.model_files.architectures import (
     is_decoder,
     longest_text,
 )
-from trainer.model_files.decoders import LOGIT_SCORE, NO_PROMPTING, Prompting, template_of, token_ids
-from trainer.model_files.references import BaseKind, architecture_of, kind_of, name_of, read_config, read_json
+from trainer.model_files.decoders import NO_PROMPTING, Prompting, template_of, token_ids
+from trainer.model_files.modules import fault_of_modules
+from trainer.model_files.references import (
+    BaseKind,
+    architecture_of,
+    kind_of,
+    modules_of,
+    name_of,
+    read_config,
+    read_json,
+)
 from trainer.model_files.tokenizer_file import REFETCH, highest_id, read_tokenizer
 
 Head = Literal["auto", "classifier", "interaction", "trained"]  # trained: the model must have a trained head
 Shapes = dict[str, tuple[int, ...]]  # of every tensor in the files, by name
 
 GIT_LFS = b"version https://git-lfs"
-ENCODER_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")  # of a bi-encoder in sentence-transformers
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:word_embeddings|tok_embeddings|token_embeddings|embed_tokens|wte|shared|embeddings)\.weight$"
 )
@@ -91,7 +98,8 @@ def faults_of_cross_encoder(
         config = read_config(folder)
         with problems.collecting():
             kind = kind_of(folder)
-            _check_modules(folder, kind, problems.add)
+            if fault := fault_of_modules(folder, kind):
+                problems.add(fault)
             _check_head(config, kind, head, problems.add)
             if kind == "decoder" and not problems.lines:
                 with problems.collecting():
@@ -113,7 +121,7 @@ def faults_of_bi_encoder(
     problems = ModelProblems(folder)
     with problems.collecting():
         config = read_config(folder)
-        modules = _modules(folder)
+        modules = modules_of(folder)
         foreign = [name for name, _ in modules if not name.startswith("sentence_transformers.")]
         if (foreign or brings_code(config)) and not trust_remote_code:
             problems.add(_untrusted(f"modules.json: {foreign[0]}" if foreign else "auto_map in config.json", trust))
@@ -170,48 +178,6 @@ def _require_prompt(folder: Path, config: dict[str, Any], prompting: Prompting) 
     template_of(folder, family, prompting)
     if os.path.lexists(folder / "tokenizer.json"):
         token_ids(folder, family, prompting, read_tokenizer(folder).get_vocab(with_added_tokens=True))
-
-
-def _check_modules(folder: Path, kind: BaseKind, add: Callable[[str], None]) -> None:
-    """Add a problem if the head is in separate modules, as sentence-transformers can save it."""
-    try:
-        saved = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        saved = {}
-    modular = isinstance(saved, dict) and saved.get("model_type") == "CrossEncoder"
-    for name, path in _modules(folder):
-        module = name.rpartition(".")[2]
-        if kind == "decoder" and module == LOGIT_SCORE and name.startswith("sentence_transformers."):
-            continue
-        lost = module not in ENCODER_MODULES or (modular and module != "Transformer")
-        is_head = lost or _gives_one_number(folder / path)
-        if not name.startswith("sentence_transformers.") or is_head:
-            add(
-                f"has a head in separate modules (modules.json: {name}), which would be lost; name a reranker with a "
-                "standard classifier, or the encoder that it was made from"
-            )
-            return
-
-
-def _gives_one_number(module: Path) -> bool:
-    try:
-        settings = json.loads((module / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and settings.get("out_features") == 1
-
-
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Return (class, subfolder) of each module that sentence-transformers saved; empty without modules.json."""
-    if not os.path.lexists(folder / "modules.json"):
-        return []
-    modules = read_json(folder / "modules.json")
-    try:
-        return [(str(module["type"]), str(module["path"])) for module in modules]
-    except (TypeError, KeyError):
-        raise ModelError(
-            f"model {name_of(folder)}: modules.json is not a list of modules with type and path; {REFETCH}"
-        ) from None
 
 
 def _check_contents(folder: Path, config: dict[str, Any], weights: bool, problems: ModelProblems) -> None:
@@ -289,9 +255,14 @@ def read_header(path: Path) -> Shapes:
         ) from None
 
 
+def is_embedding(name: str) -> bool:
+    """Return whether a tensor has the name of a token embedding."""
+    return bool(_EMBEDDING.search(name))
+
+
 def _embeddings(shapes: Shapes) -> list[tuple[int, ...]]:
-    """Return the shapes (rows, width) of the tensors with names of token embeddings."""
-    return [shape for name, shape in shapes.items() if _EMBEDDING.search(name) and len(shape) == 2]
+    """Return the shapes (rows, width) of the token embeddings."""
+    return [shape for name, shape in shapes.items() if is_embedding(name) and len(shape) == 2]
 
 
 def _check_shapes(config: dict[str, Any], shapes: Shapes, add: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.model_files.prompt import (
     has_prompt,
     has_roles,
     read_prompt,
+    saved_instruction,
     saved_special_tokens,
     saved_template,
     with_instruction,
@@ -28,6 +30,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 # Published rerankers by model_type: Qwen3-Reranker, mxbai-rerank-v2 and bge-reranker-v2-gemma; tokens are the one of
 # an irrelevant document, if any, and the one of a relevant document.
 TOKENS = {"qwen3": ("no", "yes"), "qwen2": ("0", "1"), "gemma": ("Yes",)}
+SPACES = ("▁", "Ġ")  # a space before a word, as SentencePiece and byte-level vocabularies write it
+LANGUAGE_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # in the families' names
 LOGIT_SCORE = "LogitScore"  # module of sentence-transformers with the ids of the two tokens
 
 
@@ -73,9 +77,13 @@ def template_of(folder: Path, family: object, prompting: Prompting, special: Map
         template = saved
     try:
         read_prompt(template, special)
-        return with_instruction(template, prompting.instruction, special)
+        template = with_instruction(template, prompting.instruction, special)
     except ModelError as error:
         raise ModelError(f"model {name_of(folder)}: its chat template {error}") from None
+    if prompting.instruction is None:
+        with suppress(ModelError):  # a template that renders no instruction
+            template = with_instruction(template, saved_instruction(folder), special)
+    return template
 
 
 def token_ids(folder: Path, family: object, prompting: Prompting, vocabulary: Mapping[str, int]) -> list[int]:
@@ -94,8 +102,10 @@ def token_ids(folder: Path, family: object, prompting: Prompting, vocabulary: Ma
             "them as reranker.tokens: [irrelevant, relevant], e.g. [no, yes]"
         )
     if missing := [name for name in names if name not in vocabulary]:
+        similar = [f"{space}{missing[0]}" for space in SPACES if f"{space}{missing[0]}" in vocabulary]
+        has = f", but {similar[0]!r}, with a space before it," if similar else ""
         raise ModelError(
-            f"model {name_of(folder)}: its vocabulary has no token {missing[0]!r}; name two of its tokens as "
+            f"model {name_of(folder)}: its vocabulary has no token {missing[0]!r}{has}; name two of its tokens as "
             "reranker.tokens: [irrelevant, relevant], e.g. [no, yes]"
         )
     return [vocabulary[name] for name in names]
@@ -125,6 +135,6 @@ def _logit_score(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"reranker.template: {path} cannot be read ({error}); name a Jinja file") from None

@@ -21,6 +21,9 @@ FILE = "chat_template.jinja"
 ROLES = ("query", "document")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MARKS = ("\ue000", "\ue001")  # characters of the private use area: no template treats them in a special way
+# Pairs that filters would change: by case, punctuation, line breaks, escapes, length, and no text at all.
+MARKUP = "<a href='x'>&amp; \"q\"</a>\n{{ B }}\r\n  two"
+PROBES = (("what is B?", "A, and b"), (f"is {MARKUP}?", f"{MARKUP * 2000}."), ("", "x"), ("x", ""))
 EXAMPLE = """{{ (messages | selectattr("role", "eq", "document") | first).content }}"""
 
 
@@ -52,10 +55,12 @@ def read_prompt(template: str, special: Mapping[str, str]) -> Prompt:
     wide = render(template, special, [f"\t{mark}\t" for mark in MARKS])
     stripped = (f"\t{MARKS[0]}\t" not in wide, f"\t{MARKS[1]}\t" not in wide)
     prompt = Prompt(before, between, after, first == MARKS[0], stripped)
-    other = ("what is B?", "A, and b")
-    expected = prompt.before + prompt.between.join(other if prompt.query_first else other[::-1]) + prompt.after
-    if render(template, special, other) != expected:
-        raise ModelError("changes the texts that it renders, so that they cannot be tokenised apart from it")
+    for texts in PROBES:
+        expected = prompt.before + prompt.between.join(texts if prompt.query_first else texts[::-1]) + prompt.after
+        if render(template, special, texts) != expected:
+            raise ModelError(
+                "changes or shortens the texts that it renders, so that they cannot be tokenised on their own"
+            )
     return prompt
 
 
@@ -64,7 +69,7 @@ def render(template: str, special: Mapping[str, str], texts: Sequence[str]) -> s
     messages = [{"role": role, "content": text} for role, text in zip(ROLES, texts, strict=True)]
     try:
         return _compiled(template).render(messages=messages, add_generation_prompt=False, **special)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ModelError(
             f"cannot be rendered with a query and a document ({one_line(error)[:200]}); name a Jinja file with these "
             "two roles as reranker.template"
@@ -96,6 +101,14 @@ def saved_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def saved_instruction(folder: Path) -> str | None:
+    """Return the system message that sentence-transformers passes by default (its default prompt), None without one."""
+    config = _settings(folder / "config_sentence_transformers.json")
+    prompts, name = config.get("prompts"), config.get("default_prompt_name")
+    instruction = prompts.get(name) if isinstance(prompts, dict) else None
+    return instruction if isinstance(instruction, str) and config.get("model_type") == "CrossEncoder" else None
+
+
 def saved_special_tokens(folder: Path) -> dict[str, str]:
     """Return the special tokens by name that the tokenizer's settings in a folder hold."""
     config = _tokenizer_config(folder)
@@ -118,11 +131,16 @@ def has_roles(template: str | None, special: Mapping[str, str]) -> bool:
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    return _settings(folder / "tokenizer_config.json")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, empty if there is no such file with an object."""
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return config if isinstance(config, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 @lru_cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -251,7 +252,8 @@ def architecture_of(config: dict[str, Any]) -> str:
 def kind_of(folder: Path) -> BaseKind:
     """Return the kind of a base: a reranker (one label), one with the interaction head, an encoder or a decoder.
 
-    An encoder has no head; a decoder is a causal language model, whose head makes a score of two tokens' logits.
+    An encoder has no head; a decoder is a causal language model, whose head makes a score of two tokens' logits. The
+    head of a reranker can be in modules of sentence-transformers.
 
     Raises ModelError for a classifier with several labels of which none is known to mean relevance.
     """
@@ -262,7 +264,7 @@ def kind_of(folder: Path) -> BaseKind:
     if architecture.endswith("ForCausalLM") and not config.get("use_bidirectional_attention"):
         return "decoder"
     if not architecture.endswith("ForSequenceClassification"):
-        return "encoder"
+        return "reranker" if is_modular(folder) else "encoder"
     names = label_names(config)
     if len(names) > 1 and relevant_label(names) is None:
         raise ModelError(
@@ -270,6 +272,28 @@ def kind_of(folder: Path) -> BaseKind:
             "none is known to mean relevant; name a reranker with one label, or the encoder that it was made from"
         )
     return "reranker"
+
+
+def is_modular(folder: Path) -> bool:
+    """Return whether a folder holds a cross-encoder whose head sentence-transformers saved as modules."""
+    try:
+        saved = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("model_type") == "CrossEncoder" and len(modules_of(folder)) > 1
+
+
+def modules_of(folder: Path) -> list[tuple[str, str]]:
+    """Return (class, subfolder) of each module that sentence-transformers saved; empty without modules.json."""
+    if not os.path.lexists(folder / "modules.json"):
+        return []
+    modules = read_json(folder / "modules.json")
+    try:
+        return [(str(module["type"]), str(module["path"])) for module in modules]
+    except (TypeError, KeyError):
+        raise ModelError(
+            f"model {name_of(folder)}: modules.json is not a list of modules with type and path; fetch the model again"
+        ) from None
 
 
 def label_names(config: dict[str, Any]) -> list[str]:

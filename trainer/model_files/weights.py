@@ -6,7 +6,7 @@ tensors of a new head may be missing; any other missing tensor is a ModelError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def require_all_weights(model: Any, info: dict[str, Any], folder: Path, new_head
     missing = [key for key in info["missing_keys"] if not (may_be_new and _is_head(key, model))]
     unexpected = [key for key in info["unexpected_keys"] if _is_in_encoder(key, model)]
     if missing:
+        own_code = getattr(model.config, "auto_map", None) and type(model).__module__.startswith("transformers.models.")
+        if own_code and info["unexpected_keys"]:
+            raise ModelError(
+                f"model {name}: its weights ({_some(info['unexpected_keys'])}) are for Python code of its "
+                "own (auto_map in config.json), which is not run by default; read it, then set trust_remote_code: true"
+            )
         raise ModelError(
             f"model {name}: {len(missing)} of its {len(model.state_dict())} tensors are not in its files, such as "
             f"{_some(missing)}{_instead(info)}; the weights are of another model or incomplete: fetch it again"
@@ -149,7 +155,7 @@ def _is_in_encoder(key: str, model: Any) -> bool:
     return parts[0] in known and "pooler" not in parts and parts[-1] not in BUFFERS
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)[:SHOWN])
 
 

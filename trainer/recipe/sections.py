@@ -85,6 +85,13 @@ class Reranker(Section):
             return tokens
         return [("yes" if token else "no") if isinstance(token, bool) else str(token) for token in tokens]
 
+    @field_validator("tokens")
+    @classmethod
+    def _require_different_tokens(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        if len(tokens) > len(set(tokens)):
+            raise ValueError(f"names {tokens[0]!r} twice, so that every score would be 0; name two different tokens")
+        return tokens
+
     @field_validator("max_length", mode="before")
     @classmethod
     def _read_auto_as_null(cls, max_length: Any) -> Any:

@@ -63,7 +63,21 @@ class Train(RoundStage):
         )
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Train on the groups of the mining stage of the same round."""
+        """Train on the groups of the mining stage of the same round, and save the best weights on dev."""
+        first_stage = run.first_stage_dev
+        progress = self._train(run, folder, first_stage)
+        curve = context.keep_best(run, folder, progress, self.name)
+        share, best = curve[0]
+        line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
+        if not run.recipe.train.epochs:
+            line = f"not trained (train.epochs: 0); dev {run.metric} {best:.4f}"
+        line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
+        line += f"; {progress.ending}" if progress.ending else ""
+        values = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
+        return Notes(line, values | {"interpolation": sorted(curve), "precision": progress.precision})
+
+    def _train(self, run: Run, folder: Path, first_stage: float) -> training.Progress:
+        """Train the base, and return the progress; the model leaves the memory before its weights are interpolated."""
         from accelerate.utils import set_seed
 
         seed = self.seeds[-1] if self.seeds else run.recipe.seed
@@ -74,7 +88,6 @@ class Train(RoundStage):
         reranker.compute_in(run.precision(folder.name, "training", base, faster))
         tokenized = model.TokenizedCollection(run.collection, reranker.pairs)
         groups = read_groups(run.folder / self.folder_of("mine"))
-        first_stage = run.first_stage_dev
         with_seed = f" with seed {seed}" if run.recipe.train.seeds else ""
         console.stage(
             "train", f"{len(groups)} groups{with_seed}; dev {run.metric} of the first stage {first_stage:.4f}"
@@ -91,16 +104,7 @@ class Train(RoundStage):
             context.has_fresh_head(run),
             base_ranks=context.base_ranks(run),
         )
-        progress = training.train_reranker(job)
-        curve = context.keep_best(run, folder, progress, self.name)
-        share, best = curve[0]
-        line = f"best dev {run.metric} {best:.4f} with {share:.0%} of the trained weights of step {progress.best_step}"
-        if not run.recipe.train.epochs:
-            line = f"not trained (train.epochs: 0); dev {run.metric} {best:.4f}"
-        line += f" (before training {progress.curve[0][1]:.4f}, first stage {first_stage:.4f})"
-        line += f"; {progress.ending}" if progress.ending else ""
-        values = {"best_dev": best, "best_step": progress.best_step if share else 0, "trained_share": share}
-        return Notes(line, values | {"interpolation": sorted(curve), "precision": progress.precision})
+        return training.train_reranker(job)
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of fitting the head, of all steps, and of the evaluations on dev."""

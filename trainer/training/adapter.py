@@ -68,7 +68,7 @@ def alpha_of(section: Train) -> float:
 
 @torch.no_grad()
 def merged(state: Mapping[str, Tensor], section: Train) -> dict[str, Tensor]:
-    """Return plain weights by name from those of a model with an adapter, added in float32."""
+    """Return plain weights by name, in main memory, from those of a model with an adapter, added in float32."""
     weights = {}
     for name, weight in state.items():
         if ".lora_" in name:
@@ -77,7 +77,7 @@ def merged(state: Mapping[str, Tensor], section: Train) -> dict[str, Tensor]:
             layer = name.removesuffix(".base_layer.weight")
             down, up = (state[f"{layer}.lora_{side}.{NAME}.weight"] for side in "AB")
             weight = weight.float() + alpha_of(section) / section.adapter_rank * (up.float() @ down.float())
-        weights[name.replace(".base_layer.", ".")] = weight
+        weights[name.replace(".base_layer.", ".")] = weight.cpu()
     return weights
 
 

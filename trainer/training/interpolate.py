@@ -1,6 +1,7 @@
 """Weight interpolation between the model before training and the best one after it, chosen on dev.
 
-Interpolated models retain more of the base's abilities (WiSE-FT: Wortsman et al., CVPR 2022).
+Interpolated models retain more of the base's abilities (WiSE-FT: Wortsman et al., CVPR 2022). Three models are in
+main memory meanwhile: both ends, and the one that is evaluated.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ def choose(
     The curve are (share of the trained weights, dev score); ties go to the smaller share. Every process calls it.
     """
     scores = {0.0: progress.curve[0][1]}
-    start = model = load(folder / START)
     best = 0.0
     if progress.best_step:
+        start = _weights(load(folder / START))
         model = load(folder / TRAINED)
-        begin, end = (
-            {name: weight.clone() for name, weight in one.model.state_dict().items()} for one in (start, model)
-        )
+        trained = _weights(model)
         scores[1.0] = progress.best_score
         for share in shares:
-            model.model.load_state_dict(between(begin, end, share))
+            _set_between(model, start, trained, share)
             scores[share] = measure(model)
             console.stage(folder.name, f"{share:.0%} of the way to the trained weights: dev {scores[share]:.4f}")
         best = max(scores, key=lambda share: (scores[share], -share))
-        model.model.load_state_dict(between(begin, end, best))
+        _set_between(model, start, trained, best)
+    else:
+        model = load(folder / START)
     curve = sorted(scores.items(), key=lambda point: (-point[1], point[0]))
     if processes.is_main():
         model.save(folder / "best")
@@ -54,12 +55,17 @@ def choose(
     return curve
 
 
-def between(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return (1 - share) * start + share * trained for each weight; exact at both ends.
+def between(start: Tensor, trained: Tensor, share: float) -> Tensor:
+    """Return (1 - share) * start + share * trained, exact at both ends; of integers the trained ones."""
+    return torch.lerp(start, trained, share) if trained.is_floating_point() else trained
 
-    Both have the same names and shapes. Integer tensors are taken from the trained model.
-    """
-    return {
-        name: torch.lerp(start[name], weight, share) if weight.is_floating_point() else weight
-        for name, weight in trained.items()
-    }
+
+def _weights(reranker: Reranker) -> dict[str, Tensor]:
+    """Return a copy of a model's weights by name, in main memory, so that a GPU holds one model at a time."""
+    return {name: weight.to("cpu", copy=True) for name, weight in reranker.model.state_dict().items()}
+
+
+def _set_between(reranker: Reranker, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> None:
+    """Set a model's weights to those between two others, tensor by tensor, so that no third copy is in memory."""
+    for name, weight in reranker.model.state_dict().items():
+        weight.copy_(between(start[name], trained[name], share))
