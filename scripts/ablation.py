@@ -33,14 +33,16 @@ from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.mining import Mined, sample
 from trainer.model.interaction import InteractionConfig
+from trainer.model.scores import standardised
 from trainer.model_files import references
 from trainer.pipeline import run
 from trainer.recipe import Recipe, load_recipe
+from trainer.retriever import NOTHING, Candidates
 from trainer.runtime.precision import machine
 from trainer.runtime.run_folder import json_sha256, read_json, remove
 
 ROOT = Path(__file__).parents[1]
-TESTED = ("defaults", "fp32")
+TESTED = ("defaults", "fp32", "extracted", "extracted-first-stage-labels")
 UNTESTED_QUERIES = 20  # of test, which a run wants to have and whose figures are not kept
 RESAMPLES = 5000
 WAYS = ("shipped", "fused")
@@ -78,13 +80,48 @@ def mine_with_missed(section: Any, collection: Collection, *others: Any, **optio
     return replace(mined, groups=[with_missed(group, collection) for group in mined.groups])
 
 
+def taught_by_first_stage(collection: Collection, candidates: Candidates) -> list[Group]:
+    """Return each train query's candidates, with the softmax of the first stage's scores as their labels."""
+    del collection
+    known = candidates.documents != NOTHING
+    first = standardised(candidates.scores, known)
+    labels = np.where(known, np.exp(first), 0)
+    labels /= labels.sum(axis=1, keepdims=True)
+    lists = []
+    for index, query in enumerate(candidates.queries.tolist()):
+        documents = candidates.found(index)
+        ours = slice(0, len(documents))
+        lists.append(Group(query, documents, labels[index, ours].tolist(), [], first=first[index, ours].tolist()))
+    return lists
+
+
+def mine_by_first_stage(
+    section: Any, collection: Collection, candidates: Candidates, *others: Any, **options: Any
+) -> Mined:
+    """Mine as the recipe says, and replace the groups by lists that the first stage labels."""
+    mined = sample.mine(section, collection, candidates, *others, **options)
+    return replace(mined, groups=taught_by_first_stage(collection, candidates))
+
+
 @dataclass(frozen=True)
 class Variant:
-    """The defaults with one thing changed: recipe keys, or, where no key does it, names in the code."""
+    """The defaults with one thing changed: recipe keys, or, where no key does it, names in the code.
+
+    Without `labelled` the train queries are left out.
+    """
 
     name: str
     overrides: tuple[str, ...] = ()
     patches: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    labelled: bool = True
+
+
+EXTRACTED = ("generate.model=extract", "generate.documents=130")  # about as many queries as the labelled ones
+BY_FIRST_STAGE: dict[str, Callable[..., Any]] = {
+    "trainer.mining.mine": mine_by_first_stage,
+    "trainer.context.models.candidate_lists": taught_by_first_stage,
+    "trainer.training.head_init.first_stage_weight": no_weight,
+}
 
 
 VARIANTS = (
@@ -103,6 +140,8 @@ VARIANTS = (
     Variant("depth-30", ("reranker.depth=30",)),
     Variant("missed-positives-added", patches={"trainer.mining.mine": mine_with_missed}),
     Variant("lists-of-8", ("mine.list_size=8",)),
+    Variant("extracted", EXTRACTED, labelled=False),
+    Variant("extracted-first-stage-labels", EXTRACTED, BY_FIRST_STAGE, labelled=False),
 )
 
 
@@ -132,6 +171,7 @@ class Ablation:
     def run(self, variant: Variant, name: str, folder: Path, seed: int) -> Row:
         """Return the row of a run, from the file or after carrying it out."""
         data = self._write_judgements(name, folder, seed, tested=variant.name in TESTED)
+        data = [key for key in data if variant.labelled or not key.startswith("data.qrels=")]
         overrides = [f"name={name}-{variant.name}-{seed}", f"seed={seed}", *data, *variant.overrides]
         recipe = self._load(overrides)
         key = {"collection": name, "variant": variant.name, "seed": seed, "setting": self.setting}

@@ -75,7 +75,7 @@ def test_queries_keep_the_split_that_they_had_whatever_their_hash(old, new):
 
 
 def _splits(section, earlier):
-    from trainer.data.collection import reader_of, split_qrels
+    from trainer.data.qrels import reader_of, split_qrels
     from trainer.data.records import normalised
 
     reader = reader_of(section)

@@ -17,6 +17,7 @@ from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,15 @@ from trainer.endpoints import Service, Spent, ask, read_grade, sender, service, 
 from trainer.endpoints.store import Answer, Store
 from trainer.errors import DataError, RecipeError, RunError
 from trainer.generation import filters, making
-from trainer.generation.prompt import kinds_for, queries_in, request_for
+from trainer.generation.prompt import kinds_for, queries_in, read_examples, request_for
+from trainer.generation.scores import grades_of_scores
 from trainer.generation.sources import Source, plan
+from trainer.model import Reranker
 from trainer.model_files import tokenizer_file
 from trainer.pipeline import open_run, run
 from trainer.recipe import Data, Endpoint, Generate, load_recipe
 from trainer.retriever import Embeddings
+from trainer.stages.generate import Generate as GenerateStage
 
 MESSAGE_TOKENS = 4
 
@@ -200,6 +204,7 @@ def section(server: ChatServer, **keys: Any) -> Generate:
 
 def asked(server: ChatServer, texts: list[str], store: Store, **keys: Any) -> Spent:
     one, spent = section(server, **keys), Spent()
+    assert one.endpoint
     requests = [request_for(one, text, kinds_for(one, 0), []) for text in texts]
     ask(Service(one.endpoint, "generate.model"), requests, store, one, spent)
     return spent
@@ -411,6 +416,7 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(tmp_path, free_por
     monkeypatch.setattr(sender, "FIRST_PAUSE", 0.001)
     one = Generate(model=f"chat:{MODEL}@http://127.0.0.1:{free_port}/v1", concurrency=2)
     requests = [request_for(one, text, ["question"], []) for text in corpus(30)]
+    assert one.endpoint
     with pytest.raises(RunError, match=f"{free_port}.*requests in a row failed"):
         ask(Service(one.endpoint, "generate.model"), requests, Store(tmp_path / "s"), one, Spent())
 
@@ -971,7 +977,7 @@ def test_a_batch_gives_what_requests_give(bare_recipe, beir, server, tmp_path, c
             "2: data.qrels: is missing: corpus, queries and qrels belong together; name its file",
         ),
         ("data: {path: a}\ngenerate: {}", "3: generate.model: is required but missing"),
-        ("data: {path: a}\ngenerate: {model: gpt}", "3: generate.model: is an endpoint, chat:MODEL@URL"),
+        ("data: {path: a}\ngenerate: {model: gpt}", "3: generate.model: is extract, or an endpoint, chat:MODEL@URL"),
         ("data: {path: a}\ngenerate: {model: chat:m@http://h, kinds: []}", "3: generate.kinds: names each kind once"),
         ("data: {path: a}\ngenerate: {model: chat:m@http://h, prices: [-1, 2]}", "3: generate.prices: are from 0"),
         (
@@ -1003,8 +1009,74 @@ def test_generate_without_its_section_is_an_error(recipe_file, tmp_path):
             run(load_recipe(recipe_file), tmp_path / "runs", until=until)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", '{"other": 1}\n'])
-def test_examples_without_a_query_are_an_error(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", ["holds no query"]),
+        ("\n\n", ["holds no query"]),
+        ('{"other": 1}\nhow is it\n{"text": 3}\n{"text": "a"\n', [":1: is not an object", ":3: is", ":4: is"]),
+        ('{"text": " "}\n{"query": "how"}\n', [":1: is not an object"]),
+    ],
+)
+def test_examples_with_faults_are_an_error_that_names_every_line(tmp_path, text, told):
     (tmp_path / "real.jsonl").write_text(text)
-    with pytest.raises(DataError, match="holds no query"):
-        making.read_examples(tmp_path / "real.jsonl")
+    with pytest.raises(DataError) as error:
+        read_examples(tmp_path / "real.jsonl")
+    assert len(error.value.faults) == len(told)
+    assert all(one in fault and "real.jsonl" in fault for one, fault in zip(told, error.value.faults, strict=True))
+
+
+def test_examples_are_lines_or_json_lines(tmp_path):
+    (tmp_path / "real.txt").write_text('how  is it\n{"text": "a b"}\n\n{"query": "c"}\n' + "more\n" * 20)
+    assert read_examples(tmp_path / "real.txt") == ["how is it", "a b", "c", *["more"] * 7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [
+        ([], 40 * 5 / 8),
+        (["generate.documents=10", "generate.concurrency=1"], 50),
+        (["generate.check=chat:judge@http://h/v1", "generate.check_depth=4"], (40 + 40 * 2 * 5) * 5 / 8),
+        (["generate.model=extract"], 0),
+        (["generate.model=extract", "generate.check=chat:judge@http://h/v1"], 40 * 2 * 6 * 5 / 8),
+    ],
+)
+def test_the_forecast_counts_all_requests(bare_recipe, keys, seconds):
+    recipe: Any = load_recipe(bare_recipe, keys)
+    work: Any = SimpleNamespace(recipe=recipe, documents=40)
+    assert GenerateStage().forecast(work).seconds == seconds
+
+
+# The check by a cross-encoder.
+
+
+@pytest.mark.parametrize(
+    ("own", "scores", "grades"),
+    [
+        (1, {1: 2.0, 2: 1.0, 3: -1.0}, {1: 3, 2: 0, 3: 0}),
+        (1, {1: 2.0, 2: 2.0, 3: -1.0}, {1: 3, 2: 3, 3: 0}),
+        (1, {1: 2.0, 2: 3.0, 3: 4.0, 4: 0.0}, {1: 0, 2: 3, 3: 3, 4: 0}),
+        (1, {1: -9.0}, {1: 3}),
+    ],
+)
+def test_documents_that_score_as_high_as_the_own_one_answer_too(own, scores, grades):
+    assert grades_of_scores(own, scores) == grades
+
+
+def test_a_cross_encoder_checks_the_queries(bare_recipe, server, tiny, tmp_path):
+    run(load_recipe(bare_recipe), tmp_path / "no", until="generate")
+    made = lines_of(tmp_path / "no" / "tiny" / "generate" / "queries.jsonl")
+    recipe = load_recipe(bare_recipe, [f"generate.check={tiny['reranker']}", "generate.check_depth=4"])
+    run(recipe, tmp_path / "yes", until="generate")
+    checked = lines_of(tmp_path / "yes" / "tiny" / "generate" / "queries.jsonl")
+    assert {line["text"] for line in checked} <= {line["text"] for line in made}
+    reranker = Reranker.load(tiny["reranker"], max_length=32)
+    collection = Collection.open(tmp_path / "yes" / "tiny" / "data")
+    passages = dict(zip(collection.document_ids, collection.documents["passage"][:], strict=True))
+    for line in checked:
+        own, *others = reranker.score([(line["text"], passages[name]) for name in (line["document_id"], *line["also"])])
+        assert all(other >= own - 1e-6 for other in others)
+    assert any(line["also"] for line in checked)
+    report = json.loads((tmp_path / "yes" / "tiny" / "generate" / "report.json").read_text())
+    dropped = report["dropped"].get(filters.UNANSWERED, {"count": 0})["count"]
+    assert dropped == len(made) - len(checked)

@@ -23,6 +23,7 @@ from trainer.data.guard import Overlap
 from trainer.data.languages import detect_language
 from trainer.errors import DataError, ExportError, MachineError, ModelError, RecipeError, RunError, TrainerError
 from trainer.evaluation.metrics import can_choose
+from trainer.generation.prompt import read_examples
 from trainer.model_files import references
 from trainer.model_files.architectures import longest_text
 from trainer.recipe import Recipe
@@ -48,7 +49,8 @@ def check(
     an upload are checked too. The result for an unchanged collection is read from the run folder, and `keep` writes it
     there. Raise TrainerError with all errors.
     """
-    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs) + endpoint_errors(recipe, runs)
+    errors = _errors_besides_data(recipe, pushes) + _own_model_errors(recipe, runs)
+    errors += endpoint_errors(recipe, runs) + _example_errors(recipe, runs)
     if problems := folder_problems(runs, recipe.name):
         errors.append(MachineError(problems))
     overlaps = _guard_overlaps(recipe, runs / recipe.name / GUARD_CACHE, keep, errors)
@@ -159,6 +161,17 @@ def _errors_besides_data(recipe: Recipe, pushes: bool) -> list[TrainerError]:
         except TrainerError as error:
             errors.append(error)
     return errors + model_errors(recipe, weights=False)
+
+
+def _example_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
+    """Return the errors in the examples of `generate`, unless the stage is finished and needs none."""
+    if recipe.generate is None or (runs / recipe.name / "generate" / "done.json").is_file():
+        return []
+    try:
+        read_examples(recipe.generate.examples)
+    except DataError as error:
+        return [error]
+    return []
 
 
 def _show(summary: Summary, recipe: Recipe, runs: Path) -> None:

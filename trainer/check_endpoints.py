@@ -14,6 +14,7 @@ from trainer.recipe import Recipe
 
 STAGES = {
     "generate.model": "generate",
+    "generate.check": "generate",
     "mine.teacher": "mine",
     "distil.teacher": "distil",
     "evaluate.judge": "judge",
@@ -25,7 +26,8 @@ def endpoint_errors(recipe: Recipe, runs: Path) -> list[TrainerError]:
     """Return the errors of the recipe's endpoints, except of those whose stage is finished and needs none."""
     asked = dict(recipe.scoring_endpoints)
     if recipe.generate is not None:
-        asked["generate.model"] = recipe.generate.endpoint
+        made = {"generate.model": recipe.generate.endpoint, "generate.check": recipe.generate.checker}
+        asked |= {key: endpoint for key, endpoint in made.items() if endpoint is not None}
     problems = [
         service_problem(Service(endpoint, key))
         for key, endpoint in asked.items()

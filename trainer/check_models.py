@@ -58,6 +58,7 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     if reference.key == "retriever.model":
         return checks.faults_of_bi_encoder(folder, trusted, trust=trust, weights=weights)
     heads: dict[str, checks.Head] = {
+        "generate.check": "trained",
         "mine.teacher": "trained",
         "distil.teacher": "trained",
         "distil.model": "classifier",

@@ -176,7 +176,9 @@ def require_stage(until: str, recipe: Recipe) -> None:
     if until == "distil" and recipe.distil is None:
         raise RecipeError("distil: the recipe has no distil section; add `distil: {}` for its defaults")
     if until == "generate" and recipe.generate is None:
-        raise RecipeError("generate: the recipe has no generate section; add `generate:` with `model: chat:MODEL@URL`")
+        raise RecipeError(
+            "generate: the recipe has no generate section; add `generate: {model: chat:MODEL@URL}`, or extract"
+        )
 
 
 def _report_stale(run: Run, stages: Sequence[Stage]) -> None:

@@ -9,6 +9,7 @@ from trainer.context import Run
 from trainer.data import Collection
 from trainer.endpoints import store_of
 from trainer.endpoints.chat import ChatRequest
+from trainer.errors import RecipeError
 from trainer.model_files import references, tokenizer_file
 from trainer.recipe import Recipe
 from trainer.recipe.generate import Generate
@@ -19,8 +20,10 @@ MOST_COUNTED = 20_000  # documents among which stored answers are counted, if th
 
 
 def open_data(recipe: Recipe, runs: Path) -> Run:
-    """Return the run of a recipe with its collection read; raise RecipeError without the section generate."""
+    """Return the run of a recipe with its collection read; raise RecipeError if it sends no requests."""
     pipeline.require_stage("generate", recipe)
+    if recipe.generate and recipe.generate.extracts:
+        raise RecipeError("generate.model: extract sends no requests; run `reranker generate RECIPE` without options")
     pipeline.run(recipe, runs, until="data")
     return pipeline.open_run(recipe, runs)
 
@@ -41,6 +44,7 @@ def show_estimate(run: Run) -> None:
 def write_batch(run: Run, path: Path) -> None:
     """Write the requests that are not answered yet."""
     section, store = _section(run), store_of(run.folder.parent)
+    assert section.endpoint is not None
     count = generation.write_requests(_requests(run), section.endpoint, store, path)
     console.stage("generate", f"{count} requests in {path}; then: reranker generate RECIPE --answers FILE")
 

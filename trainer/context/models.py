@@ -223,9 +223,12 @@ def _before_training(run: Run) -> tuple[Candidates, np.ndarray]:
 
 
 def embed(
-    run: Run, collection: Collection, queries: Sequence[int] | None = None
+    run: Run, collection: Collection, queries: Sequence[int] | None = None, cut: bool = False
 ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
-    """Return the embeddings of query rows (None: all judged ones) and of documents, and a message on new ones."""
+    """Return the embeddings of query rows (None: all judged ones) and of documents, and a message on new ones.
+
+    With `cut` the documents are without the queries that were taken from them.
+    """
 
     def choose(bi_encoder: BiEncoder) -> Precision:
         device = str(run.accelerator.device)
@@ -234,4 +237,4 @@ def embed(
     if run.recipe.bi_encoder is None:
         return None, ""  # before `run.accelerator` would start Accelerate
     cache = run.folder.parent / EMBEDDINGS
-    return retriever.embed(run.recipe.retriever, collection, cache, run.accelerator, queries, choose)
+    return retriever.embed(run.recipe.retriever, collection, cache, run.accelerator, queries, choose, cut)

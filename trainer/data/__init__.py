@@ -10,8 +10,8 @@ Imports inside run down, like the package's own:
     generated  guard            queries made from documents; other collections, on which models are only measured
     collection                  check, build and memory-map the collection
     audit                       counts and warnings about a collection
-    memory                      a collection from dicts
-    reviews  pairs              reviewed labels; pairs of texts without ids
+    qrels  memory               judgements of all splits; a collection from dicts
+    reviews  pairs  click_log   reviewed labels; pairs of texts without ids; clicks by file and line
     reader                      rows to documents, queries and judgements
     sources  layout             the files or data set in the recipe; recognition of a folder's files
     hub  columns                data sets of the Hub; the columns of each role
@@ -19,6 +19,7 @@ Imports inside run down, like the package's own:
     lines  splits  lengths      text files to lines; dev and test split off; texts over the length limit
     earlier_splits              the splits of the run that the base model came from
     self_documents  values      documents that are queries too; texts of pairs
+    clicks  extracts            labels from clicks; texts of a document that can serve as queries
     records  faults             shared types; problems by kind
     near_duplicates             documents with (nearly) the same text
     languages                   the language of texts

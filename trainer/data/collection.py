@@ -13,13 +13,10 @@ from trainer.data.audit import Audit, Summary
 from trainer.data.earlier_splits import EarlierSplits
 from trainer.data.memory import in_memory, write_beir
 from trainer.data.near_duplicates import BUILD_DOCUMENTS, BUILD_WORDS, NearDuplicates
-from trainer.data.pairs import PairReader
+from trainer.data.qrels import needed_splits, reader_of, split_qrels
 from trainer.data.reader import Reader
-from trainer.data.records import SPLITS, Record, SplitQrels, has_positive, normalised
-from trainer.data.reviews import overrule
+from trainer.data.records import SPLITS, Record, has_positive, normalised
 from trainer.data.self_documents import DocumentTexts, find_self_documents
-from trainer.data.sources import find_sources
-from trainer.data.splits import require_positives, split_off
 from trainer.recipe import Data
 from trainer.runtime.machine import explained
 
@@ -27,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
+CLICKED = "clicks.json"  # what became of a click log
 ROWS_AT_ONCE = 1024  # documents in memory at once while all of them are compared
 
 
@@ -45,43 +43,6 @@ def check_collection(
     needed = needed_splits(section) if needed is None else needed
     qrels, notes = split_qrels(reader, section, texts, needed, earlier)
     return audit.summary(reader, qrels, texts, notes)
-
-
-def reader_of(section: Data) -> Reader:
-    """Return the reader of a section's files; raises DataError with all missing ones."""
-    sources = find_sources(section)
-    return PairReader(sources, section) if sources.pairs else Reader(sources, section)
-
-
-def needed_splits(section: Data) -> Sequence[str]:
-    """Return the splits that must have a query with a relevant document."""
-    return SPLITS if section.needs_splits else ()
-
-
-def split_qrels(
-    reader: Reader,
-    section: Data,
-    texts: Mapping[str, str],
-    needed: Sequence[str],
-    earlier: EarlierSplits | None = None,
-) -> tuple[SplitQrels, list[str]]:
-    """Return the judgements of all three splits with reviewed labels applied, and notes on splitting and reviews.
-
-    Raises DataError with all problems; a split of `needed` without a positive is one.
-    """
-    qrels = reader.qrels()
-    given = {split: tables[0].name for split, tables in reader.sources.judged.items()}
-    notes = reader.notes() + split_off(qrels, texts, section, earlier)
-    if section.judgements is not None:
-        notes.append(overrule(section.judgements, qrels, reader))
-    reader.faults.stop()  # these problems may be the reason why a split is empty
-    if earlier is not None:
-        notes.append(earlier.note(qrels, texts))
-        if problem := earlier.conflict(qrels, texts):
-            reader.faults.add("splits of the base model", "reranker.model", problem)
-    require_positives(qrels, given, section, reader.faults, needed)
-    reader.faults.stop()
-    return {split: qrels[split] for split in SPLITS}, notes
 
 
 def build_collection(
@@ -136,6 +97,8 @@ def _build(reader: Reader, folder: Path, needed: Sequence[str], earlier: Earlier
     _write(folder / "self_documents.arrow", pairs, query=int, document=int)
     settings = {key: getattr(section, key) for key in ("relevant_from", "self_documents")}
     (folder / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    if reader.clicked is not None:
+        (folder / CLICKED).write_text(json.dumps(reader.clicked) + "\n", encoding="utf-8")
     return Collection.open(folder)
 
 
@@ -159,8 +122,9 @@ class Collection:
     {query row: {document row: grade}}, with the queries in the order of the qrels. `twins` maps a document that
     (nearly) repeats another one to the first with that text. `self_documents` maps a query row to the documents that
     are the query itself, which are not its candidates. Grades from `relevant_from` on mean relevant. `made` are the
-    query rows that were made from documents (the stage generate). `section` is the data section for a recipe, which
-    only a collection from memory has.
+    query rows that were made from documents (the stage generate). `cut` are documents that some of these were taken
+    from: {document row: its title and text without them}, which is what models read with made queries. `section` is the
+    data section for a recipe, which only a collection from memory has.
     """
 
     documents: Dataset
@@ -172,6 +136,7 @@ class Collection:
     excludes_self: bool = True
     section: Data | None = None
     made: frozenset[int] = frozenset()
+    cut: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     @explained
@@ -252,8 +217,36 @@ class Collection:
         return self.queries.select(rows)["text"][:]
 
     def passages(self, rows: Sequence[int]) -> list[str]:
-        """Return title and text of document rows, which is what models read."""
-        return self.documents.select(rows)["passage"][:]
+        """Return title and text of document rows, which is what models read; rows of `read_with` are allowed."""
+        return (self._whole_and_cut if self.cut else self.documents).select(rows)["passage"][:]
+
+    def read_with(self, query: int, document: int) -> int:
+        """Return the row of what models read of a document with a query: its own, or that of its cut text.
+
+        Cut texts have rows after those of all documents, which `passages` knows and nothing else.
+        """
+        return self._cut_rows.get(document, document) if query in self.made else document
+
+    def as_made_queries_find_it(self) -> Collection:
+        """Return the collection in which documents that queries were taken from have their cut text."""
+        import numpy as np
+
+        rows = np.arange(len(self.documents))
+        rows[list(self.cut)] = len(self.documents) + np.arange(len(self.cut))
+        return replace(self, documents=self._whole_and_cut.select(rows), cut={})
+
+    @cached_property
+    def _cut_rows(self) -> dict[int, int]:
+        return {row: len(self.documents) + place for place, row in enumerate(self.cut)}
+
+    @cached_property
+    def _whole_and_cut(self) -> Dataset:
+        """The documents, and after them the cut ones."""
+        from datasets import Dataset, concatenate_datasets
+
+        whole = self.documents.select(list(self.cut))
+        columns = {"id": whole["id"][:], "title": [""] * len(whole), "passage": list(self.cut.values())}
+        return concatenate_datasets([self.documents, Dataset.from_dict(columns, features=self.documents.features)])
 
     @cached_property
     def first_alike(self) -> np.ndarray:

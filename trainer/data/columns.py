@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from trainer.data.faults import Faults
 from trainer.data.tables import COLUMNS, SEPARATORS, Choose, Table
 from trainer.errors import did_you_mean
-from trainer.recipe import READING, Data
+from trainer.recipe import CLICKS, READING, Data
 
 IDS = ("_id", "id")
 DOCUMENT = ("corpus-id", "corpus_id", "docid", "doc_id", "docno", "did", "pid", "document_id", "passage_id", "document")
@@ -22,6 +22,11 @@ USUAL_NAMES = {
     "qrels_query": (*QUERY, "query"),
     "qrels_document": DOCUMENT,
     "qrels_grade": ("score", "grade", "relevance", "label", "rel"),
+    "clicks_query": (*QUERY, "query"),
+    "clicks_document": DOCUMENT,
+    "clicks_count": ("clicks", "click", "clicked", "num_clicks", "n_clicks"),
+    "clicks_impressions": ("impressions", "impression", "shown", "views", "num_impressions", "n_impressions"),
+    "clicks_position": ("position", "pos", "rank"),
     "pairs_query": ("query", "question", "anchor", "sentence1", "messages"),
     "pairs_positive": (
         *("positive", "pos", "positives", "positive_passages", "positive_messages", "positive_ctxs", "answer"),
@@ -33,7 +38,7 @@ USUAL_NAMES = {
     ),
     "pairs_label": ("label", "labels", "score", "grade", "relevance", "rel"),
 }
-OPTIONAL_ROLES = ("corpus_title", "pairs_negatives", "pairs_label")
+OPTIONAL_ROLES = ("corpus_title", "clicks_impressions", "clicks_position", "pairs_negatives", "pairs_label")
 MULTI_COLUMN_ROLES = ("corpus_text", "pairs_negatives")  # roles that several columns can have at once
 NUMBERED = re.compile(r"(negative|neg)_?\d+")
 ROLE_NAMES = {
@@ -44,6 +49,9 @@ ROLE_NAMES = {
     "qrels_query": "query id",
     "qrels_document": "document id",
     "qrels_grade": "grade",
+    "clicks_query": "query id",
+    "clicks_document": "document id",
+    "clicks_count": "number of clicks",
     "pairs_query": "query's text",
     "pairs_positive": "relevant text",
 }
@@ -77,6 +85,7 @@ def chooser(table: Table, section: Data, roles: Sequence[str], chosen: Chosen, f
 CORPUS_ROLES = ("corpus_id", "corpus_title", "corpus_text")
 QUERIES_ROLES = ("query_id", "query_text")
 QRELS_ROLES = ("qrels_query", "qrels_document", "qrels_grade")
+CLICKS_ROLES = ("clicks_query", "clicks_document", "clicks_count", "clicks_impressions", "clicks_position")
 PAIRS_ROLES = ("pairs_query", "pairs_positive", "pairs_negatives", "pairs_label")
 
 
@@ -151,6 +160,6 @@ def _missing_header(columns: Sequence[str]) -> str:
 
 def settings(section: Data) -> Mapping[str, object]:
     """Return the recipe's keys for the reading of files that differ from their defaults."""
-    keys = [*USUAL_NAMES, *(key for key in READING if key != "judgements")]
+    keys = [*USUAL_NAMES, *CLICKS, *(key for key in READING if key != "judgements")]
     fields = type(section).model_fields
     return {key: value for key in keys if (value := getattr(section, key)) != fields[key].default}

@@ -33,7 +33,7 @@ class Group:
             "document_id": [collection.document_ids[row] for row in rows],
             "grade": self.grades + [0] * len(self.negatives),
             "teacher": self.teacher or [None] * len(rows),
-            "text": collection.passages(rows),
+            "text": collection.passages([collection.read_with(self.query, row) for row in rows]),
         }
         return {
             "query_id": collection.query_ids[self.query],

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.data.collection import Collection, needed_splits, reader_of, split_qrels
+from trainer.data.collection import Collection
+from trainer.data.qrels import needed_splits, reader_of, split_qrels
 from trainer.data.records import has_positive, normalised
 from trainer.data.sources import fingerprint_data
 from trainer.errors import DataError

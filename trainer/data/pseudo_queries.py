@@ -1,10 +1,9 @@
-"""Pseudo-queries: titles and sentences of the corpus that serve as unlabelled queries."""
+"""Pseudo-queries: titles, headings and sentences of the corpus that serve as unlabelled queries."""
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -13,13 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.data.collection import Collection
+from trainer.data.extracts import extracts
 
-SENTENCE_LENGTHS = range(16, 151)  # characters, about three to twenty-five English words
-TITLE_LENGTHS = range(3, 151)  # characters; a title may be a single word
-MIN_LETTER_SHARE = 0.9  # of letters, digits and blanks in a sentence; lines of code and tables have fewer
 DOCUMENTS_AT_ONCE = 1000  # that are read together
-_END = re.compile(r"(?<=[.!?])\s+|(?<=[。!?])|\s*\n\s*")
-_EDGES = " \t\"'`*#|<>-–•.,:;。"
 _WORD = re.compile(r"\w+")
 
 
@@ -31,7 +26,7 @@ class PseudoQuery(NamedTuple):
 
 
 def pseudo_queries(collection: Collection, wanted: int, seed: int) -> list[PseudoQuery]:
-    """Return `wanted` titles and sentences of randomly ordered documents, all different and different from all queries.
+    """Return `wanted` titles, headings and sentences of randomly ordered documents, all different and no known queries.
 
     Every document gives one text before any document gives a second one. If the corpus is too small, there are fewer.
     """
@@ -71,21 +66,16 @@ def _candidates(collection: Collection, seed: int) -> Iterator[PseudoQuery]:
 
 
 def _texts(title: str, passage: str, rng: np.random.Generator) -> list[str]:
-    """Return a document's title and its sentences that could be queries, in random order.
+    """Return a document's title and its other texts that could be queries, in random order.
 
     The title comes first or second, so that about as many titles as sentences are used.
     """
-    sentences = [sentence.strip(_EDGES) for sentence in _END.split(passage.removeprefix(title.strip()))]
-    usable = [sentence for sentence in sentences if len(sentence) in SENTENCE_LENGTHS and _is_prose(sentence)]
+    found = extracts(title, passage)
+    usable = [one.text for one in found if one.kind != "title"]
     texts = [usable[index] for index in rng.permutation(len(usable))]
-    if len(title := " ".join(title.split())) in TITLE_LENGTHS:
-        texts.insert(int(rng.integers(2)), title)
+    for heading in (one.text for one in found if one.kind == "title"):
+        texts.insert(int(rng.integers(2)), heading)
     return texts
-
-
-def _is_prose(text: str) -> bool:
-    plain = sum(unicodedata.category(character)[0] in "LMNZ" for character in text)
-    return plain >= MIN_LETTER_SHARE * len(text)
 
 
 def add_queries(collection: Collection, queries: Sequence[PseudoQuery]) -> tuple[Collection, list[int]]:

@@ -36,6 +36,7 @@ class Reader:
         self.collected = JudgementCollector(self.faults, section)
         self.skipped: dict[str, set[str]] = {"document": set(), "query": set()}  # unknown ids
         self.skipped_judgements = 0
+        self.clicked: dict[str, Any] | None = None  # what became of the click log
 
     def documents(self) -> Iterator[Record]:
         """Yield every valid document."""
@@ -93,7 +94,7 @@ class Reader:
     def _record(self, row: Mapping[str, Any], chosen: Chosen, table: Table, number: int, what: str) -> Record | None:
         document = what == "document"
         name = chosen["corpus_id" if document else "query_id"][0]
-        identity = self._identity(row, name, table, number)
+        identity = self.identity(row, name, table, number)
         if identity is None:
             return None
         title = self._text(row, chosen["corpus_title"], f"{what} {identity!r}", table, number) if document else ""
@@ -107,7 +108,8 @@ class Reader:
             self.faults.add(f"empty {what} texts", table.location(number), message)
         return record
 
-    def _identity(self, row: Mapping[str, Any], name: str, table: Table, number: int) -> str | None:
+    def identity(self, row: Mapping[str, Any], name: str, table: Table, number: int) -> str | None:
+        """Return the id in a column of a row, None after a problem."""
         value = row.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             message = f'needs "{name}" as a text or whole number, got {value!r}; keys here: {", ".join(row)}'
@@ -152,7 +154,7 @@ class Reader:
             self.collected.qrels[split] = {}
             for table in tables:
                 for number, judgement in self._judgements(table):
-                    if self._is_known(judgement, table, number, complete):
+                    if self.is_known(judgement, table, number, complete):
                         self.collected.add(split, (table, number), judgement)
         return self.collected.qrels
 
@@ -169,15 +171,15 @@ class Reader:
         if self.collected.repeats:
             how = {"sum": "their grades were added", "max": "the highest grade counts"}[self.section.repeated]
             notes.append(f"{self.collected.repeats} judgements repeat a pair; {how} (data.repeated)")
-        return notes
+        return notes if self.clicked is None else [*notes, self.clicked["note"]]
 
     def _judgements(self, table: Table) -> Iterator[tuple[int, Judgement]]:
         chosen: Chosen = {}
         for number, row in table.rows(chooser(table, self.section, QRELS_ROLES, chosen, self.faults), self.faults):
             (query_name,), (document_name,), (grade_name,) = (chosen[role] for role in QRELS_ROLES)
             row = {name: value.strip() if isinstance(value, str) else value for name, value in row.items()}
-            query = self._identity(row, query_name, table, number)
-            document = self._identity(row, document_name, table, number)
+            query = self.identity(row, query_name, table, number)
+            document = self.identity(row, document_name, table, number)
             grade = parse_grade(row.get(grade_name))
             if grade is None:
                 message = f"{GRADE}, got {row.get(grade_name)!r:.60}"
@@ -185,7 +187,8 @@ class Reader:
             elif query is not None and document is not None:
                 yield number, Judgement(query, document, grade)
 
-    def _is_known(self, judgement: Judgement, table: Table, number: int, complete: bool) -> bool:
+    def is_known(self, judgement: Judgement, table: Table, number: int, complete: bool) -> bool:
+        """Return whether query and document of a judgement exist; problems are only added if all ids were read."""
         known = True
         for what, identity, seen, tables in (
             ("query", judgement.query, self.query_ids, self.sources.queries),

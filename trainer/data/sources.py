@@ -32,12 +32,13 @@ BLOCK = 1 << 20  # bytes hashed at once
 
 @dataclass(frozen=True)
 class Sources:
-    """Tables by content: corpus, queries and qrels, or pairs."""
+    """Tables by content: corpus, queries, qrels and click logs, or pairs."""
 
     corpus: list[Table] = field(default_factory=list)
     queries: list[Table] = field(default_factory=list)
     qrels: dict[str, list[Table]] = field(default_factory=dict)
     pairs: dict[str, list[Table]] = field(default_factory=dict)
+    clicks: list[Table] = field(default_factory=list)
 
     @property
     def judged(self) -> dict[str, list[Table]]:
@@ -47,7 +48,7 @@ class Sources:
     @property
     def named(self) -> list[tuple[str, Table]]:
         """Every table with its content or split, in a fixed order."""
-        parts = {"corpus": self.corpus, "queries": self.queries, **self.qrels, **self.pairs}
+        parts = {"corpus": self.corpus, "queries": self.queries, **self.qrels, **self.pairs, "clicks": self.clicks}
         return [(part, table) for part, tables in parts.items() for table in tables]
 
 
@@ -73,7 +74,7 @@ def find_sources(section: Data) -> Sources:
         parts = {"train": "qrels", "dev": "dev", "test": "test"}
         qrels = {part: existing for part, key in parts.items() if (existing := tables(key, READERS, qrels_columns))}
         corpus, queries = (tables(key, records, record_columns) for key in ("corpus", "queries"))
-        sources = Sources(corpus, queries, qrels)
+        sources = Sources(corpus, queries, qrels, clicks=tables("clicks", records))
     if missing:
         raise DataError(missing)
     return sources

@@ -73,7 +73,7 @@ def _measured(reranker: Reranker, name: Format, folder: Path, dev: DevMetric) ->
         reranker.compute_with(engine, logits)
 
 
-def report(formats: Mapping[str, Quality]) -> None:
+def report(formats: Mapping[Format, Quality]) -> None:
     """Print the quality of each format that does not only differ by rounding."""
     for name, quality in formats.items():
         if name in inference.EXACT:

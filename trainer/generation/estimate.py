@@ -30,6 +30,7 @@ class Estimate(NamedTuple):
 
     def lines(self, section: Generate) -> list[str]:
         """Return the forecast for the terminal."""
+        assert section.endpoint is not None
         model, url, _ = section.endpoint
         source = "as fast as the answers so far" if self.measured else f"if an answer takes {SECONDS:.0f} seconds"
         lines = [

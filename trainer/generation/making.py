@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from trainer.data import SPLITS, Collection, Faults, read_lines
+from trainer.data import SPLITS, Collection
 from trainer.data.generated import MadeQuery
 from trainer.endpoints.asking import cost_of
 from trainer.endpoints.chat import ChatRequest
 from trainer.endpoints.grades import ANSWERS
 from trainer.endpoints.sender import Spent
 from trainer.endpoints.store import Answer
-from trainer.errors import DataError, RunError
+from trainer.errors import RunError
 from trainer.generation import filters
-from trainer.generation.prompt import EXAMPLES, kinds_for, queries_in, request_for
+from trainer.generation.extraction import cut, extract
+from trainer.generation.prompt import kinds_for, queries_in, read_examples, request_for
 from trainer.generation.sources import Source
 from trainer.recipe.generate import Generate, Kind
 from trainer.retriever import Candidates, Embeddings
 
+LOOKED_AT = 5  # documents found for a query in which it is searched word for word
 SHOWN = 5  # examples of each reason in the report
-
-
-def read_examples(path: Path | None) -> list[str]:
-    """Return the first real queries in the file of examples; raise DataError if it holds none."""
-    if path is None:
-        return []
-    faults, examples = Faults(), []
-    for _, line in read_lines(path, faults):
-        text = line.strip()
-        if text.startswith("{"):
-            try:
-                content = json.loads(text)
-            except ValueError:
-                content = {}
-            text = next((content[key] for key in ("text", "query") if isinstance(content.get(key), str)), "")
-        if text and len(examples) < EXAMPLES:
-            examples.append(" ".join(text.split()))
-    faults.stop()
-    if not examples:
-        raise DataError(f'generate.examples: {path} holds no query; write one a line, or JSON lines with "text"')
-    return examples
 
 
 def requests_of(
@@ -86,10 +65,25 @@ class Draft:
                 query = MadeQuery(text, kind, *source)
                 fault = filters.fault_of(text, passage)
                 draft._drop(fault, query) if fault else draft.kept.append(query)
-        judged = [query for split in SPLITS for query in collection.qrels[split]]
-        real = filters.repeats([query.text for query in draft.kept], collection.query_texts(judged))
-        draft.filter(dict.fromkeys((index for index, same in enumerate(real) if same), filters.REAL))
+        draft._drop_real(collection)
         return draft
+
+    @classmethod
+    def taken(cls, collection: Collection, sources: Sequence[Source], count: int) -> Draft:
+        """Return at most `count` texts of each document, filtered by what is left of it without them."""
+        draft, queries = cls(), extract(collection, sources, count)
+        left = cut(collection, queries)
+        for query in queries:
+            fault = filters.fault_of(query.text, left[query.document])
+            draft._drop(fault, query) if fault else draft.kept.append(query)
+        draft._drop_real(collection)
+        return draft
+
+    def _drop_real(self, collection: Collection) -> None:
+        """Drop queries that repeat a judged one."""
+        judged = [query for split in SPLITS for query in collection.qrels[split]]
+        real = filters.repeats([query.text for query in self.kept], collection.query_texts(judged))
+        self.filter(dict.fromkeys((index for index, same in enumerate(real) if same), filters.REAL))
 
     def _drop(self, reason: str, query: MadeQuery) -> None:
         self.dropped.setdefault(reason, []).append(query)
@@ -121,6 +115,19 @@ class Draft:
         self.filter(reasons)
         return left
 
+    def filter_repeated(self, collection: Collection, found: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Drop queries that stand in one of the first documents that were found for them, besides their own.
+
+        Return the documents found for each query that is left.
+        """
+        reasons = {}
+        for index, (query, rows) in enumerate(zip(self.kept, found, strict=True)):
+            others = collection.passages([row for row in rows[:LOOKED_AT] if row != query.document])
+            if any(filters.is_copied(query.text, passage) for passage in others):
+                reasons[index] = filters.ELSEWHERE
+        self.filter(reasons)
+        return [list(rows) for index, rows in enumerate(found) if index not in reasons]
+
     def check(self, grades: Sequence[Mapping[int, int]]) -> None:
         """Apply the grades of each kept query's documents ({row: grade}); without a grade nothing changes."""
         reasons = {
@@ -141,7 +148,7 @@ class Draft:
             dropped = ", ".join(f"{len(queries)} {reason}" for reason, queries in self.dropped.items()) or "none"
             raise RunError(
                 f"generate: no query is made for {' and '.join(empty)} (dropped: {dropped}); raise generate.documents, "
-                "look at the answers, or use another model"
+                "or use another generate.model"
             )
 
     def report(
@@ -150,7 +157,7 @@ class Draft:
         """Return counts and examples."""
         splits, kinds = (Counter(getattr(query, name) for query in self.kept) for name in ("split", "kind"))
         return {
-            "model": section.endpoint.model,
+            "model": section.origin,
             "documents": asked,
             "answered": answered,
             "requests": spent.requests,

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from trainer.data import Faults, read_lines
 from trainer.endpoints.chat import ChatRequest, length_parameter
+from trainer.errors import DataError
 from trainer.recipe.generate import Generate, Kind
 
 DOCUMENT_CHARACTERS = 6000  # of a document that are sent
@@ -38,8 +41,37 @@ Answer with one JSON object per query, each on a line of its own, and nothing el
 {"kind": "...", "query": "..."}"""
 
 
+def read_examples(path: Path | None) -> list[str]:
+    """Return the first real queries in the file of examples; raise DataError with all lines that are not readable."""
+    if path is None:
+        return []
+    faults, examples = Faults(), []
+    for number, line in read_lines(path, faults):
+        text = line.strip()
+        if text.startswith("{"):
+            text = _text_of(text) or ""
+            if not text.strip():
+                faults.add("broken examples", f"{path}:{number}", 'is not an object with a "text" or "query"')
+        if text.strip():
+            examples.append(" ".join(text.split()))
+    faults.stop()
+    if not examples:
+        raise DataError(f'generate.examples: {path} holds no query; write one a line, or JSON lines with "text"')
+    return examples[:EXAMPLES]
+
+
+def _text_of(line: str) -> str | None:
+    """Return the query in a JSON object, None if there is none."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    return next((content[key] for key in ("text", "query") if isinstance(content.get(key), str)), None)
+
+
 def request_for(section: Generate, document: str, kinds: Sequence[Kind], examples: Sequence[str]) -> ChatRequest:
     """Return the request for a document."""
+    assert section.endpoint is not None
     content: dict[str, Any] = {"kinds": {kind: MEANINGS[kind] for kind in kinds}}
     if examples:
         content["examples"] = list(examples[:EXAMPLES])

@@ -62,7 +62,7 @@ def size(name: Format, folder: Path) -> int:
     return sum(path.stat().st_size for path in files(folder / FILES[name]) if path.is_file())
 
 
-def record(qualities: Mapping[str, Quality], folder: Path) -> None:
+def record(qualities: Mapping[Format, Quality], folder: Path) -> None:
     """Write the formats that passed their gate to the folder's record."""
     write_json(folder / RECORD, {name: asdict(quality) for name, quality in qualities.items()})
 

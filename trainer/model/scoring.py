@@ -35,6 +35,7 @@ class TokenizedCollection:
 
     def pairs(self, rows: Sequence[Row]) -> list[Pair]:
         """Return the token pairs of (query row, document row) pairs."""
+        rows = [(query, self.collection.read_with(query, document)) for query, document in rows]
         self._add(self._queries, {query for query, _ in rows}, self.collection.query_texts, "query")
         self._add(self._documents, {document for _, document in rows}, self.collection.passages, "document")
         return [(self._queries[query], self._documents[document]) for query, document in rows]

@@ -100,6 +100,7 @@ class Teacher:
 
     def _keys(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the cache key of each pair: the hashes of its two texts."""
+        rows = [(query, self._collection.read_with(query, document)) for query, document in rows]
         queries = _text_hashes(self._collection.query_texts, {query for query, _ in rows})
         documents = _text_hashes(self._collection.passages, {document for _, document in rows})
         return [queries[query] + documents[document] for query, document in rows]

@@ -15,7 +15,7 @@ Imports inside run down, like the package's own:
     metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
 
-from trainer.recipe.data import FILES, HUB, READING, Data, GuardSet
+from trainer.recipe.data import CLICKS, FILES, HUB, READING, Data, GuardSet
 from trainer.recipe.endpoint import CHAT, RERANK, Endpoint, is_endpoint, read_endpoint
 from trainer.recipe.endpoints import Endpoints
 from trainer.recipe.generate import Generate
@@ -46,6 +46,7 @@ from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_rec
 __all__ = [
     "BESIDES_WINDOW",
     "CHAT",
+    "CLICKS",
     "FILES",
     "HUB",
     "MAX_AUTO_LENGTH",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from trainer.recipe.section import Section, contradiction
 
 HUB = "hub:"
-FILES = ("corpus", "queries", "qrels", "pairs", "dev", "test")  # keys that name files or globs
+FILES = ("corpus", "queries", "qrels", "clicks", "pairs", "dev", "test")  # keys that name files or globs
 READING = ("judgements", "relevant_from", "repeated", "unknown_ids", "self_documents", "separator")  # for all formats
+
+
+CLICKS = ("clicks_propensity", "clicks_evidence")
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Data(Section):
@@ -28,6 +32,14 @@ class Data(Section):
     """Files or globs of the queries; needs corpus and qrels."""
     qrels: tuple[Path, ...] | None = None
     """Files or globs of the train judgements (also TREC: .qrels, .trec, .txt); needs corpus and queries."""
+    clicks: tuple[Path, ...] | None = None
+    """Files or globs of a click log (query id, document id, clicks, and impressions or position), which becomes graded
+    train judgements, besides those of qrels; needs corpus and queries."""
+    clicks_propensity: Literal["estimate"] | Annotated[float, Field(ge=0, le=5)] | tuple[Share, ...] = "estimate"
+    """How often people look at each position of the click log: estimate, from documents that were shown at several
+    positions for a query; a number P for 1 / position^P; or a list with the share of looks at each position."""
+    clicks_evidence: float = Field(default=5, ge=0)
+    """Leave out pairs of the click log that were looked at less often (impressions times the share of looks)."""
     pairs: tuple[Path, ...] | None = None
     """Files or globs of pairs of texts (query, positive, optional negatives) without ids; equal texts are merged."""
     dev: tuple[Path, ...] | None = None
@@ -67,6 +79,16 @@ class Data(Section):
     """Column of the document id in the judgements."""
     qrels_grade: str | tuple[str, ...] | None = None
     """Column of the relevance grade; 0 and below: not relevant (see relevant_from)."""
+    clicks_query: str | tuple[str, ...] | None = None
+    """Column of the query id in the click log."""
+    clicks_document: str | tuple[str, ...] | None = None
+    """Column of the document id in the click log."""
+    clicks_count: str | tuple[str, ...] | None = None
+    """Column of the number of clicks."""
+    clicks_impressions: str | tuple[str, ...] | None = None
+    """Column of the number of times that the document was shown; null: a usual name, or once in each row."""
+    clicks_position: str | tuple[str, ...] | None = None
+    """Column of the document's position in the list, from 1; null: a usual name, or unknown."""
     pairs_query: str | tuple[str, ...] | None = None
     """Column of the query's text in pairs (or of chat messages)."""
     pairs_positive: str | tuple[str, ...] | None = None
@@ -107,7 +129,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _require_one_format(self) -> Data:
         formats = [key for key in ("path", "corpus", "pairs") if getattr(self, key) is not None]
-        if not formats and (self.queries or self.qrels):
+        if not formats and (self.queries or self.qrels or self.clicks):
             formats = ["corpus"]
         if not formats:
             raise contradiction(
@@ -124,7 +146,7 @@ class Data(Section):
 
     def _require_queries_of_judgements(self) -> None:
         """Raise the error for a format of which only a part is given; the corpus alone may be enough, see `missing`."""
-        judged = self.qrels or self.dev or self.test
+        judged = self.qrels or self.clicks or self.dev or self.test
         if self.corpus is None or bool(judged) != bool(self.queries):
             raise contradiction(
                 self.missing[0],
@@ -136,18 +158,22 @@ class Data(Section):
         """The keys without which there are no train queries; with the section `generate` they may be missing."""
         if self.path is not None or self.pairs is not None:
             return []
-        return [key for key in ("corpus", "queries", "qrels") if getattr(self, key) is None]
+        keys = ("corpus", "queries", *(() if self.clicks else ("qrels",)))
+        return [key for key in keys if getattr(self, key) is None]
 
     def _keys_of(self, format_key: str) -> set[str]:
         """Return the keys that are used with a format, which is named by its first key."""
         always = {format_key, "dev_share", "test_share", *READING}
         of_pairs = {key for key in type(self).model_fields if key.startswith("pairs_")}
         of_ids = {key for key in type(self).model_fields if key.startswith(("corpus_", "query_", "qrels_"))}
+        of_clicks = {key for key in type(self).model_fields if key.startswith("clicks")}
         return (
             always
             | {
                 "path": of_ids | (of_pairs if self.hub else set()),
-                "corpus": of_ids | {"queries", "qrels", "dev", "test"},
+                "corpus": of_ids
+                | {"queries", "qrels", "clicks", "dev", "test"}
+                | (of_clicks if self.clicks else set()),
                 "pairs": of_pairs | {"dev", "test"},
             }[format_key]
         )

@@ -47,7 +47,7 @@ def read_endpoint(reference: str, kinds: tuple[str, ...] = (CHAT,)) -> Endpoint:
     shapes = " or ".join(SHAPES[kind] for kind in kinds)
     kind = next((kind for kind in kinds if reference.startswith(kind)), None)
     if kind is None:
-        raise ValueError(f"is an endpoint, {shapes}, got {_without_address(reference)!r:.100}")
+        raise ValueError(f"is an endpoint, {shapes}, got {without_address(reference)!r:.100}")
     rest = reference.removeprefix(kind)
     model, at, url = ("", "@", rest.removeprefix("http")) if rest.startswith("http") else rest.rpartition("@http")
     url = f"http{url}".rstrip("/")
@@ -66,6 +66,6 @@ def read_endpoint(reference: str, kinds: tuple[str, ...] = (CHAT,)) -> Endpoint:
     return Endpoint(model, url, kind)
 
 
-def _without_address(reference: str) -> str:
+def without_address(reference: str) -> str:
     """Return a reference up to its address, which may hold a key."""
     return reference.partition("http")[0]

@@ -1,31 +1,34 @@
-"""The section `generate`: queries made from the documents of the corpus."""
+"""The section `generate`: queries made from the documents of the corpus, or taken from them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from trainer.recipe.endpoint import Endpoint, read_endpoint
+from trainer.recipe.endpoint import CHAT, SHAPES, Endpoint, is_endpoint, read_endpoint, without_address
 from trainer.recipe.endpoints import require_prices
-from trainer.recipe.section import Section
+from trainer.recipe.section import Section, contradiction
 
 Kind = Literal["keyword", "question", "symptom", "comparison"]
+EXTRACT = "extract"
+OF_A_MODEL = ("kinds", "examples", "temperature", "answer_tokens", "tokenizer")  # keys that only a model reads
 
 
 class Generate(Section):
-    """Queries made from the documents by a language model; runs only with this section, for a corpus without queries or
-    with few."""
+    """Queries made from the documents, by a language model or without one; runs only with this section, for a corpus
+    without queries or with few."""
 
     model: str
     """Model that writes the queries, behind an OpenAI-compatible API: chat:MODEL@URL. The key is read from the
-    environment: OPENAI_API_KEY for api.openai.com, else GENERATE_API_KEY."""
+    environment: OPENAI_API_KEY for api.openai.com, else GENERATE_API_KEY. Or extract, without a model: the queries are
+    titles, headings, questions, docstrings and sentences of the documents, and are cut out of these in training."""
     documents: int = Field(default=2000, ge=1)
     """Number of documents that queries are made from, one request each; they are sampled evenly from clusters of the
     bi-encoder's vectors, so that all topics are covered."""
     queries_per_document: int = Field(default=2, ge=1, le=3)
-    """Queries made from each document, before filtering; at most one of each kind."""
+    """Queries made from each document, before filtering; of as many kinds as possible."""
     kinds: tuple[Kind, ...] = ("question", "keyword", "symptom", "comparison")
     """Kinds of queries, in turn: question; keyword: two to five words; symptom: a problem in the words of somebody who
     does not know the answer; comparison: of two things."""
@@ -52,17 +55,33 @@ class Generate(Section):
     """Drop a made query if the untuned first stage does not return its document within this rank; null: keep all."""
 
     check: str | None = None
-    """Model (chat:MODEL@URL) that judges for each made query its document and the first candidates: others that answer
-    it become relevant too, and a query that its document does not answer is dropped; null: no check."""
+    """Model that judges for each made query its document and the first candidates: others that answer it become
+    relevant too, and a query that its document does not answer is dropped. A language model (chat:MODEL@URL), or a
+    cross-encoder (Hub id, folder, package:NAME/SUB), for which documents answer that score as high as the query's own;
+    null: no check."""
     check_depth: int = Field(default=5, ge=1, le=50)
     """Number of candidates that are judged for each made query, one request each."""
+    check_trust_remote_code: bool = False
+    """Allow Python code in the folder of the cross-encoder that checks."""
 
     @field_validator("model", "check")
     @classmethod
-    def _require_endpoint(cls, reference: str | None) -> str | None:
-        if reference is not None:
+    def _require_endpoint(cls, reference: str | None, info: ValidationInfo) -> str | None:
+        if info.field_name == "model" and reference and not reference.startswith(CHAT):
+            if reference != EXTRACT:
+                given = without_address(reference)
+                raise ValueError(f"is {EXTRACT}, or an endpoint, {SHAPES[CHAT]}, got {given!r:.100}")
+        elif reference is not None and is_endpoint(reference):
             read_endpoint(reference)
         return reference
+
+    @model_validator(mode="after")
+    def _refuse_keys_of_a_model(self) -> Generate:
+        fields = type(self).model_fields
+        given = [key for key in OF_A_MODEL if getattr(self, key) != fields[key].default]
+        if self.extracts and given:
+            raise contradiction(given[0], "has no effect with model: extract, which asks no model; remove it")
+        return self
 
     @field_validator("kinds")
     @classmethod
@@ -77,11 +96,26 @@ class Generate(Section):
         return require_prices(prices)
 
     @property
-    def endpoint(self) -> Endpoint:
-        """The name and the address of the model that writes the queries."""
-        return read_endpoint(self.model)
+    def extracts(self) -> bool:
+        """Whether the queries are taken from the documents, without a model."""
+        return self.model == EXTRACT
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The name and the address of the model that writes the queries, None without a model."""
+        return None if self.extracts else read_endpoint(self.model)
+
+    @property
+    def origin(self) -> str:
+        """The name of the model that writes the queries, without its address, or extract."""
+        return self.endpoint.model if self.endpoint else EXTRACT
 
     @property
     def checker(self) -> Endpoint | None:
-        """The name and the address of the model that judges, None without a check."""
-        return read_endpoint(self.check) if self.check else None
+        """The name and the address of the language model that judges, None without one."""
+        return read_endpoint(self.check) if self.check and self.check.startswith(CHAT) else None
+
+    @property
+    def cross_encoder(self) -> str | None:
+        """The cross-encoder that judges, None without one."""
+        return None if self.checker else self.check

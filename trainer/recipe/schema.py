@@ -159,6 +159,10 @@ class Recipe(Section):
             ("mine.teacher", mine.teacher, "mine.teacher_trust_remote_code", mine.teacher_trust_remote_code),
             ("reranker.model", reranker.model, "reranker.trust_remote_code", reranker.trust_remote_code),
         ]
+        if (made := self.generate) is not None:
+            used.append(
+                ("generate.check", made.cross_encoder, "generate.check_trust_remote_code", made.check_trust_remote_code)
+            )
         if distil is not None:
             used.append(("distil.model", distil.model, "distil.trust_remote_code", distil.trust_remote_code))
             trust, allowed = "distil.teacher_trust_remote_code", distil.teacher_trust_remote_code

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.errors import RecipeError, did_you_mean
-from trainer.recipe.data import HUB
+from trainer.recipe.data import FILES, HUB
 from trainer.recipe.endpoint import CHAT, RERANK
 from trainer.recipe.plain_yaml import PlainLoader, compose, read_text
 from trainer.recipe.schema import Recipe, sections
@@ -20,11 +20,11 @@ from trainer.recipe.section import LONGEST_TEXT
 from trainer.recipe.sections import OWN_TEACHERS
 
 OPTIONAL_SECTIONS = ("generate", "passages", "distil", "push")  # a section that is not given asks for nothing
-PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
+PATHS = [("data", key) for key in (*FILES, "path", "judgements")]
 PATHS += [("generate", "examples"), ("retriever", "run"), ("evaluate", "guard")]
 COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME
 REFERENCES = [("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")]  # of models
-REFERENCES += [("generate", "tokenizer"), ("distil", "teacher")]
+REFERENCES += [("generate", "tokenizer"), ("generate", "check"), ("distil", "teacher")]
 WORDS = {("distil", "teacher"): OWN_TEACHERS}  # values that are no references, also beside a folder of that name
 # Keys of older recipes, with the message about each.
 MOVED = {

@@ -78,6 +78,11 @@ class Facts:
         return str(self.notes.get("data", {}).get("fingerprint", ""))[:8]
 
     @property
+    def clicks(self) -> dict[str, Any]:
+        """What became of the click log; empty without one."""
+        return self.notes.get("data", {}).get("clicks") or {}
+
+    @property
     def metric(self) -> str:
         """The metric that chose the checkpoint."""
         return main_metric(self.results)

@@ -59,6 +59,7 @@ def render(facts: Facts) -> str:
         "form-action 'none'",
         rows=rows,
         left_out=left_out,
+        clicks=facts.clicks,
         made=made_queries(facts),
         causes=CAUSES,
         remedies=REMEDIES,

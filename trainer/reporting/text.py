@@ -31,6 +31,7 @@ def markdown_report(facts: Facts) -> str:
         *_queries(facts),
         *_depth(facts),
         *_calibration(facts),
+        *_clicks(facts),
         *_generated(facts),
         *_mining(facts),
         *_training(facts),
@@ -154,6 +155,15 @@ def _calibration(facts: Facts) -> list[str]:
     return parts
 
 
+def _clicks(facts: Facts) -> list[str]:
+    clicks = facts.clicks
+    if not clicks:
+        return []
+    places = [[place, f"{value:.3f}"] for place, value in clicks["by_position"].items()]
+    note = f"{clicks['note'][0].upper()}{clicks['note'][1:]}."
+    return ["## Labels from clicks", note, *([_table(["position", "propensity"], places)] if places else [])]
+
+
 def _generated(facts: Facts) -> list[str]:
     made = made_queries(facts)
     if not made:
@@ -167,7 +177,7 @@ def _generated(facts: Facts) -> list[str]:
     sources = f"{made['answered']} of {made['documents']} documents"
     return [
         "## Queries made from documents",
-        f"{kept}, from the answers of {markdown(made['model'])} for {sources}.",
+        f"{kept}: {markdown(made['origin'])} {sources}.",
         _table(["query", "kind", "document"], examples),
         *([_table(["reason for being dropped", "queries", "example", "document"], dropped)] if dropped else []),
     ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.retriever.retrieve import candidates_of_dict as candidates_of_dict
     from trainer.retriever.retrieve import embed as embed
     from trainer.retriever.retrieve import embedded_share as embedded_share
+    from trainer.retriever.retrieve import made_queries as made_queries
     from trainer.retriever.retrieve import retrieve_splits as retrieve_splits
     from trainer.retriever.retrieve import retrieve_unjudged as retrieve_unjudged
     from trainer.retriever.retrieve import shards as shards

@@ -143,6 +143,25 @@ class Embeddings:
         return vectors
 
 
+class Replaced(Embeddings):
+    """Embeddings in which some rows have other vectors: `others` holds those of `rows`, in that order."""
+
+    def __init__(self, whole: Embeddings, rows: Sequence[int], others: Embeddings) -> None:
+        self._whole, self._others = whole, others
+        self._places = np.full(len(whole), -1, dtype=np.int64)
+        self._places[list(rows)] = np.arange(len(rows))
+        self.dimensions = whole.dimensions
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of `rows` (n,) in that order: (n, dimensions) float32."""
+        vectors, places = self._whole.rows(rows), self._places[rows]
+        vectors[places >= 0] = self._others.rows(places[places >= 0])
+        return vectors
+
+
 class VectorsInMemory(Embeddings):
     """The embeddings of a few texts, given as unit vectors (texts, dimensions) float16."""
 

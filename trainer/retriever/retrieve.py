@@ -12,7 +12,7 @@ from trainer.data import SPLITS, Collection
 from trainer.model_files import references
 from trainer.recipe import Retriever
 from trainer.retriever.candidates import Candidates, RankedLists, as_candidates
-from trainer.retriever.embeddings import BiEncoder, Embeddings, Shards
+from trainer.retriever.embeddings import BiEncoder, Embeddings, Replaced, Shards
 from trainer.retriever.engines import Engines, Settings
 from trainer.retriever.trec_run import ranking_of_dict
 from trainer.retriever.tuning import ENOUGH, Tuning, tune
@@ -53,9 +53,11 @@ def embed(
     accelerator: Accelerator,
     queries: Sequence[int] | None = None,
     choose: Callable[[BiEncoder], Precision] | None = None,
+    cut: bool = False,
 ) -> tuple[tuple[Embeddings, Embeddings] | None, str]:
     """Return the vectors of query rows (None: all judged ones) and of all documents, and a message on new ones.
 
+    With `cut` those of the documents are of the texts that made queries find (`Collection.as_made_queries_find_it`).
     Each process encodes its share of what is missing in `cache`, in the precision that `choose` returns (None: fp32).
     The vectors are None if the first stage has no bi-encoder.
     """
@@ -63,16 +65,21 @@ def embed(
         return None, ""
     bi_encoder = bi_encoder_of(section)
     parts = shards(bi_encoder, collection, cache, queries)
+    if cut:
+        texts = list(collection.cut.values())
+        parts += (Shards(bi_encoder, "document", lambda start, end: texts[start:end], len(texts), cache),)
     missing = [part.find_missing(accelerator) for part in parts]
     if any(missing) and choose is not None:
         precision = choose(bi_encoder)
         if precision != bi_encoder.precision:
-            parts = (parts[0].in_precision(precision), parts[1].in_precision(precision))
+            parts = tuple(part.in_precision(precision) for part in parts)
     for part in parts:
         part.encode(accelerator)
     accelerator.wait_for_everyone()
-    opened = (parts[0].open(), parts[1].open())
-    return opened, f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
+    vectors, documents, *others = (part.open() for part in parts)
+    if others:
+        documents = Replaced(documents, list(collection.cut), others[0])
+    return (vectors, documents), f"{len(parts[1].missing)} of {len(parts[1].paths)} shards of documents embedded"
 
 
 def embedded_share(section: Retriever, collection: Collection, cache: Path) -> float:
@@ -110,9 +117,16 @@ def candidates_of_dict(run: Mapping[str, Mapping[str, float]], collection: Colle
 
 
 def retrieve_splits(
-    section: Retriever, collection: Collection, embeddings: tuple[Embeddings, Embeddings] | None, folder: Path
+    section: Retriever,
+    collection: Collection,
+    embeddings: tuple[Embeddings, Embeddings] | None,
+    folder: Path,
+    of_made: tuple[Embeddings, Embeddings] | None = None,
 ) -> dict[str, Candidates]:
     """Return the candidates of every split's queries with a positive, and save them as `SPLIT.npz` in `folder`.
+
+    Made queries search the documents without the queries that were taken from them; `of_made` are the vectors of the
+    made queries and of these documents.
 
     Dev and test get `section.depth` candidates, train at least MINING_DEPTH. The settings are tuned on the train
     queries and saved as tuning.json. If they change the ranking, the candidates of dev and test under the default
@@ -126,10 +140,13 @@ def retrieve_splits(
     lists = default_lists if tuning.settings == engines.default_settings else engines.lists(tuning.settings)
     ranking = engines.fused(lists, tuning.settings)
     candidates = _cut(section, collection, ranking, lists, embeddings)
+    candidates = _with_made(section, collection, candidates, of_made, tuning.settings)
     for split, ranked in candidates.items():
         ranked.save(folder / f"{split}.npz")
     if not np.array_equal(ranking.documents, default.documents):
-        for split, ranked in _cut(section, collection, default, default_lists, embeddings).items():
+        untuned = _cut(section, collection, default, default_lists, embeddings)
+        untuned = _with_made(section, collection, untuned, of_made, engines.default_settings)
+        for split, ranked in untuned.items():
             if split != "train":
                 ranked.save(folder / f"default-{split}.npz")
     return candidates
@@ -155,6 +172,32 @@ def _cut(
     return candidates
 
 
+def _with_made(
+    section: Retriever,
+    collection: Collection,
+    candidates: dict[str, Candidates],
+    embeddings: tuple[Embeddings, Embeddings] | None,
+    settings: Settings,
+) -> dict[str, Candidates]:
+    """Return the candidates of all splits, those of made queries found in documents without these queries."""
+    if not collection.cut:
+        return candidates
+    rows = made_queries(collection)
+    found = retrieve_unjudged(section, collection.as_made_queries_find_it(), rows, embeddings, settings, judged=True)
+    replaced, start = {}, 0
+    for split, ranked in candidates.items():
+        real = [index for index, row in enumerate(ranked.queries.tolist()) if row not in collection.made]
+        end = start + len(ranked.queries) - len(real)
+        made = found.select(np.arange(start, end)).top(ranked.documents.shape[1])
+        replaced[split], start = ranked.select(np.array(real, dtype=np.int64)).joined(made), end
+    return replaced
+
+
+def made_queries(collection: Collection) -> list[int]:
+    """Return the rows of all made queries, split by split."""
+    return [row for row in judged_queries(collection) if row in collection.made]
+
+
 def _tuning(section: Retriever, collection: Collection, engines: Engines, default: RankedLists) -> Tuning:
     """Return the settings tuned on the train queries, or the defaults if tuning is off or the queries are too few."""
     train = sum(query not in collection.made for query in collection.answerable("train"))  # the first ones
@@ -172,11 +215,17 @@ def retrieve_unjudged(
     queries: Sequence[int],
     embeddings: tuple[Embeddings, Embeddings] | None,
     settings: Settings | None = None,
+    judged: bool = False,
 ) -> Candidates:
-    """Return the candidates of query rows without judgements, at the depth of the train queries' candidates."""
+    """Return the candidates of query rows, at the depth of the train queries' candidates.
+
+    Their judgements are only looked at if they are `judged`.
+    """
     assert section.run is None, "a TREC run has no lists for other queries"
     settings = settings or Settings()
     engines = Engines(section, collection, queries, embeddings)
     lists = engines.lists(settings)
     vectors = (embeddings[0].rows(np.arange(len(queries))), embeddings[1]) if embeddings else None
-    return as_candidates(engines.fused(lists, settings), lists, queries, {query: {} for query in queries}, vectors)
+    relevant = {query: grades for split in SPLITS for query, grades in collection.relevant(split).items() if judged}
+    relevant = {query: relevant.get(query, {}) for query in queries}
+    return as_candidates(engines.fused(lists, settings), lists, queries, relevant, vectors)

@@ -8,14 +8,25 @@ from typing import Any
 
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import EarlierSplits, build_collection, fingerprint_data
+from trainer.data.collection import CLICKED
 from trainer.forecast import Cost, Work
 from trainer.recipe import Recipe
 from trainer.runtime import processes
 from trainer.runtime.lock import hold
-from trainer.runtime.run_folder import CONTENT, remove
+from trainer.runtime.run_folder import CONTENT, read_record, remove
 
 DOCUMENT = 3e-4  # seconds to check a document, look for its duplicates and write it
-FILES = {"path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements"}  # identified by their content
+FILES = {
+    "path",
+    "corpus",
+    "queries",
+    "qrels",
+    "clicks",
+    "pairs",
+    "dev",
+    "test",
+    "judgements",
+}  # identified by their content
 
 
 class Data(Stage):
@@ -37,7 +48,9 @@ class Data(Stage):
         earlier = EarlierSplits.of(run.recipe.reranker.model)
         needed = () if run.recipe.generate else None
         collection = build_collection(run.recipe.data, folder, earlier, needed)
-        return Notes(f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files")
+        line = f"{len(collection.documents)} documents and {len(collection.queries)} queries as Arrow files"
+        clicks = read_record(folder / CLICKED)
+        return Notes(line, {"clicks": clicks} if clicks else {})
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of reading every text and writing it as Arrow."""

@@ -32,7 +32,7 @@ class Distil(Stage):
     """Trains the student and selects its best checkpoint on dev."""
 
     name = "distil"
-    version = 2
+    version = 3
     processes = "all"
 
     def is_wanted(self, recipe: Recipe) -> bool:

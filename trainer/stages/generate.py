@@ -1,7 +1,8 @@
-"""Generate: queries made from the documents by a language model, for train, and for dev and test without real ones."""
+"""Generate: queries made from the documents, or taken from them, for train, and for dev and test without real ones."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from trainer import context, endpoints, generation, retriever
 from trainer.context import Notes, Run, Stage, content, settings
 from trainer.data import Collection
 from trainer.data.generated import write_queries
+from trainer.forecast import Cost, Work
+from trainer.generation.estimate import SECONDS
 from trainer.recipe import Recipe
 from trainer.runtime.run_folder import CONTENT, write_json
 from trainer.runtime.verify import sha256
@@ -20,11 +23,12 @@ if TYPE_CHECKING:
     from trainer.endpoints.chat import ChatRequest
     from trainer.generation import Draft
     from trainer.generation.sources import Source
+    from trainer.recipe import Generate as Section
     from trainer.recipe.generate import Kind
     from trainer.retriever import Embeddings
 
 # Keys that change how requests are sent, or what is printed, but not the queries.
-WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model", "check"}
+WITHOUT_EFFECT = {"concurrency", "prices", "tokenizer", "examples", "model", "check", "check_trust_remote_code"}
 
 
 class Generate(Stage):
@@ -47,74 +51,124 @@ class Generate(Stage):
         first_stage = settings("retriever", recipe.retriever, {"model", "run", "trust_remote_code", "tune", "fusion"})
         return (
             settings("generate", section, WITHOUT_EFFECT)
-            | {"generate.model": section.endpoint.model, "seed": recipe.seed}
-            | {"generate.check": section.checker and section.checker.model}
+            | {"generate.model": section.origin, "seed": recipe.seed}
+            | ({"generate.check": section.checker.model} if section.checker else {})
+            | content("generate.check", section.cross_encoder)
             | examples
             | first_stage
             | content("retriever.model", recipe.bi_encoder)
         )
 
     def run(self, run: Run, folder: Path) -> Notes:
-        """Ask for queries on the main process, and filter them by what the first stage finds."""
+        """Ask for queries on the main process, or take them, and filter them by what the first stage finds."""
         section = run.recipe.generate
         assert section is not None
         collection = Collection.open(run.folder / "data")
         documents = documents_of(run, collection)
-
-        def make() -> tuple[Draft, dict[str, Any]]:
-            sources, requests = planned(run, collection, documents)
-            store = endpoints.store_of(run.folder.parent)
-            asked = [request for request, _ in requests]
-            spent, service = endpoints.Spent(), endpoints.Service(section.endpoint, "generate.model")
-            endpoints.ask(service, asked, store, section, spent)
-            answered = sum(request.key in store.answers for request in asked)
-            draft = generation.Draft.read(collection, sources, requests, store.answers)
-            return draft, {"asked": len(asked), "answered": answered, "spent": spent}
-
-        draft, counts = run.on_main(make)
+        draft, counts = run.on_main(lambda: _draft(run, collection, documents))
         draft.require(("train",))
-        extended = collection.with_queries({f"draft {index}": one.text for index, one in enumerate(draft.kept)})
-        rows = list(range(len(collection.queries), len(extended.queries)))
-        embeddings, _ = context.embed(run, extended, rows)
+        extended, rows = _with_draft(section, draft, collection)
+        embeddings, _ = context.embed(run, extended, rows, cut=section.extracts)
+
+        def filtered() -> tuple[Draft, list[list[int]]]:
+            searched = extended.as_made_queries_find_it() if section.extracts else extended
+            candidates = retriever.retrieve_unjudged(run.recipe.retriever, searched, rows, embeddings)
+            found = draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
+            return draft, draft.filter_repeated(collection, found) if section.extracts else found
+
+        draft, found = run.on_main(filtered)
+        grades = _grades(run, section, draft, found, collection, counts["spent"])
         if not run.is_main:
             return Notes()
-        candidates = retriever.retrieve_unjudged(run.recipe.retriever, extended, rows, embeddings)
-        found = draft.filter_by_search(section, candidates, embeddings[0] if embeddings else None)
-        _check(run, draft, found, collection, counts["spent"])
+        if section.check:
+            draft.check(grades)
         made_splits = ["train", *(split for split in ("dev", "test") if not collection.answerable(split))]
         draft.require(made_splits)
-        write_queries(draft.kept, collection, folder)
+        write_queries(draft.kept, collection, folder, _cut(section, draft, collection))
         report = draft.report(collection, section, **counts)
         write_json(folder / "report.json", report)
         kept = ", ".join(f"{count} {split}" for split, count in report["kept"].items())
         dropped = ", ".join(f"{one['count']} {reason}" for reason, one in report["dropped"].items()) or "none"
-        line = f"queries made from {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}"
-        return Notes(line)
+        source = "taken from" if section.extracts else "made from"
+        return Notes(f"queries {source} {counts['answered']} documents: {kept}; dropped: {dropped}; see {folder}")
+
+    def forecast(self, work: Work) -> Cost:
+        """Return the cost of all requests, if no answer is stored yet; the rest takes seconds."""
+        section = work.recipe.generate
+        assert section is not None
+        asked = min(section.documents, work.documents)
+        checked = asked * section.queries_per_document * (section.check_depth + 1)
+        requests = (asked if section.endpoint else 0) + (checked if section.checker else 0)
+        return Cost(requests * SECONDS / section.concurrency)
 
 
-def _check(run: Run, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent) -> None:
-    """Let the model of `generate.check` grade each query's own document and the first ones of those found for it."""
-    section = run.recipe.generate
-    if section is None or section.checker is None:
-        return
-    pairs = [
-        (index, row)
-        for index, (query, rows) in enumerate(zip(draft.kept, found, strict=True))
-        for row in dict.fromkeys([query.document, *rows[: section.check_depth]])
+def _with_draft(section: Section, draft: Draft, collection: Collection) -> tuple[Collection, list[int]]:
+    """Return the collection with the kept queries, which find documents without the texts taken from them; their rows.
+
+    The queries have no judgements.
+    """
+    texts = {f"draft {index}": query.text for index, query in enumerate(draft.kept)}
+    extended = collection.with_queries(texts)
+    rows = list(range(len(collection.queries), len(extended.queries)))
+    return replace(extended, made=frozenset(rows), cut=_cut(section, draft, collection)), rows
+
+
+def _draft(run: Run, collection: Collection, documents: Embeddings | None) -> tuple[Draft, dict[str, Any]]:
+    """Return the queries that are left after the filters of texts, and counts for the report."""
+    section, spent = run.recipe.generate, endpoints.Spent()
+    assert section is not None
+    if section.endpoint is None:
+        sources = _sources(run, collection, documents)
+        draft = generation.Draft.taken(collection, sources, section.queries_per_document)
+        answered = len({query.document for queries in (draft.kept, *draft.dropped.values()) for query in queries})
+        return draft, {"asked": len(sources), "answered": answered, "spent": spent}
+    sources, requests = planned(run, collection, documents)
+    store = endpoints.store_of(run.folder.parent)
+    asked = [request for request, _ in requests]
+    endpoints.ask(endpoints.Service(section.endpoint, "generate.model"), asked, store, section, spent)
+    answered = sum(request.key in store.answers for request in asked)
+    draft = generation.Draft.read(collection, sources, requests, store.answers)
+    return draft, {"asked": len(asked), "answered": answered, "spent": spent}
+
+
+def _cut(section: Section, draft: Draft, collection: Collection) -> dict[int, str]:
+    """Return the texts of documents without the queries that were taken from them, by row; none with a model."""
+    return generation.cut(collection, draft.kept) if section.extracts else {}
+
+
+def _grades(
+    run: Run, section: Section, draft: Draft, found: Sequence[Sequence[int]], collection: Collection, spent: Spent
+) -> list[dict[int, int]]:
+    """Return the grades that `generate.check` gives each query's own document and the first ones found for it.
+
+    A language model is asked by the main process alone, a cross-encoder scores on all.
+    """
+    extended, queries = _with_draft(section, draft, collection)
+    own = [query.document for query in draft.kept]
+    graded = [
+        list(dict.fromkeys([first, *rows[: section.check_depth]])) for first, rows in zip(own, found, strict=True)
     ]
-    passages = collection.passages([row for _, row in pairs])
+    pairs = [(query, row) for query, rows in zip(queries, graded, strict=True) for row in rows]
+    if section.cross_encoder is not None:
+        scorer = context.teacher(run, section.cross_encoder, extended, section.check_trust_remote_code)
+        scores = iter(scorer(pairs).tolist())
+        return [
+            generation.grades_of_scores(first, {row: next(scores) for row in rows})
+            for first, rows in zip(own, graded, strict=True)
+        ]
+    if section.checker is None or not run.is_main:
+        return [{} for _ in own]
+    passages = extended.passages([extended.read_with(*pair) for pair in pairs])
+    texts = extended.query_texts([query for query, _ in pairs])
     requests = [
-        endpoints.request_for_pair(section.checker, draft.kept[index].text, passage)
-        for (index, _), passage in zip(pairs, passages, strict=True)
+        endpoints.request_for_pair(section.checker, text, passage)
+        for text, passage in zip(texts, passages, strict=True)
     ]
     store = endpoints.store_of(run.folder.parent)
     endpoints.ask(endpoints.Service(section.checker, "generate.check"), requests, store, section, spent)
-    grades: list[dict[int, int]] = [{} for _ in draft.kept]
-    for (index, row), request in zip(pairs, requests, strict=True):
-        answer = store.answers.get(request.key)
-        if answer is not None and (grade := endpoints.read_grade(answer.text)) is not None:
-            grades[index][row] = grade
-    draft.check(grades)
+    answers = (store.answers.get(request.key) for request in requests)
+    read = iter([endpoints.read_grade(answer.text) if answer else None for answer in answers])
+    return [{row: grade for row in rows if (grade := next(read)) is not None} for rows in graded]
 
 
 def planned(
@@ -123,8 +177,15 @@ def planned(
     """Return the documents that the stage asks, and each one's request with the kinds of queries that it asks for."""
     section = run.recipe.generate
     assert section is not None
-    sources = generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
+    sources = _sources(run, collection, documents)
     return sources, generation.requests_of(section, collection, sources)
+
+
+def _sources(run: Run, collection: Collection, documents: Embeddings | None) -> list[Source]:
+    """Return the documents that queries are made from."""
+    section = run.recipe.generate
+    assert section is not None
+    return generation.plan(collection, run.recipe.data, section.documents, documents, run.recipe.seed)
 
 
 def documents_of(run: Run, collection: Collection) -> Embeddings | None:

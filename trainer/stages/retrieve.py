@@ -38,9 +38,12 @@ class Retrieve(Stage):
         """Encode missing embeddings on all processes; on the main one tune, search and write the candidates."""
         section = run.recipe.retriever
         embeddings, new = context.embed(run, run.collection)
+        of_made = None
+        if run.collection.cut:
+            of_made, _ = context.embed(run, run.collection, retriever.made_queries(run.collection), cut=True)
         if not run.is_main:
             return Notes()
-        splits = retriever.retrieve_splits(section, run.collection, embeddings, folder)
+        splits = retriever.retrieve_splits(section, run.collection, embeddings, folder, of_made)
         default = run.default_candidates("dev") or splits["dev"]
         score, untuned = (
             evaluation.mean_score(run.collection, "dev", one, run.metric) for one in (splits["dev"], default)
