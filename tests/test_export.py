@@ -27,7 +27,7 @@ from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE, Finding
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import Parity, export, readers
-from trainer.export.card import model_card
+from trainer.export.card import History, model_card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
 from trainer.model import Fusion, Reranker
@@ -248,7 +248,9 @@ def test_the_inputs_of_the_graph_are_outputs_of_the_tokenizer(case):
 
 def test_the_folder_holds_safetensors_in_float32_and_no_pickle(case):
     suffixes = {path.suffix for path in case.folder.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".md", ".onnx", ".safetensors"} | ({".py"} if case.is_interaction else set())
+    assert suffixes - {".txt"} == {".json", ".md", ".onnx", ".safetensors"} | (
+        {".py"} if case.is_interaction else set()
+    )
     assert {tensor.dtype for tensor in load_file(case.folder / "model.safetensors").values()} == {torch.float32}
     assert json.loads((case.folder / "config.json").read_text())["dtype"] == "float32"
 
@@ -541,7 +543,7 @@ def test_the_card_contains_no_local_path_and_no_push_repository(any_reranker):
 
 def test_the_card_names_probabilities_only_for_a_calibrated_model(any_reranker):
     recipe, said = make_recipe("/home/me/models/mine"), "scores are calibrated on dev: calibration error on test 0.019"
-    text = model_card(any_reranker, recipe, make_results(), no_parity(), calibrated=said)
+    text = model_card(any_reranker, recipe, make_results(), no_parity(), History(calibrated=said))
     assert "counted as not relevant (calibration error on test 0.019)" in text
     assert "calibration.json" not in model_card(any_reranker, recipe, make_results(), no_parity())
 
@@ -562,11 +564,11 @@ def test_a_trained_model_is_called_fine_tuned(case):
 @pytest.mark.parametrize(("base", "head"), [("reranker", "unchanged"), ("bert", "head fitted")])
 def test_a_model_of_step_0_is_not_called_fine_tuned(tiny, base, head):
     reranker = Reranker.load(tiny[base], max_length=MAX_LENGTH)
-    text = model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=0)
+    text = model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), History(0))
     assert "It is not fine-tuned: no checkpoint of the training on set was better on dev than the model" in text
     assert "fine-tuned" not in text.replace("not fine-tuned", "")
     assert ("with a head fitted to the candidates" in text) == (head == "head fitted")
-    assert "fine-tuned on" in model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=7)
+    assert "fine-tuned on" in model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), History(7))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from string import ascii_lowercase, punctuation
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -41,7 +42,8 @@ from transformers import (
 
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
-from trainer.export import export
+from trainer.export import export, folder, loads
+from trainer.export.parity import Loading
 from trainer.model import Reranker
 from trainer.recipe import Recipe
 
@@ -289,6 +291,7 @@ CASES = [(name, "classifier") for name in FAMILIES] + [(name, "encoder") for nam
 )
 def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     parity = exported(bases(name, head), tmp_path)
+    assert refused(parity.loaded) == (NOT_THERE[name] if head == "classifier" else NOT_THERE_OWN[name])
     assert parity.left_out == {}
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
     assert max(parity.differences.values()) <= 1e-3
@@ -327,3 +330,45 @@ def test_files_hold_the_names_that_transformers_4_reads(bases, tmp_path):
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
     assert tokenizer["split_special_tokens"] is True
+
+
+# Which servers load the folders of each family.
+
+CANDLE, ELASTIC = "Text Embeddings Inference, candle", "Elasticsearch"
+NOT_THERE = {
+    "bert": set(),
+    "roberta": {"Vespa"},
+    "xlm-roberta": {ELASTIC, "Vespa"},
+    "deberta-v2": {"vLLM", ELASTIC},
+    "electra": {CANDLE, "vLLM"},
+    "mpnet": {CANDLE, "vLLM", "Vespa"},
+    "modernbert": {ELASTIC},
+    "distilbert": {"vLLM"},
+    "albert": {CANDLE, "vLLM", ELASTIC},
+    "camembert": {"vLLM", ELASTIC, "Vespa"},
+}
+NOT_THERE_OWN = {name: {CANDLE, "vLLM", ELASTIC} | (NOT_THERE[name] & {"Vespa"}) for name in NOT_THERE}
+
+
+def refused(loaded: list[Loading]) -> set[str]:
+    """The names of the targets that do not load a folder."""
+    return {found.name for found in loaded if found.reasons}
+
+
+def graph_with(inputs: list[str], path: Path) -> None:
+    """Write an ONNX graph that has these inputs and the output `logits`; it computes nothing useful."""
+    integer, real = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node("Cast", inputs[:1], ["logits"], to=real)
+    values = [onnx.helper.make_tensor_value_info(name, integer, ["batch", "length"]) for name in inputs]
+    logits = onnx.helper.make_tensor_value_info("logits", real, ["batch", 1])
+    path.parent.mkdir()
+    onnx.save_model(onnx.helper.make_model(onnx.helper.make_graph([node], "g", values, [logits])), str(path))
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+def test_every_family_loads_where_the_table_says(bases, name, tmp_path):
+    reranker = Reranker.load(bases(name, "classifier"), max_length=32)
+    folder._write(reranker, tmp_path / "model")
+    graph_with(reranker.tokenizer.model_input_names, tmp_path / "model" / "onnx" / "model.onnx")
+    found = {one.name: one.reasons for one in loads.loadings(tmp_path / "model", {})}
+    assert {name for name, reasons in found.items() if reasons} == NOT_THERE[name], found

@@ -15,19 +15,21 @@ import numpy as np
 
 from trainer.errors import ExportError
 from trainer.evaluation.results import Results
-from trainer.export.card import consequence, model_card
+from trainer.export.card import UNKNOWN, History, consequence, model_card
+from trainer.export.contents import IDENTITY
 from trainer.export.graph import write_graph
+from trainer.export.loads import in_a_line, loadings
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
 from trainer.export.readers import GRAPH, Pairs, score_onnx
-from trainer.export.vllm import vllm_faults
+from trainer.export.signature import signed
+from trainer.export.tei import LENGTHS
 from trainer.model import Reranker, interaction
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
 
 # Settings of the base model that make older readers apply a sigmoid to the logit.
-IDENTITY = "torch.nn.modules.linear.Identity"
 SQUASHING = ("sbert_ce_default_activation_function", "problem_type")
 
 
@@ -37,14 +39,13 @@ def export(
     results: Results,
     pairs: Pairs,
     folder: Path,
-    best_step: int | None = None,
-    calibrated: str = "",
+    history: History = UNKNOWN,
 ) -> Parity:
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
-    `pairs` are real (query, document) texts of mixed length, or none; `best_step` and `calibrated` are for the model
-    card. Raise ExportError if transformers does not compute the trained model's scores from
-    the folder; any other reader that does not is listed in `left_out`.
+    `pairs` are real (query, document) texts of mixed length, or none; `history` is for the model card. Raise
+    ExportError if transformers does not compute the trained model's scores from the folder; any other reader that does
+    not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
     texts = [*pairs, *odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)]
@@ -60,17 +61,17 @@ def export(
             f"{parity.left_out['transformers']}; nothing was exported, the trained model is still in the run folder; "
             "please report this with the name of the base model"
         )
-    if reranker.pairs.is_prompt and (faults := vllm_faults(unverified, prompted=True)):
-        parity.left_out["vLLM"] = "; ".join(faults)
     if "onnx" in recipe.export.formats and not parity.compare(
         "onnx", lambda: _score_graph(reranker, texts, unverified)
     ):
         shutil.rmtree((unverified / GRAPH).parent, ignore_errors=True)
-    card = model_card(reranker, recipe, results, parity, best_step, calibrated)
-    (unverified / "README.md").write_text(card, encoding="utf-8")
+    parity.loaded = loadings(unverified, parity.left_out)
+    card = model_card(reranker, recipe, results, parity, history)
+    (unverified / "README.md").write_text(signed(card), encoding="utf-8")
     shutil.rmtree(model, ignore_errors=True)
     unverified.rename(model)
     _report(parity)
+    console.stage("export", in_a_line(parity.loaded))
     return parity
 
 
@@ -82,6 +83,8 @@ def _write(reranker: Reranker, folder: Path) -> None:
     _finish_tokenizer(folder, reranker)
     if reranker.pairs.is_prompt:
         _write_modules(folder)
+    _write_length(folder, reranker.max_length)
+    _write_vocabulary(folder)
     if reranker.is_interaction:
         shutil.copyfile(interaction.__file__, folder / Path(interaction.__file__).name)
 
@@ -106,6 +109,28 @@ def _write_modules(folder: Path) -> None:
     write_json(folder / "modules.json", [module])
     write_json(folder / "sentence_bert_config.json", transformer | {"modality_config": modalities})
     write_json(folder / "config_sentence_transformers.json", settings)
+
+
+def _write_length(folder: Path, length: int) -> None:
+    """Write the maximum length where Text Embeddings Inference and vLLM read it; without it they take the base's."""
+    path = folder / LENGTHS
+    settings = read_json(path) if path.is_file() else {}
+    write_json(path, settings | {"max_seq_length": length, "do_lower_case": False})
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """Write the vocabulary as the slow tokenizers of transformers 4 read it, which eland loads.
+
+    There are none for unigrams: their file is the one with which the base was trained.
+    """
+    model = read_json(folder / "tokenizer.json")["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__) if isinstance(model["vocab"], dict) else []
+    if model["type"] == "WordPiece" and not any("\n" in token for token in tokens):
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    elif model["type"] == "BPE":
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        write_json(folder / "vocab.json", model["vocab"])
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
@@ -137,6 +162,8 @@ def _finish_config(folder: Path, reranker: Reranker) -> None:
     config["sentence_transformers"] = {"activation_fn": IDENTITY}
     for name in ("_name_or_path", *SQUASHING):
         config.pop(name, None)
+    for name in ("hidden_size", "num_hidden_layers"):  # of DistilBERT, which names them differently, and of heads
+        config[name] = getattr(reranker.model.base_model.config, name)
     if reranker.is_interaction:
         module = Path(interaction.__file__).stem
         config["auto_map"] = {

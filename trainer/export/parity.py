@@ -33,15 +33,28 @@ class Half:
     tau: float
 
 
+@dataclass(frozen=True)
+class Loading:
+    """Whether a target loads a folder: the reasons why not, empty if it does, and a note on its use."""
+
+    name: str
+    reasons: tuple[str, ...] = ()
+    note: str = ""
+
+
 @dataclass
 class Parity:
-    """The largest float32 difference of each reader, the figures in half precision, and the failures with reasons."""
+    """The largest float32 difference of each reader, the figures in half precision, and the failures with reasons.
+
+    `loaded` says of each library and server whether it loads the folder by its rules.
+    """
 
     pairs: Pairs
     expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair in a batch of its own
     differences: dict[str, float] = field(default_factory=dict)
     halves: dict[str, Half] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    loaded: list[Loading] = field(default_factory=list)
 
     def compare(self, name: str, score: Callable[[], np.ndarray]) -> bool:
         """Compare a reader's float32 scores and return True if they match; else record the reason in `left_out`."""

@@ -11,7 +11,8 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ KNOWN_WEIGHTS = {
 }
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*.py"]
 SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+CARD = ["README.md"]  # states the licence; it is downloaded, but is no part of a model's fingerprint
 RELEVANT = ("relevant", "entailment", "yes", "true", "1")  # names of the label that means relevance
 TRAINING_STAGES = ("distil", "train-2*", "train*")  # folders of a run with a checkpoint, the last one first
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -151,17 +153,28 @@ def _in_package(reference: str) -> Path:
 def _from_hub(reference: str, weights: bool) -> Path:
     """Return the snapshot of a Hub id, requested once per process; without `weights` only its small files."""
     from huggingface_hub import snapshot_download
+
+    if (cached := _snapshots.get((reference, weights))) is not None:
+        return cached
+    patterns = [*(MODEL_FILES if weights else SMALL_FILES), *CARD]
+    with download_errors(reference):
+        folder = Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=patterns))
+    _commits[reference] = folder.name
+    _snapshots[reference, weights] = folder
+    return folder
+
+
+@contextmanager
+def download_errors(reference: str) -> Iterator[None]:
+    """Raise as ModelError that the Hub cannot be reached, or refuses a download."""
     from huggingface_hub.errors import (
         HFValidationError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
         LocalEntryNotFoundError,
     )
 
-    if (cached := _snapshots.get((reference, weights))) is not None:
-        return cached
-    patterns = MODEL_FILES if weights else SMALL_FILES
     try:
-        folder = Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=patterns))
+        yield
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached "
@@ -177,9 +190,6 @@ def _from_hub(reference: str, weights: bool) -> Path:
             f"model {reference!r}: the Hub refused the download ({one_line(reason)}); "
             "check the name, and run `hf auth login` if it is private or gated"
         ) from None
-    _commits[reference] = folder.name
-    _snapshots[reference, weights] = folder
-    return folder
 
 
 def _require_files(reference: str, folder: Path) -> None:

@@ -10,8 +10,11 @@ from trainer import context, evaluation, export, model, training
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import SPLITS, EarlierSplits
 from trainer.forecast import Cost, Work
+from trainer.model_files import references
+from trainer.model_files.licence import Licence
 from trainer.recipe import Recipe
 from trainer.runtime import console
+from trainer.runtime.run_folder import read_record
 
 # Pairs are scored by the model, by transformers singly and padded, by sentence-transformers, and by both in two halves.
 READINGS = 8
@@ -24,7 +27,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 7
+    version = 8
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -44,12 +47,18 @@ class Export(Stage):
         adapter = _verified_adapter(run, reranker, trust)
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
-        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated)
+        licence = Licence.of(references.locate(export.base_of(run.recipe), weights=False))
+        history = export.History(step, calibrated, _mined(run), licence)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, history)
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         _splits(run).save(folder / "model")
         line = f"{', '.join(parity.differences)} in {folder / 'model'}"
-        return Notes(line, {"differences": parity.differences, "left_out": parity.left_out})
+        loads = {
+            "loads_in": [found.name for found in parity.loaded if not found.reasons],
+            "does_not_load_in": {found.name: list(found.reasons) for found in parity.loaded if found.reasons},
+        }
+        return Notes(line, {"differences": parity.differences, "left_out": parity.left_out, **loads})
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of writing the formats, and of scoring pairs with every reader in every precision."""
@@ -65,6 +74,19 @@ def _splits(run: Run) -> EarlierSplits:
     name = run.recipe.reranker.model
     earlier = EarlierSplits.of(name) or EarlierSplits(name, {})
     return earlier.updated({split: run.collection.query_texts(list(run.collection.qrels[split])) for split in SPLITS})
+
+
+def _mined(run: Run) -> str:
+    """Return the counts of the last mining as a sentence's end, empty if nothing was mined."""
+    folders = [record.folder for name, record in run.records.items() if name.partition("-")[0] == "mine"]
+    report = read_record(folders[-1] / "report.json") if folders else None
+    if not report:
+        return ""
+    passed = ", ".join(f"{count:,} {reason}" for reason, count in report["passed_over"].items())
+    line = (
+        f"{report['negatives']:,} negatives for {report['queries']:,} queries, of {report['candidates']:,} candidates"
+    )
+    return f"{line}; passed over: {passed}" if passed else line
 
 
 def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path | None:
