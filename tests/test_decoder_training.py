@@ -13,8 +13,8 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
 from trainer.errors import RecipeError
-from trainer.export.readers import score_transformers
 from trainer.export.contents import Contents
+from trainer.export.readers import score_transformers
 from trainer.export.vllm import vllm_faults
 from trainer.model import Reranker, packing
 from trainer.model_files.decoders import Prompting

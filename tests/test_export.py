@@ -31,6 +31,7 @@ from trainer.export.card import History, model_card
 from trainer.export.graph import write_graph
 from trainer.export.parity import Half
 from trainer.model import Fusion, Reranker
+from trainer.model_files.licence import Licence
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
@@ -539,6 +540,33 @@ def test_the_card_contains_no_local_path_and_no_push_repository(any_reranker):
     text = model_card(any_reranker, recipe, make_results(), no_parity())
     assert "/home/me" not in text
     assert "secret-project" not in text
+
+
+def test_the_card_names_the_licence_of_the_base_and_what_was_mined(any_reranker):
+    history = History(mined="7 negatives for 3 queries", licence=Licence("other", "gemma", "https://example.org"))
+    text = model_card(any_reranker, make_recipe("a/b"), make_results(), no_parity(), history)
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert (front["license"], front["license_name"], front["license_link"]) == ("other", "gemma", "https://example.org")
+    assert "- Mined for training: 7 negatives for 3 queries." in text
+    assert "between 0.580 and 0.660" in text
+    without = model_card(any_reranker, make_recipe("a/b"), make_results(), no_parity())
+    assert "license" not in yaml.safe_load(without.split("---\n")[1])
+    assert "states no licence" in without
+    assert "Mined for training" not in without
+
+
+def test_the_card_of_a_run_says_what_loads_it_and_what_was_mined(exported):
+    folder = exported[1] / "exported"
+    notes = json.loads((folder / "export" / "done.json").read_text())
+    text = (folder / "export" / "model" / "README.md").read_text()
+    for name in notes["loads_in"]:
+        assert f"| {name} | yes |" in text
+    assert notes["does_not_load_in"].keys() == {"Text Embeddings Inference, candle", "vLLM", "Elasticsearch"}
+    for name, reasons in notes["does_not_load_in"].items():
+        assert f"| {name} | no | {'; '.join(reasons)} |" in text
+    assert "For all\nothers add a section `distil:`" in text
+    report = json.loads((folder / "mine" / "report.json").read_text())
+    assert f"- Mined for training: {report['negatives']:,} negatives for {report['queries']:,} queries" in text
 
 
 def test_the_card_names_probabilities_only_for_a_calibrated_model(any_reranker):
