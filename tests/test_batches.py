@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from trainer.model.batching import PairEncoder, buckets, prefetch
+from trainer.model.batching import Grid, PairEncoder, buckets, prefetch, rounded
 
 TEMPLATES = ["bert", "roberta", "modernbert"]
 
@@ -125,6 +125,25 @@ def test_little_of_a_bucket_is_padding():
     as_they_come = [list(range(start, min(start + 64, 2000))) for start in range(0, 2000, 64)]
     assert padding(as_they_come) > 0.4
     assert padding(buckets(sizes, 4096, 64)) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("tokens", "longest"), [(4096, 128), (4096, 100), (300, 128), (64, 128)])
+def test_rounded_buckets_have_few_shapes(seed, tokens, longest):
+    sizes = np.random.default_rng(seed).integers(4, longest + 1, size=23 + seed).tolist()
+
+    cut = buckets(sizes, tokens, 64, Grid(4, 16), longest)
+
+    assert sorted(sum(cut, [])) == list(range(len(sizes)))
+    for bucket in cut:
+        length = rounded(max(sizes[position] for position in bucket), 16, longest)
+        assert len(bucket) * length <= tokens or len(bucket) == 1
+        assert len(bucket) % 4 == 0 or bucket is cut[-1] or 4 * length > tokens
+
+
+def test_a_length_is_rounded_up_and_never_beyond_what_the_model_reads():
+    assert [rounded(length, 16, 100) for length in (1, 16, 17, 96, 97, 100)] == [16, 16, 32, 96, 100, 100]
+    assert rounded(97, 1, 0) == 97
 
 
 def test_prefetch_yields_the_items_in_order_and_computes_one_more_than_was_consumed():

@@ -1,6 +1,7 @@
 """Gradients do not depend on how much fits into memory: large groups, memory that runs out, layers computed again."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 from trainer.data import build_collection
 from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.model import Reranker, ScoringModel, TokenizedCollection
+from trainer.model import Reranker, ScoringModel, TokenizedCollection, word_gradients
 from trainer.model.batching import TOKENS_PER_BUCKET
+from trainer.model.word_gradients import words_in_place
 from trainer.recipe import Data, Train
 from trainer.training.gradients import GradientStep
 from trainer.training.optimizer import configure_model
@@ -232,3 +234,39 @@ def test_the_loss_is_the_mean_of_the_model_alone_and_with_the_first_stage(gradie
     assert both == pytest.approx((alone + fused) / 2, rel=1e-4)
     assert loss(0.0, asked) == pytest.approx(alone, rel=1e-4)
     assert loss(0.7, group(0, 4)) == pytest.approx(alone, rel=1e-4)  # a group without first-stage scores
+
+
+@pytest.mark.parametrize("budget", [512, 100_000])
+def test_gradients_of_the_words_added_in_place_are_those_of_torch(gradients, monkeypatch, budget):
+    groups = [group(2, 3), group(0, 40), group(1, 9)]
+    in_place = gradients(groups, budget)
+    monkeypatch.setattr(word_gradients, "_is_lookup", lambda words: False)
+    assert_same(gradients(groups, budget), in_place)
+    words = [name for name in in_place[1] if "word_embeddings" in name]
+    assert len(words) == 1
+    assert in_place[1][words[0]].count_nonzero() > 0
+
+
+def test_the_padding_token_gets_no_gradient_and_the_embedding_is_left_as_it_was():
+    words = torch.nn.Embedding(5, 4, padding_idx=3)
+    model = SimpleNamespace(base_model=SimpleNamespace(get_input_embeddings=lambda: words))
+    ids = torch.tensor([[1, 3, 1], [4, 3, 0]])
+    weights = torch.arange(24.0).reshape(2, 3, 4)
+    (words(ids) * weights).sum().backward()
+    expected, words.weight.grad = words.weight.grad, None
+
+    for share in (0.25, 0.75):  # of two batches, whose gradients are added up
+        with words_in_place(model):
+            (words(ids) * weights * share).sum().backward()
+
+    torch.testing.assert_close(words.weight.grad, expected)
+    assert "forward" not in vars(words)
+
+
+@pytest.mark.parametrize("kind", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
+def test_other_kinds_of_embeddings_are_left_to_torch(kind):
+    words = torch.nn.Embedding(5, 4, **kind)
+    with words_in_place(SimpleNamespace(base_model=SimpleNamespace(get_input_embeddings=lambda: words))):
+        assert "forward" not in vars(words)
+    with words_in_place(SimpleNamespace(base_model=SimpleNamespace(get_input_embeddings=lambda: words)), wanted=False):
+        assert "forward" not in vars(words)

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.forecast.records import Clock, PairSpeed, Training
 from trainer.model import Reranker, packing
 from trainer.model.batching import Tokens
+from trainer.model.word_gradients import words_in_place
 from trainer.runtime.precision import Precision, autocast
 from trainer.training.optimizer import configure_model, make_optimizer
 
@@ -98,8 +99,8 @@ def _measure_training(
 def _losses(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]]) -> Tensor:
     """Return the sum of the scores of one training pass, with its graph."""
     cut = reranker.buckets([reranker.pairs.size(pair) for pair in pairs], training=True)
-    batches = [reranker.pairs.pad([pairs[at] for at in positions]) for positions in cut]
-    with autocast(reranker.device, reranker.precision):
+    batches = [reranker.pad([pairs[at] for at in positions]) for positions in cut]
+    with autocast(reranker.device, reranker.precision), words_in_place(reranker.model):
         return torch.cat([packing.logits(reranker.model, batch, reranker.packed) for batch in batches]).sum()
 
 

@@ -68,7 +68,7 @@ def show(forecast: Forecast, finished: Iterable[str] = (), *, table: bool) -> No
         rows += [[stage, _minutes(cost.seconds), decimal(round(cost.bytes))] for stage, cost in forecast.costs.items()]
         total = forecast.total
         rows.append(["all", _minutes(total.seconds), decimal(round(total.bytes))])
-        console.table("Forecast, beside what this machine does now", ["stage", "minutes", "disk"], rows)
+        console.table("Forecast, at this machine's present load", ["stage", "minutes", "disk"], rows)
     elif forecast.costs:
         console.stage("forecast", _line(forecast))
     if forecast.memory is None:

@@ -1,7 +1,7 @@
 """The speeds of a recipe's models on this machine, measured within seconds on texts of the user's collection.
 
 A measurement is kept by model, settings, texts and machine in `.speeds.json` among the runs, so that it is made once.
-It takes wall time: on a busy machine it predicts the minutes that a run takes beside the other work.
+It measures wall-clock time: on a busy machine it predicts the minutes that a run takes beside the other work.
 """
 
 from __future__ import annotations

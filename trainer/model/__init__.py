@@ -10,6 +10,7 @@ Imports inside run down, like the package's own:
     windows                             long documents read in overlapping parts
     decoder                             the one-row head of a causal language model
     heads  scores  calibration  prompt  fresh heads; standardised scores; scores as probabilities; pairs in a prompt
+    word_gradients                      gradients of the word embeddings, added in place
     tokenizer  batching  packing        special tokens; batches of similar length; sequences without padding
     interaction                         the interaction head; it imports nothing of ours, because exports contain it
 """

@@ -26,6 +26,7 @@ from trainer.model.batching import (
     TOKENS_OF_A_START,
     TOKENS_PER_BUCKET,
     buckets,
+    grid_for,
     prefetch,
     random_pairs,
 )
@@ -36,6 +37,7 @@ from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
 from trainer.model.prompt import pair_encoder
 from trainer.model.windows import Pair, Windowed
+from trainer.model.word_gradients import words_in_place
 from trainer.model_files.checks import Head
 from trainer.model_files.decoders import NO_PROMPTING, Prompting
 from trainer.model_files.references import locate
@@ -144,6 +146,7 @@ class Reranker:
         """Set the precision of scoring and training; the weights stay float32."""
         self.precision = precision
         self.packed = packing.can_pack(self.model) and has_flash_attention(self.device, precision)
+        self.grid = grid_for(self.device.type, precision)
 
     def read_at_most(self, max_length: int) -> None:
         """Truncate pairs to this many tokens from now on."""
@@ -156,10 +159,10 @@ class Reranker:
         """
         pairs = random_pairs(self.model.config.vocab_size, self.max_length)
         cut = self.buckets([self.pairs.size(pair) for pair in pairs], training=training)
-        batches = [self.pairs.pad([pairs[position] for position in positions]) for positions in cut]
+        batches = [self.pad([pairs[position] for position in positions]) for positions in cut]
 
         def compute() -> None:
-            with torch.set_grad_enabled(training):
+            with torch.set_grad_enabled(training), words_in_place(self.model):
                 total = torch.cat([packing.logits(self.model, batch, packed=False) for batch in batches]).sum()
             if training:
                 total.backward()
@@ -187,7 +190,12 @@ class Reranker:
         """Return the positions of pairs of these sizes in batches of at most `most` tokens, chosen for the device."""
         starts = TOKENS_OF_A_LEARNING_START if training else TOKENS_OF_A_START
         start = ALL_AT_ONCE if self.packed else starts.get(self.model.device.type, 4096)
-        return buckets(sizes, min(self.tokens_per_bucket, most or self.tokens_per_bucket), start)
+        most = min(self.tokens_per_bucket, most or self.tokens_per_bucket)
+        return buckets(sizes, most, start, self.grid, self.max_length)
+
+    def pad(self, pairs: Sequence[Pair]) -> packing.Batch:
+        """Return a padded batch of tokenised pairs, of a length that suits the device."""
+        return self.pairs.pad(pairs, self.grid.length)
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
         """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.
@@ -300,7 +308,7 @@ class Reranker:
         waiting = self.buckets(sizes)
         parts, order = [], []
         while waiting:
-            batch = self.pairs.pad([pairs[at] for at in waiting[0]])
+            batch = self.pad([pairs[at] for at in waiting[0]])
             try:
                 parts.append(compute(self.model, batch, self.packed))
             except torch.OutOfMemoryError:

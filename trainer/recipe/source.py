@@ -17,7 +17,7 @@ from trainer.recipe.plain_yaml import PlainLoader, compose, read_text
 from trainer.recipe.schema import Recipe, sections
 from trainer.recipe.section import LONGEST_TEXT
 
-OPTIONAL_SECTIONS = ("generate", "passages", "distil", "push")  # what they ask for is only done if one is given
+OPTIONAL_SECTIONS = ("generate", "passages", "distil", "push")  # a section that is not given asks for nothing
 PATHS = [("data", key) for key in ("path", "corpus", "queries", "qrels", "pairs", "dev", "test", "judgements")]
 PATHS += [("generate", "examples"), ("retriever", "run"), ("evaluate", "guard")]
 COLLECTIONS = [("data", "path"), ("evaluate", "guard")]  # keys that may also name a data set as hub:OWNER/NAME

@@ -20,6 +20,7 @@ from trainer.errors import RunError
 from trainer.model import Batches, ChosenWindows, Reranker, TokenizedCollection
 from trainer.model.batching import Tokens
 from trainer.model.packing import Batch
+from trainer.model.word_gradients import words_in_place
 from trainer.recipe import Train
 from trainer.runtime import console
 from trainer.training.losses import LOSSES, Loss
@@ -57,11 +58,12 @@ class GradientStep:
         self.device = accelerator.device
         self.model = model
         self.reranker = reranker
+        self.in_place = not section.compile and not is_sharded(accelerator)
         self.loss: Loss = LOSSES[section.loss]
         self.first_stage_weight = 0.0  # of the first stage's scores in the loss, in logits; set by the loop
         self.max_grade = max(max(group.grades) for group in groups)
         self.sizes = [sum(map(self.reranker.pairs.size, self._pairs_of([group]))) for group in groups]
-        self.one_pair = self.reranker.pairs.pad(self._pairs_of(groups[:1])[:1])  # the pass that synchronises gradients
+        self.one_pair = self.reranker.pad(self._pairs_of(groups[:1])[:1])  # the pass that synchronises gradients
         self.real_tokens = self.computed_tokens = 0
 
     @property
@@ -94,7 +96,7 @@ class GradientStep:
         scale = 1 / len(positions) if share else 0.0
         losses = []
         try:
-            with no_gradient_sync(self.accelerator, self.model):
+            with no_gradient_sync(self.accelerator, self.model), words_in_place(self.reranker.model, self.in_place):
                 for taken in self._passes(share or [0]):
                     fits = sum(self.sizes[position] for position in taken) <= self.budget
                     backward = self._backward_at_once if fits else self._backward_by_buckets
@@ -189,7 +191,7 @@ class GradientStep:
         pairs = self._pairs_of(groups)
         sizes = [self.reranker.pairs.size(pair) for pair in pairs]
         cut = self.reranker.buckets(sizes, self.budget, training=True)
-        batches = [self.reranker.pairs.pad([pairs[position] for position in positions]) for positions in cut]
+        batches = [self.reranker.pad([pairs[position] for position in positions]) for positions in cut]
         self.real_tokens += sum(sizes)
         self.computed_tokens += (
             sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
