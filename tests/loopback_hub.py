@@ -125,7 +125,8 @@ class Hub(ThreadingHTTPServer):
     def _to_upload(self, file: dict[str, Any]) -> dict[str, Any]:
         """An object is uploaded unless it is here already."""
         upload = {"upload": {"href": f"{self.url}/lfs/{file['oid']}"}}
-        return {**file, **({} if file["oid"] in self.uploads else {"actions": upload})}
+        stored = {hashlib.sha256(content).hexdigest() for files in self.branches.values() for content in files.values()}
+        return {**file, **({} if file["oid"] in stored | self.uploads.keys() else {"actions": upload})}
 
     def _mode(self, file: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
         large, content = file["path"].endswith((".safetensors", ".onnx")), files.get(file["path"])

@@ -400,7 +400,7 @@ def test_weights_above_the_largest_file_go_to_one_file_beside_the_graph(tiny, tm
     for name, limit in (("one", 1 << 30), ("two", 10_000)):
         write_graph(reranker.model, batch, tmp_path / name / "onnx" / "model.onnx", largest_file=limit)
     names = {name: {path.name for path in (tmp_path / name / "onnx").iterdir()} for name in ("one", "two")}
-    assert names == {"one": {"model.onnx"}, "two": {"model.onnx", "model.onnx.data"}}
+    assert names == {"one": {"model.onnx"}, "two": {"model.onnx", "model.onnx_data"}}
     reranker.save(tmp_path / "saved")
     for name in names:
         for path in (tmp_path / "saved").glob("*.json"):
@@ -561,7 +561,8 @@ def test_the_card_of_a_run_says_what_loads_it_and_what_was_mined(exported):
     text = (folder / "export" / "model" / "README.md").read_text()
     for name in notes["loads_in"]:
         assert f"| {name} | yes |" in text
-    assert notes["does_not_load_in"].keys() == {"Text Embeddings Inference, candle", "vLLM", "Elasticsearch"}
+    refused = {"Text Embeddings Inference (candle)", "vLLM", "Elasticsearch", "Vespa"}
+    assert notes["does_not_load_in"].keys() == refused
     for name, reasons in notes["does_not_load_in"].items():
         assert f"| {name} | no | {'; '.join(reasons)} |" in text
     assert "For all\nothers add a section `distil:`" in text

@@ -24,10 +24,15 @@ def elasticsearch_faults(contents: Contents) -> list[str]:
     if "SequenceClassification" not in contents.architecture or contents.labels != 1:
         faults.append("it takes a class for sequence classification with one label")
     name = str(contents.tokenizer_config.get("tokenizer_class", ""))
-    files = TOKENIZERS.get(name.removesuffix("Fast").removesuffix("Tokenizer"))
-    if files is None:
+    files = vocabulary_files(name)
+    if not files:
         return [*faults, f"it has no tokenizer {name}"]
     return faults + [f"there is no {file}, which its tokenizer needs" for file in files if not _has(contents, file)]
+
+
+def vocabulary_files(tokenizer: str) -> tuple[str, ...]:
+    """Return the names of the files from which eland loads a tokenizer of this class, none if it does not know it."""
+    return TOKENIZERS.get(tokenizer.removesuffix("Fast").removesuffix("Tokenizer"), ())
 
 
 def vespa_faults(contents: Contents) -> list[str]:

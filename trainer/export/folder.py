@@ -17,6 +17,7 @@ from trainer.errors import ExportError
 from trainer.evaluation.results import Results
 from trainer.export.card import UNKNOWN, History, consequence, model_card
 from trainer.export.contents import IDENTITY
+from trainer.export.engines import BYTE_PAIRS, WORD_PIECE, vocabulary_files
 from trainer.export.graph import write_graph
 from trainer.export.loads import in_a_line, loadings
 from trainer.export.odd_pairs import odd_pairs
@@ -123,11 +124,12 @@ def _write_vocabulary(folder: Path) -> None:
 
     There are none for unigrams: their file is the one with which the base was trained.
     """
+    files = vocabulary_files(read_json(folder / "tokenizer_config.json")["tokenizer_class"])
     model = read_json(folder / "tokenizer.json")["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__) if isinstance(model["vocab"], dict) else []
-    if model["type"] == "WordPiece" and not any("\n" in token for token in tokens):
+    if files == WORD_PIECE and model["type"] == "WordPiece":
+        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
-    elif model["type"] == "BPE":
+    elif files == BYTE_PAIRS and model["type"] == "BPE":
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         write_json(folder / "vocab.json", model["vocab"])
         (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
@@ -162,8 +164,9 @@ def _finish_config(folder: Path, reranker: Reranker) -> None:
     config["sentence_transformers"] = {"activation_fn": IDENTITY}
     for name in ("_name_or_path", *SQUASHING):
         config.pop(name, None)
-    for name in ("hidden_size", "num_hidden_layers"):  # of DistilBERT, which names them differently, and of heads
-        config[name] = getattr(reranker.model.base_model.config, name)
+    for name in ("hidden_size", "num_hidden_layers"):  # DistilBERT names them differently, heads have none
+        if (value := getattr(reranker.model.base_model.config, name, None)) is not None:
+            config[name] = value
     if reranker.is_interaction:
         module = Path(interaction.__file__).stem
         config["auto_map"] = {

@@ -32,7 +32,7 @@ class _Graph(nn.Module):
 def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int = LARGEST_FILE) -> None:
     """Write a graph with dynamic batch and length and output `logits` (batch, 1) of a float32 model on the CPU.
 
-    Above `largest_file` bytes all weights go to one file `model.onnx.data` next to it; without this the exporter would
+    Above `largest_file` bytes all weights go to one file `model.onnx_data` next to it; without this the exporter would
     write a file for each weight. Exceptions of the exporter are not caught.
     """
     import onnx
@@ -47,7 +47,7 @@ def write_graph(model: nn.Module, example: Batch, path: Path, largest_file: int 
             path.chmod(0o644)
         else:
             onnx.save_model(
-                onnx.load(str(written)), str(path), save_as_external_data=True, location=f"{path.name}.data"
+                onnx.load(str(written)), str(path), save_as_external_data=True, location=f"{path.name}_data"
             )
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -26,10 +25,6 @@ from trainer.model_files.licence import README
 from trainer.model_files.references import require_upload
 from trainer.recipe import Push
 from trainer.runtime import console
-
-if TYPE_CHECKING:
-    from huggingface_hub.errors import HfHubHTTPError
-
 
 MAIN = "main"  # the branch that every repository has
 # Files that an earlier export may have uploaded: the same commit deletes those that it does not replace. Files that

@@ -35,8 +35,8 @@ class Target:
 TARGETS = (
     Target("transformers", transformers_faults, runs_code=True),
     Target("sentence-transformers", sentence_transformers_faults, runs_code=True),
-    Target("Text Embeddings Inference, ONNX", onnx_faults, f"the CPU image; {SIGMOID}"),
-    Target("Text Embeddings Inference, candle", candle_faults, f"the GPU images; GELU is approximated; {SIGMOID}"),
+    Target("Text Embeddings Inference (ONNX)", onnx_faults, f"the CPU image; {SIGMOID}"),
+    Target("Text Embeddings Inference (candle)", candle_faults, f"the GPU images; GELU is approximated; {SIGMOID}"),
     Target("vLLM", vllm_faults, "`vllm serve FOLDER --runner pooling`"),
     Target("Infinity", infinity_faults, f"the engine torch; {SIGMOID}", runs_code=True),
     Target("fastembed", fastembed_faults, "`TextCrossEncoder.add_custom_model` with `onnx/model.onnx`"),

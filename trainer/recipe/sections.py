@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from trainer.recipe.metric_names import unknown_metrics
 from trainer.recipe.section import LARGEST_NUMBER, Section
 
-REVISION = r"^\w[\w.-]*(/\w[\w.-]*)*$"  # a branch or tag of a Git repository
+REVISION = r"^\w+([./-]\w+)*$"  # a branch or tag of a Git repository
 
 
 class Mine(Section):
