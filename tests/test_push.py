@@ -81,7 +81,7 @@ def run_all(endpoint: str, lines: list[list[object]], **variables: str) -> list[
     words = [[word if isinstance(word, list) else str(word) for word in line] for line in lines]
     command = [sys.executable, "-c", SCRIPT, json.dumps(words)]
     done = subprocess.run(
-        command, env=environment_of(endpoint, **variables), capture_output=True, text=True, timeout=120
+        command, env=environment_of(endpoint, **variables), capture_output=True, text=True, timeout=240
     )
     assert TOKEN not in done.stdout + done.stderr
     assert done.returncode == 0, done.stderr

@@ -251,6 +251,22 @@ def _limits(reranker: Reranker, recipe: Recipe, results: Results, history: Histo
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _use(reranker: Reranker, parity: Parity) -> str:
+    """Return an example, the measured differences, and the table of what loads the folder."""
+    brings_code = bool(reranker.is_interaction or getattr(reranker.model.config, "auto_map", None))
+    return f"""```python
+{_example(", trust_remote_code=True" if brings_code else "", parity.left_out)}
+```
+
+{_readers(parity)}
+
+## What loads it
+
+By the rules of each one's parser; only transformers, sentence-transformers and ONNX Runtime were run.
+
+{as_table(parity.loaded, brings_code)}"""
+
+
 def model_card(
     reranker: Reranker,
     recipe: Recipe,
@@ -259,8 +275,6 @@ def model_card(
     history: History = UNKNOWN,
 ) -> str:
     """Return the model card."""
-    brings_code = bool(reranker.is_interaction or getattr(reranker.model.config, "auto_map", None))
-    trust = ", trust_remote_code=True" if brings_code else ""
     origin = _origin(recipe, reranker.is_interaction, history.best_step)
     additions = _windows(reranker) + _lineage(recipe) + _fusion(results, reranker.fusion)
     return f"""---
@@ -285,17 +299,7 @@ documents that the first stage missed count as missed;
 {_notes(results)}{additions}{_calibration(history.calibrated)}
 ## Use
 
-```python
-{_example(trust, parity.left_out)}
-```
-
-{_readers(parity)}
-
-## What loads it
-
-By the rules of each one's parser; only transformers, sentence-transformers and ONNX Runtime were run.
-
-{as_table(parity.loaded, brings_code)}
+{_use(reranker, parity)}
 
 ## Training groups and limits
 
