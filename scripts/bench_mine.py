@@ -89,7 +89,8 @@ def ours(folder: Path) -> tuple[float, list[list[str]]]:
     ranking = search_dense(embedded, documents, DEPTH + 1, "flat")
     vectors = embedded.rows(np.arange(len(embedded)))
     candidates = as_candidates(ranking, {"dense": ranking}, queries, collection.qrels["train"], (vectors, documents))
-    section = Mine(negatives_per_positive=NEGATIVES, last_rank=DEPTH + 1, pick="top", max_share_of_positive=SHARE)
+    settings = {"negatives_per_positive": NEGATIVES, "last_rank": DEPTH + 1, "max_share_of_positive": SHARE}
+    section = Mine(groups="draws", pick="top", **settings)
     groups = mine(section, collection, candidates, seed=1).groups
     seconds = time.monotonic() - started
     negatives = {group.query: [collection.document_ids[row] for row in group.negatives] for group in groups}

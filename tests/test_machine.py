@@ -295,3 +295,13 @@ def test_an_output_on_a_full_disk_is_reported():
         said = process.stderr.read()
     assert process.returncode == 2
     assert said == ("standard output: the disk is full; free some space, then run the same command again to resume\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch waits with another OpenMP library")
+@pytest.mark.parametrize(("environment", "turns"), [({}, "0"), ({"GOMP_SPINCOUNT": "5000"}, "5000")])
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(environment, turns):
+    program = "from trainer.__main__ import _before_importing\n_before_importing()\nimport torch"
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    settings |= environment | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    ended = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{turns}'" in ended.stderr

@@ -21,10 +21,13 @@ from trainer.retriever import (
     Embeddings,
     RankedLists,
     Shards,
+    bf16_search,
+    dense,
     embeddings,
     retrieve_splits,
     shards,
 )
+from trainer.retriever.bf16_search import search_in_bf16
 from trainer.retriever.bm25 import Analyzer, Bm25
 from trainer.retriever.candidates import as_candidates
 from trainer.retriever.dense import choose_index, search_dense, search_on_device
@@ -105,6 +108,66 @@ def test_exact_search_puts_and_cuts_equal_scores_in_order_of_rows(depth, block, 
     np.testing.assert_array_equal(search_dense(kept(queries), kept(documents), depth).documents, expected)
     found = search_on_device(queries, kept(documents), depth, "cpu", queries_at_once=7)
     np.testing.assert_array_equal(found.documents, expected)
+
+
+def in_bf16(queries, documents, depth):
+    return search_in_bf16(queries, documents, documents.blocks(), min(depth, len(documents)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 100.0])
+@pytest.mark.parametrize(("spread", "shift"), [(1.0, 0.0), (0.01, 0.3), (0.001, 0.3), (0.01, -0.3)])
+def test_search_in_bf16_finds_the_documents_of_float32(spread, shift, scale, kept, monkeypatch):
+    # With a small spread, most scores are nearer to each other than bf16 can tell.
+    monkeypatch.setattr(Embeddings.blocks, "__defaults__", (128,))
+    monkeypatch.setattr(bf16_search, "QUERIES_AT_ONCE", 8)
+    rng = np.random.default_rng(3)
+    queries = rng.normal(size=(20, 24)).astype(np.float32)
+    vectors = (scale * (shift + spread * rng.normal(size=(900, 24)))).astype(np.float16).astype(np.float32)
+    scores = queries.astype(np.float64) @ vectors.T.astype(np.float64)
+    for depth in (1, 10, 60):
+        found = in_bf16(queries, kept(vectors), depth)
+        best = -np.sort(-scores, axis=1)[:, :depth]
+        near = 1e-6 * np.abs(scores).max()
+        np.testing.assert_allclose(np.take_along_axis(scores, found.documents, axis=1), best, atol=near)
+        np.testing.assert_allclose(found.scores, best, atol=near)
+        assert all(len(set(row)) == depth for row in found.documents.tolist())
+
+
+@pytest.mark.parametrize("waiting", [1, 64])
+def test_search_in_bf16_puts_equal_scores_in_order_of_rows(waiting, kept, monkeypatch):
+    monkeypatch.setattr(Embeddings.blocks, "__defaults__", (50,))
+    monkeypatch.setattr(bf16_search, "WAITING", waiting)
+    rng = np.random.default_rng(1)
+    for levels in (1, 2, 9):  # with one level all documents are equal
+        queries = rng.integers(1, 2 + levels, size=(30, 3)).astype(np.float32)
+        documents = rng.integers(1, 1 + levels, size=(400, 3)).astype(np.float32)
+        for depth in (1, 7, 120):
+            expected = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :depth]
+            np.testing.assert_array_equal(in_bf16(queries, kept(documents), depth).documents, expected)
+
+
+def test_search_in_bf16_computes_few_products_exactly(kept, monkeypatch):
+    monkeypatch.setattr(Embeddings.blocks, "__defaults__", (500,))
+    rng = np.random.default_rng(2)
+    queries, documents = (rng.normal(size=(count, 64)) for count in (40, 5000))
+    vectors = kept(documents / np.linalg.norm(documents, axis=1, keepdims=True))
+    read = []
+    monkeypatch.setattr(vectors, "rows", lambda rows, read_rows=vectors.rows: read.append(len(rows)) or read_rows(rows))
+    in_bf16(queries.astype(np.float32), vectors, 10)
+    assert sum(read) - 5000 < 40 * 60  # beside the blocks: of 5,000 products of a query, fewer than 60
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_used_where_the_cpu_has_it_and_the_work_is_worth_it(native, kept, monkeypatch):
+    monkeypatch.setattr(dense, "has_native_bf16", lambda: native)
+    monkeypatch.setattr(dense, "BF16_WORK", 1000)
+    used = []
+    monkeypatch.setattr(dense, "search_in_bf16", lambda *given: used.append(given) or search_in_bf16(*given))
+    rng = np.random.default_rng(2)
+    queries, documents = kept(small(rng, 10, 8)), kept(small(rng, 50, 8))
+    assert search_dense(queries, documents, 5).documents.shape == (10, 5)
+    assert search_dense(kept(small(rng, 1, 8)), documents, 5).documents.shape == (1, 5)
+    assert len(used) == native
 
 
 def test_exact_search_on_a_device_holds_the_scores_of_few_queries_at_once(kept, monkeypatch):

@@ -10,6 +10,7 @@ Imports inside run down, like the package's own:
     tuning                              BM25's parameters and fusion weights, tuned on the train queries
     engines                             all engines of a recipe, searched and fused
     dense  bm25  fusion  trec_run       dense search, BM25, fusion of rankings, the user's own TREC run
+    bf16_search                         exact dense search with a first pass in bf16
     candidates                          the candidates of every query
     embeddings                          vectors in shards on disk
 """
