@@ -213,7 +213,7 @@ def test_a_push_sends_what_has_changed_and_a_push_without_changes_nothing(hub, e
     assert hub.committed == [["config.json"]]
     assert hub.uploads == {}  # no large file was sent
     assert hub.files == disk | {"notes.txt": b"mine"}
-    assert "push: nothing has changed since the last push (private): " in second.out
+    assert "nothing has changed since the last push (private): " in second.out
     assert second.err == ""
 
 

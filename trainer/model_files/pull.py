@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from trainer.errors import ModelError
 from trainer.model_files.references import CARD, MODEL_FILES, download_errors
+from trainer.runtime import console
 
 # No pickles: they can run code when they are loaded.
 PULLED = [*MODEL_FILES, *CARD, "LICENSE*", "onnx/*", "*.onnx", "*.onnx_data", "*.onnx.data"]
@@ -28,7 +29,10 @@ def pull(repository: str, revision: str | None, folder: Path) -> Pulled:
     refuses, or if the repository holds no model.
     """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not console.console.is_terminal:
+        disable_progress_bars()
     if folder.exists():
         raise ModelError(f"pull: {folder} exists already; name another folder, or delete it")
     with download_errors(repository):
