@@ -27,10 +27,11 @@ from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE, Finding
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import DevMetric, Parity, export, readers
-from trainer.export.card import model_card
+from trainer.export.card import History, model_card
 from trainer.export.parity import Half
 from trainer.inference.graph import write_graph
 from trainer.model import Fusion, Reranker
+from trainer.model_files.licence import Licence
 from trainer.pipeline import run
 from trainer.recipe import Data, Recipe, Retriever, load_recipe
 from trainer.recipe import Reranker as RerankerSection
@@ -248,7 +249,9 @@ def test_the_inputs_of_the_graph_are_outputs_of_the_tokenizer(case):
 
 def test_the_folder_holds_safetensors_in_float32_and_no_pickle(case):
     suffixes = {path.suffix for path in case.folder.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".md", ".onnx", ".safetensors"} | ({".py"} if case.is_interaction else set())
+    assert suffixes - {".txt"} == {".json", ".md", ".onnx", ".safetensors"} | (
+        {".py"} if case.is_interaction else set()
+    )
     assert {tensor.dtype for tensor in load_file(case.folder / "model.safetensors").values()} == {torch.float32}
     assert json.loads((case.folder / "config.json").read_text())["dtype"] == "float32"
 
@@ -466,7 +469,7 @@ def test_weights_above_the_largest_file_go_to_one_file_beside_the_graph(tiny, tm
     for name, limit in (("one", 1 << 30), ("two", 10_000)):
         write_graph(reranker.model, batch, tmp_path / name / "onnx" / "model.onnx", largest_file=limit)
     names = {name: {path.name for path in (tmp_path / name / "onnx").iterdir()} for name in ("one", "two")}
-    assert names == {"one": {"model.onnx"}, "two": {"model.onnx", "model.onnx.data"}}
+    assert names == {"one": {"model.onnx"}, "two": {"model.onnx", "model.onnx_data"}}
     reranker.save(tmp_path / "saved")
     for name in names:
         for path in (tmp_path / "saved").glob("*.json"):
@@ -608,9 +611,37 @@ def test_the_card_contains_no_local_path_and_no_push_repository(any_reranker):
     assert "secret-project" not in text
 
 
+def test_the_card_names_the_licence_of_the_base_and_what_was_mined(any_reranker):
+    history = History(mined="7 negatives for 3 queries", licence=Licence("other", "gemma", "https://example.org"))
+    text = model_card(any_reranker, make_recipe("a/b"), make_results(), no_parity(), history)
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert (front["license"], front["license_name"], front["license_link"]) == ("other", "gemma", "https://example.org")
+    assert "- Mined for training: 7 negatives for 3 queries." in text
+    assert "between 0.580 and 0.660" in text
+    without = model_card(any_reranker, make_recipe("a/b"), make_results(), no_parity())
+    assert "license" not in yaml.safe_load(without.split("---\n")[1])
+    assert "states no licence" in without
+    assert "Mined for training" not in without
+
+
+def test_the_card_of_a_run_says_what_loads_it_and_what_was_mined(exported):
+    folder = exported[1] / "exported"
+    notes = json.loads((folder / "export" / "done.json").read_text())
+    text = (folder / "export" / "model" / "README.md").read_text()
+    for name in notes["loads_in"]:
+        assert f"| {name} | yes |" in text
+    refused = {"Text Embeddings Inference (candle)", "vLLM", "Elasticsearch", "Vespa"}
+    assert notes["does_not_load_in"].keys() == refused
+    for name, reasons in notes["does_not_load_in"].items():
+        assert f"| {name} | no | {'; '.join(reasons)} |" in text
+    assert "For all\nothers add a section `distil:`" in text
+    report = json.loads((folder / "mine" / "report.json").read_text())
+    assert f"- Mined for training: {report['negatives']:,} negatives for {report['queries']:,} queries" in text
+
+
 def test_the_card_names_probabilities_only_for_a_calibrated_model(any_reranker):
     recipe, said = make_recipe("/home/me/models/mine"), "scores are calibrated on dev: calibration error on test 0.019"
-    text = model_card(any_reranker, recipe, make_results(), no_parity(), calibrated=said)
+    text = model_card(any_reranker, recipe, make_results(), no_parity(), History(calibrated=said))
     assert "counted as not relevant (calibration error on test 0.019)" in text
     assert "calibration.json" not in model_card(any_reranker, recipe, make_results(), no_parity())
 
@@ -631,11 +662,11 @@ def test_a_trained_model_is_called_fine_tuned(case):
 @pytest.mark.parametrize(("base", "head"), [("reranker", "unchanged"), ("bert", "head fitted")])
 def test_a_model_of_step_0_is_not_called_fine_tuned(tiny, base, head):
     reranker = Reranker.load(tiny[base], max_length=MAX_LENGTH)
-    text = model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=0)
+    text = model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), History(0))
     assert "It is not fine-tuned: no checkpoint of the training on set was better on dev than the model" in text
     assert "fine-tuned" not in text.replace("not fine-tuned", "")
     assert ("with a head fitted to the candidates" in text) == (head == "head fitted")
-    assert "fine-tuned on" in model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), best_step=7)
+    assert "fine-tuned on" in model_card(reranker, make_recipe(tiny[base]), make_results(), no_parity(), History(7))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from string import ascii_lowercase, punctuation
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from decoders import PLAIN, build_decoder
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -46,7 +48,8 @@ from transformers import (
 
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
-from trainer.export import export
+from trainer.export import export, folder, loads
+from trainer.export.parity import Loading
 from trainer.model import Reranker
 from trainer.recipe import Recipe
 
@@ -309,6 +312,7 @@ CASES = [(name, "classifier") for name in FAMILIES] + [(name, "encoder") for nam
 )
 def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     parity = exported(bases(name, head), tmp_path)
+    assert refused(parity.loaded) == (NOT_THERE[name] if head == "classifier" else NOT_THERE_OWN)
     halves = {"bfloat16", "float16"}
     assert parity.left_out.keys() <= (halves if name in NOT_IN_HALF else set())
     assert set(parity.differences) == {"transformers", "padded batches", "sentence-transformers", "onnx"}
@@ -348,3 +352,127 @@ def test_files_hold_the_names_that_transformers_4_reads(bases, tmp_path):
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
     assert tokenizer["split_special_tokens"] is True
+
+
+# Which servers load the folders of each family.
+
+CANDLE, ELASTIC = "Text Embeddings Inference (candle)", "Elasticsearch"
+NOT_THERE = {
+    "bert": set(),
+    "roberta": {"Vespa"},
+    "xlm-roberta": {ELASTIC, "Vespa"},
+    "deberta-v2": {"vLLM", ELASTIC},
+    "electra": {CANDLE, "vLLM"},
+    "mpnet": {CANDLE, "vLLM", "Vespa"},
+    "modernbert": {ELASTIC},
+    "distilbert": {"vLLM"},
+    "albert": {CANDLE, "vLLM", ELASTIC},
+    "camembert": {"vLLM", ELASTIC, "Vespa"},
+}
+NOT_THERE_OWN = {CANDLE, "vLLM", ELASTIC, "Vespa"}  # of the interaction head
+
+
+def refused(loaded: list[Loading]) -> set[str]:
+    """The names of the targets that do not load a folder."""
+    return {found.name for found in loaded if found.reasons}
+
+
+def graph_with(inputs: list[str], path: Path) -> None:
+    """Write an ONNX graph that has these inputs and the output `logits`; it computes nothing useful."""
+    integer, real = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node("Cast", inputs[:1], ["logits"], to=real)
+    values = [onnx.helper.make_tensor_value_info(name, integer, ["batch", "length"]) for name in inputs]
+    logits = onnx.helper.make_tensor_value_info("logits", real, ["batch", 1])
+    path.parent.mkdir()
+    onnx.save_model(onnx.helper.make_model(onnx.helper.make_graph([node], "g", values, [logits])), str(path))
+
+
+def written(base: Path, root: Path, max_length: int = 32) -> Path:
+    """The folder of an export, with a graph that computes nothing."""
+    reranker = Reranker.load(base, max_length=max_length)
+    folder._write(reranker, root / "model")
+    graph_with(reranker.tokenizer.model_input_names, root / "model" / "onnx" / "model.onnx")
+    return root / "model"
+
+
+def reasons(model: Path) -> dict[str, tuple[str, ...]]:
+    """The reasons of each target that does not load a folder."""
+    return {found.name: found.reasons for found in loads.loadings(model, {}) if found.reasons}
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+def test_every_family_loads_where_the_table_says(bases, name, tmp_path):
+    found = reasons(written(bases(name, "classifier"), tmp_path))
+    assert found.keys() == NOT_THERE[name], found
+
+
+def test_a_decoder_loads_where_a_chat_template_is_applied(tmp_path):
+    base = build_decoder("qwen3", tmp_path / "base", TEXT, template=PLAIN)
+    found = reasons(written(base, tmp_path, max_length=256))
+    assert found.keys() == {target.name for target in loads.TARGETS} - {"transformers", "sentence-transformers", "vLLM"}
+    assert all(any("chat template" in reason for reason in why) for why in found.values())
+
+
+TEI = ["Text Embeddings Inference (ONNX)", CANDLE]
+LENGTHS = "sentence_bert_config.json"
+FAULTS = [  # family, file, changed keys (None: the key or the file is missing), the targets that refuse it, words
+    ("bert", LENGTHS, {"max_seq_length": None}, TEI, "has no max_seq_length"),
+    ("bert", LENGTHS, {"max_seq_length": 9999}, TEI, "9999 tokens are more than the 66 positions"),
+    ("roberta", LENGTHS, {"max_seq_length": 65}, TEI, "65 tokens are more than the 64 positions"),
+    ("bert", "config.json", {"pad_token_id": "0"}, TEI, 'pad_token_id is "0", not a whole number'),
+    ("bert", "config.json", {"max_position_embeddings": None}, TEI, "max_position_embeddings is missing"),
+    ("bert", "config.json", {"label2id": None}, TEI, "no label2id"),
+    ("bert", "config.json", {"hidden_act": "gelu_new"}, [CANDLE], "no activation gelu_new"),
+    ("distilbert", "config.json", {"hidden_size": None}, TEI[:1], "hidden_size is missing"),
+    ("modernbert", "config.json", {"global_rope_theta": None}, [CANDLE], "global_rope_theta is missing"),
+    ("modernbert", "config.json", {"layer_types": ["full_attention"] * 3}, [CANDLE], "not evenly spaced"),
+    ("modernbert", "config.json", {"classifier_bias": True}, [CANDLE], "it reads no classifier bias"),
+    ("bert", "config.json", {"sentence_transformers": None}, ["sentence-transformers", "vLLM"], "apply a sigmoid"),
+    (
+        "bert",
+        "config.json",
+        {"id2label": {"0": "no", "1": "yes"}},
+        [*TEI, "sentence-transformers", "vLLM", "Infinity", ELASTIC],
+        "one label",
+    ),
+    ("bert", "config.json", {"architectures": ["BertModel"]}, [*TEI, "transformers", "vLLM", ELASTIC], "class"),
+    ("bert", "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"}, ["transformers"], "TokenizersBackend"),
+    ("bert", "tokenizer_config.json", {"model_max_length": None}, ["Infinity", "fastembed"], "no model_max_length"),
+    ("bert", "vocab.txt", None, [ELASTIC], "no vocab.txt"),
+    ("roberta", "merges.txt", None, [ELASTIC], "no merges.txt"),
+    ("bert", "onnx/model.onnx", None, [TEI[0], "fastembed", "Vespa"], "no ONNX graph"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "changes", "targets", "words"), FAULTS)
+def test_a_file_that_a_parser_refuses_is_named(bases, name, file, changes, targets, words, tmp_path):
+    model = written(bases(name, "classifier"), tmp_path)
+    before = reasons(model)
+    if changes is None:
+        (model / file).unlink()
+    else:
+        content = json.loads((model / file).read_text()) | changes
+        (model / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    after = reasons(model)
+    assert {target for target in after if any(words in reason for reason in after[target])} >= set(targets), after
+    assert not any(words in reason for why in before.values() for reason in why)
+
+
+def test_the_table_says_what_was_left_out_and_why(bases, tmp_path):
+    model = written(bases("roberta", "classifier"), tmp_path)
+    loaded = loads.loadings(model, {"sentence-transformers": "ValueError: a | b"})
+    table = loads.as_table(loaded, brings_code=False)
+    assert "| sentence-transformers | no | ValueError: a \\| b |" in table
+    assert "| vLLM | yes | `vllm serve" in table
+    assert "distil" not in table
+    assert "`distil:`" in loads.as_table(loaded, brings_code=True)
+    line = loads.in_a_line(loaded)
+    assert line.startswith("loads in transformers, Text Embeddings Inference (ONNX)")
+    assert line.endswith("does not load in sentence-transformers, Vespa (README.md says why)")
+
+
+def test_the_vocabulary_files_are_those_of_the_tokenizer(bases, tmp_path):
+    model = written(bases("bert", "classifier"), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lines = (model / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert {token: row for row, token in enumerate(lines)} == tokenizer.get_vocab()

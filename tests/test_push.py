@@ -1,7 +1,5 @@
 """Push: the real Hub client against a loopback server that speaks the upload protocol and keeps the bytes."""
 
-import base64
-import hashlib
 import json
 import os
 import shutil
@@ -9,151 +7,26 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from fnmatch import fnmatch
 from pathlib import Path
-from threading import Thread
-from typing import Any, NamedTuple
+from threading import Event
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+from loopback_hub import Hub, serving
 
 from trainer.errors import NotBetterError, PushError, RecipeError, RunError
 from trainer.evaluation.gate import BETTER, ONLY_FUSED, UNCLEAR, WORSE
-from trainer.export.hub import files_to_push, upload
+from trainer.export.hub import EXPORTED, files_to_push, upload
+from trainer.export.signature import is_unedited, signed
+from trainer.model import Calibration, Reranker
+from trainer.model.calibration import Platt
 from trainer.pipeline import open_run
 from trainer.pipeline import push as push_run
 from trainer.recipe import Push, load_recipe
 
 TOKEN = "hf_ThisMustNeverBePrinted"
-
-
-class Hub(ThreadingHTTPServer):
-    """As much of the Hub as an upload needs; what arrives is kept in `files`, by name.
-
-    Some repositories are refused: `refuses` maps a name to the step's address, status and answer.
-    """
-
-    refuses: dict[str, tuple[str, int, dict[str, Any]]] = {
-        "expired": ("/api/repos/create", 401, {"error": "Invalid username or password."}),
-        "foreign": ("/api/repos/create", 403, {"error": "You don't have the rights to create a model here"}),
-        "broken": ("/api/repos/create", 500, {"error": "Internal Error - We're working hard to fix this"}),
-        "bad-card": ("/api/validate-yaml", 400, {"errors": [{"message": '"base_model" is not a valid Hub id'}]}),
-        "quota": (
-            "/me/quota.git",
-            200,
-            {"objects": [{"oid": "0", "size": 1, "error": {"code": 403, "message": "No quota"}}]},
-        ),
-        "full": ("/lfs/", 403, {"error": "Storage limit reached"}),
-        "gone": ("/api/models/me/gone/commit/", 404, {"error": "Repository not found"}),
-        "moved": ("/api/models/me/moved/commit/", 412, {"error": "A commit has happened since"}),
-    }
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.requests: list[str] = []
-        self.tokens: set[str | None] = set()
-        self.created: dict[str, Any] = {}
-        self.repository: dict[str, Any] | None = None
-        self.summary = ""
-        self.uploads: dict[str, bytes] = {}
-        self.files: dict[str, bytes] = {}
-
-    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
-        """Status and JSON for one request."""
-        content = [] if path.startswith("/lfs/") else [json.loads(line) for line in body.splitlines()]
-        if path == "/api/repos/create":
-            self.created = content[0]
-            assert self.created.get("type", "model") == "model"
-        step, status, refusal = self.refuses.get(self.created.get("name", ""), ("never", 0, {}))
-        if path.startswith(step):
-            return status, refusal
-        if path == "/api/repos/create":
-            status = 409 if self.repository else 200
-            self.repository = self.repository or {"private": self.created["visibility"] == "private"}
-            return status, {"url": f"{self.url}/me/{self.created['name']}"}
-        if path.startswith("/lfs/"):
-            self.uploads[path.removeprefix("/lfs/")] = body
-            return 200, {}
-        if "/preupload/" in path:
-            return 200, {"files": [self._mode(file) for file in content[0]["files"]]}
-        if path.endswith("/objects/batch"):
-            objects = [
-                {**file, "actions": {"upload": {"href": f"{self.url}/lfs/{file['oid']}"}}}
-                for file in content[0]["objects"]
-            ]
-            return 200, {"transfer": "basic", "objects": objects}
-        if "/commit/" in path:
-            self._commit(content)
-            return 200, {"commitUrl": f"{self.url}/me/{self.created['name']}/commit/abc", "commitOid": "abc"}
-        if path == "/api/validate-yaml":
-            return 200, {"errors": [], "warnings": []}
-        if "/tree/main" in path:
-            return 200, [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files]
-        return (
-            (200, self.repository | {"id": "me/tiny"}) if self.repository else (404, {"error": "Repository not found"})
-        )
-
-    def _mode(self, file: dict[str, Any]) -> dict[str, Any]:
-        large = file["path"].endswith((".safetensors", ".onnx"))
-        return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
-
-    def _commit(self, lines: list[dict[str, Any]]) -> None:
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "header":
-                self.summary = value["summary"]
-            elif line["key"] == "deletedFile":
-                del self.files[value["path"]]
-            elif line["key"] == "file":
-                self.files[value["path"]] = base64.b64decode(value["content"])
-            else:
-                assert line["key"] == "lfsFile"
-                assert value["algo"] == "sha256"
-                self.files[value["path"]] = self.uploads[value["oid"]]
-                assert hashlib.sha256(self.files[value["path"]]).hexdigest() == value["oid"]
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def do_GET(self) -> None:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while length := int(self.rfile.readline(), 16):
-                body += self.rfile.read(length)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.requests.append(f"{self.command} {self.path}")
-        if not self.path.startswith("/lfs/"):  # an upload goes to a signed address and must not carry the token
-            self.server.tokens.add(self.headers.get("Authorization") or f"none at {self.path}")
-        elif self.headers.get("Authorization"):
-            self.server.tokens.add("token sent to the storage")
-        status, content = self.server.answer(self.path.partition("?")[0], body)
-        answer = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815 - names that http.server calls
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def serving() -> Iterator[Hub]:
-    with Hub() as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -162,17 +35,23 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
-# `reranker push RECIPE ... --runs RUNS push.repository=NAME`, once for each name; a process costs a second.
+# `reranker WORDS` for each line, or `load NAME` for what Reranker.load makes of it; a process costs a second.
 SCRIPT = """
 import contextlib, io, json, sys, traceback
 from trainer.commands.cli import reranker_command
-names, words = json.loads(sys.argv[1]), sys.argv[2:]
-for name in names:
-    sys.argv = ["reranker", "push", *words, "push.repository=" + name]
+
+def load(name, pairs):
+    from trainer.model import Reranker
+    model = Reranker.load(name)
+    fusion, calibration = model.fusion, model.calibration
+    print(json.dumps([model.score(pairs).tolist(), repr(fusion), repr(calibration)]))
+
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["reranker", *words]
     code, out, err = 0, io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            reranker_command()
+            reranker_command() if words[0] != "load" else load(words[1], [tuple(pair) for pair in words[2]])
         except SystemExit as end:
             code = end.code
         except BaseException:
@@ -180,6 +59,7 @@ for name in names:
             traceback.print_exc()
     print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
+PAIRS = [("why does the probe restart", "liveness probe restarts the container"), ("memory", "disk")]
 
 
 class Done(NamedTuple):
@@ -188,16 +68,29 @@ class Done(NamedTuple):
     err: str
 
 
-def push_all(endpoint: str, names: list[str], *words: object, **environment: str) -> list[Done]:
-    """What `reranker push` answers for each repository, in a process of its own: the endpoint is read at import."""
+def environment_of(endpoint: str, **variables: str) -> dict[str, str]:
+    """The variables of a process that talks to the loopback Hub alone: the endpoint is read at import."""
     kept = {name: value for name, value in os.environ.items() if name[:3] != "HF_" and "proxy" not in name.lower()}
     kept |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": "/nowhere", "HF_TOKEN": TOKEN}
     kept["HF_HUB_DISABLE_TELEMETRY"] = "1"  # else once a day, without the token, a list of tools is asked for
-    line = [sys.executable, "-c", SCRIPT, json.dumps(names), *map(str, words)]
-    done = subprocess.run(line, env=kept | environment, capture_output=True, text=True, timeout=60)
+    return kept | variables
+
+
+def run_all(endpoint: str, lines: list[list[object]], **variables: str) -> list[Done]:
+    """What `reranker` answers to each line, in a process of its own."""
+    words = [[word if isinstance(word, list) else str(word) for word in line] for line in lines]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(words)]
+    done = subprocess.run(
+        command, env=environment_of(endpoint, **variables), capture_output=True, text=True, timeout=240
+    )
     assert TOKEN not in done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
     return [Done(*json.loads(answer)) for answer in done.stdout.splitlines()]
+
+
+def push_all(endpoint: str, names: list[str], *words: object, **variables: str) -> list[Done]:
+    """What `reranker push` answers for each repository."""
+    return run_all(endpoint, [["push", *words, f"push.repository={name}"] for name in names], **variables)
 
 
 @pytest.fixture
@@ -237,6 +130,7 @@ def test_the_uploaded_bytes_are_the_bytes_on_disk_in_a_repository_of_the_request
     assert hub.created["visibility"] == visibility
     assert hub.summary == "First try"
     assert f"done ({visibility}): {hub.url}/me/tiny/commit/abc" in done.out
+    assert hub.tags == {}
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert done.err == ""  # no bar is drawn where there is no terminal
 
@@ -248,7 +142,7 @@ def test_dry_run_lists_every_file_and_sends_nothing(hub, reranker_push, exported
     assert [line.split()[1:] for line in done.out.splitlines() if " bytes " in line] == [
         [f"{len(files[name]):,}", "bytes", name] for name in sorted(files)
     ]
-    assert "me/tiny (private); nothing was sent" in done.out
+    assert "me/tiny (created as private if it does not exist); nothing was sent" in done.out
     assert hub.requests == []
 
 
@@ -291,7 +185,8 @@ def test_a_second_push_deletes_files_of_the_first_and_keeps_files_of_others(hub,
     hub.repository = {"private": True}
     old = ["onnx/model.onnx.data", "onnx/old.onnx", "model-00001-of-00002.safetensors", "vocab.txt", "modeling_mine.py"]
     others = ["LICENSE", ".gitattributes", "pictures/table.png", "evaluation/results.json", "notes/config.md"]
-    hub.files = dict.fromkeys([*old, *others, "config.json", "README.md"], b"of the first push")
+    hub.files = dict.fromkeys([*old, *others, "config.json"], b"of the first push")
+    hub.files["README.md"] = signed("# The card of the first push").encode()
     done = reranker_push(hub.url)
     assert done.code == 0, done.err
     assert hub.files == on_disk(exported) | dict.fromkeys(others, b"of the first push")
@@ -306,6 +201,126 @@ def test_a_private_repository_stays_private_and_is_reported_as_it_is(hub, rerank
     assert "existed already and is private" in done.out
     assert "done (private): " in done.out
     assert "(public)" not in done.out
+
+
+def test_a_push_sends_what_has_changed_and_a_push_without_changes_nothing(hub, exported):
+    hub.repository = {"private": True}
+    disk = on_disk(exported)
+    hub.files = disk | {"config.json": b"{}", "vocab.txt": b"of an earlier export", "notes.txt": b"mine"}
+    line = ["push", exported[0], "--runs", exported[1], "--force", "push.repository=me/tiny"]
+    first, second = run_all(hub.url, [line, line])
+    assert first.code == second.code == 0, first.err + second.err
+    assert hub.committed == [["config.json"]]
+    assert hub.uploads == {}  # no large file was sent
+    assert hub.files == disk | {"notes.txt": b"mine"}
+    assert "nothing has changed since the last push (private): " in second.out
+    assert second.err == ""
+
+
+def test_a_push_that_was_killed_sends_no_large_file_again(hub, exported):
+    hub.hold = Event()
+    line = ["push", *map(str, [exported[0], "--runs", exported[1]]), "--force", "push.repository=me/tiny"]
+    started = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps([line])], env=environment_of(hub.url), stdout=subprocess.DEVNULL
+    )
+    assert hub.held.wait(60)  # the large files are there, the commit is not
+    started.kill()
+    started.wait()
+    hub.hold.set()
+    hub.hold = None
+    assert len(hub.uploads) == 2
+    assert hub.files == {}
+    (done,) = run_all(hub.url, [line])
+    assert done.code == 0, done.err
+    assert hub.files == on_disk(exported)
+    assert sum(request.startswith("PUT /lfs/") for request in hub.requests) == 2
+
+
+def test_a_branch_and_a_tag_get_the_files_and_a_tag_is_not_moved(hub, exported):
+    hub.files = {"LICENSE": b"mine"}
+    line = ["push", exported[0], "--runs", exported[1], "--force", "push.repository=me/tiny"]
+    words = ["push.revision=trial/second", "push.tag=v2.0"]
+    first, again, other = run_all(hub.url, [[*line, *words], [*line, *words], [*line, "push.tag=v2.1", words[0]]])
+    assert first.code == 0, first.err
+    assert hub.files == {"LICENSE": b"mine"}
+    assert hub.branches["trial/second"] == hub.tags["v2.0"] == on_disk(exported) | {"LICENSE": b"mine"}
+    assert_one_sentence(again, "push.tag", "has a tag 'v2.0' already")
+    assert other.code == 0, other.err  # nothing has changed, and the tag is new
+    assert hub.tags["v2.1"] == hub.tags["v2.0"]
+    assert len(hub.committed) == 1
+
+
+@pytest.mark.parametrize("name", ["a b", "../up", "x..", "-x", "/x", "x/"])
+def test_a_branch_or_tag_that_git_refuses_is_a_fault_of_the_recipe(exported, name):
+    for key in ("revision", "tag"):
+        with pytest.raises(RecipeError, match=rf"push\.{key}"):
+            load_recipe(exported[0], ["push.repository=me/tiny", f"push.{key}={json.dumps(name)}"])
+
+
+def test_a_card_that_someone_edited_is_kept_or_replaced_as_asked(hub, exported):
+    hub.repository = {"private": True}
+    hub.files = {"README.md": signed("# mine").encode() + b"and more"}
+    line = ["push", exported[0], "--runs", exported[1], "--force", "push.repository=me/tiny"]
+    refused, kept, replaced = run_all(hub.url, [line, [*line, "push.card=keep"], [*line, "push.card=replace"]])
+    assert_one_sentence(refused, "push.card", "someone wrote or edited README.md", "push.card=keep")
+    assert kept.code == replaced.code == 0, kept.err + replaced.err
+    first, second = hub.committed
+    assert "README.md" not in first
+    assert "model.safetensors" in first
+    assert second == ["README.md"]
+    assert hub.files == on_disk(exported)
+
+
+def test_an_exported_card_is_signed_and_an_edit_shows(exported):
+    card = on_disk(exported)["README.md"].decode()
+    assert is_unedited(card)
+    assert is_unedited(card.replace("\n", "\r\n"))
+    for edited in (card.replace("Results", "results"), card + "\nmore", "", card.rpartition("<!--")[0], f"x{card}"):
+        assert not is_unedited(edited)
+
+
+def test_every_file_of_an_export_is_deleted_by_the_next_one_that_lacks_it(exported):
+    names = on_disk(exported).keys() - {"README.md"}  # is always replaced
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in EXPORTED)] == []
+
+
+# Pull.
+
+
+def test_a_pushed_model_comes_back_whole_with_fusion_and_calibration(hub, exported, tmp_path):
+    model = shutil.copytree(exported[1] / "exported" / "export" / "model", tmp_path / "model")
+    Calibration({1: Platt(0.5, -1.0)}).save(model)
+    (model / "splits.json").unlink()  # is not pushed
+    hub.files = {str(path.relative_to(model)): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    hub.tags, hub.repository = {"v1": dict(hub.files)}, {"private": True}
+    hub.breaks, pulled = {"tokenizer.json"}, tmp_path / "mine"
+    line = ["pull", "me/tiny", pulled]
+    lines = [
+        *[line] * 3,
+        ["pull", "me/tiny", tmp_path / "tagged", "--revision", "v1"],
+        ["pull", "me/tiny", tmp_path / "other", "--revision", "v9"],
+        ["load", "me/tiny", PAIRS],
+    ]
+    broken, done, again, tagged, unknown, loaded = run_all(hub.url, lines, HF_HOME=str(tmp_path / "home"))
+    assert_one_sentence(broken, "me/tiny", "refused the download", "not now")
+    assert done.code == 0, done.err
+    assert {str(path.relative_to(pulled)): path.read_bytes() for path in pulled.rglob("*") if path.is_file()} == (
+        hub.files
+    )
+    gets = [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+    assert sum("model.safetensors" in request for request in gets) == 3  # not again after the fault
+    said = "".join(done.out.split())  # a long path is broken at the width of the terminal
+    assert f"in{pulled},withfusion,calibration,ONNX" in said
+    assert_one_sentence(again, "pull", "exists already")
+    assert tagged.code == 0, tagged.err
+    assert_one_sentence(unknown, "me/tiny", "refused the download")
+    assert not list(tmp_path.glob(".*"))
+    assert loaded.code == 0, loaded.err
+    scores, fusion, calibration = json.loads(loaded.out)
+    ours = Reranker.load(model)
+    np.testing.assert_allclose(scores, ours.score(PAIRS), rtol=0, atol=1e-6)
+    assert (fusion, calibration) == (repr(ours.fusion), repr(ours.calibration))
+    assert "None" not in (fusion, calibration)
 
 
 def test_nothing_private_goes_into_an_existing_public_repository(hub, reranker_push):

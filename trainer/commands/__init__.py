@@ -8,7 +8,7 @@ Imports inside run down, like the package's own:
     scoring_commands                    commands whose argument is a model
     labels                              likely false negatives to files of other tools, and back
     clean  compare  init  generate      implementations of the longer commands
-    push  review  runs  score           implementations of the longer commands
+    pull  push  review  runs  score     implementations of the longer commands
     search  show                        implementations of the longer commands
     label_files                         the formats of files in which people label pairs
     run_folders                         the runs in a folder, and the recipe of a run

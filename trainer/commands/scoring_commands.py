@@ -1,4 +1,4 @@
-"""The commands whose argument is a model: score, search and serve."""
+"""The commands whose argument is a model: pull, score, search and serve."""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ Precision = Annotated[
     Literal["fp32", "bf16", "fp16", "auto"],
     typer.Option(help="The number format to compute in; auto takes the fastest on this machine."),
 ]
+
+
+@command(reranker_app, panel=MODELS)
+def pull(
+    repository: Annotated[str, typer.Argument(help="A model on the Hugging Face Hub.", metavar="OWNER/NAME")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="The new folder for it; NAME by default.", metavar="FOLDER")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit; the branch main by default.", metavar="REVISION")
+    ] = None,
+) -> None:
+    """Download a model from the Hugging Face Hub to a folder, with its fusion weights, calibration and ONNX graph.
+
+    A download that was stopped continues. To use a model without a folder of it, give OWNER/NAME to the other commands.
+    """
+    from trainer.commands.pull import pull_model
+
+    with despite_quiet():
+        pull_model(repository, folder, revision)
 
 
 @command(reranker_app, panel=MODELS)

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
-from trainer.data import guard_sets
 from trainer.evaluation.gate import BASELINES, made_warning
 from trainer.evaluation.holes import COLUMNS, JudgedResults
 from trainer.evaluation.results import SIGNIFICANT, Results
 from trainer.evaluation.seeds import SYSTEM, describe_seeds
 from trainer.export.formats import table
+from trainer.export.loads import as_table
 from trainer.export.parity import HALVES, Parity
+from trainer.export.public import base_of, public_name, public_recipe
 from trainer.inference import FORMATS
 from trainer.model import Fusion, Reranker
 from trainer.model_files import references
-from trainer.recipe import Data, Recipe
+from trainer.model_files.licence import Licence
+from trainer.recipe import Recipe
 
 READ_BY = "4.51.3, 4.57.1 and 5.23.0"  # versions of transformers in scripts/check_readers.py (docs/results.md)
 
 
-def _public_data(section: Data) -> dict[str, Any]:
-    """Return the data section without local paths; a collection on the Hub has its name."""
-    shown = section.model_dump(mode="json", exclude_defaults=True)
-    for key, value in dict(section).items():
-        if isinstance(value, Path):
-            on_hub = key == "path" and section.hub == section.title
-            shown[key] = str(value) if on_hub else section.title if key == "path" else value.name
-        elif isinstance(value, tuple) and isinstance(value[0], Path):
-            shown[key] = [path.name for path in value]
-    return shown
+@dataclass(frozen=True)
+class History:
+    """What the card says of a model besides its results.
+
+    `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
+    calibration and `mined` the one on the training groups, empty if there is none; `licence` is that of the base;
+    `judged` are the results with a judge's grades.
+    """
+
+    best_step: int | None = None
+    calibrated: str = ""
+    mined: str = ""
+    licence: Licence = Licence()
+    judged: JudgedResults | None = None
 
 
-def _public_name(reference: str) -> str:
-    """Return a model reference without local folders."""
-    hidden = references.is_local(reference) and not reference.startswith("package:")
-    return Path(reference).name if hidden else reference
+UNKNOWN = History()
 
 
 def _fusion(results: Results, fusion: Fusion | None) -> str:
@@ -86,43 +87,17 @@ folder, for queries without labels.
 """
 
 
-def _public_recipe(recipe: Recipe) -> str:
-    """Return the recipe as JSON without local paths and the repository."""
-    shown = recipe.model_dump(mode="json", exclude_none=True)
-    shown["data"] = _public_data(recipe.data)
-    for section, key in (("retriever", "model"), ("mine", "teacher"), ("reranker", "model"), ("distil", "model")):
-        if key in shown.get(section, {}):
-            shown[section][key] = _public_name(shown[section][key])
-    if recipe.distil is not None and recipe.distil.other_teacher is not None:
-        shown["distil"]["teacher"] = _public_name(recipe.distil.other_teacher)
-    for name, endpoint in recipe.scoring_endpoints.items():
-        section, key = name.split(".")
-        shown[section][key] = endpoint.model or "a rerank server"
-    if recipe.generate is not None:
-        for key, endpoint in (("model", recipe.generate.endpoint), ("check", recipe.generate.checker)):
-            shown["generate"] |= {key: endpoint.model} if endpoint else {}
-        for key in {"examples", "tokenizer"} & shown["generate"].keys():
-            shown["generate"][key] = Path(shown["generate"][key]).name
-    if recipe.evaluate.guard is not None:
-        shown["evaluate"]["guard"] = list(guard_sets(recipe.evaluate))
-    if recipe.retriever.run is not None:
-        shown["retriever"]["run"] = recipe.retriever.run.name
-    shown.pop("push", None)
-    return json.dumps(shown, indent=2)
-
-
-def _base(recipe: Recipe) -> str:
-    return (recipe.distil and recipe.distil.model) or recipe.reranker.model
-
-
-def _front_matter(recipe: Recipe, results: Results) -> str:
-    metric, base = results.metrics[0], _base(recipe)
+def _front_matter(recipe: Recipe, results: Results, licence: Licence) -> str:
+    metric, base = results.metrics[0], base_of(recipe)
     measured = results.systems[results.shipped][metric]
     data = ModelCardData(
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
         tags=["cross-encoder", "reranker", "sentence-transformers", "text-embeddings-inference"],
         base_model=None if references.is_local(base) else base,
+        license=licence.name,
+        license_name=licence.full_name,
+        license_link=licence.link,
         model_name=recipe.name,
         eval_results=[
             EvalResult(
@@ -141,7 +116,7 @@ def _front_matter(recipe: Recipe, results: Results) -> str:
 
 def _origin(recipe: Recipe, is_interaction: bool, best_step: int | None) -> str:
     """Return the end of the first sentence: the base model, and whether its weights were trained."""
-    name, title = _public_name(_base(recipe)), recipe.data.title
+    name, title = public_name(base_of(recipe)), recipe.data.title
     if best_step != 0:
         return f"fine-tuned on {title} with\ndomain-reranker from {name}."
     head = ", with a head fitted to the candidates of the training queries" if is_interaction else ""
@@ -229,7 +204,7 @@ inputs = tokenizer(["a query"] * 2, documents, padding=True, truncation=True, re
 print(model(**inputs).logits)"""
 
 
-def _readers(parity: Parity, prompted: bool = False) -> str:
+def _readers(parity: Parity) -> str:
     """Return the list of libraries and precisions that were verified or left out, with their differences."""
     exact = ", ".join(f"{name} ({difference:.1e})" for name, difference in parity.differences.items())
     lines = [
@@ -243,11 +218,6 @@ def _readers(parity: Parity, prompted: bool = False) -> str:
     if parity.formats:
         graphs = "The graphs below return `logits`"
         lines.append(f"{graphs}; their inputs are named as the tokenizer's outputs, and may be only some of them.")
-    if prompted:
-        lines.append(
-            "vLLM serves it with its chat template: `vllm serve FOLDER --runner pooling` (its loading rules were "
-            "checked, it was not run). Text Embeddings Inference and llama.cpp do not serve decoders as rerankers."
-        )
     lines += [f"{name}: {consequence(name)}: {_plain(reason)}." for name, reason in parity.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -285,9 +255,35 @@ model.probability([("a query", "a document"), ("a query", "another document")])
 """
 
 
-def _scores(results: Results, fusion: Fusion | None, calibrated: str) -> str:
-    """Return the paragraphs on scores: the fusion with the first stage's, and probabilities."""
-    return _fusion(results, fusion) + _calibration(calibrated)
+def _limits(reranker: Reranker, recipe: Recipe, results: Results, history: History) -> str:
+    """Return the list of what the model was trained on, and of what the figures do not cover."""
+    metric = results.metrics[0]
+    low, high = results.systems[results.shipped][metric][1:3]
+    lines = [
+        *[f"Mined for training: {history.mined}."] * bool(history.mined),
+        f"Measured on {results.queries} queries of {recipe.data.title} ({metric} between {low:.3f} and {high:.3f}), "
+        "and on no other domain or language.",
+        "A document without a judgement counts as not relevant. A document that the first stage misses is never found.",
+        f"Other libraries cut a pair at {reranker.max_length} tokens. They apply neither fusion nor calibration.",
+        history.licence.sentence,
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _use(reranker: Reranker, parity: Parity, metric: str) -> str:
+    """Return an example, the measured differences, the table of formats, and that of what loads the folder."""
+    brings_code = bool(reranker.is_interaction or getattr(reranker.model.config, "auto_map", None))
+    return f"""```python
+{_example(", trust_remote_code=True" if brings_code else "", parity.left_out)}
+```
+
+{_readers(parity)}
+{table(parity.formats, metric)}
+## What loads it
+
+By the rules of each one's parser; only transformers, sentence-transformers and ONNX Runtime were run.
+
+{as_table(parity.loaded, brings_code)}"""
 
 
 def model_card(
@@ -295,24 +291,18 @@ def model_card(
     recipe: Recipe,
     results: Results,
     parity: Parity,
-    best_step: int | None = None,
-    calibrated: str = "",
-    judged: JudgedResults | None = None,
+    history: History = UNKNOWN,
 ) -> str:
-    """Return the model card.
-
-    `best_step` is the training step of the weights, 0 if they are untrained; `calibrated` is the sentence on the
-    calibration, or empty; `judged` are the results with a judge's grades.
-    """
-    brings_code = reranker.is_interaction or getattr(reranker.model.config, "auto_map", None)
-    trust = ", trust_remote_code=True" if brings_code else ""
+    """Return the model card."""
+    origin = _origin(recipe, reranker.is_interaction, history.best_step)
+    additions = _windows(reranker) + _lineage(recipe) + _fusion(results, reranker.fusion)
     return f"""---
-{_front_matter(recipe, results)}
+{_front_matter(recipe, results, history.licence)}
 ---
 
 # {recipe.name}
 {_first_line(results)}
-A cross-encoder that reranks the candidates of a first stage, {_origin(recipe, reranker.is_interaction, best_step)}
+A cross-encoder that reranks the candidates of a first stage, {origin}
 It reads query and document together, up to {reranker.max_length} tokens, and returns one logit. Use only the order of
 the logits; their values have no absolute meaning.
 
@@ -325,18 +315,18 @@ documents that the first stage missed count as missed;
 `ceiling` is the perfect order of the candidates.
 
 {_table(results)}
-{_notes(results, judged)}{_windows(reranker)}{_lineage(recipe)}{_scores(results, reranker.fusion, calibrated)}
+{_notes(results, history.judged)}{additions}{_calibration(history.calibrated)}
 ## Use
 
-```python
-{_example(trust, parity.left_out)}
-```
+{_use(reranker, parity, results.metrics[0])}
 
-{_readers(parity, reranker.pairs.is_prompt)}
-{table(parity.formats, results.metrics[0])}
+## Training groups and limits
+
+{_limits(reranker, recipe, results, history)}
+
 ## Recipe
 
 ```json
-{_public_recipe(recipe)}
+{public_recipe(recipe)}
 ```
 """

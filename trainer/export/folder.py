@@ -14,22 +14,24 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import ExportError
-from trainer.evaluation.holes import JudgedResults
 from trainer.evaluation.results import Results
-from trainer.export.card import consequence, model_card
+from trainer.export.card import UNKNOWN, History, consequence, model_card
+from trainer.export.contents import IDENTITY
+from trainer.export.engines import BYTE_PAIRS, WORD_PIECE, vocabulary_files
 from trainer.export.formats import DevMetric, add_formats
 from trainer.export.formats import report as report_formats
+from trainer.export.loads import in_a_line, loadings
 from trainer.export.odd_pairs import odd_pairs
 from trainer.export.parity import Parity
 from trainer.export.readers import Pairs
-from trainer.export.vllm import vllm_faults
+from trainer.export.signature import signed
+from trainer.export.tei import LENGTHS
 from trainer.model import Reranker, interaction
 from trainer.recipe import Recipe
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_json, write_json
 
 # Settings of the base model that make older readers apply a sigmoid to the logit.
-IDENTITY = "torch.nn.modules.linear.Identity"
 SQUASHING = ("sbert_ce_default_activation_function", "problem_type")
 
 
@@ -39,16 +41,14 @@ def export(
     results: Results,
     pairs: Pairs,
     folder: Path,
-    best_step: int | None = None,
-    calibrated: str = "",
+    history: History = UNKNOWN,
     dev: DevMetric | None = None,
-    judged: JudgedResults | None = None,
 ) -> Parity:
     """Write `folder/model` from a float32 model, and return the comparison of its readers' scores with the model's.
 
-    `pairs` are real (query, document) texts of mixed length, or none; `best_step`, `calibrated` and `judged` are for
-    the model card; `dev` is the metric that formats of fewer bits must keep. Raise ExportError if transformers does not
-    compute the trained model's scores from the folder; any other reader that does not is listed in `left_out`.
+    `pairs` are real (query, document) texts of mixed length, or none; `history` is for the model card; `dev` is the
+    metric that formats of fewer bits must keep. Raise ExportError if transformers does not compute the trained model's
+    scores from the folder; any other reader that does not is listed in `left_out`.
     """
     unverified, model = folder / "unverified", folder / "model"
     odd: Pairs = odd_pairs(pairs, reranker.tokenizer.all_special_tokens, reranker.max_length)
@@ -65,14 +65,14 @@ def export(
             f"{parity.left_out['transformers']}; nothing was exported, the trained model is still in the run folder; "
             "please report this with the name of the base model"
         )
-    if reranker.pairs.is_prompt and (faults := vllm_faults(unverified, prompted=True)):
-        parity.left_out["vLLM"] = "; ".join(faults)
     add_formats(reranker, recipe.export.formats, unverified, parity, dev)
-    card = model_card(reranker, recipe, results, parity, best_step, calibrated, judged)
-    (unverified / "README.md").write_text(card, encoding="utf-8")
+    parity.loaded = loadings(unverified, parity.left_out)
+    card = model_card(reranker, recipe, results, parity, history)
+    (unverified / "README.md").write_text(signed(card), encoding="utf-8")
     shutil.rmtree(model, ignore_errors=True)
     unverified.rename(model)
     _report(parity)
+    console.stage("export", in_a_line(parity.loaded))
     return parity
 
 
@@ -84,6 +84,8 @@ def _write(reranker: Reranker, folder: Path) -> None:
     _finish_tokenizer(folder, reranker)
     if reranker.pairs.is_prompt:
         _write_modules(folder)
+    _write_length(folder, reranker.max_length)
+    _write_vocabulary(folder)
     if reranker.is_interaction:
         shutil.copyfile(interaction.__file__, folder / Path(interaction.__file__).name)
 
@@ -110,6 +112,29 @@ def _write_modules(folder: Path) -> None:
     write_json(folder / "config_sentence_transformers.json", settings)
 
 
+def _write_length(folder: Path, length: int) -> None:
+    """Write the maximum length where Text Embeddings Inference and vLLM read it; without it they take the base's."""
+    path = folder / LENGTHS
+    settings = read_json(path) if path.is_file() else {}
+    write_json(path, settings | {"max_seq_length": length, "do_lower_case": False})
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """Write the vocabulary as the slow tokenizers of transformers 4 read it, which eland loads.
+
+    There are none for unigrams: their file is the one with which the base was trained.
+    """
+    files = vocabulary_files(read_json(folder / "tokenizer_config.json")["tokenizer_class"])
+    model = read_json(folder / "tokenizer.json")["model"]
+    if files == WORD_PIECE and model["type"] == "WordPiece":
+        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    elif files == BYTE_PAIRS and model["type"] == "BPE":
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        write_json(folder / "vocab.json", model["vocab"])
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
 def _scores(reranker: Reranker, pairs: Pairs) -> np.ndarray:
     """Return the trained model's scores (pairs,), each pair in a batch of its own, so that nothing is padded.
 
@@ -128,6 +153,9 @@ def _finish_config(folder: Path, reranker: Reranker) -> None:
     config["sentence_transformers"] = {"activation_fn": IDENTITY}
     for name in ("_name_or_path", *SQUASHING):
         config.pop(name, None)
+    for name in ("hidden_size", "num_hidden_layers"):  # DistilBERT names them differently, heads have none
+        if (value := getattr(reranker.model.base_model.config, name, None)) is not None:
+            config[name] = value
     if reranker.is_interaction:
         module = Path(interaction.__file__).stem
         config["auto_map"] = {

@@ -30,9 +30,21 @@ class Half:
     tau: float
 
 
+@dataclass(frozen=True)
+class Loading:
+    """Whether a target loads a folder: the reasons why not, empty if it does, and a note on its use."""
+
+    name: str
+    reasons: tuple[str, ...] = ()
+    note: str = ""
+
+
 @dataclass
 class Parity:
-    """The largest float32 difference of each reader, the figures in half precision and of formats, and the failures."""
+    """The largest float32 difference of each reader, the figures in half precision and of formats, and the failures.
+
+    `loaded` says of each library and server whether it loads the folder by its rules.
+    """
 
     pairs: Pairs
     expected: np.ndarray  # (pairs,) float32 scores of the trained model, each pair in a batch of its own
@@ -41,6 +53,7 @@ class Parity:
     halves: dict[str, Half] = field(default_factory=dict)
     formats: dict[Format, Quality] = field(default_factory=dict)  # that passed their gate
     left_out: dict[str, str] = field(default_factory=dict)
+    loaded: list[Loading] = field(default_factory=list)
 
     def compare(self, name: str, score: Callable[[], np.ndarray]) -> bool:
         """Compare a reader's float32 scores and return True if they match; else record the reason in `left_out`."""

@@ -1,20 +1,14 @@
 """The rules by which vLLM loads a folder as a reranker, checked from its files alone.
 
-Read from vLLM's documentation of pooling models and its conversion script (2026): a class for sequence
+Read from vLLM's registry, its documentation of pooling models and its conversion script (2026): a class for sequence
 classification with one label, the tensors under transformers' names, the row `score.weight` for decoders, no setting
 that would convert the model once more, and a chat template with the roles query and document.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
-
+from trainer.export.contents import IDENTITY, Contents
 from trainer.model_files.prompt import has_prompt
-from trainer.model_files.references import architecture_of, label_names, read_config
 
 # Classes for which vLLM has a model of its own or converts the causal one.
 CLASSES = frozenset(
@@ -35,38 +29,30 @@ CLASSES = frozenset(
 CONVERSIONS = ("classifier_from_token", "is_original_qwen3_reranker", "method")
 
 
-def vllm_faults(folder: Path, prompted: bool) -> list[str]:
+def vllm_faults(contents: Contents) -> list[str]:
     """Return the reasons for which vLLM would not load a folder, or would give other scores."""
-    config = read_config(folder)
-    faults = []
-    if (architecture := architecture_of(config)) not in CLASSES:
-        faults.append(f"it has no class {architecture}")
-    if (labels := len(label_names(config))) != 1:
-        faults.append(f"its score needs one label, not {labels}")
+    config, faults = contents.config, []
+    if contents.architecture not in CLASSES:
+        faults.append(f"it has no class {contents.architecture}")
+    if contents.labels != 1:
+        faults.append(f"its score needs one label, not {contents.labels}")
     faults += [f"config.json holds {key}, which would convert it again" for key in CONVERSIONS if key in config]
-    if (config.get("sentence_transformers") or {}).get("activation_fn") != "torch.nn.modules.linear.Identity":
+    if (config.get("sentence_transformers") or {}).get("activation_fn") != IDENTITY:
         faults.append("config.json names no activation, so that it would apply a sigmoid")
-    if prompted:
-        faults += _faults_of_decoder(folder, config)
-    return faults
+    return faults + (_faults_of_decoder(contents) if contents.is_prompt else [])
 
 
-def _faults_of_decoder(folder: Path, config: dict[str, Any]) -> list[str]:
+def _faults_of_decoder(contents: Contents) -> list[str]:
     """Return the faults of a decoder's score row, tensors, padding and prompt."""
-    faults = []
-    shapes: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    config, shapes, faults = contents.config, contents.tensors, []
     if shapes.get("score.weight") != [1, config.get("hidden_size")]:
         faults.append(f"score.weight has the shape {shapes.get('score.weight')}")
     if strange := sorted(name for name in shapes if not name.startswith(("model.", "score."))):
         faults.append(f"it knows no tensor {strange[0]}")
     if not isinstance(config.get("pad_token_id"), int):
         faults.append("config.json has no pad_token_id")
-    if not has_prompt(folder):
+    if not has_prompt(contents.folder):
         faults.append("its chat template does not render query and document")
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if tokenizer.get("split_special_tokens"):
+    if contents.tokenizer_config.get("split_special_tokens"):
         faults.append("the special tokens of its prompt would be split")
     return faults

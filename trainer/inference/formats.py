@@ -54,7 +54,7 @@ def remove(name: Format, folder: Path) -> None:
 
 def files(path: Path) -> list[Path]:
     """Return the paths that a graph may consist of: the graph, and the weights if they are in a file of their own."""
-    return [path, path.with_name(f"{path.name}.data")]
+    return [path, path.with_name(f"{path.name}_data")]
 
 
 def size(name: Format, folder: Path) -> int:

@@ -99,7 +99,7 @@ def write_graph(
 ) -> None:
     """Write a graph with dynamic batch and length and output `logits` (batch, 1) of a float32 model on the CPU.
 
-    Above `largest_file` bytes (2 GiB by default) all weights go to one file `model.onnx.data` next to it; without this
+    Above `largest_file` bytes (2 GiB by default) all weights go to one file `model.onnx_data` next to it; without this
     the exporter would write a file for each weight. Exceptions of the exporter are not caught.
     """
     import onnx
@@ -114,7 +114,7 @@ def write_graph(
             path.chmod(0o644)
         else:
             onnx.save_model(
-                onnx.load(str(written)), str(path), save_as_external_data=True, location=f"{path.name}.data"
+                onnx.load(str(written)), str(path), save_as_external_data=True, location=f"{path.name}_data"
             )
 
 

@@ -20,7 +20,7 @@ def quantize(source: Path, target: Path) -> None:
     """Write the graph of `source` with int8 weights; exceptions of ONNX Runtime are not caught."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    external = source.with_name(f"{source.name}.data").exists()
+    external = source.with_name(f"{source.name}_data").exists()
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)  # it recommends a preparation of the graph, which dynamic quantisation does not need
     try:
@@ -63,7 +63,7 @@ def _quantize_tables(path: Path, external: bool) -> None:
         graph.node.remove(node)
         for offset, replacement in enumerate(_lookup(name, node.input[1], node.output[0])):
             graph.node.insert(position + offset, replacement)
-    location = {"save_as_external_data": True, "location": f"{path.name}.data"} if external else {}
+    location = {"save_as_external_data": True, "location": f"{path.name}_data"} if external else {}
     onnx.save_model(model, str(path), **location)
 
 

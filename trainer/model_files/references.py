@@ -12,7 +12,8 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ KNOWN_WEIGHTS = {
 }
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "*.py"]
 SMALL_FILES = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+CARD = ["README.md"]  # states the licence; it is downloaded, but is no part of a model's fingerprint
 RELEVANT = ("relevant", "entailment", "yes", "true", "1")  # names of the label that means relevance
 TRAINING_STAGES = ("distil", "train-2*", "train*")  # folders of a run with a checkpoint, the last one first
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -159,7 +161,7 @@ def _from_hub(reference: str, weights: bool) -> Path:
     """Return the snapshot of a Hub id, requested once per process; without `weights` only its small files."""
     if (cached := _snapshots.get((reference, weights))) is not None:
         return cached
-    folder = _download(reference, MODEL_FILES if weights else SMALL_FILES)
+    folder = _download(reference, (*(MODEL_FILES if weights else SMALL_FILES), *CARD))
     _commits[reference] = folder.name
     _snapshots[reference, weights] = folder
     return folder
@@ -168,6 +170,14 @@ def _from_hub(reference: str, weights: bool) -> Path:
 def _download(reference: str, patterns: Sequence[str]) -> Path:
     """Return the snapshot of a Hub id with the files of these patterns, at its commit if that is known already."""
     from huggingface_hub import snapshot_download
+
+    with download_errors(reference):
+        return Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=list(patterns)))
+
+
+@contextmanager
+def download_errors(reference: str) -> Iterator[None]:
+    """Raise as ModelError that the Hub cannot be reached, or refuses a download."""
     from huggingface_hub.errors import (
         HFValidationError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage] httpx's or httpx2's
@@ -175,7 +185,7 @@ def _download(reference: str, patterns: Sequence[str]) -> Path:
     )
 
     try:
-        return Path(snapshot_download(reference, revision=_commits.get(reference), allow_patterns=list(patterns)))
+        yield
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"model {reference!r}: no folder here, not in the local cache, and the Hub cannot be reached "

@@ -12,6 +12,7 @@ from trainer.recipe.metric_names import unknown_metrics
 from trainer.recipe.section import LARGEST_NUMBER, Section
 
 OWN_TEACHERS = ("tuned", "fused")  # values of distil.teacher that mean the trained model
+REVISION = r"^\w+([./-]\w+)*$"  # a branch or tag of a Git repository
 
 
 class Mine(Section):
@@ -328,6 +329,12 @@ class Push(Section):
     """Create the repository as private, visible only to those you give access; an existing one must be private."""
     message: str = "Add reranker"
     """Commit message of the upload."""
+    revision: str = Field("main", pattern=REVISION)
+    """Branch of the repository that is uploaded to; it is created from the branch main if it does not exist."""
+    tag: str | None = Field(None, pattern=REVISION)
+    """Tag that the uploaded version gets, as v1.0; a tag that exists is never moved."""
+    card: Literal["refuse", "keep", "replace"] = "refuse"
+    """What happens to a README.md that someone else wrote or edited: nothing is uploaded, it is kept, or replaced."""
 
 
 class Track(Section):

@@ -11,8 +11,11 @@ from trainer import context, evaluation, export, model, training
 from trainer.context import Notes, Run, Stage, settings
 from trainer.data import SPLITS, EarlierSplits
 from trainer.forecast import Cost, Work
+from trainer.model_files import references
+from trainer.model_files.licence import Licence
 from trainer.recipe import Recipe
 from trainer.runtime import console
+from trainer.runtime.run_folder import read_record
 
 # Pairs are scored by the model, by transformers singly and padded, by sentence-transformers, and by both in two halves.
 READINGS = 8
@@ -46,14 +49,14 @@ class Export(Stage):
         calibrated = run.notes("evaluate")["calibrated"] if reranker.calibration is not None else ""
         judged = evaluation.JudgedResults.load(run.folder / "judge") if "judge" in run.records else None
         results, pairs = evaluation.Results.load(evaluated), _some_pairs(run)
-        dev = _dev_metric(run, results.shipped)
-        parity = export.export(reranker, run.recipe, results, pairs, folder, step, calibrated, dev, judged)
+        licence = Licence.of(references.locate(export.base_of(run.recipe), weights=False))
+        history = export.History(step, calibrated, _mined(run), licence, judged)
+        parity = export.export(reranker, run.recipe, results, pairs, folder, history, _dev_metric(run, results.shipped))
         if adapter is not None and run.recipe.export.adapter:
             shutil.copytree(adapter, folder / "model" / training.ADAPTER_FOLDER)
         _splits(run).save(folder / "model")
         line = f"{', '.join(dict.fromkeys([*parity.differences, *parity.formats]))} in {folder / 'model'}"
-        formats = {name: asdict(quality) for name, quality in parity.formats.items()}
-        return Notes(line, {"differences": parity.differences, "formats": formats, "left_out": parity.left_out})
+        return Notes(line, _notes_of(parity))
 
     def forecast(self, work: Work) -> Cost:
         """Return the cost of writing the formats, and of scoring pairs with every reader in every precision."""
@@ -66,11 +69,35 @@ class Export(Stage):
         return cost + work.written(2 * formats * weights) + work.plain(GRAPH * len(work.recipe.export.formats))
 
 
+def _notes_of(parity: export.Parity) -> dict[str, Any]:
+    """Return what the stage records of an export."""
+    return {
+        "differences": parity.differences,
+        "formats": {name: asdict(quality) for name, quality in parity.formats.items()},
+        "left_out": parity.left_out,
+        "loads_in": [found.name for found in parity.loaded if not found.reasons],
+        "does_not_load_in": {found.name: list(found.reasons) for found in parity.loaded if found.reasons},
+    }
+
+
 def _splits(run: Run) -> EarlierSplits:
     """Return the splits of this run's queries and of the runs before it, which a run that continues it will keep."""
     name = run.recipe.reranker.model
     earlier = EarlierSplits.of(name) or EarlierSplits(name, {})
     return earlier.updated({split: run.collection.query_texts(list(run.collection.qrels[split])) for split in SPLITS})
+
+
+def _mined(run: Run) -> str:
+    """Return the counts of the last mining as a sentence's end, empty if nothing was mined."""
+    folders = [record.folder for name, record in run.records.items() if name.partition("-")[0] == "mine"]
+    report = read_record(folders[-1] / "report.json") if folders else None
+    if not report:
+        return ""
+    passed = ", ".join(f"{count:,} {reason}" for reason, count in report["passed_over"].items())
+    line = (
+        f"{report['negatives']:,} negatives for {report['queries']:,} queries, of {report['candidates']:,} candidates"
+    )
+    return f"{line}; passed over: {passed}" if passed else line
 
 
 def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path | None:

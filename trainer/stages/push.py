@@ -33,10 +33,9 @@ def upload(run: Run, dry_run: bool) -> None:
     if dry_run:
         for name, length in files:
             console.stage("push", f"{length:>12,} bytes  {name}")
-        visibility = "private" if section.private else "public"
-        console.stage(
-            "push", f"{size:.1f} MB would be uploaded to {section.repository} ({visibility}); nothing was sent"
-        )
+        target = section.repository + (f", branch {section.revision}" if section.revision != "main" else "")
+        created = f"created as {'private' if section.private else 'public'} if it does not exist"
+        console.stage("push", f"{size:.1f} MB would be uploaded to {target} ({created}); nothing was sent")
     elif run.is_main:
         console.stage("push", f"{size:.1f} MB to {section.repository} ...")
         pushed = export.upload(section, folder)
@@ -44,4 +43,6 @@ def upload(run: Run, dry_run: bool) -> None:
             console.warn(
                 "push", "the repository existed already and is private; make it public in its settings on the Hub"
             )
-        console.stage("push", f"done ({'private' if pushed.private else 'public'}): {pushed.address}")
+        visibility = "private" if pushed.private else "public"
+        done = "done" if pushed.changed else "nothing has changed since the last push"
+        console.stage("push", f"{done} ({visibility}): {pushed.address}")

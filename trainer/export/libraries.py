@@ -1,0 +1,66 @@
+"""The rules by which Python libraries read a folder: transformers, sentence-transformers, Infinity and fastembed."""
+
+from __future__ import annotations
+
+from trainer.export.contents import IDENTITY, Contents
+from trainer.export.tei import LENGTHS, PROMPT
+
+FILLED = {"input_ids", "attention_mask", "token_type_ids"}  # the inputs of a graph that fastembed and Vespa compute
+
+
+def transformers_faults(contents: Contents) -> list[str]:
+    """Return the reasons for which transformers (4.51 to 5) would not load a folder."""
+    faults = []
+    if not contents.architecture.endswith("ForSequenceClassification"):
+        faults.append(f"its class {contents.architecture} is not the one for sequence classification")
+    for name in sorted({value.partition(".")[0] for value in contents.config.get("auto_map", {}).values()}):
+        if not (contents.folder / f"{name}.py").is_file():
+            faults.append(f"there is no {name}.py, which config.json names")
+    if contents.tokenizer_config.get("tokenizer_class") == "TokenizersBackend":
+        faults.append("transformers 4 has no tokenizer class TokenizersBackend")
+    if "rope_parameters" in contents.config and not any(key.endswith("rope_theta") for key in contents.config):
+        faults.append("transformers 4 looks for rope_theta")
+    return faults
+
+
+def sentence_transformers_faults(contents: Contents) -> list[str]:
+    """Return the reasons for which sentence-transformers would not load a folder, or would give other scores."""
+    faults = transformers_faults(contents)
+    if (contents.config.get("sentence_transformers") or {}).get("activation_fn") != IDENTITY:
+        faults.append("config.json names no activation, so that it would apply a sigmoid")
+    if contents.labels != 1:
+        faults.append(f"a score needs one label, not {contents.labels}")
+    if contents.is_prompt:
+        needed = ("modules.json", LENGTHS, "config_sentence_transformers.json")
+        faults += [f"there is no {name}" for name in needed if not (contents.folder / name).is_file()]
+    return faults
+
+
+def infinity_faults(contents: Contents) -> list[str]:
+    """Return the reasons for which Infinity 0.0.78 would not serve a folder as a reranker with its torch engine."""
+    faults = transformers_faults(contents) + [PROMPT] * contents.is_prompt
+    if contents.labels > 1:
+        faults.append(f"a reranker has one label, not {contents.labels}")
+    if not contents.tokenizer_config.get("model_max_length"):
+        faults.append("tokenizer_config.json has no model_max_length, by which it cuts pairs")
+    return faults
+
+
+def fastembed_faults(contents: Contents) -> list[str]:
+    """Return the reasons for which fastembed would not load a folder as a cross-encoder, or would give other scores."""
+    faults = [PROMPT] * contents.is_prompt + graph_faults(contents)
+    length, pad = (contents.tokenizer_config.get(key) for key in ("model_max_length", "pad_token"))
+    if not isinstance(length, int):
+        faults.append("tokenizer_config.json has no model_max_length")
+    if not isinstance(pad, str) or not isinstance(contents.config.get("pad_token_id"), int):
+        faults.append("it finds no padding token")
+    return faults
+
+
+def graph_faults(contents: Contents) -> list[str]:
+    """Return the faults of the ONNX graph for a library that makes the usual three inputs and reads one output."""
+    if contents.graph is None:
+        return ["there is no ONNX graph"]
+    inputs, outputs = contents.graph
+    faults = [f"it does not fill the graph's input {name}" for name in sorted({*inputs} - FILLED)]
+    return faults + ([] if "logits" in outputs else ["the graph has no output logits"])
