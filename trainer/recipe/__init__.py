@@ -10,7 +10,8 @@ Imports inside run down, like the package's own:
 
     source                              a file and its overrides to a recipe; errors with line numbers
     plain_yaml  schema                  safe YAML; all sections, and the checks across them
-    data  generate  retriever  sections  the sections `data`, `generate` and `retriever`; the others
+    data  generate  retriever           sections of a recipe, by these names
+    sections  output                    the sections from `mine` to `evaluate`; what leaves a run
     endpoints                           the section `endpoints`
     metric_names  section  endpoint     names of metrics; the base class of every section; models behind an endpoint
 """
@@ -19,6 +20,7 @@ from trainer.recipe.data import CLICKS, FILES, HUB, READING, Data, GuardSet
 from trainer.recipe.endpoint import CHAT, RERANK, Endpoint, is_endpoint, read_endpoint
 from trainer.recipe.endpoints import Endpoints
 from trainer.recipe.generate import Generate
+from trainer.recipe.output import Export, Push, Track
 from trainer.recipe.retriever import UNSPACED, Retriever
 from trainer.recipe.schema import (
     BESIDES_WINDOW,
@@ -33,12 +35,9 @@ from trainer.recipe.schema import (
 from trainer.recipe.sections import (
     Distil,
     Evaluate,
-    Export,
     Mine,
     Passages,
-    Push,
     Reranker,
-    Track,
     Train,
 )
 from trainer.recipe.source import OPTIONAL_SECTIONS, PATHS, REFERENCES, load_recipe

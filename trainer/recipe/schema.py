@@ -10,9 +10,10 @@ from trainer.recipe.data import Data
 from trainer.recipe.endpoint import CHAT, RERANK, Endpoint, is_endpoint, read_endpoint
 from trainer.recipe.endpoints import Endpoints
 from trainer.recipe.generate import Generate
+from trainer.recipe.output import Export, Push, Track
 from trainer.recipe.retriever import Retriever
 from trainer.recipe.section import LARGEST_NUMBER, Section, contradiction
-from trainer.recipe.sections import Distil, Evaluate, Export, Mine, Passages, Push, Reranker, Track, Train
+from trainer.recipe.sections import Distil, Evaluate, Mine, Passages, Reranker, Train
 
 RERANK_DEPTH = 20  # default number of candidates that are reranked
 MAX_AUTO_LENGTH = 512  # most tokens of `reranker.max_length: auto`; more only if set, since time and memory grow
