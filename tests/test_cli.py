@@ -179,7 +179,7 @@ def test_check_shows_every_key_even_on_a_narrow_terminal(call, monkeypatch):
 
 
 def test_check_shows_every_default_and_meaning_on_a_wide_terminal(call, monkeypatch):
-    monkeypatch.setattr(console.console, "width", 400)
+    monkeypatch.setattr(console.console, "width", 500)
     out = call("reranker", "check", "--schema").out
     for shown in ("[nDCG@10, RR@10, R@50]", "[onnx]", "sentence-transformers/all-MiniLM-L6-v2", "required"):
         assert shown in out
@@ -533,7 +533,7 @@ def test_a_quiet_run_ends_with_the_verdict_alone(call, exported):
 
 def test_a_verbose_run_ends_with_predicted_and_real_time_memory_and_folder_of_every_stage(call, exported, monkeypatch):
     recipe, runs = exported
-    monkeypatch.setattr(console.console, "width", 400)
+    monkeypatch.setattr(console.console, "width", 500)
     answer = call("train", recipe, "--verbose", "--force", "--runs", runs)
     for stage in ("data", "retrieve", "mine", "train", "evaluate", "export"):
         assert re.search(rf"\b{stage} .* s .* s .*[kMG]B .*{runs}/exported/{stage}\b", answer.out)

@@ -15,8 +15,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from trainer.errors import ModelError, RecipeError
-from trainer.export.graph import write_graph
 from trainer.export.readers import GRAPH, score_onnx
+from trainer.inference.graph import write_graph
 from trainer.model import Reranker
 from trainer.model_files.decoders import Prompting, token_ids
 from trainer.model_files.prompt import read_prompt, with_instruction

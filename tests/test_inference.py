@@ -277,7 +277,7 @@ def test_weights_in_a_second_file_are_quantised_and_leave_nothing_behind(reranke
     reranker = rerankers["interaction"]
     inference.write("onnx-int8", reranker.model, example_of(reranker), tmp_path)
     names = {path.name for path in (tmp_path / "onnx").iterdir()}
-    assert names == {"model_int8.onnx", "model_int8.onnx.data"}
+    assert names == {"model_int8.onnx", "model_int8.onnx_data"}
     assert inference.size("onnx-int8", tmp_path) == sum(path.stat().st_size for path in (tmp_path / "onnx").iterdir())
     scores = Session(tmp_path / "onnx" / "model_int8.onnx").logits(batch_of(reranker)).numpy()
     assert Quality.of(scores, reranker.score(PAIRS), 0).tau > 0.8

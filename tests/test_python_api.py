@@ -20,8 +20,9 @@ SIGNATURES = {
     "evaluate": "(collection, reranker, first_stage=None, *, split='test', depth=20, "
     "metrics=('nDCG@10', 'RR@10', 'R@50'), seed=13, runs='runs')",
     "Collection.from_memory": "(documents, queries, qrels, **settings)",
-    "Reranker.load": "(reference, *, device=None, precision=None, max_length=None, trust_remote_code=False, "
-    "head='auto', layers=None, prompting=Prompting(template=None, instruction=None, tokens=()))",
+    "Reranker.load": "(reference, *, device=None, precision=None, engine='torch', max_length=None, "
+    "trust_remote_code=False, head='auto', layers=None, "
+    "prompting=Prompting(template=None, instruction=None, tokens=()))",
     "Reranker.rank": "(self, query, documents, *, top_k=None, first_stage_scores=None, first_stage=None)",
     "Reranker.score": "(self, pairs)",
 }

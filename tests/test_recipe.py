@@ -590,7 +590,8 @@ def test_the_table_shows_defaults_as_one_would_write_them_in_a_recipe():
             ):  # the least has one
                 assert read(LEAST, f"{name}.{key}={default}") == least, f"{name}.{key}: {default}"
     defaults = {key: default for key, default, _ in schema_table(Push)}
-    assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"}
+    others = {"revision": "main", "tag": "null", "card": "refuse"}
+    assert defaults == {"repository": "required", "private": "true", "message": "Add reranker"} | others
 
 
 def test_a_folder_given_as_a_recipe_is_answered_with_what_to_name(tmp_path):

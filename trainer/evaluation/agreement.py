@@ -8,13 +8,15 @@ of twice the share of right grades minus 1.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from trainer.data import Collection
 from trainer.evaluation.statistics import bootstrap
-from trainer.retriever import Candidates
+
+if TYPE_CHECKING:
+    from trainer.retriever import Candidates
 
 FEWEST = 10  # queries of a sample, below which nothing is measured
 RELEVANT_GRADE = 1.5  # expected grade from which a document answers the query: the digits 2 and 3

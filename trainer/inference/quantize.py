@@ -65,6 +65,7 @@ def _quantize_tables(path: Path, external: bool) -> None:
             graph.node.insert(position + offset, replacement)
     location = {"save_as_external_data": True, "location": f"{path.name}_data"} if external else {}
     onnx.save_model(model, str(path), **location)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # ONNX Runtime's, of the weights before
 
 
 def _is_table(tensor: Any) -> bool:
