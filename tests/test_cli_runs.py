@@ -369,7 +369,7 @@ def test_push_of_a_run_needs_neither_recipe_nor_data_nor_its_name(reranker, run)
     assert (answer.code, answer.err) == (0, "")
     size = (moved / "export/model/model.safetensors").stat().st_size
     assert f"{size:,} bytes  model.safetensors" in answer.out
-    assert "would be uploaded to me/tiny (private); nothing was sent" in answer.out
+    assert "would be uploaded to me/tiny (created as private if it does not exist); nothing was sent" in answer.out
     assert reranker("push", moved, "--dry-run", "push.repository=me/other", "--force", "-q").out.count("me/other") == 1
 
 

@@ -353,7 +353,8 @@ def kill_often(server: Loopback, reference: str, folder: Path, forking: Any, kil
 
 
 @pytest.mark.parametrize("kind", ["rerank", "chat"])
-@pytest.mark.parametrize("kills", [pytest.param(2), pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [20])
 def test_what_is_stored_is_not_asked_again_after_a_kill(kind, kills, tmp_path, forking, monkeypatch):
     with served(RerankServer() if kind == "rerank" else GradeServer()) as server:
         path = "/rerank" if kind == "rerank" else "/v1"

@@ -700,6 +700,7 @@ def test_the_card_lists_the_readers_that_were_verified_and_that_failed(any_reran
 # Whole runs.
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_exports_every_format(recipe_file, tmp_path, capsys):
     recipe = load_recipe(recipe_file, ["train.precision=bf16", "export.formats=[onnx]"])
     run(recipe, tmp_path / "runs", force=True)

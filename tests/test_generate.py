@@ -642,6 +642,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_corpus_alone_becomes_a_measured_reranker_with_a_warning(bare_recipe, server, tmp_path, command):
     server.echo = f" my key is {KEY}"
     ended = command(bare_recipe, "--runs", tmp_path / "runs", "--force")

@@ -320,7 +320,8 @@ def test_a_hub_id_is_downloaded_without_pickles_and_then_works_offline(hub, tiny
     (first,) = locate(hub.url, tmp_path, "me/tiny")
     assert first.fault == ""
     assert first.fingerprint == references.fingerprint(tiny["bert"])
-    assert sorted(hub.downloads) == sorted(path.name for path in tiny["bert"].iterdir())  # no pickle, no card, no graph
+    names = {path.name for path in tiny["bert"].iterdir()}
+    assert sorted(hub.downloads) == sorted(names | {"README.md"})  # with the card, for its licence; no pickle, no graph
     (again,) = locate(closed_port, tmp_path, "me/tiny")
     assert again == first
 

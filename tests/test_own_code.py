@@ -104,6 +104,7 @@ def test_under_the_interaction_head_check_names_the_other_one(own, beir):
     assert len(error.value.faults) == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_own_models_hands_the_keys_on_to_every_load(own, beir, tmp_path, ran):
     text = (
         f"retriever.model={own['encoder']} retriever.trust_remote_code=true mine.teacher={own['reranker']} "

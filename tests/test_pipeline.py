@@ -106,6 +106,7 @@ run(load_recipe(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), until="mine")
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_embedding_resumes_with_the_missing_shards(
     recipe_file, bi_encoder, tmp_path, monkeypatch, capsys, started
 ):
@@ -131,6 +132,7 @@ def test_a_run_killed_while_embedding_resumes_with_the_missing_shards(
     assert groups[0] == groups[1]
 
 
+@pytest.mark.slow
 def test_another_bi_encoder_in_the_same_folder_encodes_again(command, recipe_file, bi_encoder, tiny, tmp_path):
     words = (
         recipe_file,
@@ -171,6 +173,7 @@ def test_two_processes_embed_ask_the_teacher_and_distil_like_one(command, recipe
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_second_round_mines_with_the_first_rounds_model(command, recipe_file, tmp_path):
     runs = tmp_path / "runs"
     result = command(recipe_file, "mine.rounds=2", "mine.groups=draws", "--runs", runs, "--force")

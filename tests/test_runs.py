@@ -271,6 +271,7 @@ def test_unfinished_work_of_other_keys_is_deleted_and_reported(unfinished, small
     assert "resumed" not in said
 
 
+@pytest.mark.slow
 def test_later_stages_run_again_after_a_repaired_stage_with_another_result(finished, small, tmp_path, capsys):
     runs = copy(finished, tmp_path)
     (runs / "small" / "train" / "best" / "config.json").unlink()
@@ -462,6 +463,7 @@ FINISHED = [
     *(f"evaluate/{name}" for name in ("results.json", "dev.json", "fusion.json", "depths.json", "queries.jsonl")),
     "evaluate/calibration_test.json",
     *(f"export/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")),
+    "export/model/sentence_bert_config.json",
     *(f"export/model/{name}" for name in ("tokenizer_config.json", "interaction.py", "fusion.json", "splits.json")),
     "report.md",
     *(f"{stage}/{name}" for stage in STAGES for name in ("begun.json", "done.json", "recipe.json")),
