@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from decoders import build_toy
 from safetensors.torch import load_file
 
 from trainer.errors import RunError
@@ -90,28 +89,6 @@ def test_a_sharded_model_has_the_losses_of_an_unsharded_one(command, train_shard
     found = [Reranker.load(folder).score([(pair[0], pair[1])])[0] for folder in (ours, theirs)]
     assert found[1] == pytest.approx(found[0], rel=3e-3)  # twelve steps at a high rate have made more of rounding
     assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
-
-
-@pytest.mark.slow
-@needs_cpus
-def test_a_sharded_decoder_with_an_adapter_has_the_losses_of_an_unsharded_one(command, on_two_processes, tmp_path):
-    pytest.importorskip("peft")
-    recipe = build_toy(tmp_path, "llama", queries=33)
-    words = ["train.adapter=lora", "train.adapter_score_row=trained", "train.epochs=2", "train.learning_rate=1e-3"]
-    words += ["train.tokens_per_pass=512"]
-    whole = command(recipe, *words, "--force", "--until", "train", "--runs", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stdout + whole.stderr
-    sharded = on_two_processes(SHARDED, recipe, tmp_path / "sharded", *words)
-    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
-    rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "sharded")]
-    losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
-    assert len(losses[0]) == 10
-    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
-    ours, theirs = (tmp_path / runs / "tiny" / "train" / "trained" for runs in ("whole", "sharded"))
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        one, other = (load_file(folder / name) for folder in (ours, theirs))
-        assert one.keys() == other.keys()
-        assert all(torch.allclose(one[key], other[key], atol=1e-3) for key in one)
 
 
 @pytest.mark.slow
