@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import multiprocessing
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,6 +13,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pytest
 
 CONCURRENCY = 3  # of `score_all`
 Reply = tuple[int, Any]  # a status, and what is sent: JSON content, or text as it is
@@ -34,7 +39,7 @@ class Loopback:
 
     def __init__(self) -> None:
         self.trouble: Callable[[tuple[str, ...], int], Reply | None] = lambda texts, attempt: None
-        self.headers: dict[str, str] = {}
+        self.reply_headers: dict[str, str] = {}
         self.delay = 0.0
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.attempts: Counter[tuple[str, ...]] = Counter()
@@ -153,7 +158,7 @@ def served(server: Any) -> Iterator[Any]:
             status, content = server.respond(self.path, headers, body)
             text = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **server.headers}.items():
+            for name, value in {"Content-Type": "application/json", **server.reply_headers}.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
@@ -183,3 +188,34 @@ def score_all(reference: str, folder: Path, pairs: list[tuple[str, str]]) -> Non
     section = Endpoints(concurrency=CONCURRENCY, documents_per_request=4)
     service, store = Service(endpoint, "mine.teacher"), store_of(folder, endpoint.kind)
     PairScorer(service, store, section, "mine", lambda missing: None)(pairs)
+
+
+def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten waits that tests need not sit through."""
+    from trainer.endpoints import sender, service
+
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(service, "TIMEOUT", 20.0)
+
+
+def forking(monkeypatch: pytest.MonkeyPatch, *modules: str) -> Any:
+    """A context of multiprocessing whose processes begin with the modules imported."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # else each process would import pytest
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    return context
+
+
+def kill_after(
+    context: Any, work: Callable[[], object], sent: Callable[[], int], goal: int, rng: np.random.Generator
+) -> None:
+    """Start the work in a process, and kill it at a random moment after the server has sent `goal` answers."""
+    process = context.Process(target=work)
+    process.start()
+    while sent() < goal:
+        assert process.is_alive()
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.05))
+    process.kill()
+    process.join()
+    time.sleep(0.2)  # requests that were on their way have reached the server

@@ -1,9 +1,6 @@
 """Stages that use endpoints: teachers of mining and distillation, the judge, and runs that are killed."""
 
 import json
-import multiprocessing
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,14 +11,26 @@ import pytest
 
 pytest.importorskip("openai")
 
-from loopback import CONCURRENCY, GradeServer, Loopback, RerankServer, logit_of, number_of, score_all, served
+import loopback
+from loopback import (
+    CONCURRENCY,
+    GradeServer,
+    Loopback,
+    RerankServer,
+    kill_after,
+    logit_of,
+    number_of,
+    score_all,
+    served,
+    without_waits,
+)
 
 from trainer import evaluation
 from trainer.check import check
 from trainer.context import Run
 from trainer.data import Collection, build_collection
 from trainer.data.groups import Group
-from trainer.endpoints import Store, sender, service
+from trainer.endpoints import Store
 from trainer.endpoints.grades import request_for_score
 from trainer.endpoints.rerank import pair_key
 from trainer.errors import RecipeError, RunError
@@ -41,8 +50,7 @@ PATIENT = "endpoints.least_auc=null"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits that the tests need not sit through, and a key that must be found nowhere."""
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(service, "TIMEOUT", 20.0)
+    without_waits(monkeypatch)
     for name in ("TEACHER_API_KEY", "JUDGE_API_KEY"):
         monkeypatch.setenv(name, KEY)
 
@@ -306,11 +314,7 @@ def test_teachers_and_judge_are_in_report_and_card_and_the_headline_is_from_peop
 
 @pytest.fixture
 def forking(monkeypatch) -> Any:
-    """A context of multiprocessing whose processes begin with the package imported."""
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # else each process would import pytest
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["loopback", "openai", "trainer.endpoints.scorer"])
-    return context
+    return loopback.forking(monkeypatch, "loopback", "openai", "trainer.endpoints.scorer")
 
 
 def kill_often(server: Loopback, reference: str, folder: Path, forking: Any, kills: int) -> None:
@@ -329,15 +333,7 @@ def kill_often(server: Loopback, reference: str, folder: Path, forking: Any, kil
     for _ in range(kills):
         stored = set(Store(path).answers)
         before, goal = server.scored.copy(), sum(server.scored.values()) + int(rng.integers(1, 60))
-        process = forking.Process(target=work)
-        process.start()
-        while sum(server.scored.values()) < goal:
-            assert process.is_alive()
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        time.sleep(0.1)  # requests that were on their way have reached the server
+        kill_after(forking, work, lambda: sum(server.scored.values()), goal, rng)
         assert not {pair for pair in server.scored - before if keys.get(pair) in stored}
         assert stored <= set(Store(path).answers)
     lost = sum(server.scored.values()) - len(Store(path).answers) - 2 * kills * reference.startswith("rerank")

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 pytest.importorskip("openai")
 
-from loopback import GradeServer, Loopback, RerankServer, logit_of, served
+from loopback import GradeServer, Loopback, RerankServer, logit_of, served, without_waits
 
 from trainer.data import Collection
-from trainer.endpoints import PairScorer, Service, Store, estimate_pairs, sender, service, service_problem, store_of
+from trainer.endpoints import PairScorer, Service, Store, estimate_pairs, service, service_problem, store_of
 from trainer.endpoints.grades import expected_grade, request_for_score
 from trainer.endpoints.rerank import address, form_of
 from trainer.endpoints.store import Answer
@@ -30,8 +30,7 @@ PAIRS = [(f"query {number % 3} alpha", f"alpha document {number} of query {numbe
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits that the tests need not sit through, and a key that must be found nowhere."""
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(service, "TIMEOUT", 20.0)
+    without_waits(monkeypatch)
     for name in ("TEACHER_API_KEY", "JUDGE_API_KEY"):
         monkeypatch.setenv(name, KEY)
     for name in service.KEYS_OF_HOSTS.values():
@@ -237,7 +236,7 @@ def test_what_fails_for_a_while_is_asked_again_and_nothing_twice(tei, tmp_path, 
             time.sleep(0.8)
         return troubles.get(number) if attempt <= 2 and number != 3 else None
 
-    tei.trouble, tei.headers = trouble, {"Retry-After": "0.01"}
+    tei.trouble, tei.reply_headers = trouble, {"Retry-After": "0.01"}
     one = scorer(tei, tmp_path, concurrency=3)
     np.testing.assert_allclose(one(pairs), logits(pairs), rtol=1e-6)
     assert tei.most_at_once <= 3 + 1  # a request that was given up may still be answered

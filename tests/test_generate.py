@@ -3,9 +3,7 @@
 The endpoint is a server on loopback that speaks OpenAI's chat protocol and answers deterministically from the document.
 """
 
-import hashlib
 import json
-import multiprocessing
 import re
 import sys
 import threading
@@ -15,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +22,9 @@ import pytest
 from pydantic import ValidationError
 
 pytest.importorskip("openai")
+
+import loopback
+from loopback import Reply, kill_after, number_of, served, without_waits
 
 from trainer.data import Collection
 from trainer.endpoints import Service, Spent, ask, read_grade, sender, service, service_problem
@@ -42,10 +42,6 @@ from trainer.retriever import Embeddings
 from trainer.stages.generate import Generate as GenerateStage
 
 MESSAGE_TOKENS = 4
-
-
-def number_of(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def queries(content: dict[str, Any]) -> str:
@@ -76,6 +72,7 @@ class ChatServer:
         self.echo = ""
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.reply_headers: dict[str, str] = {}
         self.attempts: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.input_tokens = self.output_tokens = 0
@@ -83,29 +80,27 @@ class ChatServer:
         self.lock = threading.Lock()
         self.url = ""
 
-    def respond(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+    def respond(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> Reply:
+        del path
         content = json.loads(body["messages"][-1]["content"])
         document = content["document"]
         with self.lock:
             self.bodies.append(body)
-            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
+            self.headers.append(headers)
             self.attempts[document] += 1
             attempt = self.attempts[document]
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             time.sleep(self.delay)
-            self._respond(handler, body, content, self.trouble(document, attempt))
+            return self._reply(body, content, self.trouble(document, attempt))
         finally:
             with self.lock:
                 self.at_once -= 1
 
-    def _respond(self, handler: Any, body: Any, content: Any, trouble: int | str | None) -> None:
+    def _reply(self, body: Any, content: Any, trouble: int | str | None) -> Reply:
         if isinstance(trouble, int):
-            message = {"error": {"message": f"status {trouble} for {self.echo}", "code": "x"}}
-            self._send(handler, trouble, json.dumps(message))
-            return
+            return trouble, {"error": {"message": f"status {trouble} for {self.echo}", "code": "x"}}
         if trouble == "slow":
             time.sleep(self.slow)
         text = self.answer(content)
@@ -120,54 +115,20 @@ class ChatServer:
         answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
         whole = json.dumps(answer | {"choices": [choice], "usage": usage})
         if trouble == "cut":
-            self._send(handler, 200, whole[: len(whole) // 2])
-            return
+            return 200, whole[: len(whole) // 2]
         with self.lock:
             self.answered[content["document"]] += 1
             self.input_tokens += sent
             self.output_tokens += back
-        self._send(handler, 200, whole)
-
-    def _send(self, handler: Any, status: int, text: str) -> None:
-        content = text.encode()
-        handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed, or that gave up, is no error of the server."""
+        return 200, whole
 
 
 @contextmanager
 def serving(server: ChatServer) -> Iterator[ChatServer]:
     """Serve on a free port of loopback, and set the address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:  # noqa: N802 the name that the library calls
-            server.respond(self)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            del format, args
-
-    http = _Quiet(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    try:
+    with served(server):
+        server.url += "/v1"
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 KEY = "sk-secret-0123456789"
@@ -183,8 +144,7 @@ def server() -> Iterator[ChatServer]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits that the tests need not sit through, and a key that must be found nowhere."""
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(service, "TIMEOUT", 20.0)
+    without_waits(monkeypatch)
     monkeypatch.setenv("GENERATE_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
@@ -350,20 +310,20 @@ def test_slow_answers_are_asked_again(server, tmp_path, monkeypatch):
     ],
 )
 def test_an_answer_that_is_not_the_protocols_is_asked_again(server, tmp_path, body):
-    send = server._send
+    reply = server._reply
 
-    def respond(handler: Any, status: int, text: str) -> None:
-        send(handler, status, json.dumps(body) if sum(server.attempts.values()) == 1 else text)
+    def broken_once(*request: Any) -> Reply:
+        status, text = reply(*request)
+        return status, json.dumps(body) if sum(server.attempts.values()) == 1 else text
 
-    server._send = respond
+    server._reply = broken_once
     spent = asked(server, corpus(1), Store(tmp_path / "s"), concurrency=1)
     assert (spent.answers, spent.requests) == (1, 2)
 
 
 def test_an_answer_without_text_or_usage_is_an_answer(server, tmp_path):
     choice = {"message": {"content": None, "refusal": "No."}, "finish_reason": "content_filter"}
-    send = server._send
-    server._send = lambda handler, status, text: send(handler, status, json.dumps({"choices": [choice], "usage": None}))
+    server._reply = lambda *request: (200, {"choices": [choice], "usage": None})
     store = Store(tmp_path / "s")
     asked(server, corpus(1), store)
     (answer,) = store.answers.values()
@@ -784,11 +744,7 @@ def troubled(server: ChatServer) -> None:
 
 @pytest.fixture
 def forking(monkeypatch) -> Any:
-    """A context of multiprocessing whose processes begin with the package imported."""
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # else each process would import pytest
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.pipeline", "trainer.context.models"])
-    return context
+    return loopback.forking(monkeypatch, "trainer.pipeline", "trainer.context.models")
 
 
 @pytest.mark.slow
@@ -806,15 +762,7 @@ def test_a_run_that_is_killed_twenty_times_asks_nothing_stored_again(
     keys = keys_of(bare_recipe, texts)
     for _ in range(KILLS):
         before, goal = server.attempts.copy(), sum(server.answered.values()) + int(rng.integers(1, 30))
-        process = forking.Process(target=work)
-        process.start()
-        while sum(server.answered.values()) < goal:
-            assert process.is_alive()
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        time.sleep(0.2)  # requests that were on their way have reached the server
+        kill_after(forking, work, lambda: sum(server.answered.values()), goal, rng)
         assert not {document for document in server.attempts - before if keys[document] in stored}
         stored = set(Store(store).answers)
     lost = sum(server.answered.values()) - len(stored)
