@@ -79,8 +79,7 @@ def compare(title: str, reranker: Reranker, collection: Collection, arguments: a
     """Print a row for each engine."""
     rows = draw_pairs(collection, arguments.pairs)
     pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
-    cut = reranker.buckets([reranker.pairs.size(pair) for pair in pairs])
-    batches = [reranker.pad([pairs[position] for position in positions]) for positions in cut]
+    cut, batches = reranker.batches(pairs)
     with tempfile.TemporaryDirectory() as name:
         sides = engines(reranker, batches, np.concatenate(cut).argsort(), Path(name))
         scores = {side: score() for side, score in sides.items()}  # warm-up

@@ -45,19 +45,12 @@ def endpoint_costs(recipe: Recipe, summary: Summary, runs: Path) -> Iterator[str
     asked = {key: one for key, one in recipe.scoring_endpoints.items() if not _is_finished(key, recipe, runs)}
     if not asked:
         return
-    tokenizer = tokenizer_file.read_tokenizer(references.locate(recipe.reranker.model, weights=False))
+    count = tokenizer_file.token_counter(references.locate(recipe.reranker.model, weights=False))
     queries, documents = summary.query_lengths.texts, summary.document_lengths.texts
     sample = list(zip(queries * (1 + len(documents) // max(1, len(queries))), documents, strict=False))
     for key, endpoint in asked.items():
         judged, each = _pairs(key, recipe, summary)
-        estimate = estimate_pairs(
-            endpoint,
-            recipe.endpoints,
-            judged * each,
-            judged,
-            sample,
-            lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
-        )
+        estimate = estimate_pairs(endpoint, recipe.endpoints, judged * each, judged, sample, count)
         yield f"{key}: {estimate.sentence(endpoint)}"
 
 

@@ -33,10 +33,9 @@ def show_estimate(run: Run) -> None:
     section, collection = _section(run), Collection.open(run.folder / "data")
     sources = generation.plan(collection, run.recipe.data, max(section.documents, MOST_COUNTED))
     requests = [request for request, _ in generation.requests_of(section, collection, sources)]
-    tokenizer = tokenizer_file.read_tokenizer(
-        references.locate(section.tokenizer or run.recipe.reranker.model, weights=False)
-    )
-    expected = generation.forecast(section, requests, section.documents, store_of(run.folder.parent), tokenizer)
+    named = references.locate(section.tokenizer or run.recipe.reranker.model, weights=False)
+    count_tokens, store = tokenizer_file.token_counter(named), store_of(run.folder.parent)
+    expected = generation.forecast(section, requests, section.documents, store, count_tokens)
     for line in expected.lines(section):
         console.stage("generate", line)
 

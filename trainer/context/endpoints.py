@@ -21,10 +21,7 @@ Rows = Sequence[tuple[int, int]]  # a query and a document
 def pair_scorer(run: Run, key: str, stage: str) -> PairScorer:
     """Return the endpoint that a key of the recipe names, for the main process alone."""
     endpoint, section = run.recipe.scoring_endpoints[key], run.recipe.endpoints
-    tokenizer = tokenizer_file.read_tokenizer(references.locate(run.recipe.reranker.model, weights=False))
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
+    count = tokenizer_file.token_counter(references.locate(run.recipe.reranker.model, weights=False))
 
     def show(missing: Sequence[tuple[str, str]]) -> None:
         queries = len({query for query, _ in missing})

@@ -192,27 +192,25 @@ def _clicks_by_position(rows: Sequence[tuple[Shown, int, int]]) -> Mapping[int, 
 
 def _connected(rows: list[tuple[Shown, int, int]]) -> list[tuple[Shown, int, int]]:
     """Return the rows of clicked pairs whose positions are connected by such pairs, for the part with most clicks."""
+    from scipy.sparse import coo_matrix  # only for click logs, and slow to import
+    from scipy.sparse.csgraph import connected_components
+
     clicked = {shown[:2] for shown, _, clicks in rows if clicks}
     by_pair: dict[tuple[str, ...], list[int]] = {}
     for shown, _, _ in rows:
         if shown[:2] in clicked:
             by_pair.setdefault(shown[:2], []).append(shown.position)
-    part = {position: position for positions in by_pair.values() for position in positions}
-
-    def root(position: int) -> int:
-        while part[position] != position:
-            position = part[position]
-        return position
-
-    for first, *others in by_pair.values():
-        for other in others:
-            part[root(other)] = root(first)
+    places = {position: place for place, position in enumerate(sorted(set().union(*by_pair.values())))}
+    edges = [(places[first], places[other]) for first, *others in by_pair.values() for other in others]
+    if not edges:
+        return []
+    starts, ends = np.array(edges).T
+    links = coo_matrix((np.ones(len(edges)), (starts, ends)), shape=(len(places), len(places)))
+    _, parts = connected_components(links, directed=False)
     clicks = _clicks_by_position(rows)
-    weights: dict[int, int] = {}
-    for position in part:
-        weights[root(position)] = weights.get(root(position), 0) + clicks[position]
-    best = max(weights, key=lambda name: weights[name], default=0)
-    return [row for row in rows if row[0][:2] in clicked and root(row[0].position) == best]
+    weights = np.bincount(parts, [clicks[position] for position in places])
+    best = weights.argmax()
+    return [row for row in rows if row[0][:2] in clicked and parts[places[row[0].position]] == best]
 
 
 def _rates(pairs: Mapping[tuple[str, str], Sequence[float]]) -> dict[tuple[str, str], float]:

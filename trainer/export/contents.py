@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +85,20 @@ class Contents:
 
         graph = onnx.load(str(self.folder / GRAPH), load_external_data=False).graph
         return [tensor.name for tensor in graph.input], [tensor.name for tensor in graph.output]
+
+    @property
+    def activation_faults(self) -> list[str]:
+        """The fault of a config.json that does not say that the logits are the scores."""
+        named = (self.config.get("sentence_transformers") or {}).get("activation_fn")
+        return [] if named == IDENTITY else ["config.json names no activation, so that it would apply a sigmoid"]
+
+    def graph_faults(self, filled: Set[str]) -> list[str]:
+        """Return the faults of the ONNX graph for a program that fills these inputs and reads `logits`."""
+        if self.graph is None:
+            return ["there is no ONNX graph"]
+        inputs, outputs = self.graph
+        faults = [f"it does not fill the graph's input {name}" for name in sorted({*inputs} - filled)]
+        return faults + ([] if "logits" in outputs else ["the graph has no output logits"])
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Return the content of a JSON file, None without the file."""

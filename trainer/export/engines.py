@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.export.contents import Contents
-from trainer.export.libraries import graph_faults
+from trainer.export.libraries import FILLED
 from trainer.export.tei import PROMPT
 
 # The tokenizers that eland 9.2 knows, with the files of their vocabularies: it loads the slow ones of transformers 4.
@@ -37,7 +37,7 @@ def vocabulary_files(tokenizer: str) -> tuple[str, ...]:
 
 def vespa_faults(contents: Contents) -> list[str]:
     """Return the reasons for which Vespa's functions would not make the inputs of the graph."""
-    faults = [PROMPT] * contents.is_prompt + graph_faults(contents)
+    faults = [PROMPT] * contents.is_prompt + contents.graph_faults(FILLED)
     ids, types = contents.separators
     if len(ids) != 3 or ids[1] != ids[2]:
         faults.append("its functions join a pair as start, query, separator, document, separator")

@@ -11,6 +11,7 @@ from trainer.export.parity import Parity, reason_of
 from trainer.export.readers import score_onnx
 from trainer.inference import Format, Quality
 from trainer.model import Reranker
+from trainer.model.engines import computed_by
 from trainer.runtime import console
 
 
@@ -66,7 +67,7 @@ def _measured(reranker: Reranker, name: Format, folder: Path, dev: DevMetric) ->
     """Return the dev metric of a format, computed as the engine of its name does."""
     session = inference.Session(folder / inference.FILES[name])
     engine, logits = reranker.engine, reranker.compute_logits
-    reranker.compute_with(name, lambda model, batch, packed: session.logits(batch))
+    reranker.compute_with(name, computed_by(session))
     try:
         return dev.measure(reranker)
     finally:

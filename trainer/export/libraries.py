@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.export.contents import IDENTITY, Contents
+from trainer.export.contents import Contents
 from trainer.export.tei import LENGTHS, PROMPT
 
 FILLED = {"input_ids", "attention_mask", "token_type_ids"}  # the inputs of a graph that fastembed and Vespa compute
@@ -25,9 +25,7 @@ def transformers_faults(contents: Contents) -> list[str]:
 
 def sentence_transformers_faults(contents: Contents) -> list[str]:
     """Return the reasons for which sentence-transformers would not load a folder, or would give other scores."""
-    faults = transformers_faults(contents)
-    if (contents.config.get("sentence_transformers") or {}).get("activation_fn") != IDENTITY:
-        faults.append("config.json names no activation, so that it would apply a sigmoid")
+    faults = transformers_faults(contents) + contents.activation_faults
     if contents.labels != 1:
         faults.append(f"a score needs one label, not {contents.labels}")
     if contents.is_prompt:
@@ -48,19 +46,10 @@ def infinity_faults(contents: Contents) -> list[str]:
 
 def fastembed_faults(contents: Contents) -> list[str]:
     """Return the reasons for which fastembed would not load a folder as a cross-encoder, or would give other scores."""
-    faults = [PROMPT] * contents.is_prompt + graph_faults(contents)
+    faults = [PROMPT] * contents.is_prompt + contents.graph_faults(FILLED)
     length, pad = (contents.tokenizer_config.get(key) for key in ("model_max_length", "pad_token"))
     if not isinstance(length, int):
         faults.append("tokenizer_config.json has no model_max_length")
     if not isinstance(pad, str) or not isinstance(contents.config.get("pad_token_id"), int):
         faults.append("it finds no padding token")
     return faults
-
-
-def graph_faults(contents: Contents) -> list[str]:
-    """Return the faults of the ONNX graph for a library that makes the usual three inputs and reads one output."""
-    if contents.graph is None:
-        return ["there is no ONNX graph"]
-    inputs, outputs = contents.graph
-    faults = [f"it does not fill the graph's input {name}" for name in sorted({*inputs} - FILLED)]
-    return faults + ([] if "logits" in outputs else ["the graph has no output logits"])

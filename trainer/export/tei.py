@@ -48,14 +48,12 @@ FAMILIES: dict[str, tuple[Fields, tuple[str, ...]]] = {  # the fields and the te
 def onnx_faults(contents: Contents) -> list[str]:
     """Return the reasons for which the ONNX backend would not start, or would give other scores."""
     faults = _router_faults(contents)
+    faults += contents.graph_faults(INPUTS)
     if contents.graph is None:
-        return [*faults, "there is no ONNX graph"]
-    inputs, outputs = contents.graph
+        return faults
     faults += contents.wrong(fields(whole="hidden_size num_hidden_layers"))
-    faults += [f"it does not fill the graph's input {name}" for name in sorted({*inputs} - INPUTS)]
+    inputs, _ = contents.graph
     faults += [f"the graph has no input {name}" for name in ("input_ids", "attention_mask") if name not in inputs]
-    if "logits" not in outputs:
-        faults.append("the graph has no output logits")
     if contents.tokenizer_config.get("padding_side", "right") not in ("left", "right"):
         faults.append("tokenizer_config.json: padding_side is neither left nor right")
     return faults

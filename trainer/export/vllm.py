@@ -7,7 +7,7 @@ that would convert the model once more, and a chat template with the roles query
 
 from __future__ import annotations
 
-from trainer.export.contents import IDENTITY, Contents
+from trainer.export.contents import Contents
 from trainer.model_files.prompt import has_prompt
 
 # Classes for which vLLM has a model of its own or converts the causal one.
@@ -37,8 +37,7 @@ def vllm_faults(contents: Contents) -> list[str]:
     if contents.labels != 1:
         faults.append(f"its score needs one label, not {contents.labels}")
     faults += [f"config.json holds {key}, which would convert it again" for key in CONVERSIONS if key in config]
-    if (config.get("sentence_transformers") or {}).get("activation_fn") != IDENTITY:
-        faults.append("config.json names no activation, so that it would apply a sigmoid")
+    faults += contents.activation_faults
     return faults + (_faults_of_decoder(contents) if contents.is_prompt else [])
 
 

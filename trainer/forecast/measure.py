@@ -98,8 +98,7 @@ def _measure_training(
 
 def _losses(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]]) -> Tensor:
     """Return the sum of the scores of one training pass, with its graph."""
-    cut = reranker.buckets([reranker.pairs.size(pair) for pair in pairs], training=True)
-    batches = [reranker.pad([pairs[at] for at in positions]) for positions in cut]
+    _, batches = reranker.batches(pairs, training=True)
     with autocast(reranker.device, reranker.precision), words_in_place(reranker.model):
         return torch.cat([packing.logits(reranker.model, batch, reranker.packed) for batch in batches]).sum()
 

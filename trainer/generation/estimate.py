@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from trainer.endpoints import Store, cost_of, grades
 from trainer.endpoints.chat import ChatRequest
@@ -48,8 +48,10 @@ class Estimate(NamedTuple):
         return lines
 
 
-def forecast(section: Generate, requests: Sequence[ChatRequest], wanted: int, store: Store, tokenizer: Any) -> Estimate:
-    """Return the forecast for `wanted` of the requests; `tokenizer` is a tokenizer of the library tokenizers.
+def forecast(
+    section: Generate, requests: Sequence[ChatRequest], wanted: int, store: Store, count_tokens: Callable[[str], int]
+) -> Estimate:
+    """Return the forecast for `wanted` of the requests; `count_tokens` counts those of a text.
 
     Which documents are asked is only known once they are embedded, so stored answers are counted among all requests.
     """
@@ -58,21 +60,15 @@ def forecast(section: Generate, requests: Sequence[ChatRequest], wanted: int, st
     count = max(0, min(wanted, len(requests)) - len(stored))
     step = max(1, len(missing) // SAMPLE)
     sample = missing[::step]
-    tokens = count * sum(_tokens(request, tokenizer) for request in sample) / max(1, len(sample))
+    tokens = count * sum(_tokens(request, count_tokens) for request in sample) / max(1, len(sample))
     seconds = sum(answer.seconds for answer in stored) / len(stored) if stored else SECONDS
     output = count * section.answer_tokens
     hours = count * seconds / section.concurrency / 3600
     checks = count * section.queries_per_document * (section.check_depth + 1) if section.check else 0
-    check_tokens = round(
-        checks * (tokens / max(1, count) + _count(grades.SYSTEM, tokenizer) - _count(SYSTEM, tokenizer))
-    )
+    check_tokens = round(checks * (tokens / max(1, count) + count_tokens(grades.SYSTEM) - count_tokens(SYSTEM)))
     cost = cost_of(section, tokens + check_tokens, output + checks * grades.ANSWER_TOKENS)
     return Estimate(count, len(stored), round(tokens), output, cost, hours, bool(stored), checks, check_tokens)
 
 
-def _tokens(request: ChatRequest, tokenizer: Any) -> int:
-    return sum(_count(message["content"], tokenizer) + MESSAGE_TOKENS for message in request.messages)
-
-
-def _count(text: str, tokenizer: Any) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False))
+def _tokens(request: ChatRequest, count_tokens: Callable[[str], int]) -> int:
+    return sum(count_tokens(message["content"]) + MESSAGE_TOKENS for message in request.messages)

@@ -70,6 +70,11 @@ def _open(name: Format, reference: str, folder: Path) -> Logits:
         raise ModelError(
             f"model {reference}: ONNX Runtime cannot open {path} ({one_line(error)[:200]}); fetch or export it again"
         ) from None
+    return computed_by(session)
+
+
+def computed_by(session: inference.Session) -> Logits:
+    """Return the function that computes logits with an opened graph."""
     return lambda model, batch, packed: session.logits(batch)
 
 
@@ -105,5 +110,4 @@ def speedup_of_bf16(reranker: Any, training: bool) -> float:
 def random_batches(reranker: Any, training: bool = False) -> list[packing.Batch]:
     """Return pairs of random tokens of different lengths, in the buckets that real ones would have."""
     pairs = random_pairs(reranker.model.config.vocab_size, reranker.max_length)
-    cut = reranker.buckets([reranker.pairs.size(pair) for pair in pairs], training=training)
-    return [reranker.pad([pairs[position] for position in positions]) for positions in cut]
+    return reranker.batches(pairs, training=training)[1]

@@ -1,8 +1,7 @@
 """The cross-encoder with its tokenizer: load, score, rank, save.
 
 A model that was saved with a head keeps it. An encoder without one gets a new interaction head, or a new classifier
-if the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no
-probabilities.
+if the recipe asks for that. Scores are float32 logits: they order the documents of a query and are no probabilities.
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ from trainer.runtime.precision import (
 from trainer.runtime.run_folder import replacing_folder
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
+Cut = tuple[list[list[int]], list[packing.Batch]]  # the positions of pairs in batches, and the batches
 ALL_AT_ONCE = 1 << 40  # tokens: packed batches have no padding, so more buckets save nothing
 
 
@@ -131,10 +131,9 @@ class Reranker:
         folder = locate(str(reference))
         model, tokenizer = load_cross_encoder(folder, head, layers, trust_remote_code, prompting)
         longest = longest_input(model, tokenizer)
-        saved = min(tokenizer.model_max_length, longest)
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
-        reranker = cls(model.to(target).eval(), tokenizer, max_length or saved)
+        reranker = cls(model.to(target).eval(), tokenizer, max_length or min(tokenizer.model_max_length, longest))
         reranker.fusion = Fusion.load(folder)
         reranker.calibration = Calibration.load(folder)
         reranker.passages = windows.load(folder)
@@ -192,6 +191,11 @@ class Reranker:
     def pad(self, pairs: Sequence[Pair]) -> packing.Batch:
         """Return a padded batch of tokenised pairs, of a length that suits the device."""
         return self.pairs.pad(pairs, self.grid.length)
+
+    def batches(self, pairs: Sequence[Pair], most: int | None = None, training: bool = False) -> Cut:
+        """Return the positions of tokenised pairs in batches, as `buckets` does, and the padded batches."""
+        cut = self.buckets([self.pairs.size(pair) for pair in pairs], most, training)
+        return cut, [self.pad([pairs[position] for position in positions]) for positions in cut]
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
         """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ def read_tokenizer(folder: Path) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def token_counter(folder: Path) -> Callable[[str], int]:
+    """Return a function that counts the tokens of a text, without special tokens; raises ModelError as above."""
+    backend = read_tokenizer(folder)
+    return lambda text: len(backend.encode(text, add_special_tokens=False))
 
 
 def unknown_share(folder: Path, texts: Sequence[str]) -> float:

@@ -189,13 +189,10 @@ class GradientStep:
     def _batches(self, groups: Sequence[Group]) -> tuple[list[Batch], Tensor]:
         """Return all pairs of the groups in padded buckets, and the pair index (pairs,) int64 of each score in them."""
         pairs = self._pairs_of(groups)
-        sizes = [self.reranker.pairs.size(pair) for pair in pairs]
-        cut = self.reranker.buckets(sizes, self.budget, training=True)
-        batches = [self.reranker.pad([pairs[position] for position in positions]) for positions in cut]
-        self.real_tokens += sum(sizes)
-        self.computed_tokens += (
-            sum(sizes) if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
-        )
+        cut, batches = self.reranker.batches(pairs, self.budget, training=True)
+        real = sum(map(self.reranker.pairs.size, pairs))
+        self.real_tokens += real
+        self.computed_tokens += real if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
         return batches, torch.tensor(sum(cut, [])).to(self.device, non_blocking=True)
 
     def _targets(self, groups: Sequence[Group]) -> Targets:
