@@ -75,7 +75,7 @@ class RerankRequest(NamedTuple):
 
 
 def pair_key(endpoint: Endpoint, query: str, document: str) -> str:
-    """Return the key of a pair's score; without the name of a model, the address stands for it."""
+    """Return the key of a pair's score, which depends on the model's name, or on the address if it has none."""
     return json_sha256("rerank", endpoint.identity, query, document)
 
 

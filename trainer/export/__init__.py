@@ -14,7 +14,7 @@ Imports inside run down, like the package's own:
     parity                              differences to the trained model's scores, by reader and precision
     odd_pairs  public  readers          texts that readers often differ on; the recipe for others; scores by libraries
     hub                                 the upload to the Hugging Face Hub
-    signature                           the mark of a card that nobody has edited
+    signature                           the hash of a card, by which edits are seen
 """
 
 from typing import TYPE_CHECKING

@@ -166,7 +166,7 @@ def _judged(results: Results, judged: JudgedResults | None) -> str:
     table = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}", *(f"| {' | '.join(row)} |" for row in rows)]
     return f"""
 The figures above are from human labels alone. Beside them, {judged.metric} with a language model's grades of the
-documents that nobody judged: {judged.sentence}.
+documents without a human label: {judged.sentence}.
 
 {chr(10).join(table)}
 """

@@ -1,4 +1,4 @@
-"""A mark at the end of a model card by which a push knows that nobody has edited it since."""
+"""A hash at the end of a model card, by which a push sees whether the card was edited after the export."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LANGUAGE = "another language than the document"
 REAL = "repeats a judged query"
 NOT_FOUND = "its document is not found"
 DUPLICATE = "asks the same as another made query"
-ELSEWHERE = "stands in another document too"
+ELSEWHERE = "also in another document"
 UNANSWERED = "judged not to be answered by its document"
 
 

@@ -116,7 +116,7 @@ class Draft:
         return left
 
     def filter_repeated(self, collection: Collection, found: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Drop queries that stand in one of the first documents that were found for them, besides their own.
+        """Drop queries that are part of one of the first documents that were found for them, besides their own.
 
         Return the documents found for each query that is left.
         """

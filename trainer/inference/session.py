@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ERRORS = 3  # level of the log: a warning for each node that could be faster helps nobody here
+ERRORS = 3  # level of the log: else a warning for each node that could be faster
 
 
 class Session:

@@ -97,7 +97,7 @@ def _mined(run: Run) -> str:
     line = (
         f"{report['negatives']:,} negatives for {report['queries']:,} queries, of {report['candidates']:,} candidates"
     )
-    return f"{line}; passed over: {passed}" if passed else line
+    return f"{line}; not used as negatives: {passed}" if passed else line
 
 
 def _verified_adapter(run: Run, reranker: model.Reranker, trust: bool) -> Path | None:

@@ -77,7 +77,7 @@ class Generate(Stage):
             return draft, draft.filter_repeated(collection, found) if section.extracts else found
 
         draft, found = run.on_main(filtered)
-        grades = _grades(run, section, draft, found, collection, counts["spent"])
+        grades = _grades(run, section, draft, found, collection, counts["spent"]) if section.check else []
         if not run.is_main:
             return Notes()
         if section.check:
