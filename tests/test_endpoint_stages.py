@@ -319,7 +319,7 @@ def forking(monkeypatch) -> Any:
 
 def kill_often(server: Loopback, reference: str, folder: Path, forking: Any, kills: int) -> None:
     """Kill the process at random moments; what is stored is never asked again, and in the end everything is there."""
-    pairs = [(f"query {number % 150}", f"document {number}") for number in range(600)]
+    pairs = [(f"query {number % 150}", f"document {number}") for number in range(900)]
     server.delay = 0.02
     server.trouble = lambda texts, attempt: (429, "busy") if number_of(texts[-1]) % 7 == 0 and attempt == 1 else None
     endpoint = read_endpoint(reference, (CHAT, RERANK))
@@ -330,22 +330,25 @@ def kill_often(server: Loopback, reference: str, folder: Path, forking: Any, kil
     path = folder / "killed" / ".endpoints" / f"{reference.partition(':')[0]}.jsonl"
     work = partial(score_all, reference, folder / "killed", pairs)
     rng = np.random.default_rng(3)
+    killed = 0
     for _ in range(kills):
         stored = set(Store(path).answers)
-        before, goal = server.scored.copy(), sum(server.scored.values()) + int(rng.integers(1, 60))
-        kill_after(forking, work, lambda: sum(server.scored.values()), goal, rng)
+        most = max(2, (len(pairs) - len(stored)) // 20)
+        before, goal = server.scored.copy(), sum(server.scored.values()) + int(rng.integers(1, most))
+        killed += kill_after(forking, work, lambda: sum(server.scored.values()), goal, rng)
         assert not {pair for pair in server.scored - before if keys.get(pair) in stored}
         assert stored <= set(Store(path).answers)
+    assert killed >= kills // 2
     lost = sum(server.scored.values()) - len(Store(path).answers) - 2 * kills * reference.startswith("rerank")
     assert 0 <= lost <= 4 * CONCURRENCY * kills
     score_all(reference, folder / "killed", pairs)
     score_all(reference, folder / "undisturbed", pairs)
-    killed, whole = (
+    interrupted, whole = (
         {key: (answer.text, answer.ending) for key, answer in Store(one).answers.items()}
         for one in (path, folder / "undisturbed" / path.relative_to(folder / "killed"))
     )
-    assert set(killed) == set(keys.values())
-    assert killed == whole
+    assert set(interrupted) == set(keys.values())
+    assert interrupted == whole
 
 
 @pytest.mark.parametrize("kind", ["rerank", "chat"])

@@ -760,11 +760,14 @@ def test_a_run_that_is_killed_twenty_times_asks_nothing_stored_again(
     store = tmp_path / "killed" / ".endpoints" / "chat.jsonl"
     rng, stored, server.delay = np.random.default_rng(1), set(), 0.02
     keys = keys_of(bare_recipe, texts)
+    killed = 0
     for _ in range(KILLS):
-        before, goal = server.attempts.copy(), sum(server.answered.values()) + int(rng.integers(1, 30))
-        kill_after(forking, work, lambda: sum(server.answered.values()), goal, rng)
+        most = max(2, (len(texts) - len(stored)) // 20)
+        before, goal = server.attempts.copy(), sum(server.answered.values()) + int(rng.integers(1, most))
+        killed += kill_after(forking, work, lambda: sum(server.answered.values()), goal, rng)
         assert not {document for document in server.attempts - before if keys[document] in stored}
         stored = set(Store(store).answers)
+    assert killed >= KILLS // 2
     lost = sum(server.answered.values()) - len(stored)
     assert 0 <= lost <= 4 * KILLS
     process = forking.Process(target=work)
