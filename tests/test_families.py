@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from string import ascii_lowercase, punctuation
 from typing import Any
@@ -370,7 +371,25 @@ NOT_THERE = {
     "albert": {CANDLE, "vLLM", ELASTIC},
     "camembert": {"vLLM", ELASTIC, "Vespa"},
 }
+COLUMNS = {  # of the table in docs/serving.md
+    "transformers, sentence-transformers": ("transformers", "sentence-transformers"),
+    "TEI, CPU image": ("Text Embeddings Inference (ONNX)",),
+    "TEI, GPU images": (CANDLE,),
+}
+ROWS = {  # of the same table, and the family that stands for each
+    "BERT": "bert",
+    "RoBERTa": "roberta",
+    "XLM-R": "xlm-roberta",
+    "CamemBERT": "camembert",
+    "DeBERTa-v2 and v3": "deberta-v2",
+    "ELECTRA": "electra",
+    "MPNet": "mpnet",
+    "ModernBERT": "modernbert",
+    "DistilBERT": "distilbert",
+    "ALBERT": "albert",
+}
 NOT_THERE_OWN = {CANDLE, "vLLM", ELASTIC, "Vespa"}  # of the interaction head
+NOT_THERE_DECODER = {target.name for target in loads.TARGETS} - {"transformers", "sentence-transformers", "vLLM"}
 
 
 def refused(loaded: list[Loading]) -> set[str]:
@@ -410,8 +429,37 @@ def test_every_family_loads_where_the_table_says(bases, name, tmp_path):
 def test_a_decoder_loads_where_a_chat_template_is_applied(tmp_path):
     base = build_decoder("qwen3", tmp_path / "base", TEXT, template=PLAIN)
     found = reasons(written(base, tmp_path, max_length=256))
-    assert found.keys() == {target.name for target in loads.TARGETS} - {"transformers", "sentence-transformers", "vLLM"}
+    assert found.keys() == NOT_THERE_DECODER
     assert all(any("chat template" in reason for reason in why) for why in found.values())
+
+
+def documented(heading: str) -> dict[str, dict[str, str]]:
+    """The table of docs/serving.md whose first column has this heading: a dictionary for each row."""
+    lines = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    table = list(takewhile(lambda line: line.startswith("|"), lines[start:]))
+    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_the_documentation_has_what_loads_each_family():
+    table = documented("base")
+    interaction, decoders = "any of these, with the interaction head", "decoders (Qwen, Llama, Gemma, Mistral)"
+    expected = {row: NOT_THERE[family] for row, family in ROWS.items()}
+    expected |= {interaction: NOT_THERE_OWN, decoders: NOT_THERE_DECODER}
+    assert set(ROWS.values()) == NOT_THERE.keys()
+    assert table.keys() == expected.keys()
+    for row, cells in table.items():
+        targets = {target: cell for name, cell in cells.items() for target in COLUMNS.get(name, (name,))}
+        assert targets.keys() == {target.name for target in loads.TARGETS}
+        assert {target for target, cell in targets.items() if cell == "no"} == expected[row], row
+        assert set(cells.values()) <= {"yes", "no"}
+
+
+def test_the_documentation_has_the_rules_of_each_target():
+    rules = " ".join(documented("target"))
+    names = {target: name for name, targets in COLUMNS.items() for target in targets if len(targets) == 1}
+    assert [target.name for target in loads.TARGETS if names.get(target.name, target.name) not in rules] == []
 
 
 TEI = ["Text Embeddings Inference (ONNX)", CANDLE]
@@ -439,6 +487,8 @@ FAULTS = [  # family, file, changed keys (None: the key or the file is missing),
     ("bert", "config.json", {"architectures": ["BertModel"]}, [*TEI, "transformers", "vLLM", ELASTIC], "class"),
     ("bert", "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"}, ["transformers"], "TokenizersBackend"),
     ("bert", "tokenizer_config.json", {"model_max_length": None}, ["Infinity", "fastembed"], "no model_max_length"),
+    ("bert", "tokenizer_config.json", {"model_max_length": int(1e30)}, ["fastembed"], "no model_max_length"),
+    ("bert", "tokenizer_config.json", {"model_max_length": 0}, ["Infinity", "fastembed"], "no model_max_length"),
     ("bert", "vocab.txt", None, [ELASTIC], "no vocab.txt"),
     ("roberta", "merges.txt", None, [ELASTIC], "no merges.txt"),
     ("bert", "onnx/model.onnx", None, [TEI[0], "fastembed", "Vespa"], "no ONNX graph"),
