@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -398,6 +399,11 @@ class TestErrors:
         answer = ask("/rerank", content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code == status, answer.text
         assert set(answer.json()) == {"error", "error_type", "message", "detail"}
+
+    @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"top_n": ' + b"9" * 5000 + b"}", b"\xff"])
+    def test_the_reason_of_a_body_that_cannot_be_read_holds_for_each_of_them(self, ask, content):
+        message = ask("/rerank", content=content, headers={"Content-Type": "application/json"}).json()["message"]
+        assert all(reason in message for reason in ("UTF-8", "nested too deeply", "too many digits"))
 
     @pytest.mark.parametrize(
         "text", ["\x00", "\x1b[31m", "\u202e\u2028", "\ufffe", "💥" * 50, "word" * 30_000, " ", "<script>", "\r\n"]
@@ -873,6 +879,32 @@ class TestSockets:
                 client.sendall(bytes([byte]))
             status, answer = self.read(client)
         assert (status, len(answer["results"])) == (200, 1)
+
+    def test_http_1_0_and_bodies_in_chunks_are_read(self, engine, listening):
+        content = b'{"query": "disk", "documents": ["lock", "cert"]}'
+        old = self.HEAD.replace("HTTP/1.1", "HTTP/1.0") + f"Content-Length: {len(content)}\r\n\r\n"
+        parts = b"".join(b"%x;note=1\r\n%s\r\n" % (len(part), part) for part in (content[:9], content[9:]))
+        chunked = f"{self.HEAD}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        address = listening(create_app(engine, Settings()))
+        for sent in (old.encode() + content, chunked.encode() + parts + b"0\r\n\r\n"):
+            with self.connect(address) as client:
+                client.sendall(sent)
+                status, answer = self.read(client)
+            assert (status, len(answer["results"])) == (200, 2)
+
+    @pytest.mark.parametrize("sent", [9, 60, 200, None])
+    def test_a_client_that_disconnects_at_any_moment_leaves_nothing_behind(self, engine, listening, sent):
+        app = create_app(engine, Settings())
+        address = listening(app)
+        content = json.dumps({"query": "disk", "documents": ["lock"] * 50}).encode()
+        with self.connect(address) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+            client.sendall((f"{self.HEAD}Content-Length: {len(content)}\r\n\r\n".encode() + content)[:sent])
+        assert httpx.post(f"{address}/rerank", json={"query": "disk", "documents": ["a"]}).status_code == 200
+        until = time.monotonic() + 10
+        while app.state.batcher.waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        assert app.state.batcher.waiting == 0
 
     def test_a_client_that_sends_too_much_still_reads_its_answer(self, engine, listening):
         address = listening(create_app(engine, Settings(max_body=100_000)))
