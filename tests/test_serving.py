@@ -927,9 +927,10 @@ class TestSockets:
 
 
 @pytest.fixture
-def process(tiny):
-    """A server in a process of its own: the process and its port."""
+def process(tiny, request):
+    """A server in a process of its own: the process and its port. A parameter is the grace after SIGTERM in seconds."""
     code = (
+        f"from trainer.serving import server; server.GRACE = {getattr(request, 'param', GRACE)}\n"
         "import sys, time; from trainer.serving.engine import Engine; score = Engine.score\n"
         "Engine.score = lambda self, pairs: (time.sleep(0.1), score(self, pairs))[1]\n"
         "sys.argv = ['reranker', 'serve', sys.argv[1], '--port', '0', '--batch-tokens', '60']\n"
@@ -1023,3 +1024,27 @@ class TestProcess:
         assert server.returncode == 0
         assert out.rstrip().endswith("stopped; all accepted requests are answered")
         assert out.count('"status": 200, "documents": 32') == 3
+
+    @pytest.mark.parametrize("process", [1], indirect=True)
+    def test_what_cannot_be_computed_in_the_grace_after_sigterm_is_refused_and_counted(self, process):
+        server, port = process
+
+        async def scenario():
+            async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                body = {"query": "lock", "documents": [f"disk {number}" for number in range(60)]}
+                asked = [asyncio.create_task(client.post("/rerank", json=body)) for _ in range(8)]
+                while "reranker_waiting_documents 480.0" not in (await client.get("/metrics")).text:
+                    await asyncio.sleep(0.01)
+                server.send_signal(signal.SIGTERM)
+                return await asyncio.gather(*asked)
+
+        answers = asyncio.run(scenario())
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        assert refused
+        assert all(set(answer.json()) == {"error", "error_type", "message", "detail"} for answer in refused)
+        out, _ = server.communicate(timeout=20)
+        assert server.returncode == 0
+        assert f"stopped before {len(refused)} accepted requests were computed" in " ".join(out.split())
+        assert "Traceback" not in out
+        assert "all accepted requests are answered" not in out

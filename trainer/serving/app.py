@@ -67,6 +67,7 @@ def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None)
         lifespan=lifespan,
     )
     app.state.batcher = batcher
+    app.state.measures = measures
     app.add_middleware(Guard, settings=settings, measures=measures)
     _add_error_handlers(app)
     _add_rerank(app, batcher, settings, measures)

@@ -16,6 +16,7 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.unfinished = 0  # accepted requests that were refused because the server stopped
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"reranker_{name}", text, labels, buckets=buckets, registry=self.registry)

@@ -108,7 +108,12 @@ def serve(
         bound.listen(BACKLOG)
         _show_address(bound, name, settings)
         _run(app, bound)
-    console.stage("serve", "stopped; all accepted requests are answered")
+    if unfinished := app.state.measures.unfinished:
+        console.warn(
+            "serve", f"stopped before {unfinished} accepted requests were computed; they were answered with 503"
+        )
+    else:
+        console.stage("serve", "stopped; all accepted requests are answered")
 
 
 def _corpus(run: Path, trust_remote_code: bool) -> Corpus | None:
