@@ -85,7 +85,7 @@ def serve(
     settings: Settings,
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32",
     trust_remote_code: bool = False,
-    engine: Literal["torch", "onnx", "onnx-int8", "auto"] = "torch",
+    engine: Literal["torch", "onnx", "onnx-fused", "onnx-int8", "auto"] = "torch",
 ) -> None:
     """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered before the end.
 
