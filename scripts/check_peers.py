@@ -79,7 +79,8 @@ def infinity(folder: Path, pairs: Pairs) -> np.ndarray:
     """Return logits (pairs,) by Infinity's server with its engine torch, a request for each query."""
     from infinity_emb import EngineArgs, create_server  # pyright: ignore[reportMissingImports]
 
-    settings = {"engine": "torch", "device": "cpu", "dtype": "float32", "bettertransformer": False, "batch_size": 8}
+    settings = {"engine": "torch", "device": "cpu", "dtype": "float32", "batch_size": 8}
+    settings |= {"bettertransformer": False, "model_warmup": False}  # which would score thousands of pairs
     engine = EngineArgs(model_name_or_path=str(folder), served_model_name="peer", **settings)
     scores = np.full(len(pairs), np.nan)
     with listening(create_server(engine_args_list=[engine])) as address:

@@ -1,6 +1,7 @@
 """Tiny random models of every family: exported, read by other libraries, with special tokens that stay text."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from itertools import takewhile
@@ -47,6 +48,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from trainer import inference
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import export, folder, loads
@@ -157,6 +159,7 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], Callable[..., P
 }
 # DeBERTa's attention does not compute in half precision; the other two round random weights more than tolerated.
 NOT_IN_HALF = {"deberta", "gte", "nomic_bert"}
+OWN_ATTENTION = {"deberta", "deberta-v2", "mpnet"}  # is not fused
 WITH_INTERACTION = [name for name in FAMILIES if name not in ("deberta", "deberta-v2", "mpnet")]
 
 
@@ -324,6 +327,22 @@ def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     long = [len(query) + len(document) > 200 for query, document in parity.pairs]
     assert any(long)
     assert ("", "") in parity.pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [pytest.param(name, head, marks=[] if name in ("mpnet", "bert") else pytest.mark.slow) for name, head in CASES],
+)
+def test_the_graph_with_fused_attention_gives_the_trained_scores(bases, name, head, tmp_path):
+    reranker = shaken(bases(name, head))
+    batch = reranker.pairs.pad(reranker.pairs.tokenize_pairs([("why does the probe restart", TEXT[0]), ("lag", "")]))
+    inference.write("onnx-fused", reranker.model, {key: rows[:1] for key, rows in batch.items()}, tmp_path)
+    with torch.no_grad():
+        expected = reranker.model(**batch).logits[:, 0].numpy()
+    found = inference.Session(tmp_path / inference.FILES["onnx-fused"]).logits(batch).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / inference.FILES["onnx-fused"]).graph.node)
+    assert (operators["MultiHeadAttention"] > 0) == (name not in OWN_ATTENTION)
 
 
 def test_an_interaction_folder_loads_whole_in_half_precision(bases, tmp_path):
