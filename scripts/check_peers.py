@@ -6,9 +6,9 @@
                                                          # where a score differs by more than rounding
 
 Nothing of this package is needed. fastembed scores pairs in this process; Infinity's server gets a request for each
-query over loopback. Both read special tokens in a text, such as [SEP], as separators, so pairs with them are left out.
-Infinity removes whitespace around texts, and refuses texts over 122,880 characters. Folders of the interaction head
-contain Python code, which Infinity runs.
+query over loopback. Both read special tokens in a text, such as [SEP], as separators, so pairs with them are left out;
+for Infinity also pairs with whitespace around a text, which it removes: byte-level tokenizers have tokens for it.
+Folders of the interaction head contain Python code, which Infinity runs.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def compare(folder: Path, score: Callable[[Path, Pairs], np.ndarray]) -> bool:
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = [token["content"] for token in added]
     kept = [row for row, pair in enumerate(content["pairs"]) if not any(token in "\n".join(pair) for token in special)]
+    if score is infinity:
+        kept = [row for row in kept if all(text == text.strip() for text in content["pairs"][row])]
     pairs = [tuple(content["pairs"][row]) for row in kept]
     try:
         difference = float(np.abs(score(folder, pairs) - np.array(content["scores"])[kept]).max())
