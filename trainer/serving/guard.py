@@ -69,7 +69,10 @@ class Guard:
             await self.app(scope, await self._with_body(scope, receive), send_noted)
         except RefusedError as refused:
             await refusal(refused)(scope, receive, send_noted)
-        except asyncio.CancelledError:  # the server stops, and the time for accepted requests is over
+        except asyncio.CancelledError:
+            if not self.measures.is_stopping():
+                raise
+            # The time for accepted requests is over.
             self.measures.unfinished += 1
             await refusal(STOPPED)(scope, receive, send_noted)
         finally:
