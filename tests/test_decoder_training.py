@@ -112,8 +112,9 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_two_processes_give_the_losses_of_one(command, tmp_path, adapter):
-    recipe = build_toy(tmp_path, "qwen3", queries=33)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_give_the_losses_of_one(command, tmp_path, family, adapter):
+    recipe = build_toy(tmp_path, family, queries=33)
     words = ["train.epochs=2", "train.tokens_per_pass=512", "--force", *(LORA if adapter == "lora" else ())]
     words += [
         "train.learning_rate=1e-3"
