@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from decoders import FAMILIES, build_toy
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from trainer.errors import RecipeError
+from trainer.errors import RecipeError, RunError
 from trainer.export.contents import Contents
 from trainer.export.readers import score_transformers
 from trainer.export.vllm import vllm_faults
@@ -20,7 +21,7 @@ from trainer.model import Reranker, packing
 from trainer.model_files.decoders import Prompting
 from trainer.recipe import Train, load_recipe
 from trainer.training import loop
-from trainer.training.adapter import add_adapter, merged
+from trainer.training.adapter import add_adapter, lora_config, merged, save_adapter
 from trainer.training.optimizer import configure_model, default_rate_of_adapter
 
 pytest.importorskip("peft")
@@ -162,6 +163,33 @@ def test_merged_weights_give_the_scores_of_the_adapter(toy_model, tmp_path, fami
     assert len(trained) == 3 * 7 * 2 + 1  # layers, linear layers of each, two matrices; the score row
     reranker.save(tmp_path / "merged", merged(reranker.model.state_dict(), Train(adapter="lora", adapter_rank=4)))
     np.testing.assert_allclose(Reranker.load(tmp_path / "merged").score(PAIRS), scores, rtol=0, atol=1e-4)
+
+
+def test_linear_layers_with_numbers_for_names_get_an_adapter(toy_model):
+    reranker = toy_model("llama")
+    for layer in reranker.model.model.layers:
+        layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj)
+    plain = deepcopy(reranker)
+    shaken(reranker)
+    trained = [name for name, weight in reranker.model.named_parameters() if weight.requires_grad]
+    assert "model.layers.2.mlp.down_proj.0.lora_A.default.weight" in trained
+    assert len(trained) == 3 * 7 * 2 + 1
+    plain.model.load_state_dict(merged(reranker.model.state_dict(), Train(adapter="lora", adapter_rank=4)))
+    np.testing.assert_allclose(plain.score(PAIRS), reranker.score(PAIRS), rtol=0, atol=1e-4)
+
+
+def test_a_model_without_linear_layers_has_no_adapter():
+    model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9, num_labels=1))
+    with pytest.raises(RunError, match="train.adapter: lora needs linear layers, and gpt2 models have none"):
+        lora_config(Train(adapter="lora"), model)
+
+
+def test_the_adapters_file_names_the_linear_layers_in_order(toy_model, tmp_path):
+    reranker = shaken(toy_model("gemma"))
+    save_adapter(reranker.model.state_dict(), reranker.model, "base", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    layers = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert (config["target_modules"], config["modules_to_save"]) == (layers, ["score"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

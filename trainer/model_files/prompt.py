@@ -40,8 +40,8 @@ class Prompt(NamedTuple):
 def read_prompt(template: str, special: Mapping[str, str]) -> Prompt:
     """Return the constant text of a template; `special` are the tokenizer's special tokens by name.
 
-    Raises ModelError if the template fails, changes a text, does not separate query and document, or does not render them
-    once each.
+    Raises ModelError if the template fails, changes a text, does not render query and document once each, or puts no
+    text between them.
     """
     text = render(template, special, MARKS)
     for role, mark in zip(ROLES, MARKS, strict=True):
