@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
+from trainer.data import Collection
+from trainer.data.groups import read_groups
 from trainer.errors import RecipeError, RunError
 from trainer.export.contents import Contents
 from trainer.export.readers import score_transformers
 from trainer.export.vllm import vllm_faults
 from trainer.model import Reranker, packing
 from trainer.model_files.decoders import Prompting
+from trainer.pipeline import run
 from trainer.recipe import Train, load_recipe
 from trainer.training import loop
 from trainer.training.adapter import add_adapter, lora_config, merged, save_adapter
@@ -212,6 +215,30 @@ def test_packed_equals_padded_and_gradients_agree(toy_model, family):
         half = [packing.logits(reranker.model, batch, packed) for packed in (False, True)]
     spread = float(padded.max() - padded.min())
     assert float((half[0] - half[1]).abs().max()) < 0.05 * spread  # bf16 has eight bits: rounding differs by layout
+
+
+def test_the_base_as_teacher_has_the_recipes_prompt(tmp_path):
+    recipe = build_toy(tmp_path, "llama", queries=8)
+
+    def scores(tokens: str) -> dict[tuple[int, int], float]:
+        words = [f"mine.teacher={tmp_path / 'model'}", "mine.teacher_margin=null", f"reranker.tokens={tokens}"]
+        folder = run(load_recipe(recipe, words), tmp_path / "runs", until="mine").folder
+        groups = read_groups(folder / "mine")
+        return {
+            (group.query, document): score
+            for group in groups
+            for document, score in zip(group.documents, group.teacher or [], strict=True)
+        }
+
+    one, other = scores("[no,yes]"), scores("[yes,no]")
+    shared = sorted(one.keys() & other.keys())
+    assert len(shared) > 8
+    np.testing.assert_allclose([other[pair] for pair in shared], [-one[pair] for pair in shared], rtol=0, atol=1e-5)
+    prompting = Prompting(tmp_path / "template.jinja", tokens=("no", "yes"))
+    reranker = Reranker.load(tmp_path / "model", prompting=prompting, max_length=32)
+    collection = Collection.open(tmp_path / "runs" / "tiny" / "data")
+    texts = [(collection.query_texts([query])[0], collection.passages([document])[0]) for query, document in shared]
+    np.testing.assert_allclose(reranker.score(texts), [one[pair] for pair in shared], rtol=0, atol=1e-5)
 
 
 def test_gradient_checkpointing_frozen_layers_and_the_score_row(toy_model):

@@ -18,7 +18,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from trainer.errors import RunError
 from trainer.model import Reranker
 from trainer.model_files.decoders import Prompting
-from trainer.recipe import Train
+from trainer.pipeline import run
+from trainer.recipe import Train, load_recipe
 from trainer.runtime.run_folder import write_json
 from trainer.training import parallel
 from trainer.training.checkpoints import resume
@@ -168,12 +169,9 @@ LORA += ["train.tokens_per_pass=512", "train.dropout=0.1"]
 
 @pytest.mark.slow
 @needs_cpus
-def test_a_sharded_decoder_with_an_adapter_has_the_losses_of_an_unsharded_one(
-    command, on_two_processes, decoder, tmp_path
-):
+def test_a_sharded_decoder_with_an_adapter_has_the_losses_of_an_unsharded_one(on_two_processes, decoder, tmp_path):
     words = [word for word in LORA if "dropout" not in word]
-    whole = command(decoder, *words, "--force", "--until", "train", "--runs", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stdout + whole.stderr
+    run(load_recipe(decoder, words), tmp_path / "whole", until="train")
     sharded = on_two_processes(SHARDED, decoder, tmp_path / "sharded", *words)
     assert sharded.returncode == 0, sharded.stdout + sharded.stderr
     rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "sharded")]
