@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_speedup_is_the_ratio_of_medians_and_decides(monkeypatch):
         now[0] += seconds[torch.bfloat16 if half else torch.float32] + 1e-9 * next(clock)
 
     monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
-    assert bf16_speedup(compute, CPU) == pytest.approx(3.0, abs=1e-6)
+    assert bf16_speedup(compute, partial(autocast, CPU)) == pytest.approx(3.0, abs=1e-6)
     assert faster(1.6) == "bf16"
     assert faster(1.4) == "fp32"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from trainer.model.batching import random_pairs
 from trainer.model.word_gradients import words_in_place
 from trainer.model_files import references
 from trainer.runtime import console
+from trainer.runtime.linear import MANY, scoring_in
 from trainer.runtime.precision import autocast, bf16_speedup, median_seconds
 
 Engine = Literal["torch", "onnx", "onnx-int8"]
@@ -81,14 +83,14 @@ def computed_by(session: inference.Session) -> Logits:
 def _speeds(reranker: Any, opened: Mapping[Engine, Logits]) -> dict[Engine, float]:
     """Return each engine's pairs per second on pairs of random tokens."""
     batches = random_batches(reranker)
+    pairs = sum(len(batch["input_ids"]) for batch in batches)
 
     def compute(logits: Logits) -> None:
-        with torch.no_grad(), autocast(reranker.device, reranker.precision):
+        with torch.no_grad(), scoring_in(reranker.model, reranker.device, reranker.precision, pairs):
             for batch in batches:
                 logits(reranker.model, batch, False)
 
     seconds = median_seconds({name: lambda logits=logits: compute(logits) for name, logits in opened.items()})
-    pairs = sum(len(batch["input_ids"]) for batch in batches)
     return {name: pairs / seconds[name] for name in opened}
 
 
@@ -102,7 +104,8 @@ def speedup_of_bf16(reranker: Any, training: bool) -> float:
         if training:
             total.backward()
 
-    speedup = bf16_speedup(compute, reranker.device)
+    scoring = partial(scoring_in, reranker.model, reranker.device, texts=MANY)
+    speedup = bf16_speedup(compute, partial(autocast, reranker.device) if training else scoring)
     reranker.model.zero_grad()
     return speedup
 

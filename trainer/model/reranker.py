@@ -41,15 +41,14 @@ from trainer.model_files.decoders import NO_PROMPTING, Prompting
 from trainer.model_files.references import locate
 from trainer.recipe import Passages
 from trainer.runtime.console import Advance, Note, shown, warn
+from trainer.runtime.linear import scoring_in
 from trainer.runtime.precision import (
     Precision,
-    autocast,
     faster,
     fastest,
     has_flash_attention,
     keep_logits_exact,
     usable_device,
-    without_cudnn_attention,
 )
 from trainer.runtime.run_folder import replacing_folder
 
@@ -296,7 +295,7 @@ class Reranker:
             return np.empty(0, dtype=np.float32)
         training = self.model.training
         self.model.eval()
-        with shown(note, total) as advance, autocast(self.device, self.precision), without_cudnn_attention(self.device):
+        with shown(note, total) as advance, scoring_in(self.model, self.device, self.precision, total):
             parts = [self._over_buckets(windowed, compute, advance) for windowed in prefetch(chunks)]
         self.model.train(training)
         return torch.cat(parts).cpu().numpy()

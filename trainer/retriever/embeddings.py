@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,8 @@ from trainer.model_files import checks, references
 from trainer.runtime import console
 from trainer.runtime.console import progress
 from trainer.runtime.launch import on_main
-from trainer.runtime.precision import Precision, autocast, bf16_speedup
+from trainer.runtime.linear import MANY, scoring_in
+from trainer.runtime.precision import Precision, bf16_speedup
 from trainer.runtime.run_folder import json_sha256, remove, replacing
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class BiEncoder:
         """Return the speed-up of encoding in bf16 over fp32, measured on a batch of repeated words."""
         model = self.load(device)
         texts = [" ".join(["measure"] * self.max_length)] * max(1, MEASURED_TOKENS // self.max_length)
-        return bf16_speedup(lambda: model.encode(texts, show_progress_bar=False), model.device)
+        within = partial(scoring_in, model, model.device, texts=MANY)
+        return bf16_speedup(lambda: model.encode(texts, show_progress_bar=False), within)
 
     def encode(self, model: SentenceTransformer, texts: list[str], role: Role, batch_size: int) -> np.ndarray:
         """Return unit vectors (texts, dimensions) float16; texts of similar length share a batch."""
@@ -102,7 +104,7 @@ class BiEncoder:
             if role == "query"
             else (model.encode_document, self.document_prompt)
         )
-        with autocast(model.device, self.precision):
+        with scoring_in(model, model.device, self.precision, len(texts)):
             vectors = encode(
                 texts, prompt=prompt, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
             )

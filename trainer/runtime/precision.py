@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 # Smallest speedup for which bf16 is chosen. A training with a measured 1.4 to 1.5 was no faster (docs/benchmarks.md).
 MIN_SPEEDUP = 1.5
-CODE_VERSION = 2  # of the models' forward and backward passes; raise it when earlier measurements no longer hold
+CODE_VERSION = 3  # of the models' forward and backward passes; raise it when earlier measurements no longer hold
 MIN_SECONDS = 1.0  # of one measurement
 MIN_ROUNDS = 3  # of one measurement, after the round that warms up
 
@@ -123,14 +123,14 @@ def has_native_bf16() -> bool:
     return any(capabilities.get(name) is True for name in CPU_BF16)
 
 
-def bf16_speedup(compute: Callable[[], object], device: torch.device) -> float:
-    """Return the speedup of `compute` in bf16 over fp32, measured in a few seconds."""
+def bf16_speedup(compute: Callable[[], object], within: Callable[[Precision], AbstractContextManager[Any]]) -> float:
+    """Return the speedup of `compute` in bf16 over fp32, measured in a few seconds, within the context of each."""
 
-    def within(precision: Precision) -> None:
-        with autocast(device, precision):
+    def timed(precision: Precision) -> None:
+        with within(precision):
             compute()
 
-    seconds = median_seconds({name: lambda name=name: within(name) for name in _COMPARED})
+    seconds = median_seconds({name: lambda name=name: timed(name) for name in _COMPARED})
     return seconds["fp32"] / seconds["bf16"]
 
 

@@ -1,0 +1,140 @@
+"""Scoring in bf16 on a CPU with prepared linear layers."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.activations import GELUActivation
+
+from trainer.model import Reranker
+from trainer.runtime import linear
+from trainer.runtime.linear import MANY, scoring_in
+from trainer.runtime.precision import Float32Linear, autocast
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(not linear.can_prepare(), reason="this CPU has no bf16 units, or torch no operators")
+
+
+def products(model: nn.Module, texts: int, *inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), scoring_in(model, CPU, "bf16", texts):
+        return model(*inputs)
+
+
+class Intermediate(nn.Module):
+    """A layer and its activation, with the names that BERT gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(48, 96)
+        self.intermediate_act_fn = GELUActivation()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.intermediate_act_fn(self.dense(hidden))
+
+
+@pytest.mark.parametrize("shape", [(7, 48), (3, 5, 48), (1, 48), (2, 129, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_are_those_of_autocast(shape, bias):
+    torch.manual_seed(0)
+    layer, hidden = nn.Linear(48, 33, bias=bias), torch.randn(shape)
+    with torch.no_grad(), autocast(CPU, "bf16"):
+        expected = layer(hidden)
+    found = products(nn.Sequential(layer), MANY, hidden)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2**-8, atol=1e-3)  # one unit in the last place of bf16
+
+
+def test_a_gelu_is_applied_once_and_before_rounding():
+    torch.manual_seed(0)
+    layer, hidden = Intermediate(), torch.randn(64, 48)
+    with torch.no_grad():
+        exact = layer(hidden.bfloat16().float())
+        with autocast(CPU, "bf16"):
+            rounded_twice = layer(hidden)
+    found = products(layer, MANY, hidden)
+    torch.testing.assert_close(found.float(), exact, rtol=2**-6, atol=2e-3)
+    assert (found - exact).abs().mean() <= (rounded_twice - exact).abs().mean()
+
+
+def test_layers_are_restored_also_after_an_error():
+    model = nn.Sequential(Intermediate(), nn.Linear(96, 8))
+
+    def fail() -> None:
+        with scoring_in(model, CPU, "bf16", MANY):
+            assert [module for module in model.modules() if "forward" in vars(module)]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize(("precision", "texts"), [("fp32", MANY), ("bf16", MANY - 1)])
+def test_nothing_is_prepared_where_it_does_not_pay(precision, texts):
+    model = nn.Sequential(nn.Linear(8, 8))
+    with scoring_in(model, CPU, precision, texts):
+        assert "forward" not in vars(model[0])
+
+
+def test_weights_are_prepared_anew_each_time():
+    model, hidden = nn.Sequential(nn.Linear(16, 16)), torch.randn(4, 16)
+    before = products(model, MANY, hidden)
+    with torch.no_grad():
+        model[0].weight.data.mul_(-1)
+        model[0].bias.data.mul_(-1)
+    assert torch.equal(products(model, MANY, hidden), -before)
+
+
+def test_an_input_that_is_changed_in_place_is_cast_again():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16, bias=False)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            first = self.layer(hidden)
+            hidden *= 2
+            return self.layer(hidden) - 2 * first
+
+    assert not products(Twice(), MANY, torch.randn(4, 16)).any()
+    with torch.inference_mode():
+        assert not products(Twice(), MANY, torch.randn(4, 16)).any()
+
+
+def test_parts_in_float32_and_layers_of_other_kinds_stay_exact():
+    class Exact(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.logit = Intermediate(), Float32Linear(48, 1)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", enabled=False):
+                part = self.part(hidden)
+            return torch.cat([part, self.logit(hidden)], dim=-1)
+
+    torch.manual_seed(0)
+    model, hidden = Exact(), torch.randn(5, 48)
+    with torch.no_grad():
+        expected = torch.cat(
+            [
+                functional.gelu(model.part.dense(hidden)),
+                functional.linear(hidden, model.logit.weight, model.logit.bias),
+            ],
+            dim=-1,
+        )
+    assert torch.equal(products(model, MANY, hidden), expected)
+
+
+@pytest.mark.parametrize("base", ["bert", "roberta", "modernbert", "reranker"])
+def test_scores_of_models_stay_within_rounding(tiny: dict[str, Any], base, monkeypatch):
+    reranker = Reranker.load(tiny[base], precision="bf16", head="auto")
+    pairs = [(f"query {number}", f"document {number} " * (1 + number % 7)) for number in range(MANY)]
+    found = reranker.score(pairs)
+    monkeypatch.setattr(linear, "can_prepare", lambda: False)
+    expected = reranker.score(pairs)
+    reranker.compute_in("fp32")
+    exact = reranker.score(pairs)
+    assert abs(found - exact).max() <= 2 * abs(expected - exact).max() + 1e-6
