@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from trainer.errors import ModelError
 from trainer.evaluation.fusion import (
     GRID,
     MOST,
+    UNFITTED,
     Weights,
     choose_weight,
     fit,
     fitted_lists,
     fuse_with_first_stage,
     lists_to_fit,
+    start_on_dev,
     try_weights,
 )
 from trainer.model import Fusion, Reranker
@@ -303,6 +306,24 @@ def test_at_most_200_lists_with_a_positive_and_another_candidate_are_fitted(coll
     monkeypatch.setattr("trainer.evaluation.fusion.LISTS", 5)
     few = lists_to_fit(collection, candidates).queries.tolist()
     assert (len(few), few[0], few[-1]) == (5, queries[2], queries[-1])
+
+
+def test_dev_that_people_asked_fits_the_weight_where_train_queries_are_made(collection, monkeypatch):
+    monkeypatch.setattr("trainer.evaluation.fusion.FEWEST", 2)
+    queries, documents, relevant, rng = lists(collection)
+    as_dev = replace(collection, qrels=collection.qrels | {"dev": collection.qrels["train"]})
+    model, first = (relevant + rng.normal(0, noise, size=relevant.shape) for noise in (0.8, 0.4))
+    candidates = found(documents, first, queries)
+    expected = fit(collection, candidates, model, "scores")
+    assert start_on_dev(as_dev, candidates, model, "scores") == expected != UNFITTED
+    without = documents.copy()
+    without[0] = NOTHING  # a query without candidates fits nothing, and the others as before
+    rest = fit(collection, candidates.select(range(1, len(queries))), model[1:], "scores")
+    assert start_on_dev(as_dev, found(without, first, queries), model, "scores") == rest
+    made = replace(as_dev, made=frozenset(queries))
+    assert start_on_dev(made, candidates, model, "scores") == UNFITTED
+    monkeypatch.setattr("trainer.evaluation.fusion.FEWEST", len(queries) + 1)
+    assert start_on_dev(as_dev, candidates, model, "scores") == UNFITTED
 
 
 def test_dev_changes_the_weight_only_where_the_gain_is_above_its_standard_error():

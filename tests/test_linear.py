@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import BertConfig
 from transformers.activations import GELUActivation
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from trainer.model import Reranker
 from trainer.runtime import linear
-from trainer.runtime.linear import MANY, scoring_in
+from trainer.runtime.linear import MANY, scoring_in, share_casts
 from trainer.runtime.precision import Float32Linear, autocast
 
 CPU = torch.device("cpu")
@@ -88,20 +90,29 @@ def test_weights_are_prepared_anew_each_time():
     assert torch.equal(products(model, MANY, hidden), -before)
 
 
-def test_an_input_that_is_changed_in_place_is_cast_again():
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 16, bias=False)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_shared_input_is_cast_once_with_the_same_products(named):
+    torch.manual_seed(0)
+    model, seen = BertSelfAttention(BertConfig(hidden_size=32, num_attention_heads=2)).eval(), []
+    hidden = torch.randn(2, 5, 32, requires_grad=True)
 
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            first = self.layer(hidden)
-            hidden *= 2
-            return self.layer(hidden) - 2 * first
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(CPU, "bf16"):
+            found = model(hidden_states=hidden)[0] if named else model(hidden)[0]
+        (gradient,) = torch.autograd.grad(found.float().square().sum(), hidden)
+        return found, gradient
 
-    assert not products(Twice(), MANY, torch.randn(4, 16)).any()
-    with torch.inference_mode():
-        assert not products(Twice(), MANY, torch.randn(4, 16)).any()
+    expected, gradient = outputs()
+    share_casts(model)
+    share_casts(model)
+    model.key.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    found, same = outputs()
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(same, gradient, rtol=2**-7, atol=1e-3)
+    assert seen == [torch.bfloat16]
+    model(hidden)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert len(model._forward_pre_hooks) == 1
 
 
 def test_parts_in_float32_and_layers_of_other_kinds_stay_exact():

@@ -326,6 +326,30 @@ def test_nothing_changes_with_tuning_off_or_too_few_train_queries(songs, vectors
     assert Tuning.load(tmp_path).describe("") == "first stage not tuned: 9 train queries, and 10 are needed"
 
 
+def test_dev_queries_that_people_asked_tune_where_train_queries_are_made(songs, tmp_path):
+    documents, queries = titles(110)
+    swapped = [("dev", *query[1:]) if row < 60 else query for row, query in enumerate(queries)]
+    as_dev = build_collection(Data(path=write(tmp_path / "dev", documents, swapped)), tmp_path / "data")
+    section = Retriever(kind="bm25")
+
+    def tuned(collection, made=()):
+        retrieve_splits(section, replace(collection, made=frozenset(made)), None, tmp_path)
+        return Tuning.load(tmp_path)
+
+    train, dev = as_dev.answerable("train"), as_dev.answerable("dev")
+    assert (len(train), len(dev)) == (50, 65)
+    found = tuned(as_dev, train)
+    assert (found.split, found.queries) == ("dev", 65)
+    assert found.settings != Settings()
+    assert "first stage tuned on 65 dev queries: BM25" in found.describe("")
+    assert ": dev nDCG@10 (cross-validated)" in found.describe("")
+    assert tuned(as_dev).split == "train"
+    assert tuned(as_dev, train[1:]) == found  # one real train query is too few
+    few = tuned(songs, songs.answerable("train"))
+    assert few.settings == Settings()
+    assert few.note == "0 train queries and 5 dev queries that are not made from documents, and 50 are needed"
+
+
 def test_tuning_without_a_gain_keeps_the_defaults(tmp_path):
     # Every document answers equally well under every setting: there is nothing to choose.
     documents = [f"word{row}" for row in range(60)]

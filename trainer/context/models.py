@@ -14,7 +14,7 @@ from trainer.context.endpoints import EndpointTeacher
 from trainer.context.run import Run
 from trainer.data import Collection
 from trainer.data.groups import Group
-from trainer.evaluation.fusion import UNFITTED, Weights, fit, fitted_lists, lists_to_fit, try_weights
+from trainer.evaluation.fusion import FEWEST, Weights, fit, fitted_lists, lists_to_fit, start_on_dev, try_weights
 from trainer.evaluation.statistics import measured_detectable
 from trainer.evaluation.two_stage import mean_score, query_scores
 from trainer.mining import candidate_lists
@@ -192,14 +192,16 @@ def first_stage_weights(
 ) -> dict[Kind, Weights]:
     """Return the first stage's weights in the fusion with a model that has these scores (queries, depth) on dev.
 
-    They are fitted with the scores of the model before training, which was not trained on the train queries. If all
-    train queries are made from documents, nothing is fitted, and dev may change the default weight as it does others.
+    They are fitted with the scores of the model before training, which was not trained on the train queries. Where
+    people asked few train queries and the others are made, they are fitted to dev with the given scores.
     """
     collection, dev = run.collection, run.candidates("dev")
     lists, before = _before_training(run)
 
     def start(kind: Kind) -> float:
-        return UNFITTED if collection.is_made("train") else fit(collection, lists, before, kind)
+        if collection.made and len(lists.queries) < FEWEST:
+            return start_on_dev(collection, dev, scores, kind)
+        return fit(collection, lists, before, kind)
 
     def weights(kind: Kind) -> Weights:
         return try_weights(collection, dev, run.metric, scores, start(kind), kind)

@@ -4,6 +4,9 @@ A weight chosen as the best of a grid on 80 dev queries is mostly noise: on runb
 is 0.3 (docs/results.md). So a fit with two parameters to up to 200 train queries gives the weight, and dev replaces it
 by another one of the grid only if the mean gain is above its standard error. If all weights are equally good, that
 happens by chance once in six times, while the best of six such weights is nearly always not the fitted one.
+
+Queries made from documents fit no weight: they repeat the words of their document, which favours the first stage. Then
+dev fits it. Two parameters on 50 or more queries fit little noise, but the verdict does not repeat this fit.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from trainer.retriever import NOTHING, Candidates
 from trainer.training.losses import LOSSES
 
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # multiples of the fitted weight, which comes first; ties go to the first one
-UNFITTED = 0.3  # weight if no person asked a train query: the optimum on runbooks (docs/results.md)
+UNFITTED = 0.3  # weight if too few queries were asked by people: the optimum on runbooks (docs/results.md)
+FEWEST = 50  # real train queries, or else dev queries, that fit a weight where queries are made
 MOST = 10.0  # largest weight: above it the model's scores hardly count
 RIDGE = 0.003  # L2 penalty on the coefficients of standardised scores, as for a fresh head
 
@@ -81,9 +85,7 @@ def fused_choice(alone: np.ndarray, fusions: Sequence[Weights]) -> DevChoice:
 
 def lists_to_fit(collection: Collection, candidates: Candidates) -> Candidates:
     """Return at most 200 of the train queries, spread evenly, that have a positive and another candidate."""
-    grades = _grades(collection, candidates)
-    relevant, retrieved = (grades > 0).sum(axis=1), (candidates.documents != NOTHING).sum(axis=1)
-    usable = np.flatnonzero((relevant > 0) & (relevant < retrieved))
+    usable = _usable(candidates, _grades(collection, candidates, "train"))
     return candidates.select(usable[np.linspace(0, len(usable) - 1, min(len(usable), LISTS)).round().astype(int)])
 
 
@@ -98,21 +100,39 @@ def fitted_lists(candidates: Candidates, logits: Mapping[str, Mapping[str, float
     return lists, scores
 
 
-def _grades(collection: Collection, candidates: Candidates) -> np.ndarray:
-    """Return the grades (queries, depth) of train candidates, 0 for documents that are not relevant."""
+def _usable(candidates: Candidates, grades: np.ndarray) -> np.ndarray:
+    """Return the indices of the queries with a positive and another candidate."""
+    relevant, retrieved = (grades > 0).sum(axis=1), (candidates.documents != NOTHING).sum(axis=1)
+    return np.flatnonzero((relevant > 0) & (relevant < retrieved))
+
+
+def _grades(collection: Collection, candidates: Candidates, split: str) -> np.ndarray:
+    """Return the grades (queries, depth) of a split's candidates, 0 for documents that are not relevant."""
     grades = np.zeros(candidates.documents.shape)
     for index, query in enumerate(candidates.queries.tolist()):
-        judged = collection.qrels["train"][query]
-        positive = set(collection.positives("train", query))
+        judged = collection.qrels[split][query]
+        positive = set(collection.positives(split, query))
         grades[index] = [judged[row] if row in positive else 0 for row in candidates.documents[index].tolist()]
     return grades
 
 
-def fit(collection: Collection, candidates: Candidates, scores: np.ndarray, kind: Kind) -> float:
-    """Return the weight with the least listwise loss on train candidates, between 0 and 10; 0 without candidates.
+def start_on_dev(collection: Collection, candidates: Candidates, scores: np.ndarray, kind: Kind) -> float:
+    """Return the weight if most train queries are made: fitted to dev, or the default if people asked too few there.
 
-    `scores` (queries, depth) must come from a model that was not trained on these queries: a trained one orders them
-    better than new queries, so the first stage would seem to add nothing.
+    `scores` (queries, depth) are the exported model's, of all dev candidates or of the first of each query.
+    """
+    candidates = candidates.top(scores.shape[1])
+    usable = _usable(candidates, _grades(collection, candidates, "dev"))
+    if collection.is_made("dev") or len(usable) < FEWEST:
+        return UNFITTED
+    return fit(collection, candidates.select(usable), scores[usable], kind, "dev")
+
+
+def fit(collection: Collection, candidates: Candidates, scores: np.ndarray, kind: Kind, split: str = "train") -> float:
+    """Return the weight with the least listwise loss on a split's candidates, between 0 and 10; 0 without candidates.
+
+    `scores` (queries, depth) must come from a model that was not trained on these queries: one that was
+    orders them better than new queries, so the first stage would seem to add nothing.
     """
     if not len(candidates.queries):
         return 0.0
@@ -120,7 +140,7 @@ def fit(collection: Collection, candidates: Candidates, scores: np.ndarray, kind
     inputs = (scores, first_stage_scores(candidates, kind))
     columns = np.stack([standardised(one, present) for one in inputs], axis=2)
     features, mask = torch.from_numpy(columns), torch.from_numpy(present)
-    labels = torch.from_numpy(_grades(collection, candidates))
+    labels = torch.from_numpy(_grades(collection, candidates, split))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.tensor(weights, requires_grad=True)

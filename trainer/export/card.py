@@ -51,7 +51,7 @@ def _fusion(results: Results, fusion: Fusion | None) -> str:
     return f"""
 `{results.label("fused")}` is the fusion of the model's scores with the first stage's: both are standardised over the
 documents of a request (mean 0, variance 1) and added, the first stage's with weight {fusion.scores:g}. The weight was
-fitted to the train queries that people asked (without any it is a default) and checked on dev. If only the order of
+fitted to the train queries that people asked (without any, to those of dev) and checked on dev. If only the order of
 the first stage is known, -log2(1 + rank) is used as its score, with weight {fusion.order:g}. Both weights are in
 `fusion.json`; domain-reranker applies them:
 

@@ -27,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trainer.model.interaction import InteractionForSequenceClassification
+from trainer.runtime.linear import share_casts
 
 Batch = dict[str, Tensor]  # input_ids, attention_mask, optional token_type_ids: (pairs, length) int64, on the CPU
 
@@ -74,6 +75,7 @@ def _reads_last(model: PreTrainedModel) -> bool:
 
 def prepare(model: PreTrainedModel) -> None:
     """Make a model accept both layouts; weights, names and outputs are unchanged. A second call has no effect."""
+    share_casts(model)
     if can_pack(model) and encoder_of(model).config._attn_implementation != NAME:
         encoder_of(model).config._attn_implementation = NAME
         if not isinstance(model, InteractionForSequenceClassification) and not _reads_last(model):
@@ -222,9 +224,10 @@ def _attend_in_bf16(
         return mixed.bfloat16(), None
     scores = (query * scale) @ key.transpose(2, 3)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask.to(scores.dtype)
+        lowest = torch.finfo(scores.dtype).min
+        attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(~attention_mask, lowest)
+    if attention_mask is not None:
+        scores += attention_mask.to(scores.dtype)  # unlike filled scores, it has no backward pass
     weights = functional.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ value).transpose(1, 2), None
 

@@ -43,8 +43,8 @@ class Retriever(Section):
     fuse_run: bool = Field(default=False, validate_default=True)
     """Fuse the TREC run with the bi-encoder and BM25; needs kind: run."""
     tune: Literal["auto", "on", "off"] = "auto"
-    """Tune BM25 (k1, b, stop words, stemming) and the fusion's weights on the train queries; auto: if there are at
-    least 50."""
+    """Tune BM25 (k1, b, stop words, stemming) and the fusion's weights on the train queries, or on dev if the stage
+    generate makes those; auto: on 50 or more that people asked."""
     fusion: Literal["weighted", "rrf"] = "weighted"
     """weighted: weighted sum of standardised scores (rrf if the weights are not tuned); rrf: reciprocal rank fusion."""
 

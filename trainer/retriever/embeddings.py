@@ -23,7 +23,7 @@ from trainer.model_files import checks, references
 from trainer.runtime import console
 from trainer.runtime.console import progress
 from trainer.runtime.launch import on_main
-from trainer.runtime.linear import MANY, scoring_in
+from trainer.runtime.linear import MANY, scoring_in, share_casts
 from trainer.runtime.precision import Precision, bf16_speedup
 from trainer.runtime.run_folder import json_sha256, remove, replacing
 
@@ -79,6 +79,7 @@ class BiEncoder:
                 if isinstance(model.tokenizer, PreTrainedTokenizerBase):  # and not an image processor
                     weights.require_rows(encoder, model.tokenizer, self.folder)
                 longest = min(longest, weights.longest_text(encoder) or longest)
+                share_casts(encoder)
                 model[0].register_forward_hook(_in_float32)
             model.max_seq_length = min(longest, model.max_seq_length or longest)
             model.encode(["a"], show_progress_bar=False)  # fails here, before the corpus is read

@@ -129,8 +129,8 @@ def retrieve_splits(
     made queries and of these documents.
 
     Dev and test get `section.depth` candidates, train at least MINING_DEPTH. The settings are tuned on the train
-    queries and saved as tuning.json. If they change the ranking, the candidates of dev and test under the default
-    settings are saved as `default-SPLIT.npz`.
+    queries, or on dev if those are made, and saved as tuning.json. If they change the ranking, the candidates of dev
+    and test under the default settings are saved as `default-SPLIT.npz`.
     """
     engines = Engines(section, collection, judged_queries(collection), embeddings)
     default_lists = engines.lists(engines.default_settings)
@@ -199,14 +199,21 @@ def made_queries(collection: Collection) -> list[int]:
 
 
 def _tuning(section: Retriever, collection: Collection, engines: Engines, default: RankedLists) -> Tuning:
-    """Return the settings tuned on the train queries, or the defaults if tuning is off or the queries are too few."""
-    train = sum(query not in collection.made for query in collection.answerable("train"))  # the first ones
+    """Return the settings tuned on the queries of a split, or the defaults if tuning is off or they are too few."""
     if section.tune == "off" or not section.has_bm25:
         return Tuning(engines.untuned_settings)
-    if train < ENOUGH[section.tune]:
-        queries = "train queries that are not made from documents" if collection.made else "train queries"
-        return Tuning(engines.untuned_settings, note=f"{train} {queries}, and {ENOUGH[section.tune]} are needed")
-    return tune(engines, default, train, collection.relevant("train"), section.fusion == "rrf")
+    start, counts = 0, []
+    for split in ("train", "dev") if collection.made else ("train",):
+        queries = collection.answerable(split)
+        asked = sum(query not in collection.made for query in queries)  # the first ones
+        if asked >= ENOUGH[section.tune]:
+            positions = range(start, start + asked)
+            return tune(engines, default, positions, collection.relevant(split), split, section.fusion == "rrf")
+        start += len(queries)
+        counts.append(f"{asked} {split} queries")
+    those = " that are not made from documents" if collection.made else ""
+    note = f"{' and '.join(counts)}{those}, and {ENOUGH[section.tune]} are needed"
+    return Tuning(engines.untuned_settings, note=note)
 
 
 def retrieve_unjudged(

@@ -1,8 +1,11 @@
-"""Tuning of the first stage on the train queries: BM25's parameters and the fusion weights of the engines.
+"""Tuning of the first stage on judged queries: BM25's parameters and the fusion weights of the engines.
+
+These are the train queries; if too few of them were asked by people, and others are made, the dev queries. Then what
+dev says of a model favours the first stage, and test decides.
 
 Three rules guard against overfitting. Of all settings within one standard error of the best, those closest to the
 defaults are taken (the one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984), with the
-error of the paired difference. This is repeated on bootstrap samples of the train queries, and the choices are averaged
+error of the paired difference. This is repeated on bootstrap samples of the queries, and the choices are averaged
 (bagging: Breiman, Bagging Predictors, 1996), so that one query more or less cannot move the result far. And if
 cross-validation shows no gain, the defaults are kept.
 """
@@ -22,8 +25,8 @@ from trainer.retriever.engines import Engines, Settings
 from trainer.runtime.console import Advance, progress
 from trainer.runtime.run_folder import read_json, write_json
 
-ENOUGH = {"auto": 50, "on": 10}  # least number of train queries; with fewer than 10 a fold has less than two
-MAX_QUERIES = 1000  # train queries used, evenly spaced
+ENOUGH = {"auto": 50, "on": 10}  # least number of queries; with fewer than 10 a fold has less than two
+MAX_QUERIES = 1000  # queries used, evenly spaced
 FOLDS = 5
 RESAMPLES = 20  # bootstrap samples whose choices are averaged
 K1S = (0.4, 0.9, 1.2, 2.0)
@@ -37,7 +40,7 @@ NAMES = {"dense": "the bi-encoder", "bm25": "BM25", "run": "the run"}
 class Tuning:
     """The settings of the first stage and the results of tuning; all values are mean nDCG@10.
 
-    `queries` is the number of train queries used, 0 without tuning; `note` is the reason why the settings are not
+    `queries` is the number of queries of `split` used, 0 without tuning; `note` is the reason why the settings are not
     tuned. `curves` maps each setting to {value: mean} with all other settings as chosen.
     """
 
@@ -47,6 +50,7 @@ class Tuning:
     default: float = 0.0
     curves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     note: str = ""
+    split: str = "train"
 
     def save(self, folder: Path) -> None:
         """Write tuning.json into a folder."""
@@ -62,10 +66,10 @@ class Tuning:
         """Return a sentence about the settings; `dev` is the part about the result on dev."""
         if not self.queries:
             return f"first stage not tuned: {self.note}" if self.note else ""
-        train = f"train nDCG@10 (cross-validated) {self.cross_validated:.4f}, default {self.default:.4f}; {dev}"
+        values = f"{self.split} nDCG@10 (cross-validated) {self.cross_validated:.4f}, default {self.default:.4f}; {dev}"
         if self.note:
-            return f"first stage not tuned: {self.note}: {train}"
-        return f"first stage tuned on {self.queries} train queries: {', '.join(self._chosen())}: {train}"
+            return f"first stage not tuned: {self.note}: {values}"
+        return f"first stage tuned on {self.queries} {self.split} queries: {', '.join(self._chosen())}: {values}"
 
     def _chosen(self) -> list[str]:
         """Return the chosen settings in words."""
@@ -84,14 +88,19 @@ class Tuning:
 
 
 def tune(
-    engines: Engines, default: RankedLists, train: int, qrels: Mapping[int, Mapping[int, int]], rrf: bool = False
+    engines: Engines,
+    default: RankedLists,
+    queries: range,
+    qrels: Mapping[int, Mapping[int, int]],
+    split: str = "train",
+    rrf: bool = False,
 ) -> Tuning:
-    """Return the settings tuned on the train queries, which are the first `train` queries of the engines.
+    """Return the settings tuned on the queries of a split, which are the engines' queries at the positions `queries`.
 
     `default` is the baseline ranking. With `rrf` the engines are fused by reciprocal rank fusion, and only BM25's
     parameters are tuned.
     """
-    indices = np.linspace(0, train - 1, min(MAX_QUERIES, train)).astype(np.int64)
+    indices = np.linspace(queries[0], queries[-1], min(MAX_QUERIES, len(queries))).astype(np.int64)
     judged = [qrels[engines.queries[index]] for index in indices]
     settings, values = measure_grid(engines, indices, judged, rrf)
     places = np.array([place(one) for one in settings])
@@ -106,6 +115,7 @@ def tune(
         default=float(baseline.mean()),
         curves=_curves(settings, values.mean(axis=1), chosen),
         note=note,
+        split=split,
     )
 
 

@@ -1,4 +1,4 @@
-"""Linear layers for scoring in bf16 on a CPU, with weights in the memory layout of oneDNN's products.
+"""Linear layers in half precision: one cast of a shared input, and on a CPU weights in oneDNN's memory layout.
 
 torch gives oneDNN the weights as they are, so each product first brings them into the layout of the CPU's units.
 Scoring many pairs does this once for all batches. Products, and so scores, are the same.
@@ -6,9 +6,8 @@ Scoring many pairs does this once for all batches. Products, and so scores, are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,29 @@ from torch.nn import functional
 from trainer.runtime.precision import Precision, autocast, without_cudnn_attention
 
 MANY = 200  # texts for which weights are prepared: that takes 18 ms for MiniLM-L6 on two cores
+SHARED = ("query", "key", "value")  # layers of an attention module that have the same input
 UNITS = ("amx_bf16", "avx512_bf16")  # of CPUs on which it was measured
+
+
+def share_casts(model: nn.Module) -> None:
+    """Cast the input of query, key and value layers once under autocast, which would cast it for each of them.
+
+    Training MiniLM-L6 in bf16 is about 10 % faster on a CPU, with the same products. A second call has no effect.
+    """
+    for module in model.modules():
+        layers = [getattr(module, name, None) for name in SHARED]
+        if all(type(layer) is nn.Linear for layer in layers) and _cast not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_cast, with_kwargs=True)
+
+
+def _cast(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Return the arguments of an attention module with the hidden states, the first of them, as autocast casts them."""
+    del module
+    states = arguments[0] if arguments else keywords["hidden_states"]
+    if not torch.is_autocast_enabled(states.device.type):
+        return None
+    states = states.to(torch.get_autocast_dtype(states.device.type))
+    return ((states, *arguments[1:]), keywords) if arguments else ((), keywords | {"hidden_states": states})
 
 
 @contextmanager
@@ -48,12 +69,12 @@ def can_prepare() -> bool:
 @torch.no_grad()
 def _replace_linear_layers(model: nn.Module) -> list[nn.Module]:
     """Give linear layers a prepared `forward`, and return the modules that have one now."""
-    cast, replaced = _Cast(), []
+    replaced = []
     fused = {id(layer): activation for layer, activation in _activated(model)}
     for module in model.modules():
         if type(module) is nn.Linear and "forward" not in vars(module):
             activation = fused.get(id(module))
-            module.forward = partial(_prepared(module, "gelu" if activation else "none"), cast)
+            module.forward = _prepared(module, "gelu" if activation else "none")
             replaced.append(module)
             if activation is not None:
                 activation.forward = lambda x: x  # the layer before it applied it
@@ -69,31 +90,16 @@ def _activated(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield layer, activation
 
 
-class _Cast:
-    """The last input in bf16: query, key and value layers have the same one."""
-
-    def __init__(self) -> None:
-        self._given: tuple[Tensor, int] | None = None  # and its version, which rises when it is changed in place
-        self._cast = torch.empty(0)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        if hidden.is_inference():  # such tensors have no version
-            return hidden.to(torch.bfloat16)
-        if self._given is None or hidden is not self._given[0] or hidden._version != self._given[1]:
-            self._given, self._cast = (hidden, hidden._version), hidden.to(torch.bfloat16)
-        return self._cast
-
-
-def _prepared(layer: nn.Linear, activation: str) -> Callable[[_Cast, Tensor], Tensor]:
+def _prepared(layer: nn.Linear, activation: str) -> Any:
     """Return the layer's product, bias and activation as one operator on weights in oneDNN's layout."""
     operators: Any = torch.ops.mkldnn
     weight = operators._reorder_linear_weight(layer.weight.to(torch.bfloat16), None)
     bias = None if layer.bias is None else layer.bias.to(torch.bfloat16)
 
-    def forward(cast: _Cast, hidden: Tensor) -> Tensor:
+    def forward(hidden: Tensor) -> Tensor:
         if not torch.is_autocast_enabled("cpu"):  # a part of the model that computes in float32
             product = functional.linear(hidden, layer.weight, layer.bias)
             return functional.gelu(product) if activation == "gelu" else product
-        return operators._linear_pointwise(cast(hidden), weight, bias, activation, [], "none")
+        return operators._linear_pointwise(hidden.to(torch.bfloat16), weight, bias, activation, [], "none")
 
     return forward

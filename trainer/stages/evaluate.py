@@ -25,7 +25,7 @@ class Evaluate(Stage):
     """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
-    version = 9
+    version = 10
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:

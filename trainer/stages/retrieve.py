@@ -24,7 +24,7 @@ class Retrieve(Stage):
     """Retrieves candidates for mining, dev and test."""
 
     name = "retrieve"
-    version = 4
+    version = 5
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
