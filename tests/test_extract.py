@@ -253,7 +253,7 @@ def test_a_corpus_alone_and_no_endpoint_become_a_measured_reranker(extract_recip
         expected = retrieve_unjudged(opened.recipe.retriever, searched, candidates.queries.tolist(), None)
         assert np.array_equal(candidates.documents, expected.top(candidates.documents.shape[1]).documents)
     assert "the dev and test queries are made from documents, not asked by people" in ended.stdout
-    assert "first stage not tuned: 0 train queries that are not made from documents" in ended.stdout
+    assert "first stage not tuned: 0 train queries and 0 dev queries that are not made from documents" in ended.stdout
     assert "scores are not calibrated: the dev queries are made" in ended.stdout
     for name in ("report.md", "report.html"):
         assert re.search(r"parts of \d+ of 60 documents", (folder / name).read_text()), name

@@ -620,7 +620,10 @@ def test_a_corpus_alone_becomes_a_measured_reranker_with_a_warning(bare_recipe, 
     assert ended.stdout.count(warning) == 2
     for name in ("report.md", "report.html", "export/model/README.md"):
         assert warning[4:] in (run / name).read_text(), name
-    assert "first stage not tuned: 0 train queries that are not made from documents, and 50" in ended.stdout
+    assert (
+        "first stage not tuned: 0 train queries and 0 dev queries that are not made from documents, and 50"
+        in ended.stdout
+    )
     assert "scores are not calibrated: the dev queries are made" in ended.stdout
     assert results["first_stage_weight"] == 0.3  # the default: made queries choose no weight
     assert server.url not in (run / "export" / "model" / "README.md").read_text()

@@ -82,12 +82,12 @@ def test_nothing_is_prepared_where_it_does_not_pay(precision, texts):
 
 
 def test_weights_are_prepared_anew_each_time():
-    model, hidden = nn.Sequential(nn.Linear(16, 16)), torch.randn(4, 16)
-    before = products(model, MANY, hidden)
+    layer, hidden = nn.Linear(16, 16), torch.randn(4, 16)
+    before = products(nn.Sequential(layer), MANY, hidden)
     with torch.no_grad():
-        model[0].weight.data.mul_(-1)
-        model[0].bias.data.mul_(-1)
-    assert torch.equal(products(model, MANY, hidden), -before)
+        layer.weight.data.mul_(-1)
+        layer.bias.data.mul_(-1)
+    assert torch.equal(products(nn.Sequential(layer), MANY, hidden), -before)
 
 
 @pytest.mark.parametrize("named", [False, True])

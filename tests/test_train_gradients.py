@@ -65,7 +65,7 @@ class Gradients:
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         self.step = GradientStep(section, groups, reranker, tokenized, accelerator, model)
         torch.manual_seed(7)
-        loss, pairs = self.step.accumulate(range(len(groups)))
+        loss, pairs = self.step.accumulate(range(len(groups))).tolist()
         assert pairs == sum(len(group.documents) for group in groups)
         assert reranker.model.training
         named = {name: weight.grad for name, weight in reranker.model.named_parameters()}
@@ -234,7 +234,7 @@ def test_the_loss_is_the_mean_of_the_model_alone_and_with_the_first_stage(gradie
         step = gradients.step
         step.first_stage_weight = weight
         step.model.zero_grad()
-        value, _ = step.accumulate(range(len(groups)))
+        value, _ = step.accumulate(range(len(groups))).tolist()
         pairs = gradients.step.tokenized.pairs([(0, row) for row in asked.documents])
         scores["now"] = step.reranker.score_tokens(pairs)
         return value

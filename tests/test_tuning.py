@@ -400,7 +400,7 @@ def test_a_run_is_fused_with_our_engines_if_asked(songs, vectors, tmp_path):
     section = Retriever(kind="run", run=run, fuse_run=True, depth=20)
     fused = retrieve_splits(section, songs, vectors, tmp_path)
     tuning = Tuning.load(tmp_path)
-    assert set(tuning.settings.weights) == {"run", "dense", "bm25"}
+    assert set(tuning.settings.weights or {}) == {"run", "dense", "bm25"}
     assert tuning.cross_validated > tuning.default
     assert "weights the run" in tuning.describe("")
     assert fused["test"].engines.tolist() == ["run", "dense", "bm25"]

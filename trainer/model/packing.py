@@ -224,8 +224,7 @@ def _attend_in_bf16(
         return mixed.bfloat16(), None
     scores = (query * scale) @ key.transpose(2, 3)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        lowest = torch.finfo(scores.dtype).min
-        attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(~attention_mask, lowest)
+        attention_mask = torch.where(attention_mask, 0.0, torch.finfo(scores.dtype).min)
     if attention_mask is not None:
         scores += attention_mask.to(scores.dtype)  # unlike filled scores, it has no backward pass
     weights = functional.dropout(scores.softmax(dim=-1), dropout)

@@ -82,7 +82,7 @@ def _replace_linear_layers(model: nn.Module) -> list[nn.Module]:
     return replaced
 
 
-def _activated(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _activated(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
     """Yield linear layers followed by a GELU of their own, as BERT and its relatives have them."""
     for module in model.modules():
         layer, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)

@@ -71,12 +71,12 @@ class GradientStep:
         """The share of padding in the tokens computed so far on this process."""
         return round(1 - self.real_tokens / max(1, self.computed_tokens), 4)
 
-    def accumulate(self, positions: Sequence[int]) -> tuple[float, int]:
-        """Accumulate the gradients of one step, and return its mean loss over groups and number of pairs.
+    def accumulate(self, positions: Sequence[int]) -> Tensor:
+        """Accumulate the gradients of one step, and return its mean loss over groups and number of pairs (2,) float32.
 
-        Both are over all processes. Gradients are synchronised in a last pass of a single pair, after every process has
-        computed its own, so that a process that ran out of memory can repeat its part alone. Raises RunError if that
-        does not help.
+        Both are over all processes, and on the device, so that reading them is left to the caller. Gradients are
+        synchronised in a last pass of a single pair, after every process has computed its own, so that a process that
+        ran out of memory can repeat its part alone. Raises RunError if that does not help.
         """
         self.model.train()
         start = _random_state(self.device)
@@ -86,8 +86,7 @@ class GradientStep:
             _set_random_state(self.device, start)
         sync_gradients(self.accelerator, self.model, self.one_pair)
         summed: Any = self.accelerator.reduce(total, "sum")
-        loss, pairs = summed.tolist()
-        return loss, int(pairs)
+        return summed
 
     def _attempt(self, positions: Sequence[int]) -> Tensor | None:
         """Return the loss and number of pairs (2,) of this process's part of the step, None if memory ran out."""

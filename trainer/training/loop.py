@@ -41,7 +41,7 @@ from trainer.training.checkpoints import (
 from trainer.training.gradients import GradientStep
 from trainer.training.head_init import fit_head
 from trainer.training.optimizer import configure_model, make_optimizer
-from trainer.training.parallel import full_weights, is_sharded, prepare_model, unsharded
+from trainer.training.parallel import as_plain, full_weights, is_sharded, prepare_model, unsharded
 from trainer.training.schedule import evaluation_steps, rate_factor, steps
 from trainer.training.windows import choose_windows
 
@@ -172,11 +172,13 @@ class _Stepper:
         factor = rate_factor(number, self.planned, self.section.warmup_share)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        loss, pairs = self.gradient_step.accumulate(positions)
-        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
+        sums = self.gradient_step.accumulate(positions)
+        clipped: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
+        # The only point of a step at which the program waits for a GPU.
+        loss, pairs, norm = torch.stack([*sums, as_plain(clipped)]).tolist()
         # In fp16 gradients overflow now and then; the scaler skips such a step and lowers its scale.
-        if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(float(norm))):
-            self._stop_not_finite(number, positions, f"the loss is {loss} and the gradients' norm {float(norm)}")
+        if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
+            self._stop_not_finite(number, positions, f"the loss is {loss} and the gradients' norm {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from trainer.model import Batches, Reranker, ScoringModel
 from trainer.model.packing import Batch
@@ -56,6 +57,11 @@ def sync_gradients(accelerator: Accelerator, model: Any, batch: Batch) -> None:
     """Synchronise the gradients of all processes by a backward pass of one batch with weight 0."""
     if accelerator.distributed_type != DistributedType.NO:
         accelerator.backward(model(Batches([batch])).sum() * 0.0)
+
+
+def as_plain(number: Tensor) -> Tensor:
+    """Return a number that is sharded over devices (the norm of gradients under FSDP2) as a plain float32 tensor."""
+    return (number.full_tensor() if isinstance(number, DTensor) else number).float()
 
 
 @contextmanager
