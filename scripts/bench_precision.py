@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="training steps in a round")
     parser.add_argument("--queries-per-step", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=256, help=f"tokens of a pair, {LONGEST} at most")
-    parser.add_argument("--rounds", type=int, default=5, help="scoring rounds; training has half as many, rounded up")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of scoring, and of training")
     arguments = parse(parser, bench_train.SIDES)
     print(f"{arguments.path.name}, {arguments.shape}, {machine()}")
     with tempfile.TemporaryDirectory() as name:
@@ -101,7 +101,7 @@ def main() -> None:
         save_base(arguments.shape, folder / "base")
         try:
             show("scoring", interleaved(scoring(arguments.path, folder, arguments), arguments.rounds))
-            show("training", interleaved(training(arguments.path, folder, arguments), -(-arguments.rounds // 2)))
+            show("training", interleaved(training(arguments.path, folder, arguments), arguments.rounds))
         except TrainerError as error:
             parser.error(str(error))
 

@@ -67,6 +67,7 @@ def recipe_of(task: dict[str, Any], folder: Path) -> Recipe:
             weight_decay=0.0,
             precision=task.get("precision", "auto"),
             compile=task.get("compile", False),
+            adapter=task.get("adapter", "none"),
             tokens_per_pass=task.get("tokens_per_pass", Train().tokens_per_pass),
             evaluations_per_epoch=1,
             checkpoint_steps=task["steps"],

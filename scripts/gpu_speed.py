@@ -150,7 +150,7 @@ def score(bench: Bench) -> None:
 
     side("score, ours", lambda: ours(None))
     side("score, ours padded", lambda: ours(False))
-    if bench.dry and bench.shape != "decoder":  # on a GPU this is the default layout
+    if bench.dry:  # on a GPU this is the default layout
         side("score, ours packed", lambda: ours(True))
     bench.attempt("score, ours tokenised before", lambda: _score_tokens(bench, ours(None), rows))
     side(f"score, {THEIRS}", lambda: Theirs(bench.folder, task))
@@ -238,27 +238,30 @@ def _train_side(
     seconds = float(np.median(trained["seconds"][WARM_STEPS:])) * task["steps"]
     first = float(trained["seconds"][0])
     more = {"first_step_seconds": None if np.isnan(first) else first, "pairs_in_a_pass": task.get("pass")}
-    bench.add(what, seconds, sizes, 3, padding=wasted, last_loss=trained["losses"][-1], **more)
+    forwards = 2 if task.get("adapter") == "lora" else 3  # frozen weights need no gradients of their own
+    bench.add(what, seconds, sizes, forwards, padding=wasted, last_loss=trained["losses"][-1], **more)
 
 
 def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train like `bench_train.ours`, but without its checkpoints, which would be ten gigabytes."""
     import time
 
-    import torch
-    from bench_train import RATE, in_order, run_of
+    from bench_train import in_order, run_of
 
     from trainer.data.groups import read_groups
     from trainer.model import Reranker, ScoringModel, TokenizedCollection
     from trainer.training.gradients import GradientStep
+    from trainer.training.optimizer import configure_model, make_optimizer
 
     opened = run_of(task, folder)
     accelerator = opened.accelerator
     groups = in_order(read_groups(folder), task, folder)
     reranker = Reranker.load(folder / "base", max_length=task["max_length"], precision=task["precision"])
+    section = opened.recipe.train
+    configure_model(section, reranker, ranks=False)
     tokenized = TokenizedCollection(opened.collection, reranker.pairs)
-    optimizer = torch.optim.AdamW(reranker.model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    gradient_step = GradientStep(opened.recipe.train, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
+    optimizer = make_optimizer(section, reranker, fresh_head=True, ranks=False)
+    gradient_step = GradientStep(section, groups, reranker, tokenized, accelerator, ScoringModel(reranker))
     losses, seconds = [], []
     for start in range(0, len(groups), task["queries_per_step"]):
         started = time.perf_counter()
@@ -292,11 +295,11 @@ def _encoder(bench: Bench) -> None:
 
 
 def decoder(results: Results, folder: Path, dry: bool) -> None:
-    """Score with and train a model of Qwen3-0.6B's shape, which takes the score from the last token."""
-    results.add("decoders", note="not supported by ours yet: transformers' forward and backward passes on our batches")
+    """Score with and train a model of Qwen3-0.6B's shape: all of its weights, and a LoRA adapter."""
     bench = prepare("decoder", results, folder, dry)
     score(bench)
-    train(bench, {"train, ours": {"tokens_per_pass": 8192}})
+    full = {"tokens_per_pass": 8192}
+    train(bench, {"train, ours": full, "train, ours LoRA": full | {"adapter": "lora"}})
     train_theirs(bench)
 
 

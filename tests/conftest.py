@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -237,6 +237,30 @@ def listening() -> Iterator[Callable[..., str]]:
             return f"http://127.0.0.1:{bound.getsockname()[1]}"
 
         yield listening
+
+
+class Answer(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., Answer]:
+    """`call("train", word, ...)` or `call("reranker", word, ...)` runs the command in this process."""
+
+    def call(name: str, *words: str | Path) -> Answer:
+        from trainer.commands.cli import reranker_command, train_command
+
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            {"train": train_command, "reranker": reranker_command}[name]()
+        out, err = capsys.readouterr()
+        return Answer(ended.value.code or 0, out, err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

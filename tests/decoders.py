@@ -82,7 +82,7 @@ def build_decoder(
     tokenizer = tokenizer or (byte_level if family.startswith("qwen") else metaspace)(texts)
     tokenizer.chat_template = template
     torch.manual_seed(11)
-    names = SIZE | FAMILIES[family] | {"vocab_size": len(tokenizer), "pad_token_id": None} | changes
+    names = SIZE | FAMILIES.get(family, {}) | {"vocab_size": len(tokenizer), "pad_token_id": None} | changes
     for token in ("bos", "eos"):
         names[f"{token}_token_id"] = getattr(tokenizer, f"{token}_token_id")
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **names))

@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from typer.main import get_command
 
 from trainer import __version__
 from trainer.commands.apps import EXIT_CODES
-from trainer.commands.cli import _guarded, reranker_app, reranker_command, train_app, train_command
+from trainer.commands.cli import _guarded, reranker_app, train_app, train_command
 from trainer.commands.recipe_commands import STEPS
 from trainer.errors import DataError, NotBetterError
 from trainer.pipeline import PUSH, STAGES
@@ -44,28 +42,6 @@ SIX_PLACES = [
     "8: train.epochs: ",
     "10: evaluate.metrics: ",
 ]
-
-
-class Answer(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., Answer]:
-    """`call("train", word, ...)` or `call("reranker", word, ...)` runs the command in this process."""
-
-    def call(name: str, *words: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            {"train": train_command, "reranker": reranker_command}[name]()
-        out, err = capsys.readouterr()
-        return Answer(ended.value.code or 0, out, err)
-
-    return call
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,20 @@ import torch
 from decoders import FAMILIES, build_toy
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from trainer.errors import RecipeError
+from trainer.data import Collection
+from trainer.data.groups import read_groups
+from trainer.errors import RecipeError, RunError
 from trainer.export.contents import Contents
 from trainer.export.readers import score_transformers
 from trainer.export.vllm import vllm_faults
 from trainer.model import Reranker, packing
 from trainer.model_files.decoders import Prompting
+from trainer.pipeline import run
 from trainer.recipe import Train, load_recipe
 from trainer.training import loop
-from trainer.training.adapter import add_adapter, merged
+from trainer.training.adapter import add_adapter, lora_config, merged, save_adapter
 from trainer.training.optimizer import configure_model, default_rate_of_adapter
 
 pytest.importorskip("peft")
@@ -112,8 +116,9 @@ def test_killed_and_started_again_ends_with_the_same_bits(command, tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_two_processes_give_the_losses_of_one(command, tmp_path, adapter):
-    recipe = build_toy(tmp_path, "qwen3", queries=33)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_give_the_losses_of_one(command, tmp_path, family, adapter):
+    recipe = build_toy(tmp_path, family, queries=33)
     words = ["train.epochs=2", "train.tokens_per_pass=512", "--force", *(LORA if adapter == "lora" else ())]
     words += [
         "train.learning_rate=1e-3"
@@ -163,6 +168,33 @@ def test_merged_weights_give_the_scores_of_the_adapter(toy_model, tmp_path, fami
     np.testing.assert_allclose(Reranker.load(tmp_path / "merged").score(PAIRS), scores, rtol=0, atol=1e-4)
 
 
+def test_linear_layers_with_numbers_for_names_get_an_adapter(toy_model):
+    reranker = toy_model("llama")
+    for layer in reranker.model.model.layers:
+        layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj)
+    plain = deepcopy(reranker)
+    shaken(reranker)
+    trained = [name for name, weight in reranker.model.named_parameters() if weight.requires_grad]
+    assert "model.layers.2.mlp.down_proj.0.lora_A.default.weight" in trained
+    assert len(trained) == 3 * 7 * 2 + 1
+    plain.model.load_state_dict(merged(reranker.model.state_dict(), Train(adapter="lora", adapter_rank=4)))
+    np.testing.assert_allclose(plain.score(PAIRS), reranker.score(PAIRS), rtol=0, atol=1e-4)
+
+
+def test_a_model_without_linear_layers_has_no_adapter():
+    model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9, num_labels=1))
+    with pytest.raises(RunError, match="train.adapter: lora needs linear layers, and gpt2 models have none"):
+        lora_config(Train(adapter="lora"), model)
+
+
+def test_the_adapters_file_names_the_linear_layers_in_order(toy_model, tmp_path):
+    reranker = shaken(toy_model("gemma"))
+    save_adapter(reranker.model.state_dict(), reranker.model, "base", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    layers = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert (config["target_modules"], config["modules_to_save"]) == (layers, ["score"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_equals_padded_and_gradients_agree(toy_model, family):
     reranker = toy_model(family)
@@ -183,6 +215,30 @@ def test_packed_equals_padded_and_gradients_agree(toy_model, family):
         half = [packing.logits(reranker.model, batch, packed) for packed in (False, True)]
     spread = float(padded.max() - padded.min())
     assert float((half[0] - half[1]).abs().max()) < 0.05 * spread  # bf16 has eight bits: rounding differs by layout
+
+
+def test_the_base_as_teacher_has_the_recipes_prompt(tmp_path):
+    recipe = build_toy(tmp_path, "llama", queries=8)
+
+    def scores(tokens: str) -> dict[tuple[int, int], float]:
+        words = [f"mine.teacher={tmp_path / 'model'}", "mine.teacher_margin=null", f"reranker.tokens={tokens}"]
+        folder = run(load_recipe(recipe, words), tmp_path / "runs", until="mine").folder
+        groups = read_groups(folder / "mine")
+        return {
+            (group.query, document): score
+            for group in groups
+            for document, score in zip(group.documents, group.teacher or [], strict=True)
+        }
+
+    one, other = scores("[no,yes]"), scores("[yes,no]")
+    shared = sorted(one.keys() & other.keys())
+    assert len(shared) > 8
+    np.testing.assert_allclose([other[pair] for pair in shared], [-one[pair] for pair in shared], rtol=0, atol=1e-5)
+    prompting = Prompting(tmp_path / "template.jinja", tokens=("no", "yes"))
+    reranker = Reranker.load(tmp_path / "model", prompting=prompting, max_length=32)
+    collection = Collection.open(tmp_path / "runs" / "tiny" / "data")
+    texts = [(collection.query_texts([query])[0], collection.passages([document])[0]) for query, document in shared]
+    np.testing.assert_allclose(reranker.score(texts), [one[pair] for pair in shared], rtol=0, atol=1e-5)
 
 
 def test_gradient_checkpointing_frozen_layers_and_the_score_row(toy_model):

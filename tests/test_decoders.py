@@ -186,6 +186,68 @@ def test_one_sentence_for_each_fault_of_a_prompt(tmp_path, family, template, pro
     assert str(caught.value).startswith(f"model {folder}: " if prompting.template is None else "reranker.template: ")
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama"])  # with tied embeddings, and with a head of its own
+def test_a_decoder_in_shards_of_half_precision_is_read_whole_and_in_float32(decoder, tmp_path, family):
+    folder, prompting = decoder(family)
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path, max_shard_size="30KB")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    reranker = Reranker.load(tmp_path, prompting=prompting)
+    assert {weight.dtype for weight in reranker.model.parameters()} == {torch.float32}
+    expected = causal_scores(tmp_path, reranker, PAIRS, TOKENS[family])
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "column"),
+    [(["LABEL_0", "LABEL_1"], 1), (["relevant", "irrelevant"], 0), (["contradiction", "entailment", "neutral"], 1)],
+)
+def test_a_decoder_with_several_labels_is_read_by_its_relevant_column(decoder, tmp_path, labels, column):
+    folder, _ = decoder("mistral")
+    names = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "pad_token_id": 0}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, **names).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.nn.init.normal_(model.score.weight, std=0.3)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "several")
+    reranker = Reranker.load(tmp_path / "several", head="trained")
+    logits = []
+    for query, document in PAIRS:
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False)
+        with torch.no_grad():
+            logits.append(model(**tokenizer(prompt, add_special_tokens=False, return_tensors="pt")).logits[0].numpy())
+    others = np.delete(logits, column, axis=1).mean(axis=1)
+    np.testing.assert_allclose(reranker.score(PAIRS), np.array(logits)[:, column] - others, rtol=0, atol=1e-4)
+    reranker.save(tmp_path / "one")
+    np.testing.assert_array_equal(Reranker.load(tmp_path / "one", head="trained").score(PAIRS), reranker.score(PAIRS))
+
+
+def test_padding_differs_from_the_token_that_ends_the_prompt(tmp_path):
+    folder = build_decoder("llama", tmp_path, TEXTS, PLAIN + "{{ eos_token }}")
+    reranker = Reranker.load(folder, prompting=Prompting(tokens=("no", "yes")))
+    assert reranker.tokenizer.pad_token == "<unk>"
+    expected = causal_scores(folder, reranker, PAIRS, ("no", "yes"))
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bloom", "opt", "gpt_neox", "olmo2"])
+def test_other_families_are_read_by_the_names_of_their_weights(tmp_path, family):
+    folder = build_decoder(family, tmp_path, TEXTS, PLAIN)
+    reranker = Reranker.load(folder, prompting=Prompting(tokens=("no", "yes")))
+    expected = causal_scores(folder, reranker, PAIRS, ("no", "yes"))
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, rtol=0, atol=1e-4)
+    assert np.ptp(expected) > 0.1
+
+
+def test_a_family_without_a_classifier_is_refused_in_one_sentence(tmp_path):
+    folder = build_decoder("granite", tmp_path, TEXTS, PLAIN)
+    with pytest.raises(ModelError, match="is a granite model, for which transformers has no ForSequenceC") as caught:
+        Reranker.load(folder, prompting=Prompting(tokens=("no", "yes")))
+    assert len(caught.value.faults) == 1
+
+
 BIDIRECTIONAL = """
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
@@ -266,7 +328,8 @@ QUERY, DOCUMENT = "{{ messages[0].content }}", "{{ messages[1].content }}"
         (QUERY + " {{ messages[1].content | e }}", "changes or shortens"),
         (QUERY + " {{ messages[1].content | replace('\n', ' ') }}", "changes or shortens"),
         (QUERY + " {{ messages[1].content or 'nothing' }}", "changes or shortens"),
-        (QUERY + DOCUMENT + "{% if messages[1].content | length > 99 %}long{% endif %}", "changes or shortens"),
+        (QUERY + " {{ messages[1].content }}{% if messages[1].content | length > 99 %}long{% endif %}", "changes or"),
+        ("Q: " + QUERY + DOCUMENT + " A:", "renders no text between query and document"),
         (QUERY + DOCUMENT + "{{ 1 / 0 }}", "cannot be rendered .* .division by zero"),
         (QUERY + DOCUMENT + "{% for _ in range(10 ** 9) %}{% endfor %}", "cannot be rendered .* .Range too big"),
         (QUERY + DOCUMENT + "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "cannot be rendered .*recursion"),

@@ -10,6 +10,7 @@ from decoders import build_toy
 
 from trainer import forecast, pipeline
 from trainer.check import check
+from trainer.errors import MachineError
 from trainer.forecast import Cost, Speeds, Work, memory
 from trainer.forecast.measure import FIRST, MOST, SECONDS, seconds_per_item
 from trainer.forecast.plan import keep, predict, read_predicted, show
@@ -317,17 +318,23 @@ def test_the_advised_tokens_fit(work, monkeypatch):
     ]
 
 
-def test_a_base_whose_weights_do_not_fit_is_not_loaded(recipe_file, tmp_path, monkeypatch, capsys):
+def test_a_base_whose_weights_do_not_fit_is_not_loaded_for_training(work, monkeypatch):
     monkeypatch.setattr(memory, "device_memory", lambda: ("cuda", 0.5e9))
-    monkeypatch.setattr(Reranker, "load", lambda *_, **__: pytest.fail("loaded"))
-    recipe = load_recipe(recipe_file)
-    summary = check(recipe, tmp_path)
-    training = next(number for number, stage in enumerate(pipeline.STAGES) if stage.name == "train")
-    up_to_training = pipeline.STAGES[: training + 1]
-    made = predict(up_to_training, Work(recipe, summary, Speeds(recipe, summary, tmp_path)))
-    assert made.costs == {}
-    show(made, table=True)
-    assert "to make it fit: a smaller reranker.model" in capsys.readouterr().out
+    known = work()
+    with pytest.raises(MachineError, match="too large for this machine: .* to make it fit: a smaller reranker.model"):
+        predict([stages(known)["train"]], known)
+    assert predict([stages(known)["evaluate"]], known).memory is None  # a training that is finished
+    untrained = work("train.epochs=0")
+    assert predict([stages(untrained)["train"]], untrained).memory is None
+
+
+def test_under_fsdp_the_optimizer_is_divided_among_the_devices(work, monkeypatch):
+    whole = memory.memory_before_loading(work().recipe)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert memory.memory_before_loading(work().recipe) == whole  # DDP
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    divided = memory.memory_before_loading(work().recipe)
+    assert divided == replace(whole, optimizer=whole.optimizer / 4)
 
 
 @pytest.fixture
@@ -352,9 +359,8 @@ def test_the_memory_of_lora_is_known_before_loading(toy, family):
     assert (needed.adapter, needed.gradients, needed.optimizer) == (4 * trained, 4 * trained, 8 * trained)
 
 
-def test_a_decoder_that_fits_with_lora_alone_is_told_so_before_it_is_loaded(toy, monkeypatch, capsys):
+def test_a_decoder_that_fits_with_lora_alone_is_told_so_before_it_is_loaded(toy, monkeypatch):
     recipe = toy("llama", "train.adapter_rank=1")  # of a model so small that a rank of 16 would have as many weights
-    monkeypatch.setattr(Reranker, "load", lambda *_, **__: pytest.fail("loaded"))
     size = memory.memory_before_loading(recipe).weights
     monkeypatch.setitem(memory.LIBRARIES, "cuda", 0.0)
     for times, advice in (
@@ -366,8 +372,6 @@ def test_a_decoder_that_fits_with_lora_alone_is_told_so_before_it_is_loaded(toy,
         needed = memory.memory_before_loading(recipe)
         assert needed.fits == (advice is None)
         assert advice is None or ", or ".join(memory.remedies_before_loading(recipe)).startswith(advice)
-    show(forecast.Forecast({}, needed, tuple(memory.remedies_before_loading(recipe))), table=True)
-    assert "to make it fit: a smaller reranker.model" in " ".join(capsys.readouterr().out.split())
 
 
 def test_on_a_cpu_both_ends_of_the_training_are_in_memory_at_once(work, monkeypatch):

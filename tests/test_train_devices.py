@@ -6,16 +6,24 @@ import sys
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, PartialState
+from decoders import build_toy
 from safetensors.torch import load_file
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from trainer.errors import RunError
 from trainer.model import Reranker
-from trainer.recipe import Train
+from trainer.model_files.decoders import Prompting
+from trainer.pipeline import run
+from trainer.recipe import Train, load_recipe
 from trainer.runtime.run_folder import write_json
 from trainer.training import parallel
 from trainer.training.checkpoints import resume
-from trainer.training.optimizer import make_optimizer
+from trainer.training.optimizer import configure_model, make_optimizer
 
 # Accelerate shares models out over GPUs only; torch does over CPU processes too, so here the state that Accelerate
 # would have come to on GPUs is set by hand. Everything behind it is as it would be there, but for NCCL.
@@ -39,7 +47,7 @@ loop.save_checkpoint = save_and_die
 state = opened.accelerator.state
 state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 state.fsdp_plugin = FullyShardedDataParallelPlugin(
-    fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", state_dict_type="FULL_STATE_DICT"
+    fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
 )
 for stage in opened.stages[:4]:
     run_stage(opened, stage, force=True)
@@ -98,6 +106,93 @@ def test_a_killed_run_of_a_sharded_model_resumes_with_the_same_results(train_sha
     assert train_sharded(undisturbed).returncode == 0
     assert train_sharded(killed, DIE_AT="5").returncode != 0
     again = train_sharded(killed)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resumed at step 5" in again.stdout
+    runs = [read(folder / "tiny" / "train" / "metrics.jsonl") for folder in (undisturbed, killed)]
+    learned = [[{name: row.get(name) for name in ("step", "loss", "dev_score")} for row in run] for run in runs]
+    assert learned[1] == learned[0]
+
+
+@pytest.fixture
+def sharding():
+    """An accelerator as the first of two processes has it under FSDP2; collectives do nothing."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    accelerator = Accelerator(cpu=True)
+    state = accelerator.state
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT"
+    )
+    yield accelerator
+    distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"frozen_layers": 1}])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma"])
+def test_the_layers_of_the_base_are_sharded_with_their_adapters(sharding, tmp_path, family, settings):
+    pytest.importorskip("peft")
+    folder = build_toy(tmp_path, family, queries=1).parent
+    prompting = Prompting(folder / "template.jinja", tokens=("no", "yes"))
+    reranker = Reranker.load(folder / "model", prompting=prompting)
+    section = Train(adapter="lora", adapter_score_row="trained", **settings)
+    configure_model(section, reranker)
+    before = {name: (weight.shape, weight.requires_grad) for name, weight in reranker.model.named_parameters()}
+    optimizer = make_optimizer(section, reranker, fresh_head=False, fused=False)
+    model, prepared = parallel.prepare_model(sharding, reranker, optimizer)
+    units = {name for name, module in model.named_modules() if isinstance(module, FSDPModule)}
+    assert units >= {"", *(f"model.model.layers.{layer}" for layer in range(3))}
+    assert not any("lora_" in name or "base_layer" in name for name in units)
+    weights = dict(reranker.model.named_parameters())
+    assert {name: (weight.shape, weight.requires_grad) for name, weight in weights.items()} == before
+    for name, weight in weights.items():
+        assert isinstance(weight, DTensor), name
+        assert weight.to_local().shape[0] == -(-weight.shape[0] // 2)  # the first process has the larger half
+    trained = {name for name, weight in weights.items() if weight.requires_grad}
+    frozen = settings.get("frozen_layers", 0)
+    assert len(trained) == (3 - frozen) * 7 * 2 + 1  # linear layers, two matrices of each; the score row
+    optimized = {id(weight) for group in prepared.param_groups for weight in group["params"]}
+    assert optimized == {id(weights[name]) for name in trained}
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    """The recipe of a small task with a tiny Llama, trained with LoRA."""
+    pytest.importorskip("peft")
+    return build_toy(tmp_path, "llama", queries=33)
+
+
+LORA = ["train.adapter=lora", "train.adapter_score_row=trained", "train.epochs=2", "train.learning_rate=1e-3"]
+LORA += ["train.tokens_per_pass=512", "train.dropout=0.1"]
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_a_sharded_decoder_with_an_adapter_has_the_losses_of_an_unsharded_one(on_two_processes, decoder, tmp_path):
+    words = [word for word in LORA if "dropout" not in word]
+    run(load_recipe(decoder, words), tmp_path / "whole", until="train")
+    sharded = on_two_processes(SHARDED, decoder, tmp_path / "sharded", *words)
+    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
+    rows = [read(tmp_path / runs / "tiny" / "train" / "metrics.jsonl") for runs in ("whole", "sharded")]
+    losses = [[row["loss"] for row in run if "loss" in row] for run in rows]
+    assert len(losses[0]) == 10
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    ours, theirs = (tmp_path / runs / "tiny" / "train" / "best" for runs in ("whole", "sharded"))
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        one, other = (load_file(folder / name) for folder in (ours, theirs))
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+    assert all(".lora_" in key or key.endswith(".score.weight") for key in one)
+
+
+@pytest.mark.slow
+@needs_cpus
+def test_a_killed_run_of_a_sharded_adapter_resumes_with_the_same_results(on_two_processes, decoder, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert on_two_processes(SHARDED, decoder, undisturbed, *LORA).returncode == 0
+    assert on_two_processes(SHARDED, decoder, killed, *LORA, DIE_AT="5").returncode != 0
+    again = on_two_processes(SHARDED, decoder, killed, *LORA)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumed at step 5" in again.stdout
     runs = [read(folder / "tiny" / "train" / "metrics.jsonl") for folder in (undisturbed, killed)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from decoders import PLAIN, build_decoder
 from safetensors.torch import load_file
 
 from trainer.data import build_collection
@@ -101,6 +102,18 @@ def test_large_and_small_groups_of_a_step_give_the_gradients_of_one_pass(gradien
     groups = [group(2, 3), group(0, 40), group(1, 9), group(3, 2)]
     # Other buckets, so other roundings, which the head sharpens.
     assert_same(gradients(groups, 100_000), gradients(groups, 512), within=1e-4)
+
+
+@pytest.mark.usefixtures("long_pairs")
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"gradient_checkpointing": True}], ids=["dropout", "layers"])
+def test_an_adapter_has_the_gradients_of_one_pass_bucket_by_bucket(collection, words, tmp_path, settings):
+    pytest.importorskip("peft")
+    gradients = Gradients(build_decoder("qwen3", tmp_path / "decoder", words, PLAIN), collection)
+    settings |= {"adapter": "lora", "adapter_score_row": "trained"}
+    at_once = gradients([group(0, 40)], 100_000, **settings)
+    assert gradients.step.real_tokens > 4 * 512
+    assert all(".lora_" in name or name == "score.weight" for name in at_once[1])
+    assert_same(at_once, gradients([group(0, 40)], 512, **settings), within=1e-5)
 
 
 class Kept:

@@ -65,7 +65,7 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     }
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
-    options = {} if reference.key in heads else {"prompting": Prompting.of(recipe.reranker)}
+    options = {"prompting": Prompting.of(recipe.reranker)} if reference.name == recipe.reranker.model else {}
     return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights, **options)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from trainer.context.inputs import content as content
 from trainer.context.inputs import endpoint as endpoint
 from trainer.context.inputs import file as file
+from trainer.context.inputs import prompt as prompt
 from trainer.context.inputs import settings as settings
 from trainer.context.run import Notes as Notes
 from trainer.context.run import RoundStage as RoundStage

@@ -24,6 +24,15 @@ def file(key: str, path: Path | None) -> dict[str, str]:
     return {CONTENT + key: sha256(path)} if path is not None and path.is_file() else {}
 
 
+def prompt(recipe: Recipe, reference: str | None) -> dict[str, Any]:
+    """Return the recipe's settings of the base's prompt where another key names the base too; {} for other models."""
+    section = recipe.reranker
+    if reference != section.model:
+        return {}
+    named = {"reranker.instruction": section.instruction, "reranker.tokens": section.tokens}
+    return {key: value for key, value in named.items() if value} | file("reranker.template", section.template)
+
+
 def endpoint(key: str, recipe: Recipe) -> dict[str, Any]:
     """Return the model behind an endpoint without its address, and what else its scores depend on; {} without one."""
     named = recipe.scoring_endpoints.get(key)

@@ -22,7 +22,7 @@ from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
 from trainer.model.fusion import Kind
 from trainer.model.teacher import Teacher
 from trainer.model_files import references
-from trainer.model_files.decoders import Prompting, ranks_already
+from trainer.model_files.decoders import NO_PROMPTING, Prompting, ranks_already
 from trainer.recipe import is_endpoint
 from trainer.retriever import BiEncoder, Candidates, Embeddings
 from trainer.runtime import console
@@ -168,13 +168,15 @@ def teacher(
 ) -> Teacher | EndpointTeacher:
     """Return a cross-encoder or an endpoint that scores pairs of the collection's rows and keeps its scores.
 
-    `key` is the recipe's key that names an endpoint.
+    `key` is the recipe's key that names an endpoint. The recipe's base has the recipe's prompt as a teacher too.
     """
     if is_endpoint(reference):
         return EndpointTeacher(run, key, collection, key.partition(".")[0])
+    section = run.recipe.reranker
     options: dict[str, Any] = {
-        "max_length": run.recipe.reranker.max_length,
+        "max_length": section.max_length,
         "trust_remote_code": trust_remote_code,
+        "prompting": Prompting.of(section) if reference == section.model else NO_PROMPTING,
     }
     folder = references.locate(reference)
     precision = run.precision(

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.errors import MachineError
 from trainer.forecast.work import FLOAT32, Work
 from trainer.model_files import checks, references
 from trainer.model_files.architectures import is_decoder
 from trainer.model_files.decoders import LANGUAGE_HEADS
+from trainer.runtime import processes
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -66,12 +68,21 @@ class Memory:
     @property
     def sentence(self) -> str:
         """The forecast in words."""
-        parts = ["weights", *(["adapter"] if self.adapter else []), "gradients", "optimizer", "activations"]
-        if self.copies > self.of_steps:
-            parts = ["weights", "copies"]
-        named = ", ".join(f"{name} {gigabytes(getattr(self, name))}" for name in [*parts, "libraries"])
+        parts = ["adapter", "gradients", "optimizer", "activations"] if self.of_steps >= self.copies else ["copies"]
+        sizes = {name: getattr(self, name) for name in ("weights", *parts, "libraries")}
+        named = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes.items() if size)
         return (
             f"training needs about {gigabytes(self.total)} of memory ({named}); {self.device} has {gigabytes(self.has)}"
+        )
+
+
+def require_memory(recipe: Recipe) -> None:
+    """Raise MachineError if weights, gradients and optimizer of the base do not fit, which its files tell."""
+    memory = memory_before_loading(recipe)
+    if not memory.fits:
+        raise MachineError(
+            f"reranker.model: {recipe.reranker.model} is too large for this machine: {memory.sentence}; to make it "
+            f"fit: {', or '.join(remedies_before_loading(recipe))}"
         )
 
 
@@ -88,7 +99,7 @@ def memory_before_loading(recipe: Recipe) -> Memory:
     trained = adapter or (0 if section.frozen_layers else size)
     device, has = device_memory()
     copies = _copies(size, device)
-    return Memory(size, adapter, trained, ADAMW * trained, 0.0, LIBRARIES[device], copies, device, has)
+    return Memory(size, adapter, trained, ADAMW * trained / _shards(), 0.0, LIBRARIES[device], copies, device, has)
 
 
 def adapter_numbers(shapes: Mapping[str, Sequence[int]], rank: int) -> int:
@@ -105,12 +116,20 @@ def memory_of_training(work: Work) -> Memory:
     trained, weights = FLOAT32 * speed.trained, work.weights(speed)
     adapter = trained if work.recipe.train.adapter == "lora" else 0.0
     copies = _copies(weights, device)
-    return Memory(weights, adapter, trained, ADAMW * trained, kept, LIBRARIES[device], copies, device, has)
+    return Memory(weights, adapter, trained, ADAMW * trained / _shards(), kept, LIBRARIES[device], copies, device, has)
 
 
 def _copies(weights: float, device: str) -> float:
     """Return the bytes of the weights before and after training, which are in main memory also with a GPU."""
     return 2 * weights if device == "cpu" else 0.0
+
+
+def _shards() -> int:
+    """Return the number of devices that the optimizer's numbers are divided among, which is one without FSDP.
+
+    During a step every device holds all weights and gradients (training/parallel.py).
+    """
+    return processes.count() if os.environ.get("ACCELERATE_USE_FSDP") == "true" else 1
 
 
 def tokens_of_a_pass(work: Work, device: str) -> float:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from rich.filesize import decimal
 
-from trainer.forecast.memory import Memory, memory_before_loading, memory_of_training, remedies, remedies_before_loading
+from trainer.forecast.memory import Memory, memory_of_training, remedies, require_memory
 from trainer.forecast.work import Cost, Work
 from trainer.runtime import console
 from trainer.runtime.run_folder import read_record, write_json
@@ -47,13 +47,13 @@ class Forecast:
 def predict(stages: Iterable[Predictable], work: Work) -> Forecast:
     """Return the forecast of the stages that are not finished.
 
-    The models are measured unless that was done before. A base that cannot fit is not loaded: then the forecast holds
-    its memory alone.
+    The models are measured unless that was done before. Raises MachineError, without loading it, if the base cannot be
+    trained in the memory of the device.
     """
     stages = list(stages)
-    trains = any(stage.folder.startswith("train") for stage in stages)
-    if trains and not (memory := memory_before_loading(work.recipe)).fits:
-        return Forecast({}, memory, tuple(remedies_before_loading(work.recipe)))
+    trains = work.recipe.train.epochs > 0 and any(stage.folder.startswith("train") for stage in stages)
+    if trains:
+        require_memory(work.recipe)
     costs = {stage.folder: stage.forecast(work) for stage in stages}
     if not trains:
         return Forecast(costs)
@@ -63,13 +63,13 @@ def predict(stages: Iterable[Predictable], work: Work) -> Forecast:
 
 def show(forecast: Forecast, finished: Iterable[str] = (), *, table: bool) -> None:
     """Print the forecast: as a table with all stages, or as a line; and a warning if the memory does not suffice."""
-    if table and forecast.costs:
+    if table:
         rows = [[stage, "0.0", "finished"] for stage in finished]
         rows += [[stage, _minutes(cost.seconds), decimal(round(cost.bytes))] for stage, cost in forecast.costs.items()]
         total = forecast.total
         rows.append(["all", _minutes(total.seconds), decimal(round(total.bytes))])
         console.table("Forecast, at this machine's present load", ["stage", "minutes", "disk"], rows)
-    elif forecast.costs:
+    else:
         console.stage("forecast", _line(forecast))
     if forecast.memory is None:
         return

@@ -7,7 +7,7 @@ It measures wall-clock time: on a busy machine it predicts the minutes that a ru
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ class Speeds:
         section = self.recipe.reranker
         settings = [reference and self._fingerprint(reference), head, section.max_length, section.layers, use]
         settings += [self.recipe.train.precision, self._texts(), training and _settings(training)]
-        settings += [*_prompt(Prompting.of(section))] if reference == section.model else []
+        settings += Prompting.of(section).parts if reference == section.model else []
 
         def measure() -> PairSpeed:
             from trainer.forecast.measure import measure_reranker
@@ -162,9 +162,3 @@ def _settings(training: Training) -> dict[str, Any]:
     """Return the settings on which the speed of training depends."""
     keys = {"dropout", "frozen_layers", "tokens_per_pass", "gradient_checkpointing", "adapter", "adapter_rank"}
     return {**training.section.model_dump(include=keys), "fresh_head": training.fresh_head}
-
-
-def _prompt(prompting: Prompting) -> Iterator[str | None]:
-    """Yield the parts of a decoder's prompt that a recipe sets."""
-    yield prompting.template and prompting.template.read_text(encoding="utf-8")
-    yield prompting.instruction

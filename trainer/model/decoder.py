@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from trainer.errors import ModelError
 from trainer.model.prompt import pair_encoder, special_tokens
 from trainer.model_files import weights
-from trainer.model_files.checks import read_header, weight_files
+from trainer.model_files.checks import is_embedding, read_header, weight_files
 from trainer.model_files.decoders import LANGUAGE_HEADS, TEMPLATES, Prompting, ranks_already, template_of, token_ids
 from trainer.model_files.prompt import has_prompt
 from trainer.model_files.references import BaseKind, name_of, read_config
 
 BIASES = ("lm_head.bias", "embed_out.bias", "output.bias")
-EMBEDDINGS = ("model.embed_tokens.weight", "embed_tokens.weight")  # which are the head where embeddings are tied
 
 
 def with_score_row(
@@ -34,7 +34,14 @@ def with_score_row(
 
     Raises ModelError if there are no such tokens, or if the family has no head of one linear layer.
     """
-    ids = token_ids(folder, read_config(folder).get("model_type"), prompting, tokenizer.get_vocab())
+    config = read_config(folder)
+    family = config.get("model_type")
+    if family not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and "auto_map" not in config:
+        raise ModelError(
+            f"model {name_of(folder)}: is a {family} model, for which transformers has no ForSequenceClassification; "
+            "take another base"
+        )
+    ids = token_ids(folder, family, prompting, tokenizer.get_vocab())
     model = weights.load(
         AutoModelForSequenceClassification,
         folder,
@@ -55,7 +62,8 @@ def score_row(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     held = {name: path for path in weight_files(folder) for name in read_header(path)}
     if biased := [name for name in held if name in BIASES]:
         raise ModelError(f"model {name_of(folder)}: its head has a bias ({biased[0]}), which one row cannot hold")
-    name = next((name for name in (*LANGUAGE_HEADS, *EMBEDDINGS) if name in held), None)
+    heads = [name for name in LANGUAGE_HEADS if name in held]
+    name = next((name for name in (*heads, *filter(is_embedding, held))), None)  # the embedding, if they are tied
     if name is None:
         raise ModelError(f"model {name_of(folder)}: its files hold no language model head and no embedding")
     with safe_open(held[name], framework="pt") as file:

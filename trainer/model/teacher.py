@@ -1,7 +1,7 @@
 """A teacher: a cross-encoder for mining and distillation whose scores are cached on disk.
 
-The cache key is a fingerprint of the teacher (weights, length, precision, windows) and a hash of the two texts, so that
-no pair is scored twice, in this run or another, and a stopped run loses at most one chunk.
+The cache key is a fingerprint of the teacher (weights, length, precision, windows, prompt) and a hash of the two texts,
+so that no pair is scored twice, in this run or another, and a stopped run loses at most one chunk.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from trainer.data import Collection
 from trainer.model.reranker import Reranker
 from trainer.model.scoring import TokenizedCollection, score_rows
 from trainer.model_files import references
+from trainer.model_files.decoders import NO_PROMPTING, Prompting
 from trainer.recipe import Passages
 from trainer.runtime import console, processes
 from trainer.runtime.launch import on_main
@@ -42,6 +43,7 @@ class Teacher:
         precision: Precision = "fp32",
         trust_remote_code: bool = False,
         passages: Passages | None = None,
+        prompting: Prompting = NO_PROMPTING,
     ) -> None:
         self._reference = reference
         self._collection = collection
@@ -50,9 +52,11 @@ class Teacher:
         self._precision: Precision = precision
         self._trust_remote_code = trust_remote_code
         self._passages = passages
+        self._prompting = prompting
         parts = [references.fingerprint(references.locate(reference)), max_length]
         parts += [] if precision == "fp32" else [precision]
         parts += [] if passages is None else [passages.model_dump()]
+        parts += prompting.parts
         self._folder = cache / json_sha256(*parts)[:16]
         self._known = on_main(accelerator, self._read)
         self.num_scored = 0  # pairs that were not in the cache
@@ -69,6 +73,7 @@ class Teacher:
                 max_length=self._max_length,
                 precision=self._precision,
                 trust_remote_code=self._trust_remote_code,
+                prompting=self._prompting,
             )
             reranker.passages = self._passages
             tokenized = TokenizedCollection(self._collection, reranker.pairs)

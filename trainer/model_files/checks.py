@@ -103,7 +103,9 @@ def faults_of_cross_encoder(
             _check_head(config, kind, head, problems.add)
             if kind == "decoder" and not problems.lines:
                 with problems.collecting():
-                    _require_prompt(folder, config, prompting)
+                    template_of(folder, config.get("model_type"), prompting)
+                with problems.collecting():
+                    _require_tokens(folder, config.get("model_type"), prompting)
         if brings_code(config) and not trust_remote_code:
             problems.add(_untrusted("auto_map in config.json", trust))
         inner = config.get("encoder")
@@ -172,10 +174,8 @@ def _why_unsupported(config: dict[str, Any], family: object, architecture: str, 
     return None
 
 
-def _require_prompt(folder: Path, config: dict[str, Any], prompting: Prompting) -> None:
-    """Raise ModelError if a decoder has no prompt, or no tokens whose logits make a score."""
-    family = config.get("model_type")
-    template_of(folder, family, prompting)
+def _require_tokens(folder: Path, family: object, prompting: Prompting) -> None:
+    """Raise ModelError if a decoder has no tokens whose logits make a score."""
     if os.path.lexists(folder / "tokenizer.json"):
         token_ids(folder, family, prompting, read_tokenizer(folder).get_vocab(with_added_tokens=True))
 

@@ -52,6 +52,12 @@ class Prompting:
         """Return the settings of a recipe's section."""
         return cls(section.template, section.instruction, section.tokens)
 
+    @property
+    def parts(self) -> list[str]:
+        """The template's text, the instruction and the tokens, for a fingerprint; empty without any of them."""
+        template = _read(self.template) if self.template is not None else ""
+        return [template, self.instruction or "", *self.tokens] if self != NO_PROMPTING else []
+
 
 NO_PROMPTING = Prompting()
 

@@ -40,7 +40,8 @@ class Prompt(NamedTuple):
 def read_prompt(template: str, special: Mapping[str, str]) -> Prompt:
     """Return the constant text of a template; `special` are the tokenizer's special tokens by name.
 
-    Raises ModelError if the template fails, changes a text, or does not render query and document once each.
+    Raises ModelError if the template fails, changes a text, does not render query and document once each, or puts no
+    text between them.
     """
     text = render(template, special, MARKS)
     for role, mark in zip(ROLES, MARKS, strict=True):
@@ -52,6 +53,8 @@ def read_prompt(template: str, special: Mapping[str, str]) -> Prompt:
     first, second = sorted(MARKS, key=text.index)
     before, rest = text.split(first)
     between, after = rest.split(second)
+    if not between:
+        raise ModelError("renders no text between query and document, so that a model cannot tell them apart")
     wide = render(template, special, [f"\t{mark}\t" for mark in MARKS])
     stripped = (f"\t{MARKS[0]}\t" not in wide, f"\t{MARKS[1]}\t" not in wide)
     prompt = Prompt(before, between, after, first == MARKS[0], stripped)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import context, endpoints, generation, retriever
-from trainer.context import Notes, Run, Stage, content, settings
+from trainer.context import Notes, Run, Stage, content, prompt, settings
 from trainer.data import Collection
 from trainer.data.generated import write_queries
 from trainer.forecast import Cost, Work
@@ -54,6 +54,7 @@ class Generate(Stage):
             | {"generate.model": section.origin, "seed": recipe.seed}
             | ({"generate.check": section.checker.model} if section.checker else {})
             | content("generate.check", section.cross_encoder)
+            | prompt(recipe, section.cross_encoder)
             | examples
             | first_stage
             | content("retriever.model", recipe.bi_encoder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import context, mining
-from trainer.context import Notes, RoundStage, Run, content, endpoint, settings
+from trainer.context import Notes, RoundStage, Run, content, endpoint, prompt, settings
 from trainer.data.groups import write_groups
 from trainer.errors import RunError
 from trainer.forecast import Cost, Work
@@ -31,6 +31,7 @@ class Mine(RoundStage):
         return (
             settings("mine", section, unread)
             | content("mine.teacher", section.teacher)
+            | prompt(recipe, section.teacher)
             | endpoint("mine.teacher", recipe)
             | ({"reranker.max_length": reranker.max_length} if local else {})
             | (settings("passages", recipe.passages) if local else {})

@@ -33,7 +33,7 @@ def add_adapter(section: Train, reranker: Reranker, ranks: bool) -> None:
     """Freeze the model and add low-rank matrices to all linear layers below its head, in place.
 
     The score row is trained if `train.adapter_score_row` says so, by default if the base does not rank yet. Raises
-    RunError if peft is not installed.
+    RunError if peft is not installed, or the model has no linear layers.
     """
     try:
         from peft import inject_adapter_in_model
@@ -46,16 +46,20 @@ def add_adapter(section: Train, reranker: Reranker, ranks: bool) -> None:
         weight.requires_grad_(".lora_" in name or (is_trained and name == ROW))
 
 
-def lora_config(section: Train, model: nn.Module) -> Any:
-    """Return peft's configuration of the adapter of a model."""
+def lora_config(section: Train, model: Any) -> Any:
+    """Return peft's configuration of the adapter of a model; raises RunError if the model has no linear layers."""
     from peft import LoraConfig
 
     alpha: Any = alpha_of(section)  # peft declares a whole number, and only divides it
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    # Whole names: peft compares ends of names, and the layer `0` of an nn.Sequential ends as the model's first layer.
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "score"]
+    if not linear:
+        kind = model.config.model_type
+        raise RunError(f"train.adapter: lora needs linear layers, and {kind} models have none; set it to none")
     return LoraConfig(
         r=section.adapter_rank,
         lora_alpha=alpha,
-        target_modules=sorted(linear - {"score"}),
+        target_modules=linear,
         lora_dropout=section.dropout,
         task_type="SEQ_CLS",
     )
@@ -85,6 +89,7 @@ def save_adapter(state: Mapping[str, Tensor], model: Any, base: str, folder: Pat
     """Write the adapter as peft reads it, with the score row, which a causal base does not have."""
     config = copy(model.peft_config[NAME])
     config.base_model_name_or_path, config.modules_to_save, config.inference_mode = base, ["score"], True
+    config.target_modules = sorted(config.target_modules)  # a set, whose order changes from run to run
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     own = {name.replace(f".{NAME}.", "."): weight for name, weight in state.items() if ".lora_" in name}
