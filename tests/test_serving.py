@@ -1020,7 +1020,7 @@ class TestProcess:
         bodies, answers = asyncio.run(scenario())
         for body, answer in zip(bodies, answers, strict=True):
             same(rows(answer), expected(reranker, body["documents"], body["query"]))
-        out, _ = server.communicate(timeout=20)
+        out, _ = server.communicate(timeout=60)
         assert server.returncode == 0
         assert out.rstrip().endswith("stopped; all accepted requests are answered")
         assert out.count('"status": 200, "documents": 32') == 3
@@ -1043,7 +1043,7 @@ class TestProcess:
         assert {answer.status_code for answer in answers} <= {200, 503}
         assert refused
         assert all(set(answer.json()) == {"error", "error_type", "message", "detail"} for answer in refused)
-        out, _ = server.communicate(timeout=20)
+        out, _ = server.communicate(timeout=60)
         assert server.returncode == 0
         assert f"stopped before {len(refused)} accepted requests were computed" in " ".join(out.split())
         assert "Traceback" not in out
