@@ -7,8 +7,8 @@
 Without --model there are two of MiniLM-L6's shape: a plain classifier whose head is random, and the interaction head.
 All engines compute the same batches of nearly equal lengths from test queries and documents; tokenising does not count.
 They take turns, and each figure is the median over the rounds. CPU seconds count more than seconds on a machine that is
-busy. `onnx fused` is the graph that int8 is made from; it is not exported. Kendall's tau and the largest difference are
-to torch's float32 scores; the random head's are so close to each other that its tau is a lower bound.
+busy. Kendall's tau and the largest difference are to torch's float32 scores; the random head's are so close to each
+other that its tau is a lower bound.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from trainer import inference
 from trainer.data import Collection, build_collection
 from trainer.errors import TrainerError
 from trainer.inference import Quality, Session
-from trainer.inference.graph import write_graph
 from trainer.model import Reranker, TokenizedCollection
 from trainer.model.packing import Batch, logits
 from trainer.recipe import Data
@@ -55,7 +54,6 @@ def engines(reranker: Reranker, batches: list[Batch], order: np.ndarray, folder:
 
     for name in inference.FORMATS:
         inference.write(name, reranker.model, batches[0], folder)
-    write_graph(reranker.model, batches[0], folder / "fused.onnx", fused=True)
 
     def on_torch(precision: str) -> Scores:
         def score() -> np.ndarray:
@@ -69,9 +67,8 @@ def engines(reranker: Reranker, batches: list[Batch], order: np.ndarray, folder:
         session = Session(path)
         return lambda: torch.cat([session.logits(batch) for batch in batches]).numpy()[order]
 
-    graphs = {name: folder / file for name, file in inference.FILES.items()} | {"onnx fused": folder / "fused.onnx"}
     return {f"torch {precision}": on_torch(precision) for precision in ("fp32", "bf16")} | {
-        name: on_onnx(path) for name, path in graphs.items()
+        name: on_onnx(folder / file) for name, file in inference.FILES.items()
     }
 
 

@@ -57,6 +57,7 @@ REQUIREMENTS = {
         "infinity_client",
     ),
     "litellm": ("litellm",),
+    "schemathesis": ("schemathesis",),  # for check_schema.py
 }
 CALLS = Path(__file__).with_name("client_calls.py")
 KEY = "trial-key"
@@ -199,7 +200,7 @@ def check(client: str, environment: Environment, recorder: Recorder, expected: R
 def check_all(address: str, recorder: Recorder, expected: Rows, folder: Path) -> list[Checked]:
     """Call all clients; return the table's rows, and each client's request as it was sent."""
     checked = {}
-    for name in REQUIREMENTS:
+    for name in dict.fromkeys(client.environment for client in CLIENTS.values()):
         environment = Environment(python_of(folder, name))
         for client in CLIENTS:
             if CLIENTS[client].environment == name:

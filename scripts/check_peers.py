@@ -1,24 +1,37 @@
 """Check that fastembed or Infinity gives the scores of exported folders.
 
-    python scripts/check_readers.py --write FOLDER ...   # in the exporting environment: writes FOLDER.scores.json
+    python scripts/check_readers.py --build FOLDER       # in the exporting environment: a folder for each family
+    python scripts/check_readers.py --write FOLDER ...   # or a folder of your own: writes FOLDER.scores.json
     other/bin/python scripts/check_peers.py FOLDER ...   # where fastembed or infinity-emb is installed; exit code 1
                                                          # where a score differs by more than rounding
 
-Nothing of this package is needed. Both read special tokens in a text, such as [SEP], as separators, so pairs with them
-are left out. Folders of the interaction head contain Python code, which Infinity runs.
+Nothing of this package is needed. fastembed scores pairs in this process; Infinity's server gets a request for each
+query over loopback. Both read special tokens in a text, such as [SEP], as separators, so pairs with them are left out;
+for Infinity also pairs with whitespace around a text, which it removes: byte-level tokenizers have tokens for it.
+Folders of the interaction head contain Python code, which Infinity runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+os.environ |= {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 TOLERANCE = 1e-3  # largest difference of float32 logits that rounding explains
 Pairs = Sequence[tuple[str, str]]
@@ -41,6 +54,8 @@ def compare(folder: Path, score: Callable[[Path, Pairs], np.ndarray]) -> bool:
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = [token["content"] for token in added]
     kept = [row for row, pair in enumerate(content["pairs"]) if not any(token in "\n".join(pair) for token in special)]
+    if score is infinity:
+        kept = [row for row in kept if all(text == text.strip() for text in content["pairs"][row])]
     pairs = [tuple(content["pairs"][row]) for row in kept]
     try:
         difference = float(np.abs(score(folder, pairs) - np.array(content["scores"])[kept]).max())
@@ -63,14 +78,48 @@ def fastembed(folder: Path, pairs: Pairs) -> np.ndarray:
 
 
 def infinity(folder: Path, pairs: Pairs) -> np.ndarray:
-    """Return logits (pairs,) by the model class of Infinity's torch engine, which its server calls."""
-    from infinity_emb.args import EngineArgs  # pyright: ignore[reportMissingImports]
-    from infinity_emb.transformer.crossencoder.torch import CrossEncoderPatched  # pyright: ignore[reportMissingImports]
+    """Return logits (pairs,) by Infinity's server with its engine torch, a request for each query."""
+    from infinity_emb import EngineArgs, create_server  # pyright: ignore[reportMissingImports]
 
-    settings = {"engine": "torch", "device": "cpu", "dtype": "float32", "bettertransformer": False}
-    model = CrossEncoderPatched(engine_args=EngineArgs(model_name_or_path=str(folder), **settings))
-    batches = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
-    return np.concatenate([model.encode_post(model.encode_core(model.encode_pre(batch))) for batch in batches])
+    settings = {"engine": "torch", "device": "cpu", "dtype": "float32", "batch_size": 8}
+    settings |= {"bettertransformer": False, "model_warmup": False}  # which would score thousands of pairs
+    engine = EngineArgs(model_name_or_path=str(folder), served_model_name="peer", **settings)
+    scores = np.full(len(pairs), np.nan)
+    with listening(create_server(engine_args_list=[engine])) as address:
+        for query in dict.fromkeys(query for query, _ in pairs):
+            rows = [row for row, pair in enumerate(pairs) if pair[0] == query]
+            body = {"model": "peer", "query": query, "documents": [pairs[row][1] for row in rows], "raw_scores": True}
+            for result in post(f"{address}/rerank", body)["results"]:
+                scores[rows[result["index"]]] = result["relevance_score"]
+    return scores
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """Serve an application on loopback in another thread, and yield its address when it has started."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.1)
+        try:
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def post(address: str, body: dict[str, Any]) -> Any:
+    """Send a body, and return the answer; raise RuntimeError with what the server says if it refuses."""
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"{error.code} {error.read().decode(errors='replace')}") from None
 
 
 def _version(name: str) -> str | None:

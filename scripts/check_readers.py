@@ -1,10 +1,12 @@
 """Check that exported folders give the same scores under other versions of transformers and sentence-transformers.
 
+    python scripts/check_readers.py --build FOLDER         # exports a tiny random model of each family to a new folder
     python scripts/check_readers.py --write FOLDER ...     # in the exporting environment: writes FOLDER.scores.json
     other/bin/python scripts/check_readers.py FOLDER ...   # in another one: compares; exit code 1 where a score differs
 
 The other environment needs torch, transformers, sentence-transformers and onnxruntime, and nothing of this package.
-Folders of the interaction head contain Python code, which is run.
+`--build` needs this repository's tests and writes the scores too. Folders of the interaction head contain Python code,
+which is run.
 """
 
 from __future__ import annotations
@@ -37,13 +39,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the scores of exported folders under other versions.")
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="write the scores of this environment")
+    parser.add_argument("--build", action="store_true", help="export tiny models of all families, and write the scores")
     arguments = parser.parse_args()
     print("; ".join(f"{name} {version(name)}" for name in PACKAGES))
-    if arguments.write:
+    if arguments.build:
+        for root in arguments.folders:
+            build(root)
+    elif arguments.write:
         for folder in arguments.folders:
             write(folder)
     elif not all([compare(folder) for folder in arguments.folders]):  # a list, so that all are compared
         sys.exit(1)
+
+
+def build(root: Path) -> None:
+    """Export a tiny random model of each family, with each head that it has, and write its scores."""
+    sys.path.append(str(EXPORT.parents[1] / "tests"))
+    from test_families import CASES, exported, write_family
+
+    for name, head in CASES:
+        folder = root / f"{name}-{head}"
+        exported(write_family(name, head, folder / "base"), folder)
+        write(folder / "model")
 
 
 def write(folder: Path) -> None:

@@ -198,6 +198,12 @@ def post(body: Any, headers: str = HEAD + JSON, length: int | None = None) -> by
     return f"POST /rerank HTTP/1.1\r\n{headers}Content-Length: {size}\r\nConnection: close\r\n\r\n".encode() + content
 
 
+def chunked(parts: bytes) -> bytes:
+    """Return a request to `/rerank` with a body in chunks."""
+    head = f"POST /rerank HTTP/1.1\r\n{HEAD}{JSON}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    return head.encode() + parts
+
+
 def odd_requests() -> list[Odd]:
     """Return the odd requests; docs/serving.md has the same statuses."""
     good = {"query": "a", "documents": ["b"]}
@@ -226,11 +232,22 @@ def odd_requests() -> list[Odd]:
         ),
         Odd("a number as query", 422, post({"query": 5, "documents": ["b"]})),
         Odd("a list as body", 422, post([good])),
+        Odd("keys in other scripts", 200, post(good | {"ключ": 1, "\x00": 2, "": 3})),
+        Odd("1,000 equal documents", 200, post({"query": "a", "documents": ["b"] * 1000, "top_n": 0})),
+        Odd("a number of 5,000 digits", 400, post(b'{"query":"a","documents":["b"],"top_n":' + b"9" * 5000 + b"}")),
         Odd("100,000 brackets", 400, post(b"[" * 100_000)),
         Odd("a form", 415, post(b"query=a", HEAD + "Content-Type: application/x-www-form-urlencoded\r\n")),
         Odd("a compressed body", 415, post(good, HEAD + JSON + "Content-Encoding: gzip\r\n")),
         Odd("two lengths", 400, post(good, HEAD + JSON + "Content-Length: 3\r\n")),
         Odd("length and chunks", 400, post(good, HEAD + JSON + "Transfer-Encoding: chunked, gzip\r\n")),
+        Odd("a length of -1", 400, post(good, HEAD + JSON, length=-1)),
+        Odd("broken chunks", 400, chunked(b"zz\r\n")),
+        Odd(
+            "a body in chunks",
+            200,
+            chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(json.dumps(good)), json.dumps(good).encode())),
+        ),
+        Odd("HTTP/1.0", 200, post(good).replace(b"HTTP/1.1", b"HTTP/1.0")),
         Odd("a header of 1 MiB", 400, post(good, HEAD + JSON + f"X: {'a' * MIB}\r\n")),
         Odd(
             "TLS on a port without TLS",
@@ -240,6 +257,7 @@ def odd_requests() -> list[Odd]:
         Odd("an unknown path", 404, f"GET /nope{method}".encode()),
         Odd("GET where POST is meant", 405, f"GET /rerank{method}".encode()),
         Odd("OPTIONS", 405, f"OPTIONS /rerank{method}".encode()),
+        Odd("HEAD where POST is meant", 405, f"HEAD /rerank{method}".encode()),
         Odd("HEAD of a probe", 200, f"HEAD /health{method}".encode()),
         Odd("an unknown method", 405, f"BREW /rerank{method}".encode()),
     ]

@@ -366,20 +366,22 @@ def in_both_formats(
 ) -> tuple[Path, Parity, np.ndarray]:
     """The interaction head in float32 and int8, with a dev metric that int8 keeps."""
     folder, reranker = tmp_path_factory.mktemp("formats"), trained(tiny["bert"])
-    recipe = make_recipe(tiny["bert"], export={"formats": ["onnx", "onnx-int8"]})
+    recipe = make_recipe(tiny["bert"], export={"formats": ["onnx", "onnx-fused", "onnx-int8"]})
     parity = export(reranker, recipe, make_results(), PAIRS, folder, dev=DevMetric("nDCG@10", 0.61, lambda _: 0.607))
     return folder / "model", parity, score(reranker)
 
 
 def test_int8_is_exported_with_its_quality_in_the_card_and_in_the_record(in_both_formats):
     folder, parity, expected = in_both_formats
-    assert set(parity.formats) == {"onnx", "onnx-int8"} == set(inference.passed(folder))
+    assert set(parity.formats) == {"onnx", "onnx-fused", "onnx-int8"} == set(inference.passed(folder))
     scores = readers.score_onnx(folder, PAIRS, inference.FILES["onnx-int8"])
     assert 1e-4 < np.abs(scores - expected).max() < 0.2 * np.ptp(expected)
     rows = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| onnx")]
     assert rows[0].endswith("| as float32 |")
-    assert rows[1].startswith("| onnx-int8 | `onnx/model_int8.onnx` | ")
-    assert rows[1].endswith(f"| {parity.formats['onnx-int8'].tau:.3f} | 0.6070 (0.6100) |")
+    assert rows[1].startswith("| onnx-fused | `onnx/model_fused.onnx` | ")
+    assert rows[1].endswith("| as float32 |")
+    assert rows[2].startswith("| onnx-int8 | `onnx/model_int8.onnx` | ")
+    assert rows[2].endswith(f"| {parity.formats['onnx-int8'].tau:.3f} | 0.6070 (0.6100) |")
     batched = Reranker.load(folder, engine="onnx-int8").score(PAIRS)  # activations are rounded for each batch
     assert np.abs(batched - scores).max() < 0.1 * np.ptp(expected)
 

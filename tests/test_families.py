@@ -1,8 +1,10 @@
 """Tiny random models of every family: exported, read by other libraries, with special tokens that stay text."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from string import ascii_lowercase, punctuation
 from typing import Any
@@ -46,6 +48,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from trainer import inference
 from trainer.evaluation.results import Results
 from trainer.evaluation.statistics import Interval
 from trainer.export import export, folder, loads
@@ -156,6 +159,7 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], Callable[..., P
 }
 # DeBERTa's attention does not compute in half precision; the other two round random weights more than tolerated.
 NOT_IN_HALF = {"deberta", "gte", "nomic_bert"}
+OWN_ATTENTION = {"deberta", "deberta-v2", "mpnet"}  # is not fused
 WITH_INTERACTION = [name for name in FAMILIES if name not in ("deberta", "deberta-v2", "mpnet")]
 
 
@@ -325,6 +329,22 @@ def test_every_reader_gives_the_trained_scores(bases, name, head, tmp_path):
     assert ("", "") in parity.pairs
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [pytest.param(name, head, marks=[] if name in ("mpnet", "bert") else pytest.mark.slow) for name, head in CASES],
+)
+def test_the_graph_with_fused_attention_gives_the_trained_scores(bases, name, head, tmp_path):
+    reranker = shaken(bases(name, head))
+    batch = reranker.pairs.pad(reranker.pairs.tokenize_pairs([("why does the probe restart", TEXT[0]), ("lag", "")]))
+    inference.write("onnx-fused", reranker.model, {key: rows[:1] for key, rows in batch.items()}, tmp_path)
+    with torch.no_grad():
+        expected = reranker.model(**batch).logits[:, 0].numpy()
+    found = inference.Session(tmp_path / inference.FILES["onnx-fused"]).logits(batch).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / inference.FILES["onnx-fused"]).graph.node)
+    assert (operators["MultiHeadAttention"] > 0) == (name not in OWN_ATTENTION)
+
+
 def test_an_interaction_folder_loads_whole_in_half_precision(bases, tmp_path):
     exported(bases("bert", "encoder"), tmp_path)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -370,7 +390,25 @@ NOT_THERE = {
     "albert": {CANDLE, "vLLM", ELASTIC},
     "camembert": {"vLLM", ELASTIC, "Vespa"},
 }
+COLUMNS = {  # of the table in docs/serving.md
+    "transformers, sentence-transformers": ("transformers", "sentence-transformers"),
+    "TEI, CPU image": ("Text Embeddings Inference (ONNX)",),
+    "TEI, GPU images": (CANDLE,),
+}
+ROWS = {  # of the same table, and the family that stands for each
+    "BERT": "bert",
+    "RoBERTa": "roberta",
+    "XLM-R": "xlm-roberta",
+    "CamemBERT": "camembert",
+    "DeBERTa-v2 and v3": "deberta-v2",
+    "ELECTRA": "electra",
+    "MPNet": "mpnet",
+    "ModernBERT": "modernbert",
+    "DistilBERT": "distilbert",
+    "ALBERT": "albert",
+}
 NOT_THERE_OWN = {CANDLE, "vLLM", ELASTIC, "Vespa"}  # of the interaction head
+NOT_THERE_DECODER = {target.name for target in loads.TARGETS} - {"transformers", "sentence-transformers", "vLLM"}
 
 
 def refused(loaded: list[Loading]) -> set[str]:
@@ -410,8 +448,37 @@ def test_every_family_loads_where_the_table_says(bases, name, tmp_path):
 def test_a_decoder_loads_where_a_chat_template_is_applied(tmp_path):
     base = build_decoder("qwen3", tmp_path / "base", TEXT, template=PLAIN)
     found = reasons(written(base, tmp_path, max_length=256))
-    assert found.keys() == {target.name for target in loads.TARGETS} - {"transformers", "sentence-transformers", "vLLM"}
+    assert found.keys() == NOT_THERE_DECODER
     assert all(any("chat template" in reason for reason in why) for why in found.values())
+
+
+def documented(heading: str) -> dict[str, dict[str, str]]:
+    """The table of docs/serving.md whose first column has this heading: a dictionary for each row."""
+    lines = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    table = list(takewhile(lambda line: line.startswith("|"), lines[start:]))
+    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}
+
+
+def test_the_documentation_has_what_loads_each_family():
+    table = documented("base")
+    interaction, decoders = "any of these, with the interaction head", "decoders (Qwen, Llama, Gemma, Mistral)"
+    expected = {row: NOT_THERE[family] for row, family in ROWS.items()}
+    expected |= {interaction: NOT_THERE_OWN, decoders: NOT_THERE_DECODER}
+    assert set(ROWS.values()) == NOT_THERE.keys()
+    assert table.keys() == expected.keys()
+    for row, cells in table.items():
+        targets = {target: cell for name, cell in cells.items() for target in COLUMNS.get(name, (name,))}
+        assert targets.keys() == {target.name for target in loads.TARGETS}
+        assert {target for target, cell in targets.items() if cell == "no"} == expected[row], row
+        assert set(cells.values()) <= {"yes", "no"}
+
+
+def test_the_documentation_has_the_rules_of_each_target():
+    rules = " ".join(documented("target"))
+    names = {target: name for name, targets in COLUMNS.items() for target in targets if len(targets) == 1}
+    assert [target.name for target in loads.TARGETS if names.get(target.name, target.name) not in rules] == []
 
 
 TEI = ["Text Embeddings Inference (ONNX)", CANDLE]
@@ -439,6 +506,8 @@ FAULTS = [  # family, file, changed keys (None: the key or the file is missing),
     ("bert", "config.json", {"architectures": ["BertModel"]}, [*TEI, "transformers", "vLLM", ELASTIC], "class"),
     ("bert", "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend"}, ["transformers"], "TokenizersBackend"),
     ("bert", "tokenizer_config.json", {"model_max_length": None}, ["Infinity", "fastembed"], "no model_max_length"),
+    ("bert", "tokenizer_config.json", {"model_max_length": int(1e30)}, ["fastembed"], "no model_max_length"),
+    ("bert", "tokenizer_config.json", {"model_max_length": 0}, ["Infinity", "fastembed"], "no model_max_length"),
     ("bert", "vocab.txt", None, [ELASTIC], "no vocab.txt"),
     ("roberta", "merges.txt", None, [ELASTIC], "no merges.txt"),
     ("bert", "onnx/model.onnx", None, [TEI[0], "fastembed", "Vespa"], "no ONNX graph"),

@@ -178,9 +178,12 @@ def folder(rerankers: dict[str, Reranker], tmp_path_factory: pytest.TempPathFact
 
 def test_onnx_scores_as_torch_and_int8_nearly(folder):
     expected = Reranker.load(folder).score(PAIRS)
-    exact, rounded = (Reranker.load(folder, engine=name) for name in ("onnx", "onnx-int8"))
-    assert (exact.engine, rounded.engine) == ("onnx", "onnx-int8")
-    np.testing.assert_allclose(exact.score(PAIRS), expected, rtol=0, atol=1e-4)
+    for name in inference.EXACT:
+        exact = Reranker.load(folder, engine=name)
+        assert exact.engine == name
+        np.testing.assert_allclose(exact.score(PAIRS), expected, rtol=0, atol=1e-4)
+    rounded = Reranker.load(folder, engine="onnx-int8")
+    assert rounded.engine == "onnx-int8"
     difference = np.abs(rounded.score(PAIRS) - expected).max()
     assert 1e-4 < difference < 0.2 * np.ptp(expected)
     ranked = rounded.rank(QUERIES[0], DOCUMENTS)
@@ -188,12 +191,12 @@ def test_onnx_scores_as_torch_and_int8_nearly(folder):
 
 
 def test_auto_takes_what_measures_fastest_and_prints_why(folder, monkeypatch, capsys):
-    speeds = {"torch": 0.5, "onnx": 0.4, "onnx-int8": 0.1}
+    speeds = {"torch": 0.5, "onnx": 0.4, "onnx-fused": 0.3, "onnx-int8": 0.1}
     monkeypatch.setattr("trainer.model.engines.median_seconds", lambda computes: {one: speeds[one] for one in computes})
     assert Reranker.load(folder, engine="auto").engine == "onnx-int8"
     shown = capsys.readouterr().out
     assert "onnx-int8 is the fastest here" in shown
-    assert "torch 24.0, onnx 30.0, onnx-int8 120.0 pairs/s; torch in fp32" in " ".join(shown.split())
+    assert "torch 24.0, onnx 30.0, onnx-fused 40.0, onnx-int8 120.0 pairs/s; torch in fp32" in " ".join(shown.split())
     speeds["torch"] = 0.05
     assert Reranker.load(folder, engine="auto").engine == "torch"
 
@@ -237,7 +240,7 @@ def test_a_damaged_graph_is_an_error_by_name_and_left_out_by_auto(folder, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "onxx"}, "engine must be one of auto, torch, onnx, onnx-int8, not 'onxx'"),
+        ({"engine": "onxx"}, "engine must be one of auto, torch, onnx, onnx-fused, onnx-int8, not 'onxx'"),
         ({"engine": None}, "not None"),
         ({"engine": "onnx", "device": "cuda"}, "computes on the CPU, but device is cuda"),
         ({"engine": "onnx-int8", "precision": "bf16"}, "has a precision of its own, but precision is bf16"),

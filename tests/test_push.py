@@ -24,6 +24,7 @@ from trainer.model import Calibration, Reranker
 from trainer.model.calibration import Platt
 from trainer.pipeline import open_run
 from trainer.pipeline import push as push_run
+from trainer.pipeline import run as train
 from trainer.recipe import Push, load_recipe
 
 TOKEN = "hf_ThisMustNeverBePrinted"
@@ -191,6 +192,20 @@ def test_a_second_push_deletes_files_of_the_first_and_keeps_files_of_others(hub,
     assert done.code == 0, done.err
     assert hub.files == on_disk(exported) | dict.fromkeys(others, b"of the first push")
     assert sum("/commit/" in request for request in hub.requests) == 1
+
+
+def test_a_second_push_with_fewer_formats_leaves_no_stale_file(hub, exported, tmp_path):
+    recipe, runs = exported[0], shutil.copytree(exported[1], tmp_path / "runs")
+    line = ["push", recipe, "--runs", runs, "--force", "push.repository=me/tiny"]
+    (first,) = run_all(hub.url, [line])
+    assert first.code == 0, first.err
+    assert "onnx/model.onnx" in hub.files
+    train(load_recipe(recipe, ["export.formats=[]"]), runs, force=True)  # runs the export again, and nothing before it
+    (second,) = run_all(hub.url, [[*line, "export.formats=[]"]])
+    assert second.code == 0, second.err
+    assert [name for name in hub.files if name.startswith("onnx")] == []
+    assert hub.files == on_disk((recipe, runs))
+    assert len(hub.committed) == 2
 
 
 def test_a_private_repository_stays_private_and_is_reported_as_it_is(hub, reranker_push, exported):

@@ -183,7 +183,11 @@ def test_an_unknown_key_is_reported_with_the_most_similar_one_or_all(added, told
         ("track:\n  mode: on\n", "r.yaml:5: track.mode: ", "'off', 'offline' or 'online', got True"),
         ("train: 5\n", "r.yaml:4: train: ", "a section with keys of its own, got 5"),
         ("push:\n  repository: mine\n", "r.yaml:5: push.repository: ", "got 'mine'"),
-        ("export:\n  formats: [onxx]\n", "r.yaml:5: export.formats: ", "'onnx' or 'onnx-int8', got 'onxx'"),
+        (
+            "export:\n  formats: [onxx]\n",
+            "r.yaml:5: export.formats: ",
+            "'onnx', 'onnx-fused' or 'onnx-int8', got 'onxx'",
+        ),
         ("retriever:\n  language: klingon\n", "r.yaml:5: retriever.language: ", "'klingon'"),
         ("retriever:\n  language: englisch\n", "r.yaml:5: retriever.language: ", "did you mean english?"),
     ],

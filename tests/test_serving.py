@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -398,6 +399,11 @@ class TestErrors:
         answer = ask("/rerank", content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code == status, answer.text
         assert set(answer.json()) == {"error", "error_type", "message", "detail"}
+
+    @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"top_n": ' + b"9" * 5000 + b"}", b"\xff"])
+    def test_the_reason_of_a_body_that_cannot_be_read_holds_for_each_of_them(self, ask, content):
+        message = ask("/rerank", content=content, headers={"Content-Type": "application/json"}).json()["message"]
+        assert all(reason in message for reason in ("UTF-8", "nested too deeply", "too many digits"))
 
     @pytest.mark.parametrize(
         "text", ["\x00", "\x1b[31m", "\u202e\u2028", "\ufffe", "💥" * 50, "word" * 30_000, " ", "<script>", "\r\n"]
@@ -805,7 +811,7 @@ class TestDocs:
         text = talk(engine, lambda client: client.get("/metrics")).text
         names = set(re.findall(r"^# TYPE (reranker_\w+) (?:counter|histogram|gauge)$", text, re.MULTILINE))
         assert set(re.findall(r"`(reranker_\w+)`", self.DOCS)) == {name for name in names if "_created" not in name}
-        assert {str(status) for status in REASONS} <= set(re.findall(r"\b4\d\d\b", self.DOCS))
+        assert {str(status) for status in REASONS} <= set(re.findall(r"\b[45]\d\d\b", self.DOCS))
 
     def test_python_examples_are_python(self):
         blocks = re.findall(r"```python\n(.*?)```", self.DOCS, re.DOTALL)
@@ -874,6 +880,32 @@ class TestSockets:
             status, answer = self.read(client)
         assert (status, len(answer["results"])) == (200, 1)
 
+    def test_http_1_0_and_bodies_in_chunks_are_read(self, engine, listening):
+        content = b'{"query": "disk", "documents": ["lock", "cert"]}'
+        old = self.HEAD.replace("HTTP/1.1", "HTTP/1.0") + f"Content-Length: {len(content)}\r\n\r\n"
+        parts = b"".join(b"%x;note=1\r\n%s\r\n" % (len(part), part) for part in (content[:9], content[9:]))
+        chunked = f"{self.HEAD}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        address = listening(create_app(engine, Settings()))
+        for sent in (old.encode() + content, chunked.encode() + parts + b"0\r\n\r\n"):
+            with self.connect(address) as client:
+                client.sendall(sent)
+                status, answer = self.read(client)
+            assert (status, len(answer["results"])) == (200, 2)
+
+    @pytest.mark.parametrize("sent", [9, 60, 200, None])
+    def test_a_client_that_disconnects_at_any_moment_leaves_nothing_behind(self, engine, listening, sent):
+        app = create_app(engine, Settings())
+        address = listening(app)
+        content = json.dumps({"query": "disk", "documents": ["lock"] * 50}).encode()
+        with self.connect(address) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+            client.sendall((f"{self.HEAD}Content-Length: {len(content)}\r\n\r\n".encode() + content)[:sent])
+        assert httpx.post(f"{address}/rerank", json={"query": "disk", "documents": ["a"]}).status_code == 200
+        until = time.monotonic() + 10
+        while app.state.batcher.waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        assert app.state.batcher.waiting == 0
+
     def test_a_client_that_sends_too_much_still_reads_its_answer(self, engine, listening):
         address = listening(create_app(engine, Settings(max_body=100_000)))
         answer = httpx.post(f"{address}/rerank", json={"query": "disk", "documents": ["x" * 900_000]})
@@ -895,9 +927,10 @@ class TestSockets:
 
 
 @pytest.fixture
-def process(tiny):
-    """A server in a process of its own: the process and its port."""
+def process(tiny, request):
+    """A server in a process of its own: the process and its port. A parameter is the grace after SIGTERM in seconds."""
     code = (
+        f"from trainer.serving import server; server.GRACE = {getattr(request, 'param', GRACE)}\n"
         "import sys, time; from trainer.serving.engine import Engine; score = Engine.score\n"
         "Engine.score = lambda self, pairs: (time.sleep(0.1), score(self, pairs))[1]\n"
         "sys.argv = ['reranker', 'serve', sys.argv[1], '--port', '0', '--batch-tokens', '60']\n"
@@ -991,3 +1024,27 @@ class TestProcess:
         assert server.returncode == 0
         assert out.rstrip().endswith("stopped; all accepted requests are answered")
         assert out.count('"status": 200, "documents": 32') == 3
+
+    @pytest.mark.parametrize("process", [1], indirect=True)
+    def test_what_cannot_be_computed_in_the_grace_after_sigterm_is_refused_and_counted(self, process):
+        server, port = process
+
+        async def scenario():
+            async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                body = {"query": "lock", "documents": [f"disk {number}" for number in range(60)]}
+                asked = [asyncio.create_task(client.post("/rerank", json=body)) for _ in range(8)]
+                while "reranker_waiting_documents 480.0" not in (await client.get("/metrics")).text:
+                    await asyncio.sleep(0.01)
+                server.send_signal(signal.SIGTERM)
+                return await asyncio.gather(*asked)
+
+        answers = asyncio.run(scenario())
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        assert refused
+        assert all(set(answer.json()) == {"error", "error_type", "message", "detail"} for answer in refused)
+        out, _ = server.communicate(timeout=20)
+        assert server.returncode == 0
+        assert f"stopped before {len(refused)} accepted requests were computed" in " ".join(out.split())
+        assert "Traceback" not in out
+        assert "all accepted requests are answered" not in out

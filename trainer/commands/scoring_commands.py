@@ -92,7 +92,7 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     precision: Precision = "fp32",
     engine: Annotated[
-        Literal["torch", "onnx", "onnx-int8", "auto"],
+        Literal["torch", "onnx", "onnx-fused", "onnx-int8", "auto"],
         typer.Option(help="The engine: a format of the export, for CPUs; auto takes the fastest on this machine."),
     ] = "torch",
     max_documents: Annotated[int, typer.Option(help="The largest number of documents in a request.", min=1)] = 1000,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from trainer.export.contents import Contents
 from trainer.export.tei import LENGTHS, PROMPT
 
@@ -48,7 +50,7 @@ def fastembed_faults(contents: Contents) -> list[str]:
     """Return the reasons for which fastembed would not load a folder as a cross-encoder, or would give other scores."""
     faults = [PROMPT] * contents.is_prompt + contents.graph_faults(FILLED)
     length, pad = (contents.tokenizer_config.get(key) for key in ("model_max_length", "pad_token"))
-    if not isinstance(length, int):
+    if not isinstance(length, int) or not 0 < length <= sys.maxsize:  # an unknown length is saved as 1e30
         faults.append("tokenizer_config.json has no model_max_length")
     if not isinstance(pad, str) or not isinstance(contents.config.get("pad_token_id"), int):
         faults.append("it finds no padding token")

@@ -18,11 +18,12 @@ from trainer.inference.graph import Batch, write_graph
 from trainer.inference.quantize import quantize
 from trainer.runtime.run_folder import read_record, write_json
 
-Format = Literal["onnx", "onnx-int8"]
+Format = Literal["onnx", "onnx-fused", "onnx-int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-EXACT: tuple[Format, ...] = ("onnx",)  # formats that differ from the float32 model by rounding only
+EXACT: tuple[Format, ...] = ("onnx", "onnx-fused")  # formats that differ from the float32 model by rounding only
 FILES: dict[Format, Path] = {
     "onnx": Path("onnx") / "model.onnx",
+    "onnx-fused": Path("onnx") / "model_fused.onnx",
     "onnx-int8": Path("onnx") / "model_int8.onnx",  # the name that transformers.js reads
 }
 RECORD = Path("onnx") / "formats.json"
@@ -31,8 +32,8 @@ RECORD = Path("onnx") / "formats.json"
 def write(name: Format, model: nn.Module, example: Batch, folder: Path) -> None:
     """Write a format of a float32 model on the CPU to its file in a folder; exceptions are not caught."""
     path = folder / FILES[name]
-    if name == "onnx":
-        write_graph(model, example, path)
+    if name in EXACT:
+        write_graph(model, example, path, fused=name == "onnx-fused")
         return
     exact = path.with_name(f".{path.name}")
     try:

@@ -82,8 +82,12 @@ def _attend(
 
 @contextmanager
 def _fused_attention(model: nn.Module) -> Iterator[None]:
-    """Let the model's layers use the fused attention inside the context."""
-    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    """Let the model's layers use the fused attention inside the context, where they can use torch's.
+
+    MPNet's layers and Gemma 2's, which cannot, would read the mask of another attention, or lose their soft cap.
+    """
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part._supports_sdpa]
+    configs = {id(part.config): part.config for part in parts}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():

@@ -22,7 +22,7 @@ from trainer.runtime import console
 from trainer.runtime.linear import MANY, scoring_in
 from trainer.runtime.precision import autocast, bf16_speedup, median_seconds
 
-Engine = Literal["torch", "onnx", "onnx-int8"]
+Engine = Literal["torch", "onnx", "onnx-fused", "onnx-int8"]
 Logits = Callable[[Any, packing.Batch, bool], Tensor]  # as `packing.logits`
 
 

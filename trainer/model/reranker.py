@@ -114,9 +114,9 @@ class Reranker:
 
         `device` defaults to the GPU if there is one. `precision` is fp32 (the default, in which models are
         evaluated), bf16, fp16, or auto: the fastest on this device, which a few seconds of measuring decide on a CPU
-        with bf16 units. `engine` is torch; onnx or onnx-int8, formats of an exported folder for ONNX Runtime on the
-        CPU; or auto: the fastest of those that passed their gate, which is measured. `max_length` (tokens of query
-        and document) defaults to what the model was saved with.
+        with bf16 units. `engine` is torch; onnx, onnx-fused or onnx-int8, formats of an exported folder for ONNX
+        Runtime on the CPU; or auto: the fastest of those that passed their gate, which is measured. `max_length`
+        (tokens of query and document) defaults to what the model was saved with.
 
         Only training needs the last three: `head` is auto, classifier, interaction, or trained (refuse a model without
         a head); `layers` are the hidden layers that a new interaction head compares; `prompting` are the template, the

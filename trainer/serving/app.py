@@ -36,7 +36,7 @@ from trainer.serving.settings import RefusedError, Settings
 
 MOST_ERRORS = 5  # reported for one body
 REASONS = {
-    400: "the body is not JSON in UTF-8",
+    400: "the body is not JSON in UTF-8, is nested too deeply, or has a number with too many digits",
     404: "unknown path; this server answers /rerank, /v1/rerank, /v2/rerank, /score and the paths in /openapi.json",
 }
 Answering = Callable[[], Awaitable[Any]]
@@ -67,6 +67,7 @@ def create_app(engine: Engine, settings: Settings, corpus: Corpus | None = None)
         lifespan=lifespan,
     )
     app.state.batcher = batcher
+    app.state.measures = measures
     app.add_middleware(Guard, settings=settings, measures=measures)
     _add_error_handlers(app)
     _add_rerank(app, batcher, settings, measures)

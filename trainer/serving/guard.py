@@ -30,6 +30,12 @@ ENOUGH = (
 )
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+STOPPED = RefusedError(
+    503,
+    "Unhealthy",
+    "the server stopped before it could answer; try again",
+    {"Connection": "close", "Retry-After": "1"},
+)
 log = logging.getLogger("trainer.serving.access")
 
 
@@ -63,6 +69,12 @@ class Guard:
             await self.app(scope, await self._with_body(scope, receive), send_noted)
         except RefusedError as refused:
             await refusal(refused)(scope, receive, send_noted)
+        except asyncio.CancelledError:
+            if not self.measures.is_stopping():
+                raise
+            # The time for accepted requests is over.
+            self.measures.unfinished += 1
+            await refusal(STOPPED)(scope, receive, send_noted)
         finally:
             self._write(scope, record, time.perf_counter() - started)
 

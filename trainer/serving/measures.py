@@ -16,6 +16,8 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.is_stopping: Callable[[], bool] = lambda: False  # whether the server was told to stop
+        self.unfinished = 0  # accepted requests that were refused because the server stopped
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"reranker_{name}", text, labels, buckets=buckets, registry=self.registry)

@@ -23,6 +23,7 @@ REASONS = {
     422: "A key has the wrong type or value, or there are too many documents",
     424: "The model failed",
     429: "Too many documents are waiting; the header Retry-After has the seconds to wait",
+    503: "The server stopped before it could answer",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": reason} for status, reason in REASONS.items()

@@ -17,7 +17,7 @@ from trainer.errors import ServeError, TrainerError
 from trainer.runtime import console
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from fastapi import FastAPI
 
     from trainer.serving.corpus import Corpus
     from trainer.serving.settings import Settings
@@ -85,7 +85,7 @@ def serve(
     settings: Settings,
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32",
     trust_remote_code: bool = False,
-    engine: Literal["torch", "onnx", "onnx-int8", "auto"] = "torch",
+    engine: Literal["torch", "onnx", "onnx-fused", "onnx-int8", "auto"] = "torch",
 ) -> None:
     """Load the model and serve it until SIGTERM or Ctrl-C; accepted requests are answered before the end.
 
@@ -108,7 +108,12 @@ def serve(
         bound.listen(BACKLOG)
         _show_address(bound, name, settings)
         _run(app, bound)
-    console.stage("serve", "stopped; all accepted requests are answered")
+    if unfinished := app.state.measures.unfinished:
+        console.warn(
+            "serve", f"stopped before {unfinished} accepted requests were computed; they were answered with 503"
+        )
+    else:
+        console.stage("serve", "stopped; all accepted requests are answered")
 
 
 def _corpus(run: Path, trust_remote_code: bool) -> Corpus | None:
@@ -126,7 +131,7 @@ def _corpus(run: Path, trust_remote_code: bool) -> Corpus | None:
     return corpus
 
 
-def _run(app: ASGIApp, bound: socket.socket) -> None:
+def _run(app: FastAPI, bound: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then answer the accepted requests."""
     import uvicorn
 
@@ -141,7 +146,9 @@ def _run(app: ASGIApp, bound: socket.socket) -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after its graceful shutdown
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[bound])
+    server = uvicorn.Server(config)
+    app.state.measures.is_stopping = lambda: server.should_exit
+    server.run(sockets=[bound])
 
 
 def _show_address(bound: socket.socket, name: str, settings: Settings) -> None:
