@@ -30,7 +30,8 @@ from trainer.inference import Quality, Session
 from trainer.model import Reranker, TokenizedCollection
 from trainer.model.packing import Batch, logits
 from trainer.recipe import Data
-from trainer.runtime.precision import autocast, machine
+from trainer.runtime.linear import scoring_in
+from trainer.runtime.precision import machine
 
 FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
 Scores = Callable[[], np.ndarray]  # of all pairs, in their order
@@ -57,7 +58,8 @@ def engines(reranker: Reranker, batches: list[Batch], order: np.ndarray, folder:
 
     def on_torch(precision: str) -> Scores:
         def score() -> np.ndarray:
-            with torch.no_grad(), autocast(reranker.device, precision):  # pyright: ignore[reportArgumentType]
+            within = scoring_in(reranker.model, reranker.device, precision, len(order))  # pyright: ignore[reportArgumentType]
+            with torch.no_grad(), within:
                 parts = [logits(reranker.model, batch, packed=False) for batch in batches]
             return torch.cat(parts).numpy()[order]
 

@@ -12,7 +12,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from trainer.model import Reranker
 from trainer.runtime import linear
-from trainer.runtime.linear import MANY, scoring_in, share_casts
+from trainer.runtime.linear import MANY, prepare, scoring_in, share_casts
 from trainer.runtime.precision import Float32Linear, autocast
 
 CPU = torch.device("cpu")
@@ -79,6 +79,24 @@ def test_nothing_is_prepared_where_it_does_not_pay(precision, texts):
     model = nn.Sequential(nn.Linear(8, 8))
     with scoring_in(model, CPU, precision, texts):
         assert "forward" not in vars(model[0])
+
+
+def test_layers_may_be_prepared_while_another_thread_computes_with_them():
+    torch.manual_seed(0)
+    part, hidden = Intermediate(), torch.randn(5, 48)
+    plain = products(part, 1, hidden)
+    dense = part.dense.forward
+
+    def enter(given: torch.Tensor) -> torch.Tensor:  # another thread prepares the layers between layer and activation
+        found = dense(given)
+        prepare(part, CPU, "bf16")
+        return found
+
+    part.dense.forward = enter
+    assert torch.equal(products(part, 1, hidden), plain)
+    prepared = products(part, 1, hidden)
+    torch.testing.assert_close(prepared, plain, rtol=2**-6, atol=2e-3)
+    assert not prepare(part, CPU, "bf16")
 
 
 def test_weights_are_prepared_anew_each_time():

@@ -6,9 +6,9 @@ Scoring many pairs does this once for all batches. Products, and so scores, are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,33 @@ def scoring_in(model: nn.Module, device: torch.device, precision: Precision, tex
 
     Gradients cannot be computed within it, and weights must not be changed.
     """
-    prepared = texts >= MANY and precision == "bf16" and device.type == "cpu" and can_prepare()
-    replaced = _replace_linear_layers(model) if prepared else []
+    prepared = prepare(model, device, precision) if texts >= MANY else []
     try:
         with autocast(device, precision), without_cudnn_attention(device):
             yield
     finally:
-        for module in replaced:
+        for module in prepared:
             vars(module).pop("forward", None)
+
+
+@torch.no_grad()
+def prepare(model: nn.Module, device: torch.device, precision: Precision) -> list[nn.Module]:
+    """Give the model's layers a `forward` with prepared weights, and return them; [] where it would gain nothing.
+
+    Each of them works without the others, so other threads may compute with the model meanwhile.
+    """
+    if precision != "bf16" or device.type != "cpu" or not can_prepare():
+        return []
+    activated: dict[Any, Any] = {module: module.dense for module in model.modules() if _is_activated(module)}
+    within = set(activated.values())
+    alone = [module for module in model.modules() if type(module) is nn.Linear and module not in within]
+    prepared = []
+    for module in [*alone, *activated]:
+        if "forward" not in vars(module):
+            layer, activation = (activated[module], "gelu") if module in activated else (module, "none")
+            module.forward = _prepared(layer, activation)
+            prepared.append(module)
+    return prepared
 
 
 def can_prepare() -> bool:
@@ -66,40 +85,24 @@ def can_prepare() -> bool:
     return has_operators and any(capabilities.get(name) is True for name in UNITS)
 
 
-@torch.no_grad()
-def _replace_linear_layers(model: nn.Module) -> list[nn.Module]:
-    """Give linear layers a prepared `forward`, and return the modules that have one now."""
-    replaced = []
-    fused = {id(layer): activation for layer, activation in _activated(model)}
-    for module in model.modules():
-        if type(module) is nn.Linear and "forward" not in vars(module):
-            activation = fused.get(id(module))
-            module.forward = _prepared(module, "gelu" if activation else "none")
-            replaced.append(module)
-            if activation is not None:
-                activation.forward = lambda x: x  # the layer before it applied it
-                replaced.append(activation)
-    return replaced
+def _is_activated(module: Any) -> bool:
+    """Return whether a module is a linear layer with a GELU, as in BERT and its relatives."""
+    children = dict(module.named_children())
+    if set(children) != {"dense", "intermediate_act_fn"} or type(children["dense"]) is not nn.Linear:
+        return False
+    return getattr(children["intermediate_act_fn"], "act", None) is functional.gelu
 
 
-def _activated(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """Yield linear layers followed by a GELU of their own, as BERT and its relatives have them."""
-    for module in model.modules():
-        layer, activation = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
-        if type(layer) is nn.Linear and getattr(activation, "act", None) is functional.gelu:
-            yield layer, activation
-
-
-def _prepared(layer: nn.Linear, activation: str) -> Any:
+def _prepared(layer: nn.Linear, activation: Literal["none", "gelu"]) -> Callable[[Tensor], Tensor]:
     """Return the layer's product, bias and activation as one operator on weights in oneDNN's layout."""
     operators: Any = torch.ops.mkldnn
     weight = operators._reorder_linear_weight(layer.weight.to(torch.bfloat16), None)
     bias = None if layer.bias is None else layer.bias.to(torch.bfloat16)
 
-    def forward(hidden: Tensor) -> Tensor:
+    def forward(hidden_states: Tensor) -> Tensor:
         if not torch.is_autocast_enabled("cpu"):  # a part of the model that computes in float32
-            product = functional.linear(hidden, layer.weight, layer.bias)
+            product = functional.linear(hidden_states, layer.weight, layer.bias)
             return functional.gelu(product) if activation == "gelu" else product
-        return operators._linear_pointwise(hidden.to(torch.bfloat16), weight, bias, activation, [], "none")
+        return operators._linear_pointwise(hidden_states.to(torch.bfloat16), weight, bias, activation, [], "none")
 
     return forward

@@ -9,6 +9,7 @@ import numpy as np
 from trainer.model import Reranker
 from trainer.model.batching import Role, Tokens
 from trainer.model.windows import Pair, Windowed
+from trainer.runtime.linear import prepare
 
 
 class Engine:
@@ -19,6 +20,7 @@ class Engine:
 
     def __init__(self, reranker: Reranker, name: str) -> None:
         self._reranker = reranker
+        prepare(reranker.model, reranker.device, reranker.precision)  # for good: these weights never change
         self.name = name
         self.max_length = reranker.max_length
         self.tokens_per_batch = reranker.tokens_per_bucket
