@@ -10,7 +10,8 @@ too. The servers take turns in every round. Theirs is `CrossEncoder.predict` in 
 time, with its fastest batch size. `--ours` lists what our server computes with: a precision, or an engine, which needs
 `--model` with the exported folder that has its files. Theirs computes in float32 unless `--their-precision` is bf16.
 
-Start it with OMP_WAIT_POLICY=PASSIVE, which `reranker serve` sets, so that the threads of all sides wait in the same way.
+Start it with OMP_WAIT_POLICY=PASSIVE, which `reranker serve` sets, so that the threads of all sides wait in the same
+way.
 
 The exit code is 1 if float32 scores differ by more than 1e-5 or a request is not answered.
 """
