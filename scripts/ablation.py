@@ -83,9 +83,14 @@ def mine_with_missed(section: Any, collection: Collection, *others: Any, **optio
 def taught_by_first_stage(collection: Collection, candidates: Candidates) -> list[Group]:
     """Return each train query's candidates, with the softmax of the first stage's scores as their labels."""
     del collection
+    return taught_by(candidates, standardised(candidates.scores, candidates.documents != NOTHING))
+
+
+def taught_by(candidates: Candidates, scores: np.ndarray) -> list[Group]:
+    """Return the candidates of each query, with the softmax of scores (queries, depth) as their labels."""
     known = candidates.documents != NOTHING
     first = standardised(candidates.scores, known)
-    labels = np.where(known, np.exp(first), 0)
+    labels = np.where(known, np.exp(scores), 0)
     labels /= labels.sum(axis=1, keepdims=True)
     lists = []
     for index, query in enumerate(candidates.queries.tolist()):

@@ -19,13 +19,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import EXTRACTED, ROOT, cut, described, draw_queries, read_rows, taught_by_first_stage
-from scipy.special import softmax
+from ablation import EXTRACTED, ROOT, cut, described, draw_queries, read_rows, taught_by, taught_by_first_stage
 
 from trainer import context
 from trainer.context import Run
@@ -34,7 +32,6 @@ from trainer.evaluation.fusion import UNFITTED, fuse_with_first_stage
 from trainer.evaluation.two_stage import query_scores
 from trainer.mining import candidate_lists
 from trainer.model import Reranker, TokenizedCollection, inverse_document_frequency
-from trainer.model.scores import standardised
 from trainer.pipeline import open_run, run
 from trainer.recipe import load_recipe
 from trainer.runtime.run_folder import read_json
@@ -138,15 +135,15 @@ def heads(name: str, folder: Path, seed: int, options: argparse.Namespace) -> No
     found = extracted.reranked("train")
     lists["extracted"] = candidate_lists(extracted.collection, found)[: options.queries]
     chosen = {one.query for one in lists["extracted"]}
-    by_first_stage = taught_by_first_stage(extracted.collection, found)
-    lists["by_first_stage"] = [one for one in by_first_stage if one.query in chosen]
+    found = found.select([index for index, query in enumerate(found.queries.tolist()) if query in chosen])
+    lists["by_first_stage"] = taught_by_first_stage(extracted.collection, found)
     candidates = labelled.reranked("test")
     tested = [Group(query, candidates.found(row), [], []) for row, query in enumerate(candidates.queries.tolist())]
     known: dict[Any, np.ndarray] = {}
     signals, mixture = signals_of(reranker, labelled, tested, known), head_init._mixture(reranker.model)
     values = {"first_stage": None, "unfitted": signals @ mixture}
     of_extracted = signals_of(reranker, extracted, lists["by_first_stage"], known) @ mixture
-    lists["by_fusion"] = taught_by_fusion(lists["by_first_stage"], of_extracted)
+    lists["by_fusion"] = taught_by(found, fuse_with_first_stage(found, found.scored(lambda _: of_extracted), UNFITTED))
     for path, ours in lists.items():
         of_lists = signals_of(reranker, labelled if path == "labelled" else extracted, ours, known)
         values[path] = signals @ head_init.probe(of_lists, ours)
@@ -156,16 +153,6 @@ def heads(name: str, folder: Path, seed: int, options: argparse.Namespace) -> No
     }
     with options.heads.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def taught_by_fusion(lists: Sequence[Group], scores: np.ndarray) -> list[Group]:
-    """Return the lists with the softmax of the fusion of scores (documents of all lists,) and the first stage's."""
-    taught, start = [], 0
-    for one in lists:
-        ours = scores[None, start : (start := start + len(one.documents))]
-        fused = standardised(ours, np.ones(ours.shape, dtype=bool))[0] + UNFITTED * np.array(one.first)
-        taught.append(replace(one, grades=softmax(fused).tolist()))
-    return taught
 
 
 def ways_of(one: Run, path: str, scores: np.ndarray | None) -> dict[str, list[float]]:

@@ -65,8 +65,9 @@ def _model_problems(reference: ModelReference, folder: Path, recipe: Recipe, wei
     }
     head = heads.get(reference.key, recipe.reranker.head)
     length = recipe.reranker.max_length
-    options = {"prompting": Prompting.of(recipe.reranker)} if reference.name == recipe.reranker.model else {}
-    return checks.faults_of_cross_encoder(folder, head, trusted, length, trust=trust, weights=weights, **options)
+    prompting = Prompting.of_model(recipe.reranker, reference.name)
+    options = {"trust": trust, "weights": weights, "prompting": prompting}
+    return checks.faults_of_cross_encoder(folder, head, trusted, length, **options)
 
 
 def _adapter_problems(recipe: Recipe, kinds: Mapping[str, references.BaseKind]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
 from trainer.model.fusion import Kind
 from trainer.model.teacher import Teacher
 from trainer.model_files import references
-from trainer.model_files.decoders import NO_PROMPTING, Prompting, ranks_already
+from trainer.model_files.decoders import Prompting, ranks_already
 from trainer.recipe import is_endpoint
 from trainer.retriever import BiEncoder, Candidates, Embeddings
 from trainer.runtime import console
@@ -176,7 +176,7 @@ def teacher(
     options: dict[str, Any] = {
         "max_length": section.max_length,
         "trust_remote_code": trust_remote_code,
-        "prompting": Prompting.of(section) if reference == section.model else NO_PROMPTING,
+        "prompting": Prompting.of_model(section, reference),
     }
     folder = references.locate(reference)
     precision = run.precision(

@@ -131,8 +131,8 @@ def start_on_dev(collection: Collection, candidates: Candidates, scores: np.ndar
 def fit(collection: Collection, candidates: Candidates, scores: np.ndarray, kind: Kind, split: str = "train") -> float:
     """Return the weight with the least listwise loss on a split's candidates, between 0 and 10; 0 without candidates.
 
-    `scores` (queries, depth) must come from a model that was not trained on these queries: one that was
-    orders them better than new queries, so the first stage would seem to add nothing.
+    `scores` (queries, depth) must come from a model that was not trained on these queries: a model
+    orders those that it was trained on better than new ones, so the first stage would seem to add nothing.
     """
     if not len(candidates.queries):
         return 0.0

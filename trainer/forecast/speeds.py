@@ -49,7 +49,7 @@ class Speeds:
         section = self.recipe.reranker
         settings = [reference and self._fingerprint(reference), head, section.max_length, section.layers, use]
         settings += [self.recipe.train.precision, self._texts(), training and _settings(training)]
-        settings += Prompting.of(section).parts if reference == section.model else []
+        settings += Prompting.of_model(section, reference).parts
 
         def measure() -> PairSpeed:
             from trainer.forecast.measure import measure_reranker

@@ -63,7 +63,7 @@ def score_row(folder: Path, ids: Sequence[int]) -> torch.Tensor:
     if biased := [name for name in held if name in BIASES]:
         raise ModelError(f"model {name_of(folder)}: its head has a bias ({biased[0]}), which one row cannot hold")
     heads = [name for name in LANGUAGE_HEADS if name in held]
-    name = next((name for name in (*heads, *filter(is_embedding, held))), None)  # the embedding, if they are tied
+    name = next(iter((*heads, *filter(is_embedding, held))), None)  # the embedding, if they are tied
     if name is None:
         raise ModelError(f"model {name_of(folder)}: its files hold no language model head and no embedding")
     with safe_open(held[name], framework="pt") as file:

@@ -52,6 +52,11 @@ class Prompting:
         """Return the settings of a recipe's section."""
         return cls(section.template, section.instruction, section.tokens)
 
+    @classmethod
+    def of_model(cls, section: Any, reference: str | None) -> Prompting:
+        """Return the settings of a recipe's section for a model that any key names: the base's, none for others."""
+        return cls.of(section) if reference == section.model else NO_PROMPTING
+
     @property
     def parts(self) -> list[str]:
         """The template's text, the instruction and the tokens, for a fingerprint; empty without any of them."""

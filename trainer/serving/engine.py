@@ -20,7 +20,8 @@ class Engine:
 
     def __init__(self, reranker: Reranker, name: str) -> None:
         self._reranker = reranker
-        prepare(reranker.model, reranker.device, reranker.precision)  # for good: these weights never change
+        if reranker.engine == "torch":
+            prepare(reranker.model, reranker.device, reranker.precision)  # for good: these weights never change
         self.name = name
         self.max_length = reranker.max_length
         self.tokens_per_batch = reranker.tokens_per_bucket
