@@ -9,6 +9,7 @@ mixed sizes, compared with the model's throughput on the same pairs without a se
 too. The servers take turns in every round. Theirs is `CrossEncoder.predict` in an `async def` route, one request at a
 time, with its fastest batch size. `--ours` lists what our server computes with: a precision, or an engine, which needs
 `--model` with the exported folder that has its files. Theirs computes in float32 unless `--their-precision` is bf16.
+`--infinity` adds Infinity's server, from the environment of that interpreter, with its engine torch in float32.
 
 Start it with OMP_WAIT_POLICY=PASSIVE, which `reranker serve` sets, so that the threads of all sides wait in the same
 way.
@@ -46,6 +47,7 @@ BATCH_SIZES = (16, 32, 64)
 SAME = 1e-5
 START_SECONDS = 300
 THEIRS = "sentence-transformers"
+INFINITY = "Infinity"
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 Requests = list[tuple[str, list[str]]]
@@ -114,6 +116,9 @@ def servers(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, s
         commands[f"ours, {variant}"] = [
             *(sys.executable, "-c", serve, "serve", str(arguments.model), "--port", str(port), *option)
         ]
+    if arguments.infinity:
+        ports[INFINITY] = max(ports.values()) + 1
+        commands[INFINITY] = infinity_command(arguments.infinity, arguments.model, ports[INFINITY])
     started = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for words in commands.values()]
     try:
         for port, process in zip(ports.values(), started, strict=True):
@@ -123,6 +128,15 @@ def servers(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, s
         for process in started:
             process.terminate()
             process.wait()
+
+
+def infinity_command(python: Path, model: Path, port: int) -> list[str]:
+    """Return the command that serves the checkpoint with Infinity, without this project's modules."""
+    clean = ["env", "-u", "PYTHONPATH", "DO_NOT_TRACK=1", "HF_HUB_OFFLINE=1"]
+    options = {"model-id": model, "host": "127.0.0.1", "port": port}
+    options |= {"engine": "torch", "device": "cpu", "dtype": "float32"}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    return [*clean, str(python.with_name("infinity_emb")), "v2", "--no-bettertransformer", *words]
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -258,6 +272,7 @@ def main() -> None:
     parser.add_argument("--ours", nargs="+", default=["fp32"], help=f"precisions ({', '.join(PRECISIONS)}) or engines")
     parser.add_argument("--model", type=Path, help="a model folder instead of --shape, which an engine needs")
     parser.add_argument("--their-precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--infinity", type=Path, metavar="PYTHON", help="the interpreter of an environment that has it")
     parser.add_argument("--port", type=int, default=8123, help="port of theirs; ours are the next ones")
     arguments = parse(parser, [THEIRS])
     if arguments.side:
