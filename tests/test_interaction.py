@@ -97,7 +97,7 @@ def test_the_mask_of_padding_is_finite_in_half_precision(tiny, half):
     tokens = reranker.pairs.tokenize(["lag", "disk", "queue lag", "inodes run out although the disk is free " * 4])
     batch = reranker.pairs.pad([(tokens[0], tokens[1]), (tokens[2], tokens[3])])
     _, _, second_segment = reranker.model.texts(batch["input_ids"], batch["attention_mask"].bool())
-    biases = reranker.model._attention_bias(second_segment, batch["attention_mask"].bool())
+    biases = reranker.model.attention_bias(second_segment, batch["attention_mask"].bool())
     assert all(bias.to(half).isfinite().all() for bias in biases.values())
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from trainer.errors import ModelError
-from trainer.model import Batches, Reranker, ScoringModel, packing
+from trainer.model import Batches, Reranker, ScoringModel, attention, packing
 from trainer.runtime.precision import autocast
 
 SIZE: dict[str, Any] = {
@@ -125,14 +125,59 @@ def test_the_interaction_head_reads_packed_pairs_alike(kind, tiny, words):
         torch.testing.assert_close(packed[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("head", ["classifier", "interaction"])
+def test_joined_batches_have_the_scores_and_gradients_of_separate_ones(kind, head, tiny, words, monkeypatch):
+    monkeypatch.setattr(packing, "_in_bf16_on_cpu", lambda model: True)  # in float64, to compare exactly
+    monkeypatch.setattr(packing, "JOINED_TOKENS", 150)  # several sequences
+    reranker = Reranker.load(tiny[kind], max_length=48, head=head)
+    model = reranker.model.double().eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    rng = np.random.default_rng(6)
+    texts = [" ".join(rng.choice(words, size=size)) for size in (3, 30, 1, 12, 4, 4, 2, 25, 3, 11)]
+    tokens = reranker.pairs.tokenize(texts)
+    pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
+    batches = [reranker.pairs.pad(pairs[start : start + 2], multiple=8) for start in range(0, len(pairs), 2)]
+
+    def scores_and_gradients(compute):
+        model.zero_grad()
+        scores = compute(model, batches, packed=False)
+        (scores * torch.arange(1.0, len(scores) + 1)).sum().backward()
+        return scores, {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+    def separate(model, batches, packed):
+        return torch.cat([packing.logits(model, batch, packed) for batch in batches])
+
+    joined, gradients = scores_and_gradients(packing.training_logits)
+    expected, expected_gradients = scores_and_gradients(separate)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(joined, expected, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_batches_are_joined_only_in_bf16_on_a_cpu_and_where_every_token_of_a_pair_is_attended(tiny, monkeypatch):
+    joined = []
+    original = packing._joined_logits
+    monkeypatch.setattr(packing, "_joined_logits", lambda *inputs: joined.append(1) or original(*inputs))
+    for kind, precision, expected in (("bert", "bf16", 1), ("bert", "fp32", 0), ("modernbert", "bf16", 0)):
+        joined.clear()
+        reranker = Reranker.load(tiny[kind], max_length=48, precision=precision)
+        pairs = reranker.pairs.tokenize_pairs([("word", "another word"), ("word", "third")])
+        ScoringModel(reranker)(Batches(reranker.batches(pairs, training=True)[1]))
+        assert len(joined) == expected, (kind, precision)
+
+
 def test_scoring_and_training_use_the_rerankers_layout(tiny, monkeypatch):
     reranker = Reranker.load(tiny["reranker"], max_length=48)
     assert not reranker.packed, "on a CPU pairs are padded"
     documents = ["consumer lag grows", "disk", "inodes run out although the disk shows free space"]
     padded = reranker.score([("queue lag", text) for text in documents])
     seen = []
-    attend = packing._attend_pair_by_pair
-    monkeypatch.setattr(packing, "_attend_pair_by_pair", lambda *inputs: seen.append(1) or attend(*inputs))
+    attend = attention._attend_pair_by_pair
+    monkeypatch.setattr(attention, "_attend_pair_by_pair", lambda *inputs: seen.append(1) or attend(*inputs))
     reranker.packed = True
     np.testing.assert_allclose(reranker.score([("queue lag", text) for text in documents]), padded, atol=1e-5)
     assert len(seen) == reranker.model.config.num_hidden_layers
@@ -220,7 +265,7 @@ def test_on_a_gpu_packed_pairs_have_the_scores_and_gradients_of_padded_ones(kind
 @pytest.mark.parametrize("kept", [512, 8])
 def test_bf16_attention_with_gradients_on_a_cpu_equals_torchs(kind, kept, monkeypatch):
     """In products, and in float32 for pairs over the longest that are kept: output and gradients."""
-    monkeypatch.setattr(packing, "MAX_SAVED_LENGTH", kept)
+    monkeypatch.setattr(attention, "MAX_SAVED_LENGTH", kept)
     torch.manual_seed(3)
     masks = {"boolean": torch.rand(2, 1, 9, 9) < 0.7, "bias": torch.randn(2, 1, 9, 9), None: None}
     mask, slope = masks[kind], torch.randn(2, 9, 4, 8)
@@ -232,7 +277,7 @@ def test_bf16_attention_with_gradients_on_a_cpu_equals_torchs(kind, kept, monkey
     module.is_causal = False
 
     def attend(states):
-        found, _ = packing._attention(module, states[0], states[1], states[2], mask, dropout=0.0, scaling=0.3)
+        found, _ = attention._attention(module, states[0], states[1], states[2], mask, dropout=0.0, scaling=0.3)
         (gradient,) = torch.autograd.grad(found, states, slope.to(found.dtype))
         return found.detach(), gradient
 

@@ -100,7 +100,7 @@ def _losses(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]]) -> Tenso
     """Return the sum of the scores of one training pass, with its graph."""
     _, batches = reranker.batches(pairs, training=True)
     with autocast(reranker.device, reranker.precision), words_in_place(reranker.model):
-        return torch.cat([packing.logits(reranker.model, batch, reranker.packed) for batch in batches]).sum()
+        return packing.training_logits(reranker.model, batches, reranker.packed).sum()
 
 
 def _kept_bytes(reranker: Reranker, pairs: Sequence[tuple[Tokens, Tokens]]) -> int:

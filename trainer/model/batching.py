@@ -20,14 +20,10 @@ T = TypeVar("T")
 Tokens = np.ndarray  # (length,) int32, without special tokens
 Role = Literal["query", "document"]
 
-# Padded tokens in one forward pass: limited by caches on a CPU, by occupancy on a GPU. And the fixed cost of a bucket,
-# in tokens that could be computed in that time: milliseconds of small products on a CPU, kernel launches on a GPU.
+# Padded tokens in one forward pass: limited by caches on a CPU, by occupancy on a GPU.
 TOKENS_PER_BUCKET = {"cpu": 4096, "cuda": 65536}
-TOKENS_OF_A_START = {"cpu": 32, "cuda": 4096}
 NEVER = 1 << 60  # cost of what is not allowed
 MEASURED_PAIRS = 12  # on which precisions are compared
-# In training on a CPU each bucket also computes a gradient of all matrices, 43 MB for MiniLM-L6.
-TOKENS_OF_A_LEARNING_START = {"cpu": 64, "cuda": 4096}
 
 
 class Grid(NamedTuple):
@@ -37,10 +33,23 @@ class Grid(NamedTuple):
     length: int
 
 
+class Shapes(NamedTuple):
+    """How pairs are cut into batches: the grid, and the fixed cost of a batch in tokens computed in that time."""
+
+    grid: Grid
+    start: int
+
+
 ANY_SHAPE = Grid(1, 1)
 # In bf16 on a CPU the products of each new shape are compiled, for 3.6 ms each, about twenty for a batch in training.
 # On lists of CoSQA rounding adds 2 % of padding, and instead of 3.4 new shapes a step there is one in twenty steps.
 COMPILED = Grid(4, 16)
+# Joined, only attention has a batch's shape, so that a new shape and another batch cost less.
+JOINED = Shapes(Grid(4, 8), 24)
+# Milliseconds of small products on a CPU, kernel launches on a GPU. In training on a CPU each batch also computes a
+# gradient of all matrices, 43 MB for MiniLM-L6.
+STARTS = {("cpu", False): 32, ("cpu", True): 64}
+START = 4096
 
 
 class Piece(NamedTuple):
@@ -151,9 +160,12 @@ class PairEncoder:
         return min(len(pair[0]) + len(pair[1]) + self.num_special, self.max_length)
 
 
-def grid_for(device: str, precision: str) -> Grid:
-    """Return the multiples to which the shapes of batches are rounded on a kind of device."""
-    return COMPILED if (device, precision) == ("cpu", "bf16") else ANY_SHAPE
+def shapes_for(device: str, precision: str, joins: bool, training: bool) -> Shapes:
+    """Return how pairs are cut on a kind of device; `joins` says whether batches of a training pass are joined."""
+    if joins and training:
+        return JOINED
+    grid = COMPILED if (device, precision) == ("cpu", "bf16") else ANY_SHAPE
+    return Shapes(grid, STARTS.get((device, training), START))
 
 
 def rounded(length: int, multiple: int, longest: int) -> int:

@@ -100,9 +100,11 @@ def speedup_of_bf16(reranker: Any, training: bool) -> float:
 
     def compute() -> None:
         with torch.set_grad_enabled(training), words_in_place(reranker.model):
-            total = torch.cat([packing.logits(reranker.model, batch, packed=False) for batch in batches]).sum()
-        if training:
-            total.backward()
+            if training:
+                packing.training_logits(reranker.model, batches, packed=False).sum().backward()
+            else:
+                for batch in batches:
+                    packing.logits(reranker.model, batch, packed=False)
 
     scoring = partial(scoring_in, reranker.model, reranker.device, texts=MANY)
     speedup = bf16_speedup(compute, partial(autocast, reranker.device) if training else scoring)

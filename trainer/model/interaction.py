@@ -145,7 +145,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         """Return the signals (batch, signals) and first tokens' states (batch, hidden) of ids (batch, length)."""
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         query, document, second_segment = self.texts(input_ids, real.bool())
-        bias = self._attention_bias(second_segment, real.bool())
+        bias = self.attention_bias(second_segment, real.bool())
         outputs = self.encoder(input_ids=input_ids, attention_mask=bias, output_hidden_states=True)
         # In transformers 4 ModernBERT's last entry of hidden_states lacks the final norm.
         every = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
@@ -216,7 +216,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         logits = self.combine(*self.signals(input_ids, attention_mask))
         return SequenceClassifierOutput(logits=logits) if return_dict is not False else (logits,)
 
-    def _attention_bias(self, second_segment: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
+    def attention_bias(self, second_segment: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the bias (batch, 1, length, length) on attention scores: -damping across segments, masked padding.
 
         For encoders with sliding windows, one bias for each kind of layer.

@@ -21,12 +21,10 @@ from trainer.errors import ModelError
 from trainer.model import engines, packing, windows
 from trainer.model.arguments import as_pairs, as_texts, require_engine, require_options, require_top_k
 from trainer.model.batching import (
-    TOKENS_OF_A_LEARNING_START,
-    TOKENS_OF_A_START,
     TOKENS_PER_BUCKET,
     buckets,
-    grid_for,
     prefetch,
+    shapes_for,
 )
 from trainer.model.calibration import Calibration, require_calibration
 from trainer.model.engines import Engine
@@ -152,7 +150,8 @@ class Reranker:
         """Set the precision of scoring and training; the weights stay float32."""
         self.precision = precision
         self.packed = packing.can_pack(self.model) and has_flash_attention(self.device, precision)
-        self.grid = grid_for(self.device.type, precision)
+        joins = (self.device.type, precision) == ("cpu", "bf16") and packing.can_join(self.model)
+        self.shapes = [shapes_for(self.device.type, precision, joins, training) for training in (False, True)]
 
     def read_at_most(self, max_length: int) -> None:
         """Truncate pairs to this many tokens from now on."""
@@ -182,19 +181,18 @@ class Reranker:
 
     def buckets(self, sizes: Sequence[int], most: int | None = None, training: bool = False) -> list[list[int]]:
         """Return the positions of pairs of these sizes in batches of at most `most` tokens, chosen for the device."""
-        starts = TOKENS_OF_A_LEARNING_START if training else TOKENS_OF_A_START
-        start = ALL_AT_ONCE if self.packed else starts.get(self.model.device.type, 4096)
+        grid, start = self.shapes[training]
         most = min(self.tokens_per_bucket, most or self.tokens_per_bucket)
-        return buckets(sizes, most, start, self.grid, self.max_length)
+        return buckets(sizes, most, ALL_AT_ONCE if self.packed else start, grid, self.max_length)
 
-    def pad(self, pairs: Sequence[Pair]) -> packing.Batch:
+    def pad(self, pairs: Sequence[Pair], training: bool = False) -> packing.Batch:
         """Return a padded batch of tokenised pairs, of a length that suits the device."""
-        return self.pairs.pad(pairs, self.grid.length)
+        return self.pairs.pad(pairs, self.shapes[training].grid.length)
 
     def batches(self, pairs: Sequence[Pair], most: int | None = None, training: bool = False) -> Cut:
         """Return the positions of tokenised pairs in batches, as `buckets` does, and the padded batches."""
         cut = self.buckets([self.pairs.size(pair) for pair in pairs], most, training)
-        return cut, [self.pad([pairs[position] for position in positions]) for positions in cut]
+        return cut, [self.pad([pairs[position] for position in positions], training) for positions in cut]
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
         """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from trainer.model import packing
@@ -31,4 +30,4 @@ class ScoringModel(nn.Module):
     def forward(self, batches: Batches) -> Tensor:
         """Return the logits (pairs of all batches,) float32."""
         with autocast(self.model.device, self.precision):
-            return torch.cat([packing.logits(self.model, batch, self.packed) for batch in batches.parts])
+            return packing.training_logits(self.model, batches.parts, self.packed)
