@@ -265,7 +265,8 @@ def _train_decoder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     losses, seconds = [], []
     for start in range(0, len(groups), task["queries_per_step"]):
         started = time.perf_counter()
-        losses.append(gradient_step.accumulate(range(start, start + task["queries_per_step"]))[0].item())
+        prepared = gradient_step.prepare(range(start, start + task["queries_per_step"]))
+        losses.append(gradient_step.accumulate(prepared)[0].item())
         optimizer.step()
         optimizer.zero_grad()
         synchronize(accelerator.device.type)

@@ -65,7 +65,7 @@ class Gradients:
         tokenized = TokenizedCollection(self.collection, reranker.pairs)
         self.step = GradientStep(section, groups, reranker, tokenized, accelerator, model)
         torch.manual_seed(7)
-        loss, pairs = self.step.accumulate(range(len(groups))).tolist()
+        loss, pairs = self.step.accumulate(self.step.prepare(range(len(groups)))).tolist()
         assert pairs == sum(len(group.documents) for group in groups)
         assert reranker.model.training
         named = {name: weight.grad for name, weight in reranker.model.named_parameters()}
@@ -234,7 +234,7 @@ def test_the_loss_is_the_mean_of_the_model_alone_and_with_the_first_stage(gradie
         step = gradients.step
         step.first_stage_weight = weight
         step.model.zero_grad()
-        value, _ = step.accumulate(range(len(groups))).tolist()
+        value, _ = step.accumulate(step.prepare(range(len(groups)))).tolist()
         pairs = gradients.step.tokenized.pairs([(0, row) for row in asked.documents])
         scores["now"] = step.reranker.score_tokens(pairs)
         return value
@@ -247,6 +247,21 @@ def test_the_loss_is_the_mean_of_the_model_alone_and_with_the_first_stage(gradie
     assert both == pytest.approx((alone + fused) / 2, rel=1e-4)
     assert loss(0.0, asked) == pytest.approx(alone, rel=1e-4)
     assert loss(0.7, group(0, 4)) == pytest.approx(alone, rel=1e-4)  # a group without first-stage scores
+
+
+def test_a_step_prepared_before_memory_ran_out_is_cut_again(gradients, monkeypatch):
+    groups = [group(2, 3), group(0, 40), group(1, 9)]
+    expected = gradients(groups, 512)
+    gradients(groups, 100_000)
+    step = gradients.step
+    prepared = step.prepare(range(len(groups)))
+    step.budget = 512
+    step.model.zero_grad()
+    used, attempt = [], step._attempt
+    monkeypatch.setattr(step, "_attempt", lambda one: used.append(one) or attempt(one))
+    assert step.accumulate(prepared)[0].item() == pytest.approx(expected[0], rel=1e-6)
+    assert [one.budget for one in used] == [512]
+    assert len(used[0].passes) > len(prepared.passes)
 
 
 @pytest.mark.parametrize("budget", [512, 100_000])

@@ -39,6 +39,28 @@ class Targets(NamedTuple):
     first: Tensor | None
 
 
+class Pass(NamedTuple):
+    """Groups whose gradients are computed together: their pairs in padded batches, on the CPU.
+
+    `pair_indices` (pairs,) int64 are the places of the scores, in the order of the batches, among the groups' pairs.
+    """
+
+    groups: list[Group]
+    batches: list[Batch]
+    pair_indices: Tensor
+    fits: bool  # within the token budget
+
+
+class Step(NamedTuple):
+    """This process's passes of a step on the groups at `positions`, cut under a token budget."""
+
+    positions: Sequence[int]
+    passes: list[Pass]
+    pairs: int
+    scale: float  # of the loss of a group
+    budget: int
+
+
 class GradientStep:
     """Accumulates the gradients of a step's groups, and counts the share of padding."""
 
@@ -71,7 +93,16 @@ class GradientStep:
         """The share of padding in the tokens computed so far on this process."""
         return round(1 - self.real_tokens / max(1, self.computed_tokens), 4)
 
-    def accumulate(self, positions: Sequence[int]) -> Tensor:
+    def prepare(self, positions: Sequence[int]) -> Step:
+        """Return the passes of one step; it does not touch the model, so another thread may do it before the step."""
+        share = self._own_groups(positions)
+        # A process without a group computes one with weight 0, because sharded weights are gathered in the first pass.
+        scale = 1 / len(positions) if share else 0.0
+        budget = self.budget
+        passes = [self._pass(taken, budget) for taken in self._taken(share or [0], budget)]
+        return Step(positions, passes, sum(len(self.groups[position].documents) for position in share), scale, budget)
+
+    def accumulate(self, step: Step) -> Tensor:
         """Accumulate the gradients of one step, and return its mean loss over groups and number of pairs (2,) float32.
 
         Both are over all processes, and on the device, so that reading them is left to the caller. Gradients are
@@ -80,32 +111,31 @@ class GradientStep:
         """
         self.model.train()
         start = _random_state(self.device)
-        while (total := self._attempt(positions)) is None:
+        if step.budget != self.budget:  # prepared before memory ran out
+            step = self.prepare(step.positions)
+        while (total := self._attempt(step)) is None:
             self._halve_budget()
             self.model.zero_grad()
             _set_random_state(self.device, start)
+            step = self.prepare(step.positions)
         sync_gradients(self.accelerator, self.model, self.one_pair)
         summed: Any = self.accelerator.reduce(total, "sum")
         return summed
 
-    def _attempt(self, positions: Sequence[int]) -> Tensor | None:
+    def _attempt(self, step: Step) -> Tensor | None:
         """Return the loss and number of pairs (2,) of this process's part of the step, None if memory ran out."""
-        share = self._own_groups(positions)
-        # A process without a group computes one with weight 0, because sharded weights are gathered in the first pass.
-        scale = 1 / len(positions) if share else 0.0
         losses = []
         try:
             with no_gradient_sync(self.accelerator, self.model), words_in_place(self.reranker.model, self.in_place):
-                for taken in self._passes(share or [0]):
-                    fits = sum(self.sizes[position] for position in taken) <= self.budget
-                    backward = self._backward_at_once if fits else self._backward_by_buckets
-                    losses.append(backward([self.groups[position] for position in taken], scale))
+                for one in step.passes:
+                    self._count(one)
+                    backward = self._backward_at_once if one.fits else self._backward_by_buckets
+                    losses.append(backward(one, step.scale))
         except torch.OutOfMemoryError:
             if is_sharded(self.accelerator):
                 raise self._out_of_memory() from None
             return None
-        pairs = sum(len(self.groups[position].documents) for position in share)
-        return torch.stack([torch.stack(losses).sum(), torch.tensor(float(pairs), device=self.device)])
+        return torch.stack([torch.stack(losses).sum(), torch.tensor(float(step.pairs), device=self.device)])
 
     def _halve_budget(self) -> None:
         """Halve the token budget; raises RunError below SMALLEST_BUDGET."""
@@ -126,47 +156,59 @@ class GradientStep:
         by_size = sorted(positions, key=lambda position: self.sizes[position], reverse=True)
         return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def _passes(self, positions: Sequence[int]) -> Iterator[list[int]]:
-        """Yield passes of groups under the token budget; a larger group is a pass of its own."""
+    def _taken(self, positions: Sequence[int], budget: int) -> Iterator[list[int]]:
+        """Yield the groups of each pass under the token budget; a larger group is a pass of its own."""
         taken: list[int] = []
         tokens = 0
         for position in positions:
-            if taken and tokens + self.sizes[position] > self.budget:
+            if taken and tokens + self.sizes[position] > budget:
                 yield taken
                 taken, tokens = [], 0
             taken.append(position)
             tokens += self.sizes[position]
         yield taken
 
+    def _pass(self, positions: Sequence[int], budget: int) -> Pass:
+        """Return the groups at `positions` with all their pairs in padded batches."""
+        groups = [self.groups[position] for position in positions]
+        cut, batches = self.reranker.batches(self._pairs_of(groups), budget, training=True)
+        fits = sum(self.sizes[position] for position in positions) <= budget
+        return Pass(groups, batches, torch.tensor(sum(cut, [])), fits)
+
+    def _count(self, one: Pass) -> None:
+        """Count the tokens of a pass."""
+        real = sum(int(batch["attention_mask"].sum()) for batch in one.batches)
+        self.real_tokens += real
+        self.computed_tokens += (
+            real if self.reranker.packed else sum(batch["input_ids"].numel() for batch in one.batches)
+        )
+
     def _pairs_of(self, groups: Sequence[Group]) -> list[tuple[Tokens, Tokens]]:
         """Return the token pairs of all documents of the groups."""
         return self.tokenized.pairs([(group.query, document) for group in groups for document in group.documents])
 
-    def _backward_at_once(self, groups: Sequence[Group], scale: float) -> Tensor:
+    def _backward_at_once(self, one: Pass, scale: float) -> Tensor:
         """Accumulate the gradients of `scale` times the summed loss of the groups, and return that loss."""
-        batches, pair_indices = self._batches(groups)
-        targets = self._targets(groups)
-        loss = self._losses(targets, self.model(Batches(batches)), pair_indices).sum() * scale
+        loss = self._loss(one, self.model(Batches(one.batches))) * scale
         self._backward(loss)
         return loss.detach()
 
-    def _backward_by_buckets(self, groups: Sequence[Group], scale: float) -> Tensor:
+    def _backward_by_buckets(self, one: Pass, scale: float) -> Tensor:
         """Do the same with the graph of one bucket in memory at a time (GradCache: Gao et al., RepL4NLP 2021).
 
         All scores are computed without a graph, and the loss gives their gradients; then every bucket is computed again
         with the same random numbers, and the score gradients are propagated through it.
         """
-        batches, pair_indices = self._batches(groups)
         states, parts = [], []
-        for batch in batches:
+        for batch in one.batches:
             states.append(_random_state(self.device))
             with torch.no_grad():
                 parts.append(self.model(Batches([batch])))
         scores = torch.cat(parts).requires_grad_()
-        loss = self._losses(self._targets(groups), scores, pair_indices).sum() * scale
+        loss = self._loss(one, scores) * scale
         (gradient,) = torch.autograd.grad(loss, scores)
         score_gradients = gradient.split([len(part) for part in parts])
-        for batch, state, score_gradient in zip(batches, states, score_gradients, strict=True):
+        for batch, state, score_gradient in zip(one.batches, states, score_gradients, strict=True):
             _set_random_state(self.device, state)
             self._backward((self.model(Batches([batch])) * score_gradient).sum())
         return loss.detach()
@@ -185,15 +227,6 @@ class GradientStep:
             f"and a step under FSDP cannot be repeated; {advice}"
         )
 
-    def _batches(self, groups: Sequence[Group]) -> tuple[list[Batch], Tensor]:
-        """Return all pairs of the groups in padded buckets, and the pair index (pairs,) int64 of each score in them."""
-        pairs = self._pairs_of(groups)
-        cut, batches = self.reranker.batches(pairs, self.budget, training=True)
-        real = sum(map(self.reranker.pairs.size, pairs))
-        self.real_tokens += real
-        self.computed_tokens += real if self.reranker.packed else sum(batch["input_ids"].numel() for batch in batches)
-        return batches, torch.tensor(sum(cut, [])).to(self.device, non_blocking=True)
-
     def _targets(self, groups: Sequence[Group]) -> Targets:
         """Return the padded targets of the groups, with grades divided by the largest grade of all groups."""
         mask = pad_sequence([torch.ones(len(group.documents), dtype=torch.bool) for group in groups], batch_first=True)
@@ -209,19 +242,21 @@ class GradientStep:
         optional = (padded_rows(scores) if scores else None for scores in (teacher, first))
         return Targets(labels, mask, *optional)
 
-    def _losses(self, targets: Targets, scores: Tensor, pair_indices: Tensor) -> Tensor:
-        """Return the loss of each group (groups,) from scores (pairs,) in the order of the buckets.
+    def _loss(self, one: Pass, scores: Tensor) -> Tensor:
+        """Return the summed loss () of a pass's groups from scores (pairs,) in the order of the batches.
 
         With a first-stage weight, it is the mean of the loss of the model's scores and of the loss of the fused scores,
         because the model is used in both ways.
         """
-        flat = torch.empty_like(scores).index_copy(0, pair_indices, scores)
+        targets = self._targets(one.groups)
+        indices = one.pair_indices.to(self.device, non_blocking=True)
+        flat = torch.empty_like(scores).index_copy(0, indices, scores)
         matrix = torch.zeros_like(targets.labels).masked_scatter(targets.mask, flat)
-        alone = self.loss(matrix, targets.labels, targets.mask, targets.teacher)
+        alone = self.loss(matrix, targets.labels, targets.mask, targets.teacher).sum()
         if targets.first is None or not self.first_stage_weight:
             return alone
         fused = matrix + self.first_stage_weight * targets.first
-        return (alone + self.loss(fused, targets.labels, targets.mask, targets.teacher)) / 2
+        return (alone + self.loss(fused, targets.labels, targets.mask, targets.teacher).sum()) / 2
 
 
 def _generators(device: torch.device) -> list[Any]:

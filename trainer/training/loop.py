@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trainer.data.groups import Group
 from trainer.errors import RunError
 from trainer.model import ChosenWindows, Reranker, TokenizedCollection
+from trainer.model.batching import prefetch
 from trainer.model.scoring import Row
 from trainer.model_files.references import is_local
 from trainer.recipe import Recipe
@@ -38,7 +39,7 @@ from trainer.training.checkpoints import (
     resume,
     save_checkpoint,
 )
-from trainer.training.gradients import GradientStep
+from trainer.training.gradients import GradientStep, Step
 from trainer.training.head_init import fit_head
 from trainer.training.optimizer import configure_model, make_optimizer
 from trainer.training.parallel import as_plain, full_weights, is_sharded, prepare_model, unsharded
@@ -124,10 +125,10 @@ def _run_steps(
     section = job.recipe.train
     evaluate_at = evaluation_steps(len(plan), section)
     with console.progress(job.folder.name, total=len(plan), completed=progress.step) as advance:
-        for positions in plan[progress.step :]:
+        for prepared in prefetch(map(stepper.gradient_step.prepare, plan[progress.step :])):
             if progress.stalled(section.patience):
                 break
-            numbers = stepper.step(progress.step, positions)
+            numbers = stepper.step(progress.step, prepared)
             progress.step += 1
             if log:
                 log.write(progress.step, **numbers, epoch=progress.step * section.epochs / len(plan))
@@ -163,8 +164,8 @@ class _Stepper:
         self.collection = job.tokenized.collection
         self.folder = job.folder
 
-    def step(self, number: int, positions: Sequence[int]) -> dict[str, float]:
-        """Perform step `number` (from 0) on the groups at `positions`, and return the values to log.
+    def step(self, number: int, prepared: Step) -> dict[str, float]:
+        """Perform step `number` (from 0), and return the values to log.
 
         Raises RunError, with unchanged weights, if the loss or a gradient is not finite.
         """
@@ -172,13 +173,13 @@ class _Stepper:
         factor = rate_factor(number, self.planned, self.section.warmup_share)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        sums = self.gradient_step.accumulate(positions)
+        sums = self.gradient_step.accumulate(prepared)
         clipped: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.section.max_gradient_norm)
         # The only point of a step at which the program waits for a GPU.
         loss, pairs, norm = torch.stack([*sums, as_plain(clipped)]).tolist()
         # In fp16 gradients overflow now and then; the scaler skips such a step and lowers its scale.
         if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
-            self._stop_not_finite(number, positions, f"the loss is {loss} and the gradients' norm {norm}")
+            self._stop_not_finite(number, prepared.positions, f"the loss is {loss} and the gradients' norm {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
