@@ -445,6 +445,15 @@ def test_every_family_loads_where_the_table_says(bases, name, tmp_path):
     assert found.keys() == NOT_THERE[name], found
 
 
+@pytest.mark.parametrize("head", ["classifier", "encoder"])
+@pytest.mark.parametrize("name", ["gte", "jina_embeddings_v3", "nomic_bert"])
+def test_what_needs_transformers_4_does_not_load_a_family_that_version_5_brought(bases, name, head, tmp_path):
+    found = reasons(written(bases(name, head), tmp_path))
+    for target in ("Infinity", ELASTIC):
+        assert f"it needs transformers 4, which has no {name}" in found[target]
+    assert found.keys().isdisjoint({"transformers", "sentence-transformers", "fastembed"})
+
+
 def test_a_decoder_loads_where_a_chat_template_is_applied(tmp_path):
     base = build_decoder("qwen3", tmp_path / "base", TEXT, template=PLAIN)
     found = reasons(written(base, tmp_path, max_length=256))

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from trainer.export.readers import GRAPH
+from trainer.model_files.architectures import NOT_IN_TRANSFORMERS_4
 from trainer.model_files.references import architecture_of, label_names, read_config
 
 IDENTITY = "torch.nn.modules.linear.Identity"  # the activation of a model whose logits are its scores
@@ -40,6 +41,13 @@ class Contents:
     def family(self) -> str:
         """The `model_type` of config.json."""
         return str(self.config.get("model_type", ""))
+
+    @property
+    def faults_in_transformers_4(self) -> list[str]:
+        """The reason for which a program that needs a transformers below 5 does not know the model; [] if it does."""
+        encoder = self.config.get("encoder") or self.config  # of the interaction head, whose own code is in the folder
+        name = encoder.get("model_type")
+        return [f"it needs transformers 4, which has no {name}"] if name in NOT_IN_TRANSFORMERS_4 else []
 
     @property
     def labels(self) -> int:

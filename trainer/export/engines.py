@@ -18,7 +18,7 @@ TOKENIZERS = {
 
 def elasticsearch_faults(contents: Contents) -> list[str]:
     """Return the reasons for which eland would not import a folder as a model of the task `text_similarity`."""
-    faults = [PROMPT] * contents.is_prompt
+    faults = contents.faults_in_transformers_4 + [PROMPT] * contents.is_prompt
     if contents.brings_code:
         faults.append("it does not run the code in the folder")
     if "SequenceClassification" not in contents.architecture or contents.labels != 1:

@@ -38,7 +38,7 @@ def sentence_transformers_faults(contents: Contents) -> list[str]:
 
 def infinity_faults(contents: Contents) -> list[str]:
     """Return the reasons for which Infinity 0.0.78 would not serve a folder as a reranker with its torch engine."""
-    faults = transformers_faults(contents) + [PROMPT] * contents.is_prompt
+    faults = transformers_faults(contents) + contents.faults_in_transformers_4 + [PROMPT] * contents.is_prompt
     if contents.labels > 1:
         faults.append(f"a reranker has one label, not {contents.labels}")
     if not contents.tokenizer_config.get("model_max_length"):

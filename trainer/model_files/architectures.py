@@ -53,6 +53,14 @@ POSITIONS_AFTER_PADDING = frozenset(
 )
 
 
+# Compared with transformers 4.57.1, the last version before 5; what this package supports of the difference.
+NOT_IN_TRANSFORMERS_4 = frozenset(
+    """
+    eurobert gte jina_embeddings_v3 ministral3 mistral4 nomic_bert olmo olmo2 olmo3 qwen3_5 qwen3_5_text
+    """.split()
+)
+
+
 def brings_code(config: dict[str, Any]) -> bool:
     """Return True if the model needs Python code from its own folder, since transformers has no class for it."""
     known = CLASSIFIER | DECODERS | set(UNSUPPORTED) | {"interaction"}
