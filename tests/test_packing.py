@@ -159,6 +159,7 @@ def test_joined_batches_have_the_scores_and_gradients_of_separate_ones(kind, hea
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own, on import
 def test_batches_are_joined_only_in_bf16_on_a_cpu_and_where_every_token_of_a_pair_is_attended(tiny, monkeypatch):
     joined = []
     original = packing._joined_logits
@@ -169,6 +170,9 @@ def test_batches_are_joined_only_in_bf16_on_a_cpu_and_where_every_token_of_a_pai
         pairs = reranker.pairs.tokenize_pairs([("word", "another word"), ("word", "third")])
         ScoringModel(reranker)(Batches(reranker.batches(pairs, training=True)[1]))
         assert len(joined) == expected, (kind, precision)
+    reranker = Reranker.load(tiny["bert"], max_length=48, precision="bf16")
+    reranker.model.compile()  # does nothing before the first call
+    assert not packing.can_join(reranker.model)
 
 
 def test_scoring_and_training_use_the_rerankers_layout(tiny, monkeypatch):

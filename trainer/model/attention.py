@@ -242,9 +242,8 @@ def attend_first_tokens(
     heads = (attention.num_attention_heads, -1)
     keys, values = (project.weight.unflatten(0, heads) for project in (attention.key, attention.value))
     key_bias, value_bias = (project.bias.unflatten(0, heads) for project in (attention.key, attention.value))
-    pairs = [len(states) for states in batches]
-    projected = torch.einsum("phw,hwc->phc", query, keys).split(pairs)
-    offsets = (query * key_bias).sum(dim=-1, keepdim=True).split(pairs)
+    projected = _by_batch(torch.einsum("phw,hwc->phc", query, keys), batches)
+    offsets = _by_batch((query * key_bias).sum(dim=-1, keepdim=True), batches)
     means, totals = [], []
     for states, bias, one, offset in zip(batches, biases, projected, offsets, strict=True):
         scores = (one @ states.transpose(1, 2) + offset) * attention.scaling
@@ -255,6 +254,11 @@ def attend_first_tokens(
         means.append(weights @ states)
         totals.append(weights.sum(dim=-1, keepdim=True))
     return torch.einsum("phc,hwc->phw", torch.cat(means), values) + torch.cat(totals) * value_bias
+
+
+def _by_batch(values: Tensor, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the values (pairs, ...) of each batch; those of a single one as they are, for ONNX graphs of any size."""
+    return [values] if len(batches) == 1 else values.split([len(states) for states in batches])
 
 
 AttentionInterface.register(NAME, _attention)

@@ -42,8 +42,11 @@ def can_pack(model: PreTrainedModel) -> bool:
 
 
 def can_join(model: PreTrainedModel) -> bool:
-    """Return whether several batches can be joined: where the model can pack, and attends to all tokens of a pair."""
-    return can_pack(model) and encoder_of(model).config.model_type in JOINED
+    """Return whether several batches can be joined: where the model can pack, and attends to all tokens of a pair.
+
+    A compiled model would be compiled again for each combination of batches.
+    """
+    return can_pack(model) and encoder_of(model).config.model_type in JOINED and model._compiled_call_impl is None
 
 
 def _reads_last(model: PreTrainedModel) -> bool:

@@ -138,5 +138,6 @@ def _compile(reranker: Reranker) -> None:
             f"train.compile: torch.compile does not work here ({one_line(error)[:200]}); "
             "install a C++ compiler (and triton for a GPU), or set it to false"
         ) from None
-    reranker.packed = False  # the graph would be specialised to the bounds of each packed batch
     reranker.model.compile(dynamic=True)
+    reranker.compute_in(reranker.precision)  # compiled models are not joined
+    reranker.packed = False  # the graph would be specialised to the bounds of each packed batch
