@@ -73,7 +73,7 @@ def _mark_labelled(collection: Collection, candidates: Candidates, reasons: np.n
 
 
 def _among(some: Sequence[int], rows: np.ndarray) -> np.ndarray:
-    """Return which rows (n,) are among some; for a few, `np.isin` takes twenty times as long as comparing them."""
+    """Return which rows (n,) are among some; comparing up to 8 takes 1/9 to 1/2 of the time of `np.isin`."""
     if len(some) > FEW:
         return np.isin(rows, some)
     found = np.zeros(len(rows), dtype=bool)

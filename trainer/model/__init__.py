@@ -12,8 +12,8 @@ Imports inside run down, like the package's own:
     decoder  modular                    the one-row head of a causal language model; a head saved as modules
     heads  scores  calibration  prompt  fresh heads; standardised scores; scores as probabilities; pairs in a prompt
     word_gradients                      gradients of the word embeddings, added in place
-    tokenizer  batching  packing        special tokens; batches of similar length; padded, packed and joined layouts
-    attention                           within pairs, in each layout
+    tokenizer  packing                  special tokens; padded, packed and joined layouts
+    batching  attention                 batches of similar length; attention within pairs, in each layout
     interaction                         the interaction head; it imports nothing of ours, because exports contain it
 """
 

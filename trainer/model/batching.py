@@ -203,6 +203,19 @@ def buckets(sizes: Sequence[int], tokens: int, start: int, grid: Grid = ANY_SHAP
     return cut[::-1]
 
 
+def within(most: int, items: Sequence[T], sizes: Sequence[int]) -> Iterator[list[T]]:
+    """Yield successive items whose sizes add up to `most` at most; a larger item is yielded alone."""
+    taken: list[T] = []
+    total = 0
+    for item, size in zip(items, sizes, strict=True):
+        if taken and total + size > most:
+            yield taken
+            taken, total = [], 0
+        taken.append(item)
+        total += size
+    yield taken
+
+
 def random_pairs(vocabulary: int, max_length: int) -> list[tuple[Tokens, Tokens]]:
     """Return pairs of random tokens, the longest of `max_length`, on which precisions are compared."""
     ids = np.random.default_rng(0).integers(vocabulary, size=max_length, dtype=np.int32)

@@ -10,7 +10,7 @@ the work of six layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from trainer.model.attention import NAME, Joined, Packing, attend_first_tokens, attend_packed
+from trainer.model.batching import within
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.runtime.linear import share_casts
 
@@ -84,24 +85,14 @@ def training_logits(model: PreTrainedModel, batches: Sequence[Batch], packed: bo
     """Return the logits (pairs of all batches,) float32 of padded batches on the CPU, in the layout for training."""
     if not (can_join(model) and _in_bf16_on_cpu(model)):
         return torch.cat([logits(model, batch, packed) for batch in batches])
-    return torch.cat([_joined_logits(model, some) for some in _up_to(JOINED_TOKENS, batches)])
+    sizes = [batch["input_ids"].numel() for batch in batches]
+    return torch.cat([_joined_logits(model, some) for some in within(JOINED_TOKENS, batches, sizes)])
 
 
 def _in_bf16_on_cpu(model: PreTrainedModel) -> bool:
     """Return whether the model computes in bf16 on a CPU."""
     is_half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return is_half and model.device.type == "cpu"
-
-
-def _up_to(tokens: int, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
-    """Yield successive batches of at most so many tokens together; a larger one is yielded alone."""
-    taken: list[Batch] = []
-    for batch in batches:
-        if taken and sum(one["input_ids"].numel() for one in (*taken, batch)) > tokens:
-            yield taken
-            taken = []
-        taken.append(batch)
-    yield taken
 
 
 def _joined_logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:

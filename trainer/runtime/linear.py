@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from trainer.runtime.precision import Precision, autocast, without_cudnn_attention
 
-MANY = (
-    64  # texts for which weights are prepared: it takes 18 ms for MiniLM-L6, and gains them in 12 pairs of 100 tokens
-)
+# Texts for which weights are prepared. It takes 18 ms for MiniLM-L6, which about 12 pairs of 100 tokens gain.
+MANY = 64
 SHARED = ("query", "key", "value")  # layers of an attention module that have the same input
 UNITS = ("amx_bf16", "avx512_bf16")  # of CPUs on which it was measured
 

@@ -7,7 +7,7 @@ size costs time but no memory. If memory still runs out, the budget is halved an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.data.groups import Group
 from trainer.errors import RunError
 from trainer.model import Batches, ChosenWindows, Reranker, TokenizedCollection
-from trainer.model.batching import Tokens
+from trainer.model.batching import Tokens, within
 from trainer.model.packing import Batch
 from trainer.model.word_gradients import words_in_place
 from trainer.recipe import Train
@@ -95,11 +95,11 @@ class GradientStep:
 
     def prepare(self, positions: Sequence[int]) -> Step:
         """Return the passes of one step; it does not touch the model, so another thread may do it before the step."""
-        share = self._own_groups(positions)
+        share, budget = self._own_groups(positions), self.budget
         # A process without a group computes one with weight 0, because sharded weights are gathered in the first pass.
-        scale = 1 / len(positions) if share else 0.0
-        budget = self.budget
-        passes = [self._pass(taken, budget) for taken in self._taken(share or [0], budget)]
+        computed, scale = (share, 1 / len(positions)) if share else ([0], 0.0)
+        sizes = [self.sizes[position] for position in computed]
+        passes = [self._pass(taken, budget) for taken in within(budget, computed, sizes)]
         return Step(positions, passes, sum(len(self.groups[position].documents) for position in share), scale, budget)
 
     def accumulate(self, step: Step) -> Tensor:
@@ -155,18 +155,6 @@ class GradientStep:
         """Return this process's groups of the step, distributed by size so that processes have similar work."""
         by_size = sorted(positions, key=lambda position: self.sizes[position], reverse=True)
         return by_size[self.accelerator.process_index :: self.accelerator.num_processes]
-
-    def _taken(self, positions: Sequence[int], budget: int) -> Iterator[list[int]]:
-        """Yield the groups of each pass under the token budget; a larger group is a pass of its own."""
-        taken: list[int] = []
-        tokens = 0
-        for position in positions:
-            if taken and tokens + self.sizes[position] > budget:
-                yield taken
-                taken, tokens = [], 0
-            taken.append(position)
-            tokens += self.sizes[position]
-        yield taken
 
     def _pass(self, positions: Sequence[int], budget: int) -> Pass:
         """Return the groups at `positions` with all their pairs in padded batches."""
