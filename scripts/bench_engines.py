@@ -3,38 +3,95 @@
     python scripts/bench_engines.py data/runbooks
     python scripts/bench_engines.py PATH/TO/beir [PATH ...] --pairs 320 --max-length 256 --rounds 5
     python scripts/bench_engines.py PATH/TO/beir --model runs/NAME
+    python scripts/bench_engines.py PATH/TO/beir --peers PYTHON onnx onnx-O3 onnx-O3-int8 --peers PYTHON openvino-fp32
 
 Without --model there are two of MiniLM-L6's shape: a plain classifier whose head is random, and the interaction head.
-All engines compute the same batches of nearly equal lengths from test queries and documents; tokenising does not count.
-They take turns, and each figure is the median over the rounds. CPU seconds count more than seconds on a machine that is
-busy. Kendall's tau and the largest difference are to torch's float32 scores; the random head's are so close to each
-other that its tau is a lower bound.
+All engines score the same test queries and documents, from texts to logits. They take turns, and each figure is the
+median over the rounds. CPU seconds count more than seconds on a machine that is busy. Kendall's tau and the largest
+difference are to torch's float32 scores; the random head's are so close to each other that its tau is a lower bound.
+
+--peers adds backends of sentence-transformers (the engines of peer_engines.py), each in a process of the environment
+that PYTHON belongs to, with the batch size that is fastest there. They read the classifier only.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from bench_score import draw_pairs
-from bench_sides import LONGEST, MINILM, parse, save_base
+from bench_score import Pairs, draw_pairs
+from bench_sides import LONGEST, MINILM, parse, save_base, texts
 
 from trainer import inference
 from trainer.data import Collection, build_collection
 from trainer.errors import TrainerError
 from trainer.inference import Quality, Session
-from trainer.model import Reranker, TokenizedCollection
-from trainer.model.packing import Batch, logits
+from trainer.model import Reranker, TokenizedCollection, engines, packing
 from trainer.recipe import Data
-from trainer.runtime.linear import scoring_in
 from trainer.runtime.precision import machine
+from trainer.runtime.run_folder import write_json
 
 FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm")
-Scores = Callable[[], np.ndarray]  # of all pairs, in their order
+PEERS = Path(__file__).with_name("peer_engines.py")
+
+
+class Ours:
+    """One engine of this project's reranker."""
+
+    def __init__(self, reranker: Reranker, collection: Collection, rows: Pairs, precision: Any, logits: Any) -> None:
+        self.reranker, self.collection, self.rows = reranker, collection, rows
+        self.precision, self.logits = precision, logits
+
+    def score(self) -> np.ndarray:
+        """Return logits computed from texts."""
+        self.reranker.compute_in(self.precision)
+        self.reranker.compute_with("torch", self.logits)
+        return self.reranker.score_tokens(TokenizedCollection(self.collection, self.reranker.pairs).pairs(self.rows))
+
+    def round(self) -> tuple[float, float]:
+        """Return the seconds of one scoring, and the CPU seconds."""
+        started, used = time.perf_counter(), time.process_time()
+        self.score()
+        return time.perf_counter() - started, time.process_time() - used
+
+
+class Theirs:
+    """One backend of sentence-transformers, in a process of another environment."""
+
+    def __init__(self, python: str, engine: str, folder: Path) -> None:
+        self.scores = folder / f"scores-{engine}.npy"
+        command = [python, str(PEERS), str(folder), engine]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.batch_size = self._answer()["batch_size"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print, too
+                return json.loads(line)
+        raise EOFError
+
+    def round(self) -> tuple[float, float]:
+        """Return the seconds of one scoring, and the CPU seconds."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        return answer["seconds"], answer["cpu"]
+
+    def score(self) -> np.ndarray:
+        """End the process, and return its logits."""
+        self.process.communicate()
+        return np.load(self.scores)
+
+
+Sides = dict[str, Ours | Theirs]
 
 
 def describe_cpu() -> str:
@@ -49,49 +106,51 @@ def describe_cpu() -> str:
     return f"{names[0] if names else 'CPU'}; {flags}; {machine()}; onnxruntime {onnxruntime.__version__}"
 
 
-def engines(reranker: Reranker, batches: list[Batch], order: np.ndarray, folder: Path) -> dict[str, Scores]:
-    """Return the function of each engine that scores all pairs."""
-    import torch
-
+def ours(reranker: Reranker, collection: Collection, rows: Pairs, folder: Path) -> dict[str, Ours]:
+    """Return our engines, warmed up."""
+    batch = reranker.batches(TokenizedCollection(collection, reranker.pairs).pairs(rows))[1][0]
     for name in inference.FORMATS:
-        inference.write(name, reranker.model, batches[0], folder)
-
-    def on_torch(precision: str) -> Scores:
-        def score() -> np.ndarray:
-            within = scoring_in(reranker.model, reranker.device, precision, len(order))  # pyright: ignore[reportArgumentType]
-            with torch.no_grad(), within:
-                parts = [logits(reranker.model, batch, packed=False) for batch in batches]
-            return torch.cat(parts).numpy()[order]
-
-        return score
-
-    def on_onnx(path: Path) -> Scores:
-        session = Session(path)
-        return lambda: torch.cat([session.logits(batch) for batch in batches]).numpy()[order]
-
-    return {f"torch {precision}": on_torch(precision) for precision in ("fp32", "bf16")} | {
-        name: on_onnx(folder / file) for name, file in inference.FILES.items()
-    }
+        inference.write(name, reranker.model, batch, folder)
+    graphs = {name: engines.computed_by(Session(folder / file)) for name, file in inference.FILES.items()}
+    computed = {"torch fp32": ("fp32", packing.logits), "torch bf16": ("bf16", packing.logits)}
+    computed |= {name: ("fp32", logits) for name, logits in graphs.items()}
+    sides = {name: Ours(reranker, collection, rows, *how) for name, how in computed.items()}
+    for side in sides.values():
+        side.score()
+    return sides
 
 
-def compare(title: str, reranker: Reranker, collection: Collection, arguments: argparse.Namespace) -> None:
+def theirs(reranker: Reranker, collection: Collection, rows: Pairs, peers: list[list[str]], folder: Path) -> Sides:
+    """Return the backends of sentence-transformers that were asked for and start; each has chosen its batch size."""
+    queries, documents = map(set, zip(*rows, strict=True))
+    text = texts(collection.queries, "text", queries), texts(collection.documents, "passage", documents)
+    pairs = [(text[0][query], text[1][document]) for query, document in rows]
+    write_json(folder / "pairs.json", {"pairs": pairs, "max_length": reranker.max_length})
+    reranker.save(folder / "base")
+    sides: Sides = {}
+    for python, engine in ((python, engine) for python, *names in peers for engine in names):
+        try:
+            sides[f"sentence-transformers {engine}"] = Theirs(python, engine, folder)
+        except EOFError:
+            print(f"sentence-transformers {engine}: not available; its own message is above", flush=True)
+    return sides
+
+
+def compare(title: str, reranker: Reranker, collection: Collection, peers: list[list[str]], arguments: Any) -> None:
     """Print a row for each engine."""
     rows = draw_pairs(collection, arguments.pairs)
-    pairs = TokenizedCollection(collection, reranker.pairs).pairs(rows)
-    cut, batches = reranker.batches(pairs)
     with tempfile.TemporaryDirectory() as name:
-        sides = engines(reranker, batches, np.concatenate(cut).argsort(), Path(name))
-        scores = {side: score() for side, score in sides.items()}  # warm-up
-        seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+        sides: Sides = {**ours(reranker, collection, rows, Path(name))}
+        sides |= theirs(reranker, collection, rows, peers, Path(name)) if peers else {}
+        taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
         for number in range(arguments.rounds):
             for side in sorted(sides, reverse=number % 2 == 1):
-                started, used = time.perf_counter(), time.process_time()
-                sides[side]()
-                seconds[side].append((time.perf_counter() - started, time.process_time() - used))
-    medians = {side: np.median(taken, axis=0) for side, taken in seconds.items()}
+                taken[side].append(sides[side].round())
+        scores = {side: one.score() for side, one in sides.items()}
+    medians = {side: np.median(own, axis=0) for side, own in taken.items()}
     expected = scores["torch fp32"]
-    tokens = np.mean([reranker.pairs.size(pair) for pair in pairs])
-    size = f"{len(rows)} pairs of {tokens:.0f} tokens, scores spread over {np.ptp(expected):.2g}"
+    sizes = [reranker.pairs.size(pair) for pair in TokenizedCollection(collection, reranker.pairs).pairs(rows)]
+    size = f"{len(rows)} pairs of {np.mean(sizes):.0f} tokens, scores spread over {np.ptp(expected):.2g}"
     print(f"\n{title}: {size}, median of {arguments.rounds} rounds\n")
     names = ["engine", "pairs/s", "times torch fp32", "pairs per CPU second", "times torch fp32", "tau", "difference"]
     print(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
@@ -122,6 +181,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=320)
     parser.add_argument("--max-length", type=int, default=256, help=f"tokens of a pair, {LONGEST} at most")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--peers", nargs="+", action="append", default=[], metavar=("PYTHON", "ENGINE"), help="backends of theirs"
+    )
     arguments = parse(parser, ())
     print(describe_cpu())
     try:
@@ -129,7 +191,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 collection = build_collection(Data(path=path), Path(name) / "data")
                 for title, reranker in models(arguments, Path(name)).items():
-                    compare(f"{path.name}, {title}", reranker, collection, arguments)
+                    peers = arguments.peers if title.startswith("classifier") else []
+                    compare(f"{path.name}, {title}", reranker, collection, peers, arguments)
     except TrainerError as error:
         parser.error(str(error))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bench_score
@@ -43,7 +43,9 @@ def scoring(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[str
     return sides
 
 
-def training(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Side]:
+def training(
+    path: Path, folder: Path, arguments: argparse.Namespace, precisions: Sequence[str] = PRECISIONS
+) -> dict[str, Side]:
     """Return the sides that train, each in its own process."""
     names = ("steps", "queries_per_step", "max_length")
     task = {"path": str(path.resolve()), "negatives": 7, "loss": "listwise"}
@@ -51,7 +53,7 @@ def training(path: Path, folder: Path, arguments: argparse.Namespace) -> dict[st
     bench_train.prepare(task, folder)
     in_step = task["queries_per_step"] * (1 + task["negatives"])
     sides: dict[str, Side] = {}
-    for precision in PRECISIONS:
+    for precision in precisions:
         write_json(folder / "task.json", task | {"precision": precision})
         fastest = run_side(bench_train.__file__, "probe", folder)["pass"]
         for who in ("ours", "sentence-transformers"):

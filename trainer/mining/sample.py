@@ -160,6 +160,8 @@ def _from_corpus(
     collection: Collection, query: int, retrieved: Sequence[int], count: int, rng: np.random.Generator
 ) -> list[int]:
     """Return random documents: not retrieved, not judged, and no near-duplicates of a positive or of the query."""
+    if not count:
+        return []
     alike = collection.first_alike
     positives = {int(alike[row]) for row in relevant_or_self(collection, query)}
     taken, drawn = {*retrieved, *collection.qrels["train"][query]}, []
