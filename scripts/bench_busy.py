@@ -3,9 +3,10 @@
     python scripts/bench_busy.py PATH/TO/beir
     python scripts/bench_busy.py PATH/TO/beir --precision fp32 --steps 10 --rounds 3
 
-The busy program computes without end on one core. Threads that wait for each other spin, which is OpenMP's default, or
-sleep, which our commands set (`OMP_WAIT_POLICY=PASSIVE`). The sides are those of bench_train.py. All combinations take
-turns; each figure is the median over the rounds, the last column the share of the idle speed that is lost.
+The busy program computes without end on one core. Threads that wait for each other spin, which is OpenMP's default,
+sleep at once (`OMP_WAIT_POLICY=PASSIVE`), or sleep soon, which our commands set. The sides are those of bench_train.py.
+All combinations take turns; each figure is the median over the rounds, the last column the share of the idle speed that
+is lost.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ import bench_train
 from bench_precision import PRECISIONS, Side, interleaved, training
 from bench_sides import LONGEST, parse, save_base
 
+from trainer.__main__ import WAITING
 from trainer.errors import TrainerError
 from trainer.runtime.precision import machine
 
-WAITING = {"spinning": None, "sleeping": "PASSIVE"}  # values of OMP_WAIT_POLICY
+WAYS: dict[str, dict[str, str]] = {
+    "spinning": {},
+    "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "sleeping soon": WAITING,
+}
 LOADS = ("idle", "busy")
 
 
@@ -41,13 +47,13 @@ def busy() -> Iterator[None]:
         process.wait()
 
 
-def under(side: Side, policy: str | None, load: str) -> Side:
+def under(side: Side, waiting: dict[str, str], load: str) -> Side:
     """Return the side with a way of waiting and a load of the machine."""
 
     def run() -> float:
-        os.environ.pop("OMP_WAIT_POLICY", None)
-        if policy:
-            os.environ["OMP_WAIT_POLICY"] = policy
+        for name in WAITING:
+            os.environ.pop(name, None)
+        os.environ.update(waiting)
         with busy() if load == "busy" else nullcontext():
             return side()
 
@@ -71,9 +77,9 @@ def main() -> None:
             sides = training(arguments.path, Path(name), arguments, [arguments.precision])
         except TrainerError as error:
             parser.error(str(error))
-        rows = [(side, wait) for side in sides for wait in WAITING]
+        rows = [(side, wait) for side in sides for wait in WAYS]
         runs = {
-            f"{side}, {wait}, {load}": under(sides[side], WAITING[wait], load) for side, wait in rows for load in LOADS
+            f"{side}, {wait}, {load}": under(sides[side], WAYS[wait], load) for side, wait in rows for load in LOADS
         }
         speeds = interleaved(runs, arguments.rounds)
     print("| | threads that wait are | idle, pairs/s | busy, pairs/s | lost |\n| --- | --- | ---: | ---: | ---: |")

@@ -11,8 +11,8 @@ time, with its fastest batch size. `--ours` lists what our server computes with:
 `--model` with the exported folder that has its files. Theirs computes in float32 unless `--their-precision` is bf16.
 `--infinity` adds Infinity's server, from the environment of that interpreter, with its engine torch in float32.
 
-Start it with OMP_WAIT_POLICY=PASSIVE, which `reranker serve` sets, so that the threads of all sides wait in the same
-way.
+Start it with OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=2000, which `reranker serve` sets, so that the threads of all sides
+wait in the same way.
 
 The exit code is 1 if float32 scores differ by more than 1e-5 or a request is not answered.
 """

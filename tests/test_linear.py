@@ -17,7 +17,9 @@ from trainer.runtime.precision import Float32Linear, autocast
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.skipif(not linear.can_prepare(), reason="this CPU has no bf16 units, or torch no operators")
+pytestmark = pytest.mark.skipif(
+    not linear.can_prepare("bf16"), reason="this CPU has no bf16 units, or torch no operators"
+)
 
 
 def products(model: nn.Module, texts: int, *inputs: torch.Tensor) -> torch.Tensor:
@@ -49,6 +51,31 @@ def test_products_are_those_of_autocast(shape, bias):
     torch.testing.assert_close(found, expected, rtol=2**-8, atol=1e-3)  # one unit in the last place of bf16
 
 
+@pytest.mark.parametrize("shape", [(7, 48), (3, 5, 48), (1, 48), (2, 129, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_in_float32_are_those_of_torch(shape, bias, monkeypatch):
+    monkeypatch.setattr(linear, "can_prepare", lambda _: True)
+    torch.manual_seed(0)
+    layer, hidden = Intermediate(), torch.randn(shape)
+    layer.dense = nn.Linear(48, 33, bias=bias)
+    with torch.no_grad(), scoring_in(layer, CPU, "fp32", 1):
+        assert "forward" in vars(layer)
+        found = layer(hidden)
+        with autocast(CPU, "bf16"):
+            half = layer(hidden)
+    torch.testing.assert_close(found, layer(hidden).detach(), rtol=1e-5, atol=1e-6)
+    assert half.dtype == torch.bfloat16
+
+
+def test_float32_products_are_onednns_on_amd_with_avx512_only(monkeypatch):
+    for name, avx512, expected in (("AMD EPYC", True, True), ("AMD EPYC", False, False), ("Intel Xeon", True, False)):
+        found = {"cpu_name": name, "avx512_f": avx512, "avx512_bf16": avx512}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert linear.can_prepare("fp32") is expected
+        assert linear.can_prepare("bf16") is avx512
+        assert not linear.can_prepare("fp16")
+
+
 def test_a_gelu_is_applied_once_and_before_rounding():
     torch.manual_seed(0)
     layer, hidden = Intermediate(), torch.randn(64, 48)
@@ -75,7 +102,8 @@ def test_layers_are_restored_also_after_an_error():
 
 
 @pytest.mark.parametrize(("precision", "texts"), [("fp32", MANY), ("bf16", MANY - 1)])
-def test_nothing_is_prepared_where_it_does_not_pay(precision, texts):
+def test_nothing_is_prepared_where_it_does_not_pay(precision, texts, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "Intel", "avx512_f": True})
     model = nn.Sequential(nn.Linear(8, 8))
     with scoring_in(model, CPU, precision, texts):
         assert "forward" not in vars(model[0])
@@ -162,7 +190,7 @@ def test_scores_of_models_stay_within_rounding(tiny: dict[str, Any], base, monke
     reranker = Reranker.load(tiny[base], precision="bf16", head="auto")
     pairs = [(f"query {number}", f"document {number} " * (1 + number % 7)) for number in range(MANY)]
     found = reranker.score(pairs)
-    monkeypatch.setattr(linear, "can_prepare", lambda: False)
+    monkeypatch.setattr(linear, "can_prepare", lambda _: False)
     expected = reranker.score(pairs)
     reranker.compute_in("fp32")
     exact = reranker.score(pairs)

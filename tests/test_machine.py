@@ -298,7 +298,10 @@ def test_an_output_on_a_full_disk_is_reported():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch waits with another OpenMP library")
-@pytest.mark.parametrize(("environment", "turns"), [({}, "0"), ({"GOMP_SPINCOUNT": "5000"}, "5000")])
+@pytest.mark.parametrize(
+    ("environment", "turns"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "5000"}, "5000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
 def test_waiting_threads_sleep_unless_the_environment_says_otherwise(environment, turns):
     program = "from trainer.__main__ import _before_importing\n_before_importing()\nimport torch"
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}

@@ -74,8 +74,8 @@ def test_a_speedup_is_the_ratio_of_medians_and_decides(monkeypatch):
 
     monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
     assert bf16_speedup(compute, partial(autocast, CPU)) == pytest.approx(3.0, abs=1e-6)
-    assert faster(1.6) == "bf16"
-    assert faster(1.4) == "fp32"
+    assert faster(1.3) == "bf16"
+    assert faster(1.2) == "fp32"
 
 
 def test_a_model_is_measured_once_on_a_machine(tmp_path, monkeypatch, capsys):

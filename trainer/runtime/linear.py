@@ -1,7 +1,8 @@
-"""Linear layers in half precision: one cast of a shared input, and on a CPU weights in oneDNN's memory layout.
+"""Linear layers as oneDNN computes them fastest on a CPU, and one cast of a shared input in half precision.
 
-torch gives oneDNN the weights as they are, so each product first brings them into the layout of the CPU's units.
-Scoring many pairs does this once for all batches. Products, and so scores, are the same.
+In bf16, torch gives oneDNN the weights as they are, so each product first brings them into the layout of the CPU's
+units. Scoring many pairs does this once for all batches. In float32, torch multiplies with MKL, which does not use
+AVX-512 on AMD's CPUs; there scoring takes oneDNN, which does. Products are the same but for rounding in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trainer.runtime.precision import Precision, autocast, without_cudnn_attenti
 # Texts for which weights are prepared. It takes 18 ms for MiniLM-L6, which about 12 pairs of 100 tokens gain.
 MANY = 64
 SHARED = ("query", "key", "value")  # layers of an attention module that have the same input
-UNITS = ("amx_bf16", "avx512_bf16")  # of CPUs on which it was measured
+UNITS = ("amx_bf16", "avx512_bf16")  # of CPUs on which bf16 was measured
 
 
 def share_casts(model: nn.Module) -> None:
@@ -49,7 +50,8 @@ def scoring_in(model: nn.Module, device: torch.device, precision: Precision, tex
 
     Gradients cannot be computed within it, and weights must not be changed.
     """
-    prepared = prepare(model, device, precision) if texts >= MANY else []
+    worthwhile = texts >= MANY or precision == "fp32"  # float32 weights are taken as they are
+    prepared = prepare(model, device, precision) if worthwhile else []
     try:
         with autocast(device, precision), without_cudnn_attention(device):
             yield
@@ -60,30 +62,33 @@ def scoring_in(model: nn.Module, device: torch.device, precision: Precision, tex
 
 @torch.no_grad()
 def prepare(model: nn.Module, device: torch.device, precision: Precision) -> list[nn.Module]:
-    """Give the model's layers a `forward` with prepared weights, and return them; [] where it would gain nothing.
+    """Give the model's layers a `forward` that oneDNN computes, and return them; [] where it would gain nothing.
 
     Each of them works without the others, so other threads may compute with the model meanwhile.
     """
-    if precision != "bf16" or device.type != "cpu" or not can_prepare():
+    if device.type != "cpu" or not can_prepare(precision):
         return []
     activated: dict[Any, Any] = {module: module.dense for module in model.modules() if _is_activated(module)}
     within = set(activated.values())
     alone = [module for module in model.modules() if type(module) is nn.Linear and module not in within]
     prepared = []
     for module in [*alone, *activated]:
-        if "forward" not in vars(module):
-            layer, activation = (activated[module], "gelu") if module in activated else (module, "none")
-            module.forward = _prepared(layer, activation)
+        layer, activation = (activated[module], "gelu") if module in activated else (module, "none")
+        if "forward" not in vars(module) and layer.weight.dtype == torch.float32:
+            module.forward = _prepared(layer, activation, precision)
             prepared.append(module)
     return prepared
 
 
-def can_prepare() -> bool:
-    """Return whether torch was built with the operators, which its compiler uses, and this CPU has the units."""
+def can_prepare(precision: Precision) -> bool:
+    """Return whether torch was built with the operators, which its compiler uses, and this CPU gains by them."""
     operators = getattr(torch.ops, "mkldnn", None)
-    has_operators = hasattr(operators, "_linear_pointwise") and hasattr(operators, "_reorder_linear_weight")
+    if not (hasattr(operators, "_linear_pointwise") and hasattr(operators, "_reorder_linear_weight")):
+        return False
     capabilities = torch.cpu.get_capabilities()
-    return has_operators and any(capabilities.get(name) is True for name in UNITS)
+    if precision == "fp32":
+        return str(capabilities.get("cpu_name")).startswith("AMD") and capabilities.get("avx512_f") is True
+    return precision == "bf16" and any(capabilities.get(name) is True for name in UNITS)
 
 
 def _is_activated(module: Any) -> bool:
@@ -94,16 +99,19 @@ def _is_activated(module: Any) -> bool:
     return getattr(children["intermediate_act_fn"], "act", None) is functional.gelu
 
 
-def _prepared(layer: nn.Linear, activation: Literal["none", "gelu"]) -> Callable[[Tensor], Tensor]:
-    """Return the layer's product, bias and activation as one operator on weights in oneDNN's layout."""
+def _prepared(
+    layer: nn.Linear, activation: Literal["none", "gelu"], precision: Precision
+) -> Callable[[Tensor], Tensor]:
+    """Return the layer's product, bias and activation as one operator, in bf16 on weights in oneDNN's layout."""
     operators: Any = torch.ops.mkldnn
-    weight = operators._reorder_linear_weight(layer.weight.to(torch.bfloat16), None)
-    bias = None if layer.bias is None else layer.bias.to(torch.bfloat16)
+    half = precision == "bf16"
+    weight = operators._reorder_linear_weight(layer.weight.bfloat16(), None) if half else layer.weight
+    bias = layer.bias.bfloat16() if half and layer.bias is not None else layer.bias
 
     def forward(hidden_states: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled("cpu"):  # a part of the model that computes in float32
+        if torch.is_autocast_enabled("cpu") != half:  # a part of the model that computes in the other precision
             product = functional.linear(hidden_states, layer.weight, layer.bias)
             return functional.gelu(product) if activation == "gelu" else product
-        return operators._linear_pointwise(hidden_states.to(torch.bfloat16), weight, bias, activation, [], "none")
+        return operators._linear_pointwise(hidden_states.to(weight.dtype), weight, bias, activation, [], "none")
 
     return forward

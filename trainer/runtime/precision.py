@@ -29,8 +29,8 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Names in torch.cpu.get_capabilities() of CPU units for bf16 matrix products: Intel and AMD, then ARM.
 CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 # Smallest speedup for which bf16 is chosen: less saves little, and beside other work the measurement is off by a third.
-MIN_SPEEDUP = 1.5
-CODE_VERSION = 3  # of the models' forward and backward passes; raise it when earlier measurements no longer hold
+MIN_SPEEDUP = 1.25
+CODE_VERSION = 4  # of the models' forward and backward passes; raise it when earlier measurements no longer hold
 MIN_SECONDS = 1.0  # of one measurement
 MIN_ROUNDS = 3  # of one measurement, after the round that warms up
 
