@@ -105,13 +105,18 @@ def _prepared(
     """Return the layer's product, bias and activation as one operator, in bf16 on weights in oneDNN's layout."""
     operators: Any = torch.ops.mkldnn
     half = precision == "bf16"
-    weight = operators._reorder_linear_weight(layer.weight.bfloat16(), None) if half else layer.weight
-    bias = layer.bias.bfloat16() if half and layer.bias is not None else layer.bias
+    # float32 weights are taken from the layer in each call, since FSDP replaces them
+    weight = operators._reorder_linear_weight(layer.weight.bfloat16(), None) if half else None
+    bias = layer.bias.bfloat16() if half and layer.bias is not None else None
 
     def forward(hidden_states: Tensor) -> Tensor:
         if torch.is_autocast_enabled("cpu") != half:  # a part of the model that computes in the other precision
             product = functional.linear(hidden_states, layer.weight, layer.bias)
             return functional.gelu(product) if activation == "gelu" else product
-        return operators._linear_pointwise(hidden_states.to(weight.dtype), weight, bias, activation, [], "none")
+        if weight is None:
+            given = hidden_states, layer.weight, layer.bias
+        else:
+            given = hidden_states.bfloat16(), weight, bias
+        return operators._linear_pointwise(*given, activation, [], "none")
 
     return forward
