@@ -83,7 +83,8 @@ def test_half_precision_weights_in_shards_are_read_whole_and_in_float32(tiny, tm
     expected.model.load_state_dict(
         {name: weight.to(dtype).float() for name, weight in expected.model.state_dict().items()}
     )
-    np.testing.assert_array_equal(reranker.score(PAIRS), expected.score(PAIRS))
+    # MKL's last bits depend on where in memory a weight lies.
+    np.testing.assert_allclose(reranker.score(PAIRS), expected.score(PAIRS), rtol=1e-6)
 
 
 def test_a_model_without_a_padding_token_gets_one_that_every_reader_uses(tiny, tmp_path):

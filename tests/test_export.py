@@ -337,7 +337,7 @@ def test_a_difference_explained_by_rounding_passes_and_is_reported(tiny, tmp_pat
     recipe = make_recipe(tiny["reranker"])
     differences = export(reranker, recipe, make_results(), PAIRS, tmp_path).differences
     assert differences["onnx"] == pytest.approx(2e-4, rel=0.1)
-    assert differences["transformers"] < 1e-5
+    assert differences["transformers"] < 5e-5
     assert (tmp_path / "model" / "README.md").is_file()
 
 
