@@ -44,12 +44,13 @@ def _guarded(app: Callable[[], None]) -> None:
             app()
         except SystemExit as end:  # so typer ends a command
             if not end.code:
-                processes.disconnect()
+                processes.end(0)
             raise
         except TrainerError as error:
             console.console.quiet = not processes.is_first_to_end()
             for fault in error.faults:
                 console.error(fault)
+            processes.end(error.exit_code)
             sys.exit(error.exit_code)
         except RuntimeError as error:
             if not processes.is_loss(error):

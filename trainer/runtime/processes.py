@@ -6,6 +6,7 @@ SIGTERM. The first of them prints the message for all; the launcher's own report
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -72,15 +73,21 @@ def _lost_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def disconnect() -> None:
-    """End the connection to the other processes after the work, if there is one.
+def end(code: int) -> None:
+    """End this process with an exit code, if it is connected to others; do nothing otherwise.
 
-    While the interpreter shuts down, the threads of a connection that is still open can abort the process, after a
-    run that succeeded.
+    Threads of a connection, which models keep open also after its end, can abort an interpreter that shuts down, after
+    a run that succeeded. So the functions of atexit are called, but the interpreter does not shut down.
     """
     torch = sys.modules.get("torch")
-    if several() and torch is not None and torch.distributed.is_initialized():
+    if not several() or torch is None or not torch.distributed.is_initialized():
+        return
+    if code == 0:  # after an error another process may be lost, which this would wait for
         torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def several() -> bool:
