@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST_CHARACTERS = 32  # of one token, in texts without spaces
+
 ODD_TEXTS = [
     "[SEP]",
     "<p>a page</p></s></s><s>of markup [CLS] [MASK] <pad>",
@@ -19,16 +21,25 @@ def odd_pairs(
 ) -> list[tuple[str, str]]:
     """Return odd pairs made from the first real pair, or from a built-in one if there is none."""
     query, document = pairs[0] if pairs else ("why does it restart", "a failing probe restarts the container")
-    long = " ".join([document or "word"] * max_length)  # a document has a token at least
+    long, long_query = (_lengthened(text or "word", max_length) for text in (document, query))
     texts = [*ODD_TEXTS, " ".join(special_tokens)]
     return [
         ("", ""),
         (query, ""),
         ("", document),
         (query, long),
-        (" ".join([query or "word"] * max_length), document),
-        (" ".join([query or "word"] * max_length), long),
+        (long_query, document),
+        (long_query, long),
         *((text, document) for text in texts),
         *((query, text) for text in texts),
         *((f"{text} {query}", f"{document} {text} {document}") for text in texts),
     ]
+
+
+def _lengthened(text: str, tokens: int) -> str:
+    """Return a text repeated until it surely has more than so many tokens, but hardly more often than that.
+
+    Tokenizers keep all that they truncate: a pair of a long query and half a million characters took 1.6 GB and 4 s.
+    """
+    at_least = max(1, len(text.split()), len(text) // MOST_CHARACTERS)
+    return " ".join([text] * (tokens // at_least + 1))
