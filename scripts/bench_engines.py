@@ -11,7 +11,7 @@ median over the rounds. CPU seconds count more than seconds on a machine that is
 difference are to torch's float32 scores; the random head's are so close to each other that its tau is a lower bound.
 
 --peers adds backends of sentence-transformers (the engines of peer_engines.py), each in a process of the environment
-that PYTHON belongs to, with the batch size that is fastest there. They read the classifier only.
+that PYTHON belongs to, with the batch size that is fastest there, for models without the interaction head.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from trainer.data import Collection, build_collection
 from trainer.errors import TrainerError
 from trainer.inference import Quality, Session
 from trainer.model import Reranker, TokenizedCollection, engines, packing
+from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.recipe import Data
 from trainer.runtime.precision import machine
 from trainer.runtime.run_folder import write_json
@@ -68,7 +69,7 @@ class Theirs:
         self.scores = folder / f"scores-{engine}.npy"
         command = [python, str(PEERS), str(folder), engine]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.batch_size = self._answer()["batch_size"]
+        self._answer()  # with its batch size: it is ready
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -191,7 +192,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 collection = build_collection(Data(path=path), Path(name) / "data")
                 for title, reranker in models(arguments, Path(name)).items():
-                    peers = arguments.peers if title.startswith("classifier") else []
+                    plain = not isinstance(reranker.model, InteractionForSequenceClassification)
+                    peers = arguments.peers if plain else []
                     compare(f"{path.name}, {title}", reranker, collection, peers, arguments)
     except TrainerError as error:
         parser.error(str(error))

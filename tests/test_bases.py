@@ -83,6 +83,9 @@ def test_half_precision_weights_in_shards_are_read_whole_and_in_float32(tiny, tm
     expected.model.load_state_dict(
         {name: weight.to(dtype).float() for name, weight in expected.model.state_dict().items()}
     )
+    weights, exact = reranker.model.state_dict(), expected.model.state_dict()
+    assert weights.keys() == exact.keys()
+    assert all(torch.equal(weights[name], exact[name]) for name in weights)
     # MKL's last bits depend on where in memory a weight lies.
     np.testing.assert_allclose(reranker.score(PAIRS), expected.score(PAIRS), rtol=1e-6)
 

@@ -35,6 +35,7 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from trainer.pipeline import open_run, run_stage
 from trainer.recipe import load_recipe
+from trainer.runtime import processes
 from trainer.training import loop
 recipe = load_recipe(sys.argv[1], sys.argv[3:])
 opened = open_run(recipe, sys.argv[2])
@@ -51,8 +52,7 @@ state.fsdp_plugin = FullyShardedDataParallelPlugin(
 )
 for stage in opened.stages[:4]:
     run_stage(opened, stage, force=True)
-sys.stdout.flush()
-os._exit(0)  # gloo's threads, which the groups of the mesh keep, can abort an interpreter that shuts down
+processes.end(0)
 """
 
 

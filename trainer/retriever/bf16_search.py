@@ -73,21 +73,21 @@ class _Part:
         scores = self.halves @ block.halves.T
         summing = self.queries.shape[1] * SUMMING * self.lengths * block.length
         self.reach = torch.maximum(self.reach, self.errors * block.length + self.lengths * block.error + summing)
-        passed = self._passed(scores, self.floors)
-        floors = None
+        floors = self.floors
+        passed = self._passed(scores, floors)
         if _crowded(passed):  # as in the first block, before which no floor is known
             best = scores.topk(min(self.keys.shape[1], scores.shape[1]), dim=1).values.float()
-            floors = self._raised(self._bounds(best, self.reach[:, None]))
+            floors = self._raised(_lower_bounds(best, self.reach[:, None]))
             passed = self._passed(scores, floors)
-            if _crowded(passed):
-                self._score_all(block)
-                return
+        if _crowded(passed):
+            self._score_all(block)
+            return
         queries, columns = map(torch.from_numpy, np.divmod(np.flatnonzero(passed), passed.shape[1]))
         found = scores[queries, columns].float()
         self.waiting.append((queries, columns + block.first, found))
-        if floors is None:
-            bounds = self._bounds(found, self.reach[queries])
-            floors = self._raised(_in_rows(queries, bounds, len(self.floors), -torch.inf))
+        if floors is self.floors:
+            bounds = _lower_bounds(found, self.reach[queries])
+            floors = self._raised(_in_rows(queries, bounds, len(floors), -torch.inf))
         self.floors = floors
         if sum(len(found) for _, _, found in self.waiting) > WAITING * self.floors.numel():
             self._score_waiting()
@@ -110,10 +110,6 @@ class _Part:
         """Return the bf16 score (queries,) below which a document's exact score is below `depth` others."""
         least = floors[:, -1] - self.reach
         return least - 2 * ROUNDING * least.abs()
-
-    def _bounds(self, scores: Tensor, reach: Tensor) -> Tensor:
-        """Return lower bounds of the exact scores of documents, from bf16 scores; of equal order."""
-        return scores - reach - ROUNDING * scores.abs()
 
     def _score_all(self, block: _Block) -> None:
         """Compute all scores of a block exactly, where very many are nearly equal."""
@@ -154,6 +150,11 @@ class _Part:
     def _raised(self, bounds: Tensor) -> Tensor:
         """Return the floors with lower bounds (queries, n) of exact scores, of documents that have none yet."""
         return torch.cat([self.floors, bounds], dim=1).topk(self.floors.shape[1], dim=1).values
+
+
+def _lower_bounds(scores: Tensor, reach: Tensor) -> Tensor:
+    """Return lower bounds of exact scores, from bf16 scores; within a query both have the same order."""
+    return scores - reach - ROUNDING * scores.abs()
 
 
 def _crowded(passed: np.ndarray) -> bool:

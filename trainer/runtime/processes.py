@@ -85,9 +85,7 @@ def end(code: int) -> None:
     if code == 0:  # after an error another process may be lost, which this would wait for
         torch.distributed.destroy_process_group()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    _exit(code)
 
 
 def several() -> bool:
@@ -134,9 +132,13 @@ def leave() -> NoReturn:
     if is_first_to_end():
         console.console.quiet = False
         console.error(LOST)
+    _exit(2)
+
+
+def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(code)
 
 
 def is_first_to_end() -> bool:
