@@ -182,7 +182,8 @@ def test_sigmoids_of_zero_and_one_are_finite_logits(tmp_path):
 def test_many_documents_of_a_query_are_several_requests_and_equal_pairs_one(tei, tmp_path):
     pairs = [("one query", f"document {number}") for number in range(10)]
     scores = scorer(tei, tmp_path, documents_per_request=4)([*pairs, *pairs])
-    assert [len(body["texts"]) for _, _, body in tei.requests[1:]] == [4, 4, 2]
+    sizes = [len(body["texts"]) for _, _, body in tei.requests[1:]]
+    assert sorted(sizes, reverse=True) == [4, 4, 2]  # sent at once, so they arrive in any order
     np.testing.assert_allclose(scores, logits([*pairs, *pairs]), rtol=1e-6)
 
 
