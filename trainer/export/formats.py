@@ -32,12 +32,8 @@ def add_formats(
     `parity` gets the measurements, and the reasons of the formats that fail; the folder gets the record of the others.
     """
     for name in names:
-        try:
-            quality = _written(reranker, name, folder, parity, dev)
-            fault = quality.fault(exact=name in inference.EXACT)
-        except Exception as error:  # exporters and runtimes raise anything
-            quality, fault = None, reason_of(error)
-        if quality is not None and not fault:
+        quality, fault = _passing(reranker, name, folder, parity, dev)
+        if quality is not None:
             parity.formats[name] = quality
             if name in inference.EXACT:
                 parity.differences[name] = quality.difference
@@ -48,19 +44,40 @@ def add_formats(
         inference.record(parity.formats, folder)
 
 
-def _written(reranker: Reranker, name: Format, folder: Path, parity: Parity, dev: DevMetric | None) -> Quality:
+def _passing(
+    reranker: Reranker, name: Format, folder: Path, parity: Parity, dev: DevMetric | None
+) -> tuple[Quality | None, str]:
+    """Write a format that passes its gate, and return its quality; None if there is none, and the last reason."""
+    fault = ""
+    for share in (0.0,) if name in inference.EXACT else inference.FLOAT32_SHARES:
+        if fault:
+            console.stage("export", f"{name}: {fault}; again with {share:.0%} of the products in float32")
+        try:
+            quality = _written(reranker, name, folder, parity, dev, share)
+        except Exception as error:  # exporters and runtimes raise anything
+            return None, reason_of(error)
+        fault = quality.fault(exact=name in inference.EXACT)
+        if not fault:
+            return quality, ""
+    return None, fault
+
+
+def _written(
+    reranker: Reranker, name: Format, folder: Path, parity: Parity, dev: DevMetric | None, float32_share: float
+) -> Quality:
     """Write a format, and return its quality: over all pairs and, if it has fewer bits, in the dev metric."""
     device = reranker.device
-    example = reranker.pairs.pad(reranker.pairs.tokenize_pairs(parity.pairs[-2:]))
+    batch = reranker.pairs.pad(reranker.pairs.tokenize_pairs(parity.pairs[: parity.real]))
     try:
-        inference.write(name, reranker.model.to("cpu"), example, folder)
+        inference.write(name, reranker.model.to("cpu"), batch, folder, float32_share)
     finally:
         reranker.model.to(device)
     scores = score_onnx(folder, parity.pairs, inference.FILES[name])
     by_dev = {}
     if dev is not None and name not in inference.EXACT:
         by_dev = {"dev": _measured(reranker, name, folder, dev), "dev_float32": dev.float32}
-    return Quality.of(scores, parity.expected, inference.size(name, folder), parity.real, **by_dev)
+    size = inference.size(name, folder)
+    return Quality.of(scores, parity.expected, size, parity.real, **by_dev, float32_share=float32_share)
 
 
 def _measured(reranker: Reranker, name: Format, folder: Path, dev: DevMetric) -> float:
@@ -82,6 +99,8 @@ def report(formats: Mapping[Format, Quality]) -> None:
         words = f"largest score difference {quality.difference:.1e}, Kendall's tau {quality.tau:.3f}"
         if quality.dev is not None:
             words += f", dev metric {quality.dev:.4f} instead of {quality.dev_float32:.4f}"
+        if quality.float32_share:
+            words += f", {quality.float32_share:.0%} of the products in float32"
         console.stage("export", f"{name}: {words}; {quality.size / 1e6:.1f} MB")
 
 
@@ -98,6 +117,7 @@ def table(formats: Mapping[Format, Quality], metric: str) -> str:
         if quality.dev is None and name not in inference.EXACT:
             dev = "not measured"
         file = inference.FILES[name].as_posix()
-        cells = [name, f"`{file}`", f"{quality.size / 1e6:.1f}", f"{quality.difference:.1e}", f"{quality.tau:.3f}", dev]
+        kind = f"{name}, {quality.float32_share:.0%} of the products in float32" if quality.float32_share else name
+        cells = [kind, f"`{file}`", f"{quality.size / 1e6:.1f}", f"{quality.difference:.1e}", f"{quality.tau:.3f}", dev]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(["", *lines, ""])

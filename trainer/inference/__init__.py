@@ -3,7 +3,8 @@
 Imports inside run down, like the package's own:
 
     formats                             a model written in a format; the formats of a folder that passed their gate
-    graph  quantize  session  gate      the graph; its weights in int8; ONNX Runtime; what a format must keep
+    graph  quantize  session  gate      the graph; its products in int8; ONNX Runtime; what a format must keep
+    rounding                            numbers as 8-bit integers
 
 Names are imported on first use: the graph needs torch, and the rest ONNX and ONNX Runtime, which are optional.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from trainer.inference.formats import remove as remove
     from trainer.inference.formats import size as size
     from trainer.inference.formats import write as write
+    from trainer.inference.gate import FLOAT32_SHARES as FLOAT32_SHARES
     from trainer.inference.gate import Quality as Quality
     from trainer.inference.session import Session as Session
 

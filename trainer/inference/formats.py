@@ -27,18 +27,24 @@ FILES: dict[Format, Path] = {
     "onnx-int8": Path("onnx") / "model_int8.onnx",  # the name that transformers.js reads
 }
 RECORD = Path("onnx") / "formats.json"
+TRACED = 2  # pairs
 
 
-def write(name: Format, model: nn.Module, example: Batch, folder: Path) -> None:
-    """Write a format of a float32 model on the CPU to its file in a folder; exceptions are not caught."""
+def write(name: Format, model: nn.Module, batch: Batch, folder: Path, float32_share: float = 0.0) -> None:
+    """Write a format of a float32 model on the CPU to its file in a folder; exceptions are not caught.
+
+    `batch` are padded pairs as the model will score: the graph is traced with two of them, int8 rests on all. In int8 a
+    share of the products, those that lose most, can stay float32.
+    """
     path = folder / FILES[name]
+    example = {key: rows[:TRACED] for key, rows in batch.items()}
     if name in EXACT:
         write_graph(model, example, path, fused=name == "onnx-fused")
         return
     exact = path.with_name(f".{path.name}")
     try:
         write_graph(model, example, exact, fused=True)
-        quantize(exact, path)
+        quantize(exact, path, batch, float32_share)
     finally:
         for part in files(exact):
             part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 TOLERANCE = 1e-3  # largest difference of float32 logits that rounding explains; the logits reach about 30
 LEAST_TAU = 0.9  # smallest Kendall's tau in fewer bits
 MOST_DEV = 0.005  # largest difference of the dev metric in fewer bits
+FLOAT32_SHARES = (0.0, 0.25, 0.5)  # of the products of int8 in float32: the first one that passes is taken
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Quality:
     size: int  # bytes of the files
     dev: float | None = None
     dev_float32: float | None = None
+    float32_share: float = 0.0  # of the products, in fewer bits
 
     @classmethod
     def of(
@@ -35,13 +37,14 @@ class Quality:
         real: int | None = None,
         dev: float | None = None,
         dev_float32: float | None = None,
+        float32_share: float = 0.0,
     ) -> Quality:
         """Return the quality of scores (pairs,), where `expected` are the float32 model's.
 
         Kendall's tau is that of the first `real` pairs: made-up pairs of odd texts have no order worth keeping.
         """
         tau = kendalls_tau(expected[:real], scores[:real])
-        return cls(largest_difference(scores, expected), tau, size, dev, dev_float32)
+        return cls(largest_difference(scores, expected), tau, size, dev, dev_float32, float32_share)
 
     def fault(self, exact: bool) -> str:
         """Return why the format fails the gate, or an empty string; an `exact` one only differs by rounding."""
