@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trainer.errors import TrainerError
 from trainer.evaluation.two_stage import mean_score
 from trainer.mining import Mined, mine
 from trainer.model import Reranker, TokenizedCollection
+from trainer.model_files.references import locate
 from trainer.pipeline import open_run, run
 from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.runtime.console import console
@@ -81,7 +83,8 @@ class Trials:
 
     def mine(self, section: Mine, seed: int) -> Mined:
         """Return the mined groups of all train queries."""
-        collection, candidates = self.opened.collection, self.opened.candidates("train")
+        collection, opened = self.opened.collection, self.opened
+        candidates = opened.reranked("train") if section.groups == "lists" else opened.candidates("train")
         teacher = (
             models.teacher(self.opened, section.teacher, collection, section.teacher_trust_remote_code)
             if section.teacher
@@ -131,12 +134,18 @@ class Trials:
         }
 
     def train_from_base(self, seed: int, groups: Sequence[Group], lists: Sequence[Group]) -> tuple[Scores, np.ndarray]:
-        """Train the recipe's base model; return dev and test results of the best checkpoint, and its test scores."""
+        """Train the recipe's base model; return dev and test results of the best checkpoint, and its test scores.
+
+        Training and its dev scores have the recipe's precision, test is scored in float32, as in a run.
+        """
         set_seed(seed)  # for the random weights of a new classifier
         reranker = models.load_base(self.opened)
+        base, faster = locate(self.recipe.reranker.model), partial(reranker.bf16_speedup, training=True)
+        reranker.compute_in(self.opened.precision("train", "training", base, faster))
         tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
         results = self.train(
             seed, groups, lists, reranker, tokenized, models.dev_measure(self.opened, reranker, tokenized)
         )
+        reranker.compute_in("fp32")
         test, scores = models.measure(self.opened, "test", reranker, tokenized)
         return results | {"test": test}, scores
