@@ -33,7 +33,6 @@ from trainer.data import Collection, build_collection
 from trainer.errors import TrainerError
 from trainer.inference import Quality, Session
 from trainer.model import Reranker, TokenizedCollection, engines, packing
-from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.recipe import Data
 from trainer.runtime.precision import machine
 from trainer.runtime.run_folder import write_json
@@ -192,8 +191,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 collection = build_collection(Data(path=path), Path(name) / "data")
                 for title, reranker in models(arguments, Path(name)).items():
-                    plain = not isinstance(reranker.model, InteractionForSequenceClassification)
-                    peers = arguments.peers if plain else []
+                    peers = [] if reranker.is_interaction else arguments.peers
                     compare(f"{path.name}, {title}", reranker, collection, peers, arguments)
     except TrainerError as error:
         parser.error(str(error))

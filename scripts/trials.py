@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from trainer.errors import TrainerError
 from trainer.evaluation.two_stage import mean_score
 from trainer.mining import Mined, mine
 from trainer.model import Reranker, TokenizedCollection
-from trainer.model_files.references import locate
 from trainer.pipeline import open_run, run
 from trainer.recipe import Mine, Recipe, load_recipe
 from trainer.runtime.console import console
@@ -83,8 +81,7 @@ class Trials:
 
     def mine(self, section: Mine, seed: int) -> Mined:
         """Return the mined groups of all train queries."""
-        collection, opened = self.opened.collection, self.opened
-        candidates = opened.reranked("train") if section.groups == "lists" else opened.candidates("train")
+        collection, candidates = self.opened.collection, self.opened.candidates_to_mine(section)
         teacher = (
             models.teacher(self.opened, section.teacher, collection, section.teacher_trust_remote_code)
             if section.teacher
@@ -139,9 +136,7 @@ class Trials:
         Training and its dev scores have the recipe's precision, test is scored in float32, as in a run.
         """
         set_seed(seed)  # for the random weights of a new classifier
-        reranker = models.load_base(self.opened)
-        base, faster = locate(self.recipe.reranker.model), partial(reranker.bf16_speedup, training=True)
-        reranker.compute_in(self.opened.precision("train", "training", base, faster))
+        reranker = models.load_base_to_train(self.opened, "train")
         tokenized = TokenizedCollection(self.opened.collection, reranker.pairs)
         results = self.train(
             seed, groups, lists, reranker, tokenized, models.dev_measure(self.opened, reranker, tokenized)

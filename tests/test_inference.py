@@ -100,9 +100,8 @@ def test_matrices_and_tables_become_integers_and_the_order_stays(rerankers, name
     wide = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT and one.dims[1:] > [4]}
     read = Counter(node.op_type for node in graph.node if wide & set(node.input))
     assert not read.keys() & {"MatMul", "Gather"}, read
-    assert (
-        operators(tmp_path / "int8.onnx")["MatMulIntegerToFloat"] >= 4 * MODELS[name][2]
-    )  # 4 to 6 matrices in a layer
+    products = operators(tmp_path / "int8.onnx")["MatMulIntegerToFloat"]
+    assert products >= 4 * MODELS[name][2]  # 4 to 6 matrices in a layer
     expected, scores = reranker.score(PAIRS), Session(tmp_path / "int8.onnx").logits(batch_of(reranker)).numpy()
     # Random weights of 32 numbers a token round badly; MiniLM-L6 has a tau of .98 (docs/benchmarks.md).
     assert np.corrcoef(scores, expected)[0, 1] > 0.9

@@ -17,6 +17,10 @@ def activations_of(rows: np.ndarray) -> Activations:
     return Activations(np.abs(rows).max(axis=0), rows)
 
 
+def error_of(activations: Activations, matrix: np.ndarray) -> float:
+    return Rounding(activations, matrix).error(activations.sampled, matrix)
+
+
 @pytest.mark.parametrize("inputs", [1, 2, 7, 64, 385])
 def test_neighbouring_weights_of_one_sign_fit_16_bits_and_each_is_within_half_a_step(inputs):
     rng = np.random.default_rng(inputs)
@@ -62,10 +66,10 @@ def test_the_zero_point_follows_the_range():
 def test_one_token_with_large_numbers_costs_the_others_nothing():
     rng = np.random.default_rng(0)
     rows, matrix = rng.normal(size=(64, 96)).astype(np.float32), rng.normal(size=(96, 32)).astype(np.float32)
-    alone = Rounding(activations_of(rows), matrix).error
+    alone = error_of(activations_of(rows), matrix)
     assert alone < 0.02
     rows[0] *= 1000  # the whole token, so factors of channels do not help
-    assert Rounding(activations_of(rows), matrix).error < 0.02
+    assert error_of(activations_of(rows), matrix) < 0.02
 
 
 def test_factors_nearly_halve_the_error_where_a_channel_is_large():
@@ -74,7 +78,7 @@ def test_factors_nearly_halve_the_error_where_a_channel_is_large():
     rows[:, 5] *= 50
     matrix[5] /= 50  # as training leaves it: the channel is large and not more important
     quiet = Activations(np.ones(96, np.float32), rows)  # nothing known of the channels
-    assert Rounding(activations_of(rows), matrix).error < 0.6 * Rounding(quiet, matrix).error
+    assert error_of(activations_of(rows), matrix) < 0.6 * error_of(quiet, matrix)
 
 
 # The graph computes what these numbers say.
@@ -119,6 +123,6 @@ def test_the_graph_loses_what_the_rounding_foresees(tmp_path):
     batch = {"states": torch.from_numpy(states), "attention_mask": torch.ones(40, 1, dtype=torch.int64)}
     quantize(tmp_path / "exact.onnx", tmp_path / "int8.onnx", batch)
     logits, exact = Session(tmp_path / "int8.onnx").logits(batch).numpy(), (states @ matrix)[:, 0, 0]
-    foreseen = Rounding(activations_of(states[:, 0]), matrix).error
+    foreseen = error_of(activations_of(states[:, 0]), matrix)
     assert 0 < foreseen < 0.02
     np.testing.assert_allclose(np.linalg.norm(logits - exact) / np.linalg.norm(exact), foreseen, rtol=0.05)

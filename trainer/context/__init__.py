@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trainer.context.models import lists_for_head as lists_for_head
     from trainer.context.models import load as load
     from trainer.context.models import load_base as load_base
+    from trainer.context.models import load_base_to_train as load_base_to_train
     from trainer.context.models import may_run_code as may_run_code
     from trainer.context.models import measure as measure
     from trainer.context.models import score as score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def load_base(run: Run) -> Reranker:
     reranker.passages = run.recipe.passages
     if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
         console.stage("train", message)
+    return reranker
+
+
+def load_base_to_train(run: Run, stage: str) -> Reranker:
+    """Return the base model before any training, in the precision that a training stage has."""
+    reranker = load_base(run)
+    base, faster = references.locate(run.recipe.reranker.model), partial(reranker.bf16_speedup, training=True)
+    reranker.compute_in(run.precision(stage, "training", base, faster))
     return reranker
 
 

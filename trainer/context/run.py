@@ -16,7 +16,7 @@ from trainer.errors import RunError
 from trainer.forecast import Cost
 from trainer.model_files import references
 from trainer.model_files.pins import read_pins, write_pins
-from trainer.recipe import Recipe
+from trainer.recipe import Mine, Recipe
 from trainer.runtime import processes
 from trainer.runtime.launch import on_main, start_accelerator
 from trainer.runtime.lock import hold
@@ -228,6 +228,10 @@ class Run:
     def reranked(self, split: str) -> Candidates:
         """Return the candidates of a split that are reranked: the first `reranker.depth` of each query."""
         return self.candidates(split).top(self.recipe.rerank_depth)
+
+    def candidates_to_mine(self, section: Mine) -> Candidates:
+        """Return the train candidates that groups are mined from: lists are those that will be reranked."""
+        return self.reranked("train") if section.groups == "lists" else self.candidates("train")
 
     @property
     def first_stage_dev(self) -> float:

@@ -3,8 +3,8 @@
 Imports inside run down, like the package's own:
 
     formats                             a model written in a format; the formats of a folder that passed their gate
-    graph  quantize  session  gate      the graph; its products in int8; ONNX Runtime; what a format must keep
-    rounding                            numbers as 8-bit integers
+    graph  quantize  gate               the graph; its products in int8; what a format must keep
+    session  rounding                   ONNX Runtime; numbers as 8-bit integers
 
 Names are imported on first use: the graph needs torch, and the rest ONNX and ONNX Runtime, which are optional.
 """

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trainer.inference.rounding import LARGEST, LEVELS, TINY, Activations, Rounding
+from trainer.inference.session import Session
 
 SMALLEST_TABLE = 1 << 16  # numbers: smaller tables save nothing
 WITH_TOKENS = 3  # dimensions: one state for a pair, as in pooled layers, stays float32
@@ -108,7 +108,7 @@ class _Input:
         nodes = [] if self.is_quantised else self._quantised(constants)
         self.is_quantised = True
         (output,), summands = node.output, []
-        for group, (integers, scale) in enumerate(self.rounding.rounded(constants.array(node.input[1]))):
+        for group, (integers, scale) in enumerate(self.rounding.parts(constants.array(node.input[1]))):
             operands = [
                 self.integers[group],
                 constants.add(f"{output}_matrix_{group}", integers),
@@ -175,18 +175,20 @@ def _inputs(
     float32_share: float,
 ) -> dict[str, _Input]:
     """Return the inputs of products that are quantised, which are those with the smallest errors."""
-    inputs = []
+    inputs, errors = {}, {}
     for name, measured in activations.items():
         matrix = np.concatenate([constants.array(one) for one in products[name]], axis=1)
-        inputs.append(_Input(name, Rounding(measured, matrix)))
-    inputs.sort(key=lambda one: one.rounding.error)
-    return {one.name: one for one in inputs[: round(len(inputs) * (1 - float32_share))]}
+        inputs[name] = _Input(name, Rounding(measured, matrix))
+        if float32_share:
+            errors[name] = inputs[name].rounding.error(measured.sampled, matrix)
+    for name in sorted(errors, key=errors.__getitem__, reverse=True)[: round(len(inputs) * float32_share)]:
+        del inputs[name]
+    return inputs
 
 
 def _activations(source: Path, names: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Activations]:
     """Return what a graph computes under each name in a batch without its padding, if it is (pairs, length, inputs)."""
     import onnx
-    import onnxruntime
     from onnx import TensorProto, helper
 
     if not names:
@@ -196,13 +198,13 @@ def _activations(source: Path, names: Sequence[str], batch: Mapping[str, Tensor]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     try:
         onnx.save_model(model, str(path))
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = Session(path)
     finally:
         path.unlink(missing_ok=True)
     found: dict[str, list[Activations]] = {name: [] for name in names}
-    for inputs in _without_padding(batch, {tensor.name for tensor in session.get_inputs()}):
-        arrays = [np.asarray(values) for values in session.run(list(names), inputs)]
-        for name, values in zip(names, arrays, strict=True):
+    for index, real in enumerate(batch["attention_mask"].bool()):
+        pair = {name: rows[index : index + 1, real] for name, rows in batch.items()}
+        for name, values in zip(names, session.outputs(names, pair), strict=True):
             if values.ndim != WITH_TOKENS:
                 continue
             rows = values.reshape(-1, values.shape[-1])
@@ -214,15 +216,6 @@ def _activations(source: Path, names: Sequence[str], batch: Mapping[str, Tensor]
 def _joined(parts: Sequence[Activations]) -> Activations:
     largest = np.max([one.largest for one in parts], axis=0)
     return Activations(largest, np.concatenate([one.sampled for one in parts]))
-
-
-def _without_padding(batch: Mapping[str, Tensor], names: set[str]) -> list[dict[str, np.ndarray]]:
-    """Return each pair (1, length) of a batch by itself."""
-    pairs = []
-    known = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(batch["input_ids"]).bool()
-    for index, real in enumerate(known):
-        pairs.append({name: rows[index : index + 1, real].numpy() for name, rows in batch.items() if name in names})
-    return pairs
 
 
 def _tables(graph: Any) -> set[str]:

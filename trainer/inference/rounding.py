@@ -45,23 +45,26 @@ class Rounding:
     def __init__(self, activations: Activations, matrix: np.ndarray) -> None:
         self.factors = smoothing(activations.largest, matrix)
         self.groups = groups(len(matrix))
-        smooth = (activations.sampled / self.factors).reshape(len(activations.sampled), self.groups, -1)
+        smooth = self._smooth(activations.sampled)
         self.zero = zero_point(smooth.min(axis=2), smooth.max(axis=2))
-        self.error = self._error(smooth, matrix)
 
-    def rounded(self, matrix: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def parts(self, matrix: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the matrix of each group of inputs, by the factors, as int8 and with its columns' scales."""
         return [rounded(part) for part in np.split(matrix * self.factors[:, None], self.groups)]
 
-    def _error(self, smooth: np.ndarray, matrix: np.ndarray) -> float:
-        """Return the error of the product of (tokens, groups, inputs of a group), relative to its size."""
+    def error(self, rows: np.ndarray, matrix: np.ndarray) -> float:
+        """Return the error of the product of activations (tokens, inputs) with the matrix, relative to its size."""
+        smooth = self._smooth(rows)
         above, below = smooth.max(axis=2, keepdims=True), smooth.min(axis=2, keepdims=True)
         step = np.maximum(np.maximum(above / (LARGEST - self.zero), -below / self.zero), TINY)
         integers = np.clip(np.round(smooth / step) + self.zero, 0, LARGEST) - self.zero
-        parts = [whole * scale for whole, scale in self.rounded(matrix)]
-        product = np.einsum("tgi,gio->to", integers * step, np.stack(parts), optimize=True)
-        exact = smooth.reshape(len(smooth), -1) @ (matrix * self.factors[:, None])
+        parts = [whole * scale for whole, scale in self.parts(matrix)]
+        product, exact = np.einsum("tgi,gio->to", integers * step, np.stack(parts), optimize=True), rows @ matrix
         return float(np.linalg.norm(product - exact) / max(np.linalg.norm(exact), TINY))
+
+    def _smooth(self, rows: np.ndarray) -> np.ndarray:
+        """Return activations (tokens, inputs) divided by the factors, as (tokens, groups, inputs of a group)."""
+        return (rows / self.factors).reshape(len(rows), self.groups, -1)
 
 
 def smoothing(activations: np.ndarray, matrix: np.ndarray) -> np.ndarray:

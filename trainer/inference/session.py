@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ class Session:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._names = [tensor.name for tensor in self._session.get_inputs()]
 
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits (pairs,) float32 of a padded batch (pairs, length) int64."""
-        inputs = {name: batch[name].numpy() for name in self._names}
-        logits: Any = self._session.run(["logits"], inputs)[0]
+        (logits,) = self.outputs(["logits"], batch)
         return torch.from_numpy(logits)[:, 0]
+
+    def outputs(self, names: Sequence[str], batch: Mapping[str, Tensor]) -> list[Any]:
+        """Return outputs of the graph by their names, as arrays, for a padded batch (pairs, length) int64."""
+        return list(self._session.run(list(names), {name: batch[name].numpy() for name in self._names}))

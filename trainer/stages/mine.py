@@ -47,7 +47,7 @@ class Mine(RoundStage):
         trust = context.may_run_code(run, "train") if second else section.teacher_trust_remote_code
         scorer = context.teacher(run, reference, run.collection, trust, "mine.teacher") if reference else None
         values = scorer.checked() if isinstance(scorer, context.EndpointTeacher) else {}
-        candidates = run.reranked("train") if section.groups == "lists" else run.candidates("train")
+        candidates = run.candidates_to_mine(section)
         mined = mining.mine(section, run.collection, candidates, run.recipe.seed, scorer, by_teacher=second)
         report = mining.Report.of(mined, run.collection, section)
         if not mined.groups:

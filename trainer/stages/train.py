@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from trainer import context, model, training
 from trainer.context import Notes, RoundStage, Run, Stage, content, file, settings
 from trainer.data.groups import read_groups
 from trainer.forecast import FLOAT32, Cost, Work
-from trainer.model_files import references
 from trainer.recipe import Recipe
 from trainer.runtime import console
 
@@ -82,10 +80,7 @@ class Train(RoundStage):
 
         seed = self.seeds[-1] if self.seeds else run.recipe.seed
         set_seed(seed)
-        reranker = context.load_base(run)
-        base = references.locate(run.recipe.reranker.model)
-        faster = partial(reranker.bf16_speedup, training=True)
-        reranker.compute_in(run.precision(folder.name, "training", base, faster))
+        reranker = context.load_base_to_train(run, folder.name)
         tokenized = model.TokenizedCollection(run.collection, reranker.pairs)
         groups = read_groups(run.folder / self.folder_of("mine"))
         with_seed = f" with seed {seed}" if run.recipe.train.seeds else ""
