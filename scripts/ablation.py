@@ -43,6 +43,7 @@ from trainer.runtime.run_folder import json_sha256, read_json, remove
 
 ROOT = Path(__file__).parents[1]
 TESTED = ("defaults", "fp32", "extracted", "extracted-first-stage-labels")
+SMOOTHED = 0.1  # share of the label that the negatives of a list get
 UNTESTED_QUERIES = 20  # of test, which a run wants to have and whose figures are not kept
 RESAMPLES = 5000
 WAYS = ("shipped", "fused")
@@ -108,6 +109,26 @@ def mine_by_first_stage(
     return replace(mined, groups=taught_by_first_stage(collection, candidates))
 
 
+def with_smoothed(group: Group) -> Group:
+    """Return a list whose negatives share `SMOOTHED` of the label, by the softmax of their first-stage scores."""
+    known = len(group.positives)
+    likely = np.exp(np.array(group.first)[known:])
+    positive = np.array(group.grades, dtype=float)
+    labels = [*((1 - SMOOTHED) * positive / positive.sum()), *(SMOOTHED * likely / likely.sum())]
+    return replace(group, positives=group.documents, grades=list(map(float, labels)), negatives=[])
+
+
+def mine_with_smoothed(*parts: Any, **options: Any) -> Mined:
+    """Mine as the recipe says, and smooth the labels of each list."""
+    mined = sample.mine(*parts, **options)
+    return replace(mined, groups=[with_smoothed(group) for group in mined.groups])
+
+
+def smoothed_lists(collection: Collection, candidates: Candidates) -> list[Group]:
+    """Return the lists to which the head is fitted, with smoothed labels."""
+    return [with_smoothed(group) for group in sample.candidate_lists(collection, candidates) if group.negatives]
+
+
 @dataclass(frozen=True)
 class Variant:
     """The defaults with one thing changed: recipe keys, or, where no key does it, names in the code.
@@ -127,6 +148,10 @@ BY_FIRST_STAGE: dict[str, Callable[..., Any]] = {
     "trainer.context.models.candidate_lists": taught_by_first_stage,
     "trainer.training.head_init.first_stage_weight": no_weight,
 }
+SMOOTHED_LABELS: dict[str, Callable[..., Any]] = {
+    "trainer.mining.mine": mine_with_smoothed,
+    "trainer.context.models.candidate_lists": smoothed_lists,
+}
 
 
 VARIANTS = (
@@ -145,6 +170,7 @@ VARIANTS = (
     Variant("depth-30", ("reranker.depth=30",)),
     Variant("missed-positives-added", patches={"trainer.mining.mine": mine_with_missed}),
     Variant("lists-of-8", ("mine.list_size=8",)),
+    Variant("smoothed-negatives", patches=SMOOTHED_LABELS),
     Variant("extracted", EXTRACTED, labelled=False),
     Variant("extracted-first-stage-labels", EXTRACTED, BY_FIRST_STAGE, labelled=False),
 )
