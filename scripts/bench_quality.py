@@ -8,7 +8,8 @@ below the positive's similarity, from the first 100; `BinaryCrossEntropyLoss` we
 negatives; AdamW warms up over a tenth of the steps. Its learning rate is the one of --their-rates that is best on dev
 with the first seed. Both start from the same encoder, with the same number of negatives for each positive, the same
 length of pairs, the same number of pairs in all and in a step, and the same number of epochs; their miner uses our
-embeddings. Where one side mined more pairs, its last ones are not used.
+embeddings. Where one side mined more pairs, its last ones are not used. --their-batch gives theirs other steps: with
+whole lists a step of ours is so large that theirs would take few.
 
 Both models rerank the same candidates with our scorer, whose scores equal theirs to 1e-5 (bench_score.py). The table
 has means over seeds; intervals and the paired p-value are over test queries, each with its mean over the seeds. Results
@@ -48,8 +49,9 @@ THEIR_RANKS = 100
 class Bench(Trials):
     """Both sides' runs of one recipe."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, their_batch: int | None = None) -> None:
         super().__init__(recipe, "quality")
+        self.their_batch = their_batch or recipe.train.queries_per_step * (1 + recipe.mine.negatives_per_positive)
         if not models.has_fresh_head(self.opened) or recipe.bi_encoder is None:
             raise TrainerError("the recipe needs an encoder as base model, and a bi-encoder for their miner")
         self.their_rows = mine_theirs(self)
@@ -154,7 +156,7 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
         args=CrossEncoderTrainingArguments(
             output_dir=str(folder / "run"),
             num_train_epochs=recipe.train.epochs,
-            per_device_train_batch_size=recipe.train.queries_per_step * (1 + negatives),
+            per_device_train_batch_size=bench.their_batch,
             learning_rate=rate,
             warmup_steps=0.1,
             seed=seed,
@@ -172,10 +174,11 @@ def train_theirs(bench: Bench, rows: Dataset, seed: int, rate: float) -> Path:
 
 def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run the missing runs, and print the table."""
-    bench, seeds = Bench(recipe), arguments.seeds
+    bench, seeds = Bench(recipe, arguments.their_batch), arguments.seeds
 
     def theirs(rate: float, seed: int) -> dict[str, Any]:
-        return bench.once(f"sentence-transformers, rate {rate:g}; seed {seed}", partial(bench.theirs, rate, seed))
+        name = f"sentence-transformers, rate {rate:g}, {bench.their_batch} pairs in a step; seed {seed}"
+        return bench.once(name, partial(bench.theirs, rate, seed))
 
     ours = [bench.once(f"ours; seed {seed}", partial(bench.ours, seed)) for seed in seeds]
     rate = max(arguments.their_rates, key=lambda rate: theirs(rate, seeds[0])["dev"])
@@ -197,4 +200,5 @@ def compare(recipe: Recipe, arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = command_line(__doc__, seeds=[13, 14, 15])
     parser.add_argument("--their-rates", type=float, nargs="+", default=[2e-5])
+    parser.add_argument("--their-batch", type=int, help="pairs in a step of theirs; as many as in ours by default")
     main(parser, compare)
