@@ -49,7 +49,8 @@ class Bench(Trials):
         super().__init__(recipe, "negatives")
         self.reranker = models.load_base(self.opened)
         self.tokenized = TokenizedCollection(self.opened.collection, self.reranker.pairs)
-        start_head(self.reranker, self.tokenized, models.lists_for_head(self.opened), recipe.train.fit_lists)
+        if self.reranker.is_interaction:
+            start_head(self.reranker, self.tokenized, models.lists_for_head(self.opened), recipe.train.fit_lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
         self.dev = models.dev_measure(self.opened, self.reranker, self.tokenized)
         self.start_dev = self.dev()

@@ -60,8 +60,8 @@ def check_rows(folder: Path) -> list[Row]:
     model, candidates = folder / "export" / "model", run.reranked("test")
     results = read_json(folder / "evaluate" / "results.json")
     stage = "distil" if run.exported == "distil" else "train"
-    # Other libraries truncate long documents, so they give the row without windows.
-    expected = score(run, str(run.best(run.exported)), candidates, stage, windows=False)
+    # Other libraries give the logits of truncated documents.
+    expected = score(run, str(run.best(run.exported)), candidates, stage, windows=False, mixture=False)
     present = candidates.documents != NOTHING
     pairs = _pairs(run, candidates)
     rows = []
@@ -107,9 +107,9 @@ def _metrics(run: Run, scores: np.ndarray, results: dict) -> dict[str, tuple[flo
     candidates, split = run.candidates("test"), "test"
     reranked = candidates.top(run.recipe.rerank_depth)
     fusion = Fusion.load(run.folder / "export" / "model")
-    windowed = "without_windows" in results["systems"]
-    systems = {"without_windows" if windowed else results["shipped"]: scores}
-    if not windowed and fusion is not None and "fused" in results["systems"]:
+    differs = "other_libraries" in results["systems"]
+    systems = {"other_libraries" if differs else results["shipped"]: scores}
+    if not differs and fusion is not None and "fused" in results["systems"]:
         first, present = reranked.scores, reranked.documents != NOTHING
         systems["fused"] = fuse(np.where(present, scores, 0.0), first, fusion.scores, present)
     return {

@@ -399,7 +399,7 @@ def test_the_terminal_begins_with_the_verdict_and_says_that_training_did_not_hel
     assert shown.startswith(verdict)
     assert "training did not help: the model before training was the best one on dev" in shown
     assert "fitted, fused" in shown
-    assert "the fitted head with first-stage scores (weight 0.3) is " in shown
+    assert "the fitted model with first-stage scores (weight 0.3) is " in shown
 
 
 def test_a_trained_model_is_not_reported_as_untrained(measured, collection, capsys):

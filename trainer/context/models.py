@@ -57,7 +57,7 @@ def load_base(run: Run) -> Reranker:
         trust_remote_code=section.trust_remote_code,
         prompting=Prompting.of(section),
     )
-    reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
+    reranker.mixture = reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
     reranker.passages = run.recipe.passages
     if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
         console.stage("train", message)
@@ -73,8 +73,12 @@ def load_base_to_train(run: Run, stage: str) -> Reranker:
 
 
 def lists_for_head(run: Run) -> list[Group]:
-    """Return the train queries' candidates that a new head is fitted to; empty if the base has a head."""
-    return candidate_lists(run.collection, run.reranked("train")) if has_fresh_head(run) else []
+    """Return the train queries' candidates that a new head, or the mixture of a standard checkpoint, is fitted to.
+
+    Empty if the base has an interaction head, which has been fitted.
+    """
+    fitted = references.kind_of(references.locate(run.recipe.reranker.model)) == "interaction"
+    return [] if fitted else candidate_lists(run.collection, run.reranked("train"))
 
 
 def load(run: Run, reference: str, stage: str = "train", precision: Precision = "fp32") -> Reranker:
@@ -98,13 +102,16 @@ def score(
     stage: str = "train",
     collection: Collection | None = None,
     windows: bool = True,
+    mixture: bool = True,
 ) -> np.ndarray:
     """Return a saved model's float32 scores (queries, depth) of candidates, by default of the run's collection.
 
-    Without `windows` long documents are truncated, also if the model reads them in windows.
+    Without `windows` long documents are truncated, also if the model reads them in windows; without `mixture` the
+    score is the logit, also if the model has lexical signals beside it. Other libraries know neither.
     """
     reranker = load(run, reference, stage)
     reranker.passages = reranker.passages if windows else None
+    reranker.mixture = reranker.mixture if mixture else None
     tokenized = TokenizedCollection(collection or run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
 

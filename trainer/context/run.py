@@ -194,7 +194,7 @@ class Run:
 
     @property
     def start(self) -> Path:
-        """Path of the model before training: the base model, with a fitted head if the head is new."""
+        """Path of the model before training: the base model, with what was fitted before the first step."""
         return self.best().with_name("start")
 
     # Data and candidates.

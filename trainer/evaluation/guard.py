@@ -2,8 +2,8 @@
 
 The loss is the mean over a set's queries of the value before training minus that of the exported model, both alone,
 on the same candidates. The model before training is the base model, or the fitted head if the base has none of its own:
-then a loss by the fit itself does not show, and the first stage's value is given for comparison. No choice was made on
-a guard set, so the bootstrap has no choice to repeat.
+then a loss by the fit itself does not show (one by lexical signals beside the base's logit does), and the first stage's
+value is given for comparison. No choice was made on a guard set, so the bootstrap has no choice to repeat.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ LABELS = {  # of at most 16 characters: with longer ones the intervals wrap on a
     "first_stage_default": "untuned first",
     "first_stage": "first stage",
     "base": "base model",
-    "fitted": "fitted head",
+    "fitted": "fitted model",
     "tuned": "tuned model",
     "distilled": "distilled model",
     "seeds": "mean of seeds",
-    "without_windows": "without windows",
+    "other_libraries": "other libraries",
     "reranked": "reranked",
     "ceiling": "ceiling",
 }

@@ -64,6 +64,17 @@ model.rank("a query", ["a document", "another document"], first_stage_scores=[12
 """
 
 
+def _mixture(reranker: Reranker) -> str:
+    """Return the paragraph on lexical signals beside the logit; empty if there are none."""
+    if reranker.mixture is None:
+        return ""
+    return """
+domain-reranker adds lexical signals (BM25 over the model's tokens, and others) to the model's logit, with the weights
+of `mixture.json`, which were fitted to the train queries. All rows above are measured in this way except `base model`
+and `other libraries`: the logit by itself, as other libraries and servers compute it.
+"""
+
+
 def _windows(reranker: Reranker) -> str:
     """Return the paragraph on windows for long documents; empty if documents are truncated."""
     if reranker.passages is None:
@@ -72,7 +83,7 @@ def _windows(reranker: Reranker) -> str:
     return f"""
 domain-reranker reads documents of more than {length} tokens in windows of that length, which overlap by {overlap}
 tokens or more; the best window's score is the document's (`passages.json`). All rows above are measured in this way
-except `without windows`: the same model with long documents cut off, as other libraries and servers read them.
+except `other libraries`: the same model with long documents cut off, as other libraries and servers read them.
 """
 
 
@@ -295,7 +306,7 @@ def model_card(
 ) -> str:
     """Return the model card."""
     origin = _origin(recipe, reranker.is_interaction, history.best_step)
-    additions = _windows(reranker) + _lineage(recipe) + _fusion(results, reranker.fusion)
+    additions = _mixture(reranker) + _windows(reranker) + _lineage(recipe) + _fusion(results, reranker.fusion)
     return f"""---
 {_front_matter(recipe, results, history.licence)}
 ---

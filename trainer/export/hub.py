@@ -39,6 +39,7 @@ EXPORTED = [
     "chat_template.jinja",
     "calibration.json",
     "fusion.json",
+    "mixture.json",
     "passages.json",
     "tokenizer*",
     "special_tokens_map.json",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trainer.data import Summary
 from trainer.forecast.records import PairSpeed, TextSpeed, Training
 from trainer.forecast.speeds import Speeds
+from trainer.model.fusion import LISTS
 from trainer.model_files import references
 from trainer.recipe import CHAT
 
@@ -112,9 +113,13 @@ class Work:
         return references.kind_of(references.locate(self.recipe.reranker.model)) == "encoder"
 
     @cached_property
-    def has_mixture(self) -> bool:
-        """True if a new interaction head is fitted."""
-        return self.fresh_head and self.recipe.reranker.head != "classifier"
+    def fitted_lists(self) -> int:
+        """Number of candidate lists to which a new head, or lexical signals beside another model, are fitted."""
+        section = self.recipe.reranker
+        if references.kind_of(references.locate(section.model)) == "interaction":
+            return 0
+        most = self.recipe.train.fit_lists
+        return min(self.lists, most if self.fresh_head and section.head != "classifier" else min(most, LISTS))
 
     @cached_property
     def reranker(self) -> PairSpeed:

@@ -9,6 +9,7 @@ Imports inside run down, like the package's own:
     engines                             torch or ONNX Runtime, and which of them is faster here
     loading  fusion  arguments          loading a model folder with checks; first-stage scores; arguments checked
     windows                             long documents read in overlapping parts
+    mixture                             lexical signals beside a standard checkpoint's logit
     decoder  modular                    the one-row head of a causal language model; a head saved as modules
     heads  scores  calibration  prompt  fresh heads; standardised scores; scores as probabilities; pairs in a prompt
     word_gradients                      gradients of the word embeddings, added in place
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from trainer.model.calibration import Calibration as Calibration
     from trainer.model.fusion import Fusion as Fusion
     from trainer.model.heads import with_classifier as with_classifier
+    from trainer.model.mixture import Mixture as Mixture
+    from trainer.model.mixture import has_mixture as has_mixture
     from trainer.model.reranker import Ranked as Ranked
     from trainer.model.reranker import Reranker as Reranker
     from trainer.model.scoring import ChosenWindows as ChosenWindows

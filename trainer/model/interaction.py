@@ -190,11 +190,7 @@ class InteractionForSequenceClassification(PreTrainedModel):
         same = (input_ids[:, :, None] == input_ids[:, None, :]) & document[:, None, :]
         frequency = same.sum(dim=2).to(idf.dtype)  # of each token in the document
         length = document.sum(dim=1, keepdim=True).to(idf.dtype)
-        saturation = frequency + K1 * (1 - B + B * length / self.average_length)
-        bm25 = (idf * frequency * (K1 + 1) / saturation).sum(dim=1)
-        total = idf.sum(dim=1).clamp(min=1e-6)
-        matched = (idf * (frequency > 0)).sum(dim=1)
-        return torch.stack([bm25, bm25 / total, matched / total, torch.log(length[:, 0] + 1)], dim=1)
+        return word_signals(idf, frequency, length, self.average_length)
 
     def combine(self, signals: Tensor, first: Tensor) -> Tensor:
         """Return the logits (batch, 1) of signals (batch, signals) and first tokens' states (batch, hidden)."""
@@ -232,6 +228,19 @@ class InteractionForSequenceClassification(PreTrainedModel):
         positions = torch.arange(bias.shape[-1], device=bias.device)
         outside = (positions[:, None] - positions[None, :]).abs() > window
         return {"full_attention": bias, "sliding_attention": bias.masked_fill(outside, least)}
+
+
+def word_signals(idf: Tensor, frequency: Tensor, length: Tensor, average_length: Tensor | float) -> Tensor:
+    """Return the lexical signals (batch, 4): BM25, BM25 / idf, matched share of the idf, and log length.
+
+    `idf` are those of the query's tokens (batch, tokens), 0 for other tokens; `frequency` says how often each token
+    occurs in the document, and `length` (batch, 1) how many tokens that has.
+    """
+    saturation = frequency + K1 * (1 - B + B * length / average_length)
+    bm25 = (idf * frequency * (K1 + 1) / saturation).sum(dim=1)
+    total = idf.sum(dim=1).clamp(min=1e-6)
+    matched = (idf * (frequency > 0)).sum(dim=1)
+    return torch.stack([bm25, bm25 / total, matched / total, torch.log(length[:, 0] + 1)], dim=1)
 
 
 def _attention_of(config: Any, attention: str | None) -> str | None:

@@ -20,18 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trainer.errors import ModelError
 from trainer.model import engines, packing, windows
 from trainer.model.arguments import as_pairs, as_texts, require_engine, require_options, require_top_k
-from trainer.model.batching import (
-    TOKENS_PER_BUCKET,
-    buckets,
-    prefetch,
-    shapes_for,
-)
+from trainer.model.batching import TOKENS_PER_BUCKET, buckets, prefetch, shapes_for
 from trainer.model.calibration import Calibration, require_calibration
 from trainer.model.engines import Engine
 from trainer.model.fusion import FILE as FUSION_FILE
 from trainer.model.fusion import Fusion, first_stage_numbers
 from trainer.model.interaction import InteractionForSequenceClassification
 from trainer.model.loading import load_cross_encoder, longest_input
+from trainer.model.mixture import Mixture
 from trainer.model.prompt import pair_encoder
 from trainer.model.windows import Pair, Windowed
 from trainer.model_files.checks import Head
@@ -40,14 +36,7 @@ from trainer.model_files.references import locate
 from trainer.recipe import Passages
 from trainer.runtime.console import Advance, Note, shown, warn
 from trainer.runtime.linear import scoring_in
-from trainer.runtime.precision import (
-    Precision,
-    faster,
-    fastest,
-    has_flash_attention,
-    keep_logits_exact,
-    usable_device,
-)
+from trainer.runtime.precision import Precision, faster, fastest, has_flash_attention, keep_logits_exact, usable_device
 from trainer.runtime.run_folder import replacing_folder
 
 Compute = Callable[[Any, packing.Batch, bool], Tensor]  # of a model, a batch, and whether it runs packed
@@ -90,6 +79,7 @@ class Reranker:
         self.tokens_per_bucket = TOKENS_PER_BUCKET.get(model.device.type, 4096)
         self.calibration: Calibration | None = None  # curves from scores to probabilities, if the model has them
         self.fusion: Fusion | None = None  # weights of first-stage scores, if the model has them
+        self.mixture: Mixture | None = None  # lexical signals that are added to the logit, if the model has them
         self.passages: Passages | None = None  # windows in which long documents are read; None: they are truncated
         self._warned = False
         self.compute_with("torch", packing.logits)
@@ -131,6 +121,7 @@ class Reranker:
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
         reranker = cls(model.to(target).eval(), tokenizer, max_length or min(tokenizer.model_max_length, longest))
+        reranker.mixture = Mixture.load(folder)
         reranker.fusion = Fusion.load(folder)
         reranker.calibration = Calibration.load(folder)
         reranker.passages = windows.load(folder)
@@ -195,7 +186,7 @@ class Reranker:
         return cut, [self.pad([pairs[position] for position in positions], training) for positions in cut]
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-        """Return the logits (pairs,) float32 of (query, document) pairs, by the model alone.
+        """Return the scores (pairs,) float32 of (query, document) pairs, by the model alone: without a first stage's.
 
         Raises TypeError unless `pairs` is a list of pairs of texts.
         """
@@ -271,12 +262,20 @@ class Reranker:
 
         With `passages`, the logit of a document is that of its best window. The windows of a chunk share batches.
         """
-        counted = windows.Counted(map(self.cut, chunks))
+        counted = windows.Counted(map(self.cut, chunks), self.added)
         logits = self._over_chunks(counted, total, self.compute_logits, note)
         return counted.best(logits)
 
+    def score_windows(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
+        """Return the scores (pairs,) float32 of pairs from `cut`, each of which is one window of a document."""
+        return self.logits(pairs, note) + self.added(pairs)
+
+    def added(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Return what lexical signals beside the model add to the logits (pairs,) float32; zeros without them."""
+        return np.zeros(len(pairs), dtype=np.float32) if self.mixture is None else self.mixture.of(pairs, self.pairs)
+
     def logits(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
-        """Return the logits (pairs,) float32 of tokenised pairs as they are, truncated and not cut into windows."""
+        """Return the model's own logits (pairs,) float32 of pairs as they are, as other libraries compute them."""
         return self._over_chunks([windows.whole(pairs)], len(pairs), self.compute_logits, note)
 
     def signals(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
@@ -327,7 +326,7 @@ class Reranker:
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write weights (the model's own unless they are given), configuration, tokenizer and settings.
 
-        The settings are fusion weights, calibration and windows. The folder is replaced as a whole.
+        The settings are mixture, fusion weights, calibration and windows. The folder is replaced as a whole.
         """
         self.tokenizer.model_max_length = self.max_length
         for local in ("is_local", "local_files_only"):  # settings of loading it here, not of the tokenizer
@@ -338,7 +337,7 @@ class Reranker:
         with replacing_folder(folder) as partial:
             self.model.save_pretrained(partial, state_dict=weights)
             self.tokenizer.save_pretrained(partial)
-            for setting in filter(None, (self.fusion, self.calibration)):
+            for setting in filter(None, (self.mixture, self.fusion, self.calibration)):
                 setting.save(partial)
             if self.passages is not None:
                 windows.save(self.passages, partial)

@@ -134,7 +134,7 @@ def best_window_of(
 
     def choose(ours: Sequence[Row]) -> np.ndarray:
         windowed = reranker.cut(tokenized.pairs(ours))
-        return windowed.best_index(reranker.logits(windowed.pairs, note)) - windowed.starts
+        return windowed.best_index(reranker.score_windows(windowed.pairs, note)) - windowed.starts
 
     return dict(zip(several, _shared(several, accelerator, choose).tolist(), strict=True))
 

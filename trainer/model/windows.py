@@ -50,20 +50,25 @@ class Windowed:
 
 
 class Counted:
-    """Chunks of windows that are yielded once, and whose counts are kept."""
+    """Chunks of windows, yielded once; their counts are kept, and what `add` returns, (windows,), to add to logits."""
 
-    def __init__(self, chunks: Iterable[Windowed]) -> None:
+    def __init__(self, chunks: Iterable[Windowed], add: Callable[[Sequence[Pair]], np.ndarray]) -> None:
         self._chunks = chunks
+        self._add = add
         self._counts: list[np.ndarray] = []
+        self._added: list[np.ndarray] = []
 
     def __iter__(self) -> Iterator[Windowed]:
         for chunk in self._chunks:
             self._counts.append(chunk.counts)
+            self._added.append(self._add(chunk.pairs))
             yield chunk
 
-    def best(self, scores: np.ndarray) -> np.ndarray:
-        """Return the score (documents,) of each document of all chunks, from those of the windows (windows,)."""
-        return Windowed([], np.concatenate(self._counts)).best(scores) if self._counts else scores
+    def best(self, logits: np.ndarray) -> np.ndarray:
+        """Return the score (documents,) of each document of all chunks, from the logits of the windows (windows,)."""
+        if not self._counts:
+            return logits
+        return Windowed([], np.concatenate(self._counts)).best(logits + np.concatenate(self._added))
 
 
 def whole(pairs: Sequence[Pair]) -> Windowed:

@@ -81,6 +81,9 @@ class Reranker(Section):
     512."""
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0: embeddings); deeper layers are removed; null: automatic."""
+    lexical_signals: bool = True
+    """Let exact matches of words count too (BM25 and others): in an interaction head; beside another model's logit if
+    train queries show a gain. Other libraries and servers read only the logit."""
     instruction: str | None = None
     """Description of the task in a decoder's prompt, e.g. "Find the code that does this"; null: the template's own."""
     template: Path | None = None
@@ -177,7 +180,8 @@ class Train(Section):
     """Peak learning rate of a new classifier head; null: 1e-3. An interaction head is fitted before training, then
     frozen."""
     fit_lists: int = Field(default=800, ge=1)
-    """Maximum number of train queries whose candidate lists are used to fit a new interaction head."""
+    """Maximum number of train queries whose candidate lists are used to fit a new interaction head; 200
+    at most are used to fit lexical signals beside another model."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises to its peak; afterwards it falls linearly to zero."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -21,7 +21,7 @@ from trainer.runtime.run_folder import read_json, write_json
 
 FILE = "depths.json"
 STEPS = (5, 10, 20, 50, 100, 200, 500, 1000)
-WITHOUT_CURVE = ("fused", "without_windows", "first_stage", "first_stage_default", "ceiling")
+WITHOUT_CURVE = ("fused", "other_libraries", "first_stage", "first_stage_default", "ceiling")
 
 
 def depths_to(deepest: int) -> list[int]:

@@ -12,14 +12,14 @@ NAMES = {
     "first_stage": ("First stage", "the candidates in the order in which they were retrieved"),
     "base": ("Base model", "the same candidates reranked by the model before any training"),
     "fitted": (
-        "Fitted head",
-        "the unchanged encoder with a head fitted to your train queries; nothing else is trained",
+        "Fitted model",
+        "the unchanged model with a head or lexical signals fitted to your train queries; nothing else is trained",
     ),
     "tuned": ("Tuned model", "the model trained on your data"),
     "distilled": ("Distilled model", "a standard classifier that learned from the tuned model"),
-    "without_windows": (
-        "Without windows",
-        "the exported model on servers that cut long documents off instead of reading them in windows",
+    "other_libraries": (
+        "In other libraries",
+        "the exported model’s logit, as libraries and servers compute it that know neither windows nor lexical signals",
     ),
     "seeds": ("Mean of the seeds", "each query’s value averaged over the trainings with different seeds"),
     "fused": ("Model + first stage", "the exported model’s score plus the first stage’s score times a fitted weight"),

@@ -44,5 +44,5 @@ class Engine:
         return len(pair[0]) + len(pair[1]) + self._reranker.pairs.num_special
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Return logits (pairs,) float32 of pairs from `cut`, computed in buckets of similar length."""
-        return self._reranker.logits(pairs)
+        """Return scores (pairs,) float32 of pairs from `cut`, computed in buckets of similar length."""
+        return self._reranker.score_windows(pairs)

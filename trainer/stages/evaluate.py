@@ -11,6 +11,7 @@ import numpy as np
 from trainer import context, evaluation, reporting
 from trainer.context import Notes, Run, Stage
 from trainer.forecast import Cost, Work
+from trainer.model import has_mixture
 from trainer.model.fusion import LISTS
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -25,7 +26,7 @@ class Evaluate(Stage):
     """Computes the verdict, the results table, and the data of the report."""
 
     name = "evaluate"
-    version = 10
+    version = 11
     processes = "all"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:
@@ -37,17 +38,11 @@ class Evaluate(Stage):
     def run(self, run: Run, folder: Path) -> Notes:
         """Rerank dev and test with every system on all processes; the main one decides and writes files."""
         systems = _systems(run)
-        dev, test = (
-            {
-                name: context.score(run, model, run.reranked(split), "distil" if name == "distilled" else "train")
-                for name, model in systems.items()
-            }
-            for split in ("dev", "test")
-        )
+        dev, test = ({name: _score(run, name, systems[name], split) for name in systems} for split in ("dev", "test"))
         shipped = list(systems)[-1]
         seeds = _seeds(run, dev, test)
-        if run.recipe.passages is not None:
-            test["without_windows"] = _without_windows(run, systems[shipped])
+        if run.recipe.passages is not None or has_mixture(systems[shipped]):
+            test["other_libraries"] = _in_other_libraries(run, systems[shipped])
         weights = context.first_stage_weights(run, dev[shipped])
         if not run.is_main:
             return Notes()
@@ -85,7 +80,7 @@ class Evaluate(Stage):
         speed, trained = work.reranker, work.recipe.train.epochs > 0
         systems = trained + len(work.recipe.training_seeds)
         pairs = systems * work.pairs("dev", "test")
-        if not work.has_mixture:  # the base's scores of train queries, to which the first stage's weight is fitted
+        if not work.fitted_lists:  # the base's scores of train queries, to which the first stage's weight is fitted
             pairs += min(LISTS, work.lists) * work.depth
         cost = Cost((2 * systems + 1) * speed.load + pairs * speed.exact, CANDIDATE * work.queries("test") * work.depth)
         if work.recipe.distil:
@@ -108,14 +103,25 @@ def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str
     return evaluation.calibrate(run.collection, candidates, dev, test, run.recipe.seed, folder)
 
 
-def _systems(run: Run) -> dict[str, str]:
-    """Return {system: model path} of the systems besides the first stage; the last one is exported."""
-    systems = {"fitted" if context.has_fresh_head(run) else "base": str(run.start)}
+def _systems(run: Run) -> dict[str, Path]:
+    """Return {system: model path} of the systems besides the first stage; the last one is exported.
+
+    A base without a fresh head is measured as it is, and, with lexical signals beside its logit, as fitted.
+    """
+    systems = {} if context.has_fresh_head(run) else {"base": run.start}
+    if not systems or has_mixture(run.start):
+        systems["fitted"] = run.start
     if run.notes(run.last_training)["trained_share"]:
-        systems["tuned"] = str(run.best())
+        systems["tuned"] = run.best()
     if "distil" in run.records:
-        systems["distilled"] = str(run.best("distil"))
+        systems["distilled"] = run.best("distil")
     return systems
+
+
+def _score(run: Run, system: str, model: Path, split: str) -> np.ndarray:
+    """Return a system's scores (queries, depth) of a split's candidates."""
+    stage = "distil" if system == "distilled" else "train"
+    return context.score(run, str(model), run.reranked(split), stage, mixture=system != "base")
 
 
 def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[evaluation.SeedScores]:
@@ -134,10 +140,10 @@ def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) ->
     return seeds
 
 
-def _without_windows(run: Run, model: str) -> np.ndarray:
-    """Return the exported model's scores of test as other servers compute them: long documents are truncated."""
+def _in_other_libraries(run: Run, model: Path) -> np.ndarray:
+    """Return the exported model's scores of test as other libraries compute them: logits of truncated documents."""
     stage = "distil" if run.exported == "distil" else "train"
-    return context.score(run, model, run.reranked("test"), stage, windows=False)
+    return context.score(run, str(model), run.reranked("test"), stage, windows=False, mixture=False)
 
 
 def _between(run: Run) -> list[list[float]]:

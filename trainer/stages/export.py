@@ -28,7 +28,7 @@ class Export(Stage):
     """Exports the best checkpoint in the standard layout, with its formats, model card and fusion weights."""
 
     name = "export"
-    version = 8
+    version = 9
     processes = "main"
 
     def inputs(self, recipe: Recipe) -> dict[str, Any]:

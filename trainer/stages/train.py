@@ -30,7 +30,7 @@ class Train(RoundStage):
     """The stage's seed after those of the stages before it; empty: the run's own seed, with none before it."""
 
     name = "train"
-    version = 6
+    version = 7
     processes = "all"
 
     @property
@@ -106,7 +106,7 @@ class Train(RoundStage):
         section, speed = work.recipe.train, work.reranker
         groups, weights = work.lists, work.weights(speed)
         steps = len(training.steps(groups, section, work.recipe.seed))
-        fitted = min(groups, section.fit_lists) * work.depth if work.has_mixture else 0
+        fitted = work.fitted_lists * work.depth
         evaluations = 1 + len(training.evaluation_steps(steps, section)) + len(training.BETWEEN) * bool(steps)
         pairs = groups * work.group_size * section.epochs
         cost = Cost(4 * speed.load + (fitted + evaluations * work.pairs("dev")) * speed.score, 2 * weights)

@@ -5,6 +5,8 @@ Imports inside run down, like the package's own:
     interpolate                         interpolation between the start and the trained model, chosen on dev
     loop                                the training loop: steps, dev scores, the best model, early stopping
     gradients                           gradients of one step, within the memory of the device
+    fit                                 what is fitted before the first step
+    mixture                             lexical signals beside the logit of a standard checkpoint
     optimizer  head_init  student       AdamW and its rates; fitting a fresh head; the student of a distillation
     adapter                             LoRA: its layers, merged weights and files
     schedule  checkpoints  losses       batches and learning rate of each step; atomic checkpoints; losses

@@ -43,11 +43,13 @@ class Pass(NamedTuple):
     """Groups whose gradients are computed together: their pairs in padded batches, on the CPU.
 
     `pair_indices` (pairs,) int64 are the places of the scores, in the order of the batches, among the groups' pairs.
+    `added` (pairs,) float32 is what lexical signals beside the model add to each pair's logit.
     """
 
     groups: list[Group]
     batches: list[Batch]
     pair_indices: Tensor
+    added: Tensor
     fits: bool  # within the token budget
 
 
@@ -159,9 +161,11 @@ class GradientStep:
     def _pass(self, positions: Sequence[int], budget: int) -> Pass:
         """Return the groups at `positions` with all their pairs in padded batches."""
         groups = [self.groups[position] for position in positions]
-        cut, batches = self.reranker.batches(self._pairs_of(groups), budget, training=True)
+        pairs = self._pairs_of(groups)
+        cut, batches = self.reranker.batches(pairs, budget, training=True)
         fits = sum(self.sizes[position] for position in positions) <= budget
-        return Pass(groups, batches, torch.tensor(sum(cut, [])), fits)
+        added = torch.from_numpy(self.reranker.added(pairs))
+        return Pass(groups, batches, torch.tensor(sum(cut, [])), added, fits)
 
     def _count(self, one: Pass) -> None:
         """Count the tokens of a pass."""
@@ -238,7 +242,7 @@ class GradientStep:
         """
         targets = self._targets(one.groups)
         indices = one.pair_indices.to(self.device, non_blocking=True)
-        flat = torch.empty_like(scores).index_copy(0, indices, scores)
+        flat = torch.empty_like(scores).index_copy(0, indices, scores) + one.added.to(self.device, non_blocking=True)
         matrix = torch.zeros_like(targets.labels).masked_scatter(targets.mask, flat)
         alone = self.loss(matrix, targets.labels, targets.mask, targets.teacher).sum()
         if targets.first is None or not self.first_stage_weight:

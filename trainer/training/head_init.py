@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from scipy.optimize import minimize
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.data.groups import Group
 from trainer.model import Reranker, TokenizedCollection, inverse_document_frequency
 from trainer.model.batching import Tokens
-from trainer.model.interaction import InteractionForSequenceClassification
+from trainer.model.interaction import LEXICAL, InteractionForSequenceClassification
 from trainer.model.scoring import Row
 from trainer.model.windows import Windowed, cut_document
-from trainer.runtime.launch import on_main
 from trainer.runtime.run_folder import write_json
 from trainer.training.checkpoints import FITTED
 from trainer.training.losses import LOSSES
@@ -52,24 +49,25 @@ class Fit:
         write_json(folder / FITTED, {"first_stage_weight": self.first_stage_weight, "logits": logits})
 
 
-def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int) -> Fit | None:
-    """Fit a fresh interaction head to at most `most` full candidate lists, and return the fit; None for other heads.
+def start_head(
+    reranker: Reranker, tokenized: TokenizedCollection, lists: Sequence[Group], most: int, lexical: bool = True
+) -> Fit:
+    """Fit a fresh interaction head to at most `most` full candidate lists, and return the fit.
 
+    Without `lexical` its lexical signals get the weight 0.
     Tokens are weighted by idf. The mixture of signals minimises the listwise loss over candidate lists as they will be
     reranked; fitted to mined groups, a biased sample of them, it is worse than without fitting (docs/results.md).
     Linear probing before fine-tuning: Kumar et al., ICLR 2022.
     """
-    if not reranker.is_interaction:
-        return None
     model = reranker.model
-    documents = _as_read(reranker, tokenized.documents(IDF_SAMPLE))
-    average_length = float(np.mean([min(len(document), reranker.max_length) for document in documents]))
+    documents, average_length = words_counted(reranker, tokenized)
     model.start_head(inverse_document_frequency(documents, len(model.token_weights)), average_length)
-    chosen = np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)
-    lists = [lists[index] for index in chosen]
+    lists = evenly(lists, most)
     rows = [(group.query, document) for group in lists for document in group.documents]
     windowed = reranker.cut(tokenized.pairs(rows))
     signals = reranker.signals(windowed.pairs, note="fit")
+    if not lexical:
+        signals[:, -LEXICAL:] = 0.0
     started = _mixture(model)
     weights = fit_windows(signals, windowed, lists, started)
     model.mix(torch.tensor(weights))
@@ -82,12 +80,21 @@ def start_head(reranker: Reranker, tokenized: TokenizedCollection, lists: Sequen
     return Fit(lists, logits, first_stage_weight(logits, lists), windows)
 
 
-def _as_read(reranker: Reranker, documents: Sequence[Tokens]) -> list[Tokens]:
-    """Return the texts that word statistics count: documents, or their windows if they are read in windows."""
-    if reranker.passages is None:
-        return list(documents)
-    room = reranker.max_length
-    return [part for document in documents for part in cut_document(reranker.passages, document, room)]
+def evenly(lists: Sequence[Group], most: int) -> list[Group]:
+    """Return at most `most` lists, spread evenly over all."""
+    return [lists[index] for index in np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)]
+
+
+def words_counted(reranker: Reranker, tokenized: TokenizedCollection) -> tuple[list[Tokens], float]:
+    """Return the texts whose tokens are counted, and their mean length as they are read.
+
+    They are documents, or their windows if documents are read in windows.
+    """
+    documents = tokenized.documents(IDF_SAMPLE)
+    if reranker.passages is not None:
+        room = reranker.max_length
+        documents = [part for document in documents for part in cut_document(reranker.passages, document, room)]
+    return documents, float(np.mean([min(len(document), reranker.max_length) for document in documents]))
 
 
 def _mixture(model: InteractionForSequenceClassification) -> np.ndarray:
@@ -135,34 +142,6 @@ def first_stage_weight(logits: np.ndarray, lists: Sequence[Group]) -> float:
     return max(0.0, first_stage / model) if model > 0 else 0.0
 
 
-def fit_head(
-    reranker: Reranker,
-    tokenized: TokenizedCollection,
-    lists: Sequence[Group],
-    most: int,
-    accelerator: Accelerator,
-    folder: Path,
-) -> tuple[float, dict[Row, int]]:
-    """Fit a fresh interaction head on the main process and broadcast it.
-
-    Return the first stage's weight, and the index of each document's best window. The head is fitted once, because fits
-    on several devices differ in the last bits, and saved in the folder as fitted.json.
-    """
-
-    def fit() -> tuple[float, dict[Row, int]]:
-        fitted = start_head(reranker, tokenized, lists, most)
-        if fitted is None:
-            return 0.0, {}
-        fitted.save(folder)
-        return fitted.first_stage_weight, fitted.windows
-
-    weight, chosen = on_main(accelerator, fit)
-    for name, tensor in reranker.model.state_dict().items():
-        if not name.startswith("encoder."):
-            broadcast(tensor)
-    return weight, chosen
-
-
 def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
     """Return the weights (features,) float32 of a linear model that minimise the listwise loss.
 
@@ -171,10 +150,8 @@ def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
     deviations = features.std(axis=0) + 1e-6
     lengths = [len(group.documents) for group in lists]
     split = torch.from_numpy(features / deviations).double().split(lengths)
-    grades = [torch.tensor(group.grades, dtype=torch.float64) for group in lists]
-    padded, labels = (nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in (split, grades))
-    labels = nn.functional.pad(labels, (0, padded.shape[1] - labels.shape[1]))
-    mask = torch.arange(padded.shape[1])[None, :] < torch.tensor(lengths)[:, None]
+    padded = nn.utils.rnn.pad_sequence(list(split), batch_first=True)
+    labels, mask = padded_labels(lists)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.tensor(weights, requires_grad=True)
@@ -185,3 +162,13 @@ def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
 
     result = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
     return (result.x / deviations).astype(np.float32)
+
+
+def padded_labels(lists: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Return the grades of the lists' documents (lists, longest) float64, and which of them are there, bool."""
+    lengths = torch.tensor([len(group.documents) for group in lists])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    labels = torch.zeros(mask.shape, dtype=torch.float64)
+    for row, group in enumerate(lists):
+        labels[row, : len(group.grades)] = torch.tensor(group.grades, dtype=torch.float64)
+    return labels, mask

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainer.data.groups import Group
 from trainer.errors import RunError
-from trainer.model import ChosenWindows, Reranker, TokenizedCollection
+from trainer.model import ChosenWindows, Mixture, Reranker, TokenizedCollection
 from trainer.model.batching import prefetch
 from trainer.model.scoring import Row
 from trainer.model_files.references import is_local
@@ -39,8 +39,8 @@ from trainer.training.checkpoints import (
     resume,
     save_checkpoint,
 )
+from trainer.training.fit import fit_start
 from trainer.training.gradients import GradientStep, Step
-from trainer.training.head_init import fit_head
 from trainer.training.optimizer import configure_model, make_optimizer
 from trainer.training.parallel import as_plain, full_weights, is_sharded, prepare_model, unsharded
 from trainer.training.schedule import evaluation_steps, rate_factor, steps
@@ -53,10 +53,10 @@ Measure = Callable[[], float]  # the dev score, larger is better
 class TrainingJob:
     """The inputs of a training; `reranker.model` is trained in place.
 
-    `lists` are full candidate lists of train queries, to which a fresh interaction head is fitted first; empty if there
-    is none. `measure()` returns the two-stage dev score of the current model; every process calls it. With `fresh_head`
-    the head has a higher rate than the encoder; `base_ranks` says whether the base was trained to rank. If documents
-    are read in windows, `chooser` chooses those to train on; None: the model before training does.
+    `lists` are full candidate lists of train queries, to which a fresh interaction head, or a mixture, is fitted first;
+    empty if neither is. `measure()` returns the two-stage dev score of the current model; every process calls it. With
+    `fresh_head` the head has a higher rate than the encoder; `base_ranks` says whether the base was trained to rank. If
+    documents are read in windows, `chooser` chooses those to train on; None: the model before training does.
     """
 
     recipe: Recipe
@@ -87,8 +87,10 @@ def train_reranker(job: TrainingJob) -> Progress:
     fused = not is_sharded(accelerator)
     optimizer = make_optimizer(section, reranker, job.fresh_head, fused, job.base_ranks)
     weight, known = 0.0, {}
-    if job.lists and checkpoint is None:
-        weight, known = fit_head(reranker, job.tokenized, job.lists, section.fit_lists, accelerator, job.folder)
+    if checkpoint:
+        reranker.mixture = on_main(accelerator, lambda: Mixture.load(job.folder / START))
+    elif job.lists:
+        weight, known = fit_start(job.recipe, reranker, job.tokenized, job.lists, accelerator, job.folder)
     pairs = _training_pairs(job, known)
     untrained = None if checkpoint else job.measure()  # before the model may be sharded over devices
     stepper = _Stepper(job, pairs, len(plan), optimizer)

@@ -44,7 +44,7 @@ def load_student(recipe: Recipe, tuned: Path) -> Reranker:
             max_length=recipe.reranker.max_length or Reranker.load(tuned, head="trained").max_length,
             trust_remote_code=section.trust_remote_code,
         )
-        student.fusion = None  # fitted to the weights before this training
+        student.mixture = student.fusion = student.calibration = None  # fitted to the weights before this training
         student.passages = recipe.passages
         return student
     student = Reranker.load(tuned, head="trained", max_length=recipe.reranker.max_length)

@@ -1,0 +1,124 @@
+"""The mixture of a standard checkpoint: its logit and lexical signals, for exact matches that the model overlooks.
+
+    score = logit + constant + sum of weight * signal
+
+The interaction head computes these signals itself. A standard checkpoint stays as it is, so that every library reads
+it; this one adds the signals, with the weights of `mixture.json`. They are fitted in `trainer/training/mixture.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from trainer.errors import ModelError
+from trainer.model.batching import PairEncoder, Tokens
+from trainer.model.interaction import word_signals
+from trainer.runtime.run_folder import read_record, write_json
+
+FILE = "mixture.json"  # in the model folder
+VERSION = 1
+PAIRS_AT_ONCE = 256  # whose tokens are compared at once: 34 million comparisons with 256 and 512 tokens
+NO_QUERY, NO_DOCUMENT = -1, -2  # padding, which matches nothing
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight of each lexical signal, in logits per unit (`interaction.word_signals`), and a constant."""
+
+    bm25: float
+    bm25_by_idf: float
+    matched_idf: float
+    log_length: float
+    constant: float
+
+
+NAMES = [field.name for field in fields(Weights)]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Lexical signals that are added to a standard checkpoint's logit.
+
+    `idf` (vocabulary,) float32 is that of each token in the corpus, `average_length` the mean number of tokens of a
+    document as it is read.
+    """
+
+    weights: Weights
+    idf: np.ndarray
+    average_length: float
+
+    def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], encoder: PairEncoder) -> np.ndarray:
+        """Return the lexical signals (pairs, 4) float32 of tokenised pairs, as far as the encoder reads their texts."""
+        parts = [np.empty((0, len(NAMES) - 1), dtype=np.float32)]
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            parts.append(self._compare(pairs[start : start + PAIRS_AT_ONCE], encoder).numpy())
+        return np.concatenate(parts)
+
+    def of(self, pairs: Sequence[tuple[Tokens, Tokens]], encoder: PairEncoder) -> np.ndarray:
+        """Return what is added to the logits (pairs,) float32 of tokenised pairs."""
+        *weights, constant = asdict(self.weights).values()
+        return self.signals(pairs, encoder) @ np.array(weights, dtype=np.float32) + np.float32(constant)
+
+    def _compare(self, pairs: Sequence[tuple[Tokens, Tokens]], encoder: PairEncoder) -> Tensor:
+        lengths = [encoder.lengths(*pair) for pair in pairs]
+        queries = _padded([query[:length] for (query, _), (length, _) in zip(pairs, lengths, strict=True)], NO_QUERY)
+        documents = _padded(
+            [document[:length] for (_, document), (_, length) in zip(pairs, lengths, strict=True)], NO_DOCUMENT
+        )
+        frequency = (queries[:, :, None] == documents[:, None, :]).sum(dim=2).float()
+        idf = torch.from_numpy(self.idf)[queries.clamp(min=0)] * (queries != NO_QUERY)
+        length = torch.tensor([[length] for _, length in lengths], dtype=torch.float32)
+        return word_signals(idf, frequency, length, self.average_length)
+
+    def save(self, folder: Path) -> None:
+        """Write mixture.json into a model folder."""
+        idf = [round(value, 4) for value in self.idf.tolist()]
+        content = {"version": VERSION, "weights": asdict(self.weights), "average_length": self.average_length}
+        write_json(folder / FILE, content | {"idf": idf})
+
+    @classmethod
+    def load(cls, folder: Path) -> Mixture | None:
+        """Return the mixture in a model folder, None without the file; raises ModelError for an invalid file."""
+        content = read_record(folder / FILE)
+        if content is None:
+            return None
+        weights, idf, average = (content.get(name) for name in ("weights", "idf", "average_length"))
+        usable = isinstance(weights, dict) and list(weights) == NAMES and _are_numbers([*weights.values(), average])
+        if content.get("version") != VERSION or not usable or not isinstance(idf, list) or not _are_numbers(idf):
+            raise ModelError(
+                f"{folder / FILE}: not a mixture of version {VERSION}, which has `weights` ({', '.join(NAMES)}), `idf` "
+                "(a number for each token) and `average_length`; export the model again, or delete the file to score "
+                "by the model's logit"
+            )
+        of_signals: dict[str, float] = weights  # pyright: ignore[reportAssignmentType]
+        return cls(Weights(**of_signals), np.array(idf, dtype=np.float32), float(average))  # pyright: ignore[reportArgumentType]
+
+
+def has_mixture(folder: Path) -> bool:
+    """Return whether a model folder has a mixture."""
+    return (folder / FILE).is_file()
+
+
+def rounded(idf: Tensor) -> np.ndarray:
+    """Return idf (vocabulary,) float32 with the four decimals that mixture.json keeps."""
+    return np.array([round(value, 4) for value in idf.tolist()], dtype=np.float32)
+
+
+def _padded(texts: Sequence[Tokens], padding: int) -> Tensor:
+    """Return the ids of texts (texts, longest) int64."""
+    ids = [torch.from_numpy(text.astype(np.int64)) for text in texts]
+    return pad_sequence(ids, batch_first=True, padding_value=padding)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    numbers = (isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(numbers) and all(map(math.isfinite, values))
