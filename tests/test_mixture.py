@@ -13,7 +13,7 @@ from trainer.data.groups import Group
 from trainer.errors import ModelError
 from trainer.model import Mixture, Reranker, ScoringModel, TokenizedCollection
 from trainer.model.interaction import LEXICAL
-from trainer.model.mixture import PAIRS_AT_ONCE, Weights
+from trainer.model.mixture import Weights
 from trainer.pipeline import run
 from trainer.recipe import Data, Passages, Train, load_recipe
 from trainer.runtime.run_folder import read_json
@@ -65,11 +65,13 @@ def share_of_words(collection):
     return lambda query, row: len(words[query] & set(texts[row].split())) >= 4
 
 
-def test_the_signals_are_those_of_the_interaction_head(tiny, mixture):
+@pytest.mark.parametrize("compared", [1, 500, 1 << 24])
+def test_the_signals_are_those_of_the_interaction_head(tiny, mixture, compared, monkeypatch):
     """Also of texts that are cut, of a document without words, and of more pairs than are compared at once."""
+    monkeypatch.setattr("trainer.model.mixture.COMPARED", compared)
     head = Reranker.load(tiny["bert"], max_length=24)
     head.model.start_head(torch.from_numpy(mixture.idf), average_length=5.0)
-    pairs = head.pairs.tokenize_pairs(PAIRS) * (PAIRS_AT_ONCE // len(PAIRS) + 1)
+    pairs = head.pairs.tokenize_pairs(PAIRS) * 5
     expected = head.signals(pairs)[:, -LEXICAL:]
     np.testing.assert_allclose(mixture.signals(pairs, head.pairs), expected, rtol=1e-5, atol=1e-6)
     assert mixture.signals([], head.pairs).shape == (0, LEXICAL)

@@ -26,7 +26,7 @@ from trainer.runtime.run_folder import read_record, write_json
 
 FILE = "mixture.json"  # in the model folder
 VERSION = 1
-PAIRS_AT_ONCE = 256  # whose tokens are compared at once: 34 million comparisons with 256 and 512 tokens
+COMPARED = 1 << 24  # tokens of a query with those of a document at once: 16 MB
 NO_QUERY, NO_DOCUMENT = -1, -2  # padding, which matches nothing
 
 
@@ -58,9 +58,12 @@ class Mixture:
 
     def signals(self, pairs: Sequence[tuple[Tokens, Tokens]], encoder: PairEncoder) -> np.ndarray:
         """Return the lexical signals (pairs, 4) float32 of tokenised pairs, as far as the encoder reads their texts."""
+        lengths = np.array([encoder.lengths(*pair) for pair in pairs], dtype=np.int64).reshape(-1, 2)
+        at_once = max(1, COMPARED // max(1, int(lengths.max(axis=0, initial=0).prod())))
         parts = [np.empty((0, len(NAMES) - 1), dtype=np.float32)]
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):
-            parts.append(self._compare(pairs[start : start + PAIRS_AT_ONCE], encoder).numpy())
+        for start in range(0, len(pairs), at_once):
+            some = slice(start, start + at_once)
+            parts.append(self._compare(pairs[some], lengths[some]).numpy())
         return np.concatenate(parts)
 
     def of(self, pairs: Sequence[tuple[Tokens, Tokens]], encoder: PairEncoder) -> np.ndarray:
@@ -68,15 +71,15 @@ class Mixture:
         *weights, constant = asdict(self.weights).values()
         return self.signals(pairs, encoder) @ np.array(weights, dtype=np.float32) + np.float32(constant)
 
-    def _compare(self, pairs: Sequence[tuple[Tokens, Tokens]], encoder: PairEncoder) -> Tensor:
-        lengths = [encoder.lengths(*pair) for pair in pairs]
-        queries = _padded([query[:length] for (query, _), (length, _) in zip(pairs, lengths, strict=True)], NO_QUERY)
-        documents = _padded(
-            [document[:length] for (_, document), (_, length) in zip(pairs, lengths, strict=True)], NO_DOCUMENT
+    def _compare(self, pairs: Sequence[tuple[Tokens, Tokens]], lengths: np.ndarray) -> Tensor:
+        """Return the signals (pairs, 4) of pairs whose texts are read up to these lengths (pairs, 2)."""
+        queries, documents = (
+            _padded([pair[text][:length] for pair, length in zip(pairs, lengths[:, text], strict=True)], padding)
+            for text, padding in enumerate((NO_QUERY, NO_DOCUMENT))
         )
         frequency = (queries[:, :, None] == documents[:, None, :]).sum(dim=2).float()
         idf = torch.from_numpy(self.idf)[queries.clamp(min=0)] * (queries != NO_QUERY)
-        length = torch.tensor([[length] for _, length in lengths], dtype=torch.float32)
+        length = torch.from_numpy(lengths[:, 1:]).float()
         return word_signals(idf, frequency, length, self.average_length)
 
     def save(self, folder: Path) -> None:
