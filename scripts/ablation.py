@@ -32,7 +32,6 @@ from trainer.data import Collection, fingerprint_data
 from trainer.data.groups import Group
 from trainer.errors import TrainerError
 from trainer.mining import Mined, sample
-from trainer.model.interaction import InteractionConfig
 from trainer.model.scores import standardised
 from trainer.model_files import references
 from trainer.pipeline import run
@@ -49,12 +48,6 @@ RESAMPLES = 5000
 WAYS = ("shipped", "fused")
 
 Row = dict[str, Any]
-
-
-def without_words(**settings: Any) -> InteractionConfig:
-    """Return the configuration of an interaction head without lexical signals."""
-    settings["lexical"] = False
-    return InteractionConfig(**settings)
 
 
 def no_weight(*_: Any) -> float:
@@ -142,6 +135,7 @@ class Variant:
     labelled: bool = True
 
 
+WITHOUT_WORDS = ("reranker.lexical_signals=false",)
 EXTRACTED = ("generate.model=extract", "generate.documents=130")  # about as many queries as the labelled ones
 BY_FIRST_STAGE: dict[str, Callable[..., Any]] = {
     "trainer.mining.mine": mine_by_first_stage,
@@ -157,13 +151,14 @@ SMOOTHED_LABELS: dict[str, Callable[..., Any]] = {
 VARIANTS = (
     Variant("defaults"),
     Variant("loss-without-first-stage", patches={"trainer.training.head_init.first_stage_weight": no_weight}),
-    Variant("no-lexical-signals", patches={"trainer.model.heads.InteractionConfig": without_words}),
+    Variant("no-lexical-signals", WITHOUT_WORDS),
     Variant("draws", ("mine.groups=draws",)),
     Variant("rate-3e-5", ("train.learning_rate=3.0e-5",)),
     Variant("fp32", ("train.precision=fp32",)),
     Variant("depth-10", ("reranker.depth=10",)),
     Variant("untuned-first-stage", ("retriever.tune=off",)),
     Variant("classifier", ("reranker.head=classifier",)),
+    Variant("classifier-no-lexical-signals", ("reranker.head=classifier", *WITHOUT_WORDS)),
     Variant("two-epochs", ("train.epochs=2",)),
     Variant("frozen-layers", ("train.frozen_layers=2",)),
     Variant("likely-false-negatives-left-out", ("mine.max_share_of_positive=0.95",)),
