@@ -50,7 +50,7 @@ class Bench(Trials):
         self.reranker = models.load_base(self.opened)
         self.tokenized = TokenizedCollection(self.opened.collection, self.reranker.pairs)
         if self.reranker.is_interaction:
-            start_head(self.reranker, self.tokenized, models.lists_for_head(self.opened), recipe.train.fit_lists)
+            start_head(self.reranker, self.tokenized, models.lists_for_fit(self.opened), recipe.train.fit_lists)
         self.start = copy.deepcopy(self.reranker.model.state_dict())
         self.dev = models.dev_measure(self.opened, self.reranker, self.tokenized)
         self.start_dev = self.dev()

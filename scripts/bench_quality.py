@@ -66,7 +66,7 @@ class Bench(Trials):
     def ours(self, seed: int) -> dict[str, Any]:
         """Return the results of our recipe, with its best checkpoint on dev."""
         groups, _ = self.equal(seed)
-        results, scores = self.train_from_base(seed, groups, models.lists_for_head(self.opened))
+        results, scores = self.train_from_base(seed, groups, models.lists_for_fit(self.opened))
         pairs = sum(len(group.documents) for group in groups)
         return {"pairs": pairs, "queries": self.of_queries(scores)} | results
 

@@ -101,7 +101,7 @@ def titled_scores(opened: Run) -> np.ndarray:
         parts = [windows(row) for row in rows]
         pairs: list[Pair] = [pair for part in parts for pair in part.pairs]
         counts = np.concatenate([part.counts for part in parts])
-        return Windowed(pairs, counts).best(reranker.logits(pairs))
+        return Windowed(pairs, counts).best(reranker.score_windows(pairs))
 
     return opened.reranked("test").scored(score)
 

@@ -37,7 +37,7 @@ class Curve(Trials):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe, "learning_curve")
-        self.head_lists = models.lists_for_head(self.opened)
+        self.head_lists = models.lists_for_fit(self.opened)
 
     def runs(self, counts: Sequence[int], seeds: Sequence[int]) -> dict[int, list[Scores]]:
         """Return the results by number of queries, one for each seed."""

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from trainer.data import build_collection
 from trainer.data.groups import Group
 from trainer.errors import ModelError
+from trainer.evaluation.release import _choices
 from trainer.model import Mixture, Reranker, ScoringModel, TokenizedCollection
 from trainer.model.interaction import LEXICAL
 from trainer.model.mixture import Weights
@@ -120,17 +121,20 @@ def test_a_saved_model_keeps_its_mixture(reranker, mixture, tmp_path):
         {"weights": [1.0] * 5},
         {"idf": [1.0, None]},
         {"idf": 3.0},
+        {"idf": [1.0] * 10},
+        {"idf": []},
         {"average_length": float("nan")},
         {"average_length": None},
+        {"average_length": 0},
     ],
 )
 def test_an_invalid_file_is_refused(reranker, mixture, tmp_path, change):
     mixture.save(tmp_path)
     content = json.loads((tmp_path / "mixture.json").read_text())
-    assert Mixture.load(tmp_path) is not None
+    assert Mixture.load(tmp_path, reranker.tokenizer) is not None
     (tmp_path / "mixture.json").write_text(json.dumps(content | change))
     with pytest.raises(ModelError, match=r"mixture\.json: not a mixture of version 1"):
-        Mixture.load(tmp_path)
+        Mixture.load(tmp_path, reranker.tokenizer)
 
 
 def test_signals_are_added_where_words_decide(reranker, collection):
@@ -165,6 +169,32 @@ def test_beside_a_logit_that_ranks_the_signals_keep_its_scale(reranker, collecti
         start_mixture(reranker, TokenizedCollection(collection, reranker.pairs), lists, 800, lexical=True)
         added.append(reranker.mixture.of(reranker.pairs.tokenize_pairs(PAIRS), reranker.pairs))
     np.testing.assert_allclose(added[1], added[0] * 10, rtol=1e-2)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 100.0])
+def test_beside_a_logit_without_an_order_the_sum_ranks_better_or_the_logit_stays(
+    reranker, collection, monkeypatch, spread
+):
+    """What is judged is the sum as it will be used, with the logit at its own scale."""
+    rng = np.random.default_rng(2)
+    lists = candidate_lists(collection, share_of_words(collection), rng)
+    tokenized = TokenizedCollection(collection, reranker.pairs)
+    pairs = tokenized.pairs([(group.query, row) for group in lists for row in group.documents])
+    noise = rng.normal(0, spread, len(pairs)).astype(np.float32)
+    monkeypatch.setattr(reranker, "logits", lambda pairs, note=None: noise)
+    fit = start_mixture(reranker, tokenized, lists, 800, lexical=True)
+    assert (reranker.mixture is None) == (spread == 100.0)
+
+    def reciprocal_ranks(scores):
+        ends = np.cumsum([len(group.documents) for group in lists])[:-1]
+        parts = zip(np.split(scores, ends), lists, strict=True)
+        return np.mean([1 / (1 + (part > part[: len(group.positives)].max()).sum()) for part, group in parts])
+
+    if reranker.mixture is not None:
+        gain = reciprocal_ranks(reranker.score_windows(pairs)) - reciprocal_ranks(noise)
+        assert gain > 0.1
+    else:
+        assert fit.first_stage_weight == 0.0
 
 
 @pytest.mark.parametrize("reason", ["chance", "few lists", "off", "made queries"])
@@ -209,7 +239,8 @@ def test_a_run_with_lexical_signals_beside_a_standard_checkpoint(recipe_file, ti
     """The base, the fitted and the exported model are rows of their own, and so is what other libraries compute."""
     from check_rows import check_rows
 
-    run(load_recipe(recipe_file, [f"reranker.model={tiny['reranker']}"]), tmp_path / "runs", force=True)
+    words = [f"reranker.model={tiny['reranker']}", "export.formats=[onnx]"]
+    run(load_recipe(recipe_file, words), tmp_path / "runs", force=True)
     folder = tmp_path / "runs" / "tiny"
     assert "lexical signals are added to the logit" in " ".join(capsys.readouterr().out.split())
     systems = read_json(folder / "evaluate" / "results.json")["systems"]
@@ -217,6 +248,8 @@ def test_a_run_with_lexical_signals_beside_a_standard_checkpoint(recipe_file, ti
     assert systems["fitted"]["nDCG@10"]["mean"] > systems["base"]["nDCG@10"]["mean"]
     model = Reranker.load(folder)
     assert model.mixture is not None
+    by_onnx = Reranker.load(folder / "export" / "model", engine="onnx")
+    np.testing.assert_allclose(by_onnx.score(PAIRS), model.score(PAIRS), atol=1e-4)
     card = (folder / "export" / "model" / "README.md").read_text()
     assert "`mixture.json`" in card
     assert "| other libraries |" in card
@@ -224,6 +257,13 @@ def test_a_run_with_lexical_signals_beside_a_standard_checkpoint(recipe_file, ti
         assert row.difference < 1e-3
         assert row.metrics.keys() == {"nDCG@10 other_libraries", "RR@10 other_libraries"}
         assert row.ties or all(read == pytest.approx(table, abs=1e-6) for read, table in row.metrics.values())
+
+
+def test_dev_chose_between_what_was_fitted_and_trained_not_the_base_as_it_was():
+    scores = dict.fromkeys(("base", "fitted", "tuned"), np.zeros((1, 1)))
+    assert _choices(scores) == ["fitted", "tuned"]
+    del scores["fitted"]
+    assert _choices(scores) == ["base", "tuned"]
 
 
 def test_without_lexical_signals_a_standard_checkpoint_is_read_alike_everywhere(recipe_file, tiny, tmp_path):
@@ -259,3 +299,23 @@ def test_a_killed_training_goes_on_through_the_same_signals(recipe_file, tiny, t
     for name in ("mixture.json", "model.safetensors"):
         one, other = ((folder / name).read_bytes() for folder in folders)
         assert one == other
+
+
+def test_the_next_run_continues_with_the_signals_of_its_base(recipe_file, tiny, tmp_path):
+    """They are not fitted again, so that the row of the base is the model as it was used; a key leaves them out."""
+    run(
+        load_recipe(recipe_file, [f"reranker.model={tiny['reranker']}", "train.epochs=1"]),
+        tmp_path / "runs",
+        force=True,
+    )
+    base = tmp_path / "runs" / "tiny" / "export" / "model"
+    before = read_json(tmp_path / "runs" / "tiny" / "evaluate" / "results.json")
+    for name, key in (("kept", "true"), ("left-out", "false")):
+        words = [f"name={name}", f"reranker.model={base}", f"reranker.lexical_signals={key}", "train.epochs=1"]
+        run(load_recipe(recipe_file, words), tmp_path / "runs", force=True)
+        systems = read_json(tmp_path / "runs" / name / "evaluate" / "results.json")["systems"]
+        assert systems["base"]["nDCG@10"] == before["systems"][before["shipped"]]["nDCG@10"]
+        assert ("fitted" in systems) == (name == "left-out")
+    kept, left_out = (tmp_path / "runs" / name / "export" / "model" / "mixture.json" for name in ("kept", "left-out"))
+    assert kept.read_bytes() == (base / "mixture.json").read_bytes()
+    assert not left_out.exists()

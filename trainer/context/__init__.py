@@ -28,18 +28,20 @@ if TYPE_CHECKING:
     from trainer.context.endpoints import score_rows as score_rows
     from trainer.context.models import BETWEEN as BETWEEN
     from trainer.context.models import base_ranks as base_ranks
+    from trainer.context.models import changes_signals as changes_signals
     from trainer.context.models import dev_measure as dev_measure
     from trainer.context.models import embed as embed
     from trainer.context.models import first_stage_weights as first_stage_weights
     from trainer.context.models import has_fresh_head as has_fresh_head
     from trainer.context.models import keep_best as keep_best
-    from trainer.context.models import lists_for_head as lists_for_head
+    from trainer.context.models import lists_for_fit as lists_for_fit
     from trainer.context.models import load as load
     from trainer.context.models import load_base as load_base
     from trainer.context.models import load_base_to_train as load_base_to_train
     from trainer.context.models import may_run_code as may_run_code
     from trainer.context.models import measure as measure
     from trainer.context.models import score as score
+    from trainer.context.models import score_before as score_before
     from trainer.context.models import teacher as teacher
     from trainer.context.result import RunResult as RunResult
 

@@ -19,7 +19,7 @@ from trainer.evaluation.fusion import FEWEST, Weights, fit, fitted_lists, lists_
 from trainer.evaluation.statistics import measured_detectable
 from trainer.evaluation.two_stage import mean_score, query_scores
 from trainer.mining import candidate_lists
-from trainer.model import Reranker, TokenizedCollection, fit_length, rerank
+from trainer.model import Reranker, TokenizedCollection, fit_length, has_mixture, rerank
 from trainer.model.fusion import Kind
 from trainer.model.teacher import Teacher
 from trainer.model_files import references
@@ -57,7 +57,9 @@ def load_base(run: Run) -> Reranker:
         trust_remote_code=section.trust_remote_code,
         prompting=Prompting.of(section),
     )
-    reranker.mixture = reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
+    reranker.fusion = reranker.calibration = None  # those of the base do not fit the trained weights
+    if not section.lexical_signals:
+        reranker.mixture = None
     reranker.passages = run.recipe.passages
     if section.max_length is None and (message := fit_length(reranker, run.collection, run.reranked("train"))):
         console.stage("train", message)
@@ -72,7 +74,7 @@ def load_base_to_train(run: Run, stage: str) -> Reranker:
     return reranker
 
 
-def lists_for_head(run: Run) -> list[Group]:
+def lists_for_fit(run: Run) -> list[Group]:
     """Return the train queries' candidates that a new head, or the mixture of a standard checkpoint, is fitted to.
 
     Empty if the base has an interaction head, which has been fitted.
@@ -114,6 +116,22 @@ def score(
     reranker.mixture = reranker.mixture if mixture else None
     tokenized = TokenizedCollection(collection or run.collection, reranker.pairs)
     return rerank(reranker, tokenized, candidates, run.accelerator, note="evaluate")
+
+
+def score_before(run: Run, candidates: Candidates, collection: Collection | None = None) -> np.ndarray:
+    """Return the float32 scores (queries, depth) of the model before training: the base as it was, or a fitted head.
+
+    Lexical signals that this run fitted beside the base's logit are not the base's; those that it brought are.
+    """
+    base = references.locate(run.recipe.reranker.model)
+    own = has_mixture(base)
+    model = base if own and not has_mixture(run.start) else run.start  # with `lexical_signals: false`
+    return score(run, str(model), candidates, collection=collection, mixture=own or has_fresh_head(run))
+
+
+def changes_signals(run: Run) -> bool:
+    """Return whether this run added lexical signals beside the base's logit, or left out those that it brought."""
+    return has_mixture(run.start) != has_mixture(references.locate(run.recipe.reranker.model))
 
 
 def measure(

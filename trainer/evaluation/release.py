@@ -46,7 +46,7 @@ def decide_release(
 
     values = {name: measure(one) for name, one in [("first_stage", None), *scores.items()]}
     shipped = list(scores)[-1]
-    names, others = [name for name in CHOSEN_ON_DEV if name in scores], between
+    names, others = _choices(scores), between
     if shipped not in CHOSEN_ON_DEV:  # a distilled model, which is trained once
         names, others, other_seeds = [shipped], [], ()
     of_seeds = [measure(one) for one in other_seeds]
@@ -69,6 +69,12 @@ def decide_release(
     weight = fused.chosen
     release = Release(verdict=verdict, shipped=shipped, findings=findings, first_stage_weight=weight, trained=trained)
     return release, means
+
+
+def _choices(systems: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the systems that dev chose from: not the base as it was, if something was fitted beside it before."""
+    names = [name for name in CHOSEN_ON_DEV if name in systems]
+    return [name for name in names if name != "base" or "fitted" not in names]
 
 
 def _write(choices: Mapping[str, DevChoice], baselines: Mapping[str, np.ndarray], metric: str, folder: Path) -> None:

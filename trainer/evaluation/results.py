@@ -121,7 +121,7 @@ class Results(Release):
 
     def label(self, system: str) -> str:
         """Return the system's name in the table."""
-        return f"{self.shipped}, fused" if system == "fused" else LABELS[system]
+        return f"{self.shipped}, fused" if system == "fused" else LABELS.get(system, system)
 
     def main_comparisons(self) -> list[dict[str, Any]]:
         """Return the comparisons by the first metric, with adjusted p-values."""

@@ -100,7 +100,7 @@ folder, for queries without labels.
 
 def _front_matter(recipe: Recipe, results: Results, licence: Licence) -> str:
     metric, base = results.metrics[0], base_of(recipe)
-    measured = results.systems[results.shipped][metric]
+    measured = results.systems.get("other_libraries", results.systems[results.shipped])[metric]
     data = ModelCardData(
         pipeline_tag="text-ranking",
         library_name="sentence-transformers",
@@ -275,7 +275,8 @@ def _limits(reranker: Reranker, recipe: Recipe, results: Results, history: Histo
         f"Measured on {results.queries} queries of {recipe.data.title} ({metric} between {low:.3f} and {high:.3f}), "
         "and on no other domain or language.",
         "A document without a judgement counts as not relevant. A document that the first stage misses is never found.",
-        f"Other libraries cut a pair at {reranker.max_length} tokens. They apply neither fusion nor calibration.",
+        f"Other libraries cut a pair at {reranker.max_length} tokens. They apply no fusion, no calibration, no windows "
+        "and no lexical signals beside the logit.",
         history.licence.sentence,
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -122,6 +122,11 @@ class Work:
         return min(self.lists, most if self.fresh_head and section.head != "classifier" else min(most, LISTS))
 
     @cached_property
+    def may_get_signals(self) -> bool:
+        """True if lexical signals may be added to the base's logit, so that there are two more systems to measure."""
+        return self.recipe.reranker.lexical_signals and self.fitted_lists > 0 and not self.fresh_head
+
+    @cached_property
     def reranker(self) -> PairSpeed:
         """Speed of the model that is trained."""
         section = self.recipe.reranker

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
 from trainer.model.batching import PairEncoder, Tokens
@@ -89,21 +90,32 @@ class Mixture:
         write_json(folder / FILE, content | {"idf": idf})
 
     @classmethod
-    def load(cls, folder: Path) -> Mixture | None:
-        """Return the mixture in a model folder, None without the file; raises ModelError for an invalid file."""
+    def load(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Mixture | None:
+        """Return the mixture in a model folder, None without the file; raises ModelError if it does not fit."""
         content = read_record(folder / FILE)
         if content is None:
             return None
         weights, idf, average = (content.get(name) for name in ("weights", "idf", "average_length"))
-        usable = isinstance(weights, dict) and list(weights) == NAMES and _are_numbers([*weights.values(), average])
-        if content.get("version") != VERSION or not usable or not isinstance(idf, list) or not _are_numbers(idf):
-            raise ModelError(
-                f"{folder / FILE}: not a mixture of version {VERSION}, which has `weights` ({', '.join(NAMES)}), `idf` "
-                "(a number for each token) and `average_length`; export the model again, or delete the file to score "
-                "by the model's logit"
-            )
-        of_signals: dict[str, float] = weights  # pyright: ignore[reportAssignmentType]
-        return cls(Weights(**of_signals), np.array(idf, dtype=np.float32), float(average))  # pyright: ignore[reportArgumentType]
+        if (
+            content.get("version") == VERSION
+            and isinstance(weights, dict)
+            and weights.keys() == set(NAMES)
+            and isinstance(idf, list)
+            and len(idf) > largest_id(tokenizer)
+            and _are_numbers([*weights.values(), *idf, average])
+            and average > 0  # pyright: ignore[reportOptionalOperand]
+        ):
+            return cls(Weights(**weights), np.array(idf, dtype=np.float32), average)  # pyright: ignore[reportArgumentType]
+        raise ModelError(
+            f"{folder / FILE}: not a mixture of version {VERSION}, which has `weights` ({', '.join(NAMES)}), `idf` "
+            "(a number for each of the model's tokens) and `average_length`; export the model again, or delete the "
+            "file to score by the model's logit"
+        )
+
+
+def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the largest id of a token; some vocabularies have gaps, so that it is not their size."""
+    return max(tokenizer.get_vocab().values())
 
 
 def has_mixture(folder: Path) -> bool:

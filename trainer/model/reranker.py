@@ -121,7 +121,7 @@ class Reranker:
         if max_length is not None and max_length > longest:
             raise ModelError(f"reranker.max_length: {max_length} tokens, but {reference} reads {longest} at most")
         reranker = cls(model.to(target).eval(), tokenizer, max_length or min(tokenizer.model_max_length, longest))
-        reranker.mixture = Mixture.load(folder)
+        reranker.mixture = Mixture.load(folder, tokenizer)
         reranker.fusion = Fusion.load(folder)
         reranker.calibration = Calibration.load(folder)
         reranker.passages = windows.load(folder)
@@ -254,13 +254,13 @@ class Reranker:
         return windows.whole(pairs) if self.passages is None else windows.cut(self.passages, pairs, self.pairs.room)
 
     def score_tokens(self, pairs: Sequence[Pair], note: str | None = None) -> np.ndarray:
-        """Return logits (pairs,) float32 of tokenised pairs, in batches of similar lengths; `note` shows progress."""
+        """Return scores (pairs,) float32 of tokenised pairs, in batches of similar lengths; `note` shows progress."""
         return self.score_chunks([pairs], len(pairs), note)
 
     def score_chunks(self, chunks: Iterable[Sequence[Pair]], total: int, note: Note = None) -> np.ndarray:
-        """Return the logits of `total` pairs given in chunks; the next chunk is prepared while one is scored.
+        """Return the scores of `total` pairs given in chunks; the next chunk is prepared while one is scored.
 
-        With `passages`, the logit of a document is that of its best window. The windows of a chunk share batches.
+        With `passages`, the score of a document is that of its best window. The windows of a chunk share batches.
         """
         counted = windows.Counted(map(self.cut, chunks), self.added)
         logits = self._over_chunks(counted, total, self.compute_logits, note)

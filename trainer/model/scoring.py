@@ -105,7 +105,7 @@ def score_rows(
     accelerator: Accelerator | None,
     note: Note = None,
 ) -> np.ndarray:
-    """Return logits (pairs,) float32 of (query row, document row) pairs.
+    """Return scores (pairs,) float32 of (query row, document row) pairs.
 
     All processes of the accelerator share the work; without one this process scores every pair.
     """

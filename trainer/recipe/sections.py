@@ -82,8 +82,8 @@ class Reranker(Section):
     layers: tuple[int, ...] | None = None
     """Hidden layers that the interaction head compares (0: embeddings); deeper layers are removed; null: automatic."""
     lexical_signals: bool = True
-    """Let exact matches of words count too (BM25 and others): in an interaction head; beside another model's logit if
-    train queries show a gain. Other libraries and servers read only the logit."""
+    """Let exact matches of words count too (BM25 and others): in an interaction head, or beside another model's logit
+    if train queries show a gain. Other libraries and servers read such a model's logit alone."""
     instruction: str | None = None
     """Description of the task in a decoder's prompt, e.g. "Find the code that does this"; null: the template's own."""
     template: Path | None = None
@@ -170,8 +170,8 @@ class Train(Section):
     adapter_score_row: Literal["auto", "trained", "frozen"] = "auto"
     """Whether the one-row head is trained with LoRA; auto: only if the base is no reranker yet."""
     epochs: int = Field(default=1, ge=0)
-    """Passes over all training groups; 0: no training, so that the fitted head or the base itself is evaluated and
-    exported."""
+    """Passes over all training groups; 0: no training, so that the model as it was fitted, or the base itself, is
+    evaluated and exported."""
     queries_per_step: int = Field(default=8, ge=1)
     """Groups per optimizer step, summed over all devices."""
     learning_rate: float | None = Field(default=None, gt=0)

@@ -80,6 +80,8 @@ class Evaluate(Stage):
         speed, trained = work.reranker, work.recipe.train.epochs > 0
         systems = trained + len(work.recipe.training_seeds)
         pairs = systems * work.pairs("dev", "test")
+        if work.may_get_signals:
+            pairs += work.pairs("dev", "test") + work.pairs("test")
         if not work.fitted_lists:  # the base's scores of train queries, to which the first stage's weight is fitted
             pairs += min(LISTS, work.lists) * work.depth
         cost = Cost((2 * systems + 1) * speed.load + pairs * speed.exact, CANDIDATE * work.queries("test") * work.depth)
@@ -106,10 +108,10 @@ def _calibrate(run: Run, dev: np.ndarray, test: np.ndarray, folder: Path) -> str
 def _systems(run: Run) -> dict[str, Path]:
     """Return {system: model path} of the systems besides the first stage; the last one is exported.
 
-    A base without a fresh head is measured as it is, and, with lexical signals beside its logit, as fitted.
+    A base without a fresh head is measured as it was, and as fitted if lexical signals beside its logit changed.
     """
     systems = {} if context.has_fresh_head(run) else {"base": run.start}
-    if not systems or has_mixture(run.start):
+    if not systems or context.changes_signals(run):
         systems["fitted"] = run.start
     if run.notes(run.last_training)["trained_share"]:
         systems["tuned"] = run.best()
@@ -120,8 +122,9 @@ def _systems(run: Run) -> dict[str, Path]:
 
 def _score(run: Run, system: str, model: Path, split: str) -> np.ndarray:
     """Return a system's scores (queries, depth) of a split's candidates."""
-    stage = "distil" if system == "distilled" else "train"
-    return context.score(run, str(model), run.reranked(split), stage, mixture=system != "base")
+    if system == "base":
+        return context.score_before(run, run.reranked(split))
+    return context.score(run, str(model), run.reranked(split), "distil" if system == "distilled" else "train")
 
 
 def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[evaluation.SeedScores]:

@@ -14,7 +14,6 @@ from typing import Any
 from trainer import context, evaluation, retriever
 from trainer.context import Notes, Run, Stage
 from trainer.data import Collection, build_collection, fingerprint_data, guard_sets, guard_split
-from trainer.model import has_mixture
 from trainer.recipe import GuardSet, Recipe, Retriever
 from trainer.runtime import console
 from trainer.runtime.run_folder import CONTENT, read_json, write_json
@@ -59,11 +58,9 @@ def _measure(run: Run, name: str, section: GuardSet, path: Path) -> None:
     collection = Collection.open(folder)
     split = guard_split(collection)
     candidates = _retrieve(run, name, collection, split, folder)
-    # Lexical signals fitted beside the base's logit are not the base's.
-    fresh = context.has_fresh_head(run)
-    before = context.score(run, str(run.start), candidates, collection=collection, mixture=fresh)
-    after, mixed = before, has_mixture(run.start) and not fresh
-    if mixed or run.exported == "distil" or run.notes(run.last_training)["trained_share"]:
+    before = context.score_before(run, candidates, collection)
+    after, trained = before, bool(run.notes(run.last_training)["trained_share"])
+    if trained or context.changes_signals(run) or run.exported == "distil":
         stage = "distil" if run.exported == "distil" else "train"
         after = context.score(run, str(run.best(run.exported)), candidates, stage, collection)
     if run.is_main:

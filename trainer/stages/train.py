@@ -90,7 +90,7 @@ class Train(RoundStage):
         job = training.TrainingJob(
             run.recipe.model_copy(update={"seed": seed}),
             groups,
-            context.lists_for_head(run),
+            context.lists_for_fit(run),
             reranker,
             tokenized,
             context.dev_measure(run, reranker, tokenized),

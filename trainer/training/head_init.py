@@ -23,6 +23,7 @@ from trainer.training.losses import LOSSES
 
 IDF_SAMPLE = 100_000  # documents whose tokens are counted for the idf
 PROBE_RIDGE = 0.003  # ridge penalty on the weights of standardised features
+MOST = 10.0  # standard deviations of the logits: the largest weight of the first stage's standardised scores
 ROUNDS = 5  # most times that a mixture is fitted to the windows that the one before chose
 
 
@@ -103,22 +104,27 @@ def _mixture(model: InteractionForSequenceClassification) -> np.ndarray:
     return torch.cat(parts).detach().cpu().numpy()
 
 
-def fit_windows(signals: np.ndarray, windowed: Windowed, lists: Sequence[Group], weights: np.ndarray) -> np.ndarray:
+def fit_windows(
+    signals: np.ndarray, windowed: Windowed, lists: Sequence[Group], weights: np.ndarray, *, fixed: bool = False
+) -> np.ndarray:
     """Return the mixture (signals,) that minimises the listwise loss of each document's best window.
 
     The loss is not convex in the mixture if it chooses the windows, so choice and fit alternate, from the mixture
-    `weights` on. Without windows there is one fit. `signals` are (windows of all lists' documents, signals).
+    `weights` on. Without windows there is one fit. `signals` are (windows of all lists' documents, signals). With
+    `fixed` the first one has the weight 1.
     """
     chosen = windowed.best_index(signals @ weights)
     for _ in range(ROUNDS):
-        weights = probe(signals[chosen], lists)
+        weights = probe(signals[chosen], lists, fixed=fixed)
         before, chosen = chosen, windowed.best_index(signals @ weights)
         if (chosen == before).all():
             break
     return weights
 
 
-def held_out_logits(signals: np.ndarray, windowed: Windowed, lists: Sequence[Group], started: np.ndarray) -> np.ndarray:
+def held_out_logits(
+    signals: np.ndarray, windowed: Windowed, lists: Sequence[Group], started: np.ndarray, *, fixed: bool = False
+) -> np.ndarray:
     """Return logits (documents of all lists,) float32, each half of the lists by a mixture fitted to the other."""
     half = np.repeat(np.arange(len(lists)) % 2, [len(group.documents) for group in lists])
     half_of_windows = np.repeat(half, windowed.counts)
@@ -129,23 +135,27 @@ def held_out_logits(signals: np.ndarray, windowed: Windowed, lists: Sequence[Gro
             others = lists[1 - number :: 2]
             theirs = Windowed([], windowed.counts[half != number])
             their_windows = signals[half_of_windows != number]
-        weights = fit_windows(their_windows, theirs, others, started)
+        weights = fit_windows(their_windows, theirs, others, started, fixed=fixed)
         ours = Windowed([], windowed.counts[half == number])
         logits[half == number] = ours.best(signals[half_of_windows == number] @ weights)
     return logits
 
 
 def first_stage_weight(logits: np.ndarray, lists: Sequence[Group]) -> float:
-    """Return the weight of the first stage's scores relative to logits (documents of all lists,), by listwise loss."""
+    """Return the weight of the first stage's scores relative to logits (documents of all lists,), by listwise loss.
+
+    It is at most `MOST` standard deviations of the logits, beside which the model would hardly count.
+    """
     first = np.concatenate([np.array(group.first or np.zeros(len(group.documents))) for group in lists])
     model, first_stage = probe(np.stack([logits, first], axis=1).astype(np.float32), lists).tolist()
-    return max(0.0, first_stage / model) if model > 0 else 0.0
+    return min(max(0.0, first_stage / model), MOST * float(logits.std())) if model > 0 else 0.0
 
 
-def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
+def probe(features: np.ndarray, lists: Sequence[Group], *, fixed: bool = False) -> np.ndarray:
     """Return the weights (features,) float32 of a linear model that minimise the listwise loss.
 
-    `features` are (documents of all lists, features); the grades are those of the lists.
+    `features` are (documents of all lists, features); the grades are those of the lists. With `fixed` the first
+    feature has the weight 1.
     """
     deviations = features.std(axis=0) + 1e-6
     lengths = [len(group.documents) for group in lists]
@@ -160,7 +170,10 @@ def probe(features: np.ndarray, lists: Sequence[Group]) -> np.ndarray:
         (gradient,) = torch.autograd.grad(total, parameters)
         return total.item(), gradient.numpy()
 
-    result = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B")
+    bounds = [(None, None)] * features.shape[1]
+    if fixed:
+        bounds[0] = (deviations[0], deviations[0])
+    result = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds)
     return (result.x / deviations).astype(np.float32)
 
 

@@ -88,7 +88,7 @@ def train_reranker(job: TrainingJob) -> Progress:
     optimizer = make_optimizer(section, reranker, job.fresh_head, fused, job.base_ranks)
     weight, known = 0.0, {}
     if checkpoint:
-        reranker.mixture = on_main(accelerator, lambda: Mixture.load(job.folder / START))
+        reranker.mixture = on_main(accelerator, lambda: Mixture.load(job.folder / START, reranker.tokenizer))
     elif job.lists:
         weight, known = fit_start(job.recipe, reranker, job.tokenized, job.lists, accelerator, job.folder)
     pairs = _training_pairs(job, known)
