@@ -135,7 +135,7 @@ def test_probe_finds_the_feature_that_ranks():
 
 @pytest.mark.parametrize(("known", "fitted"), [(7, 7), (10, 10), (11, 10), (35, 10)])
 def test_a_head_is_fitted_to_at_most_the_given_number_of_lists(tiny, beir, tmp_path, monkeypatch, known, fitted):
-    monkeypatch.setattr(head_init, "probe", lambda features, lists: np.zeros(features.shape[1], np.float32))
+    monkeypatch.setattr(head_init, "probe", lambda features, lists, **_: np.zeros(features.shape[1], np.float32))
     reranker = Reranker.load(tiny["bert"], max_length=32)
     collection = build_collection(Data(path=beir), tmp_path / "data")
     lists = [Group(row, [row], [1], [row + 1, row + 2]) for row in range(known)]

@@ -281,7 +281,7 @@ def test_a_mixture_is_fitted_to_the_windows_that_it_would_choose():
 
 def test_without_windows_the_mixture_is_fitted_once(monkeypatch):
     fits = []
-    monkeypatch.setattr(head_init, "probe", lambda features, lists: fits.append(len(features)) or np.ones(2))
+    monkeypatch.setattr(head_init, "probe", lambda features, lists, **_: fits.append(len(features)) or np.ones(2))
     single = Windowed([], np.ones(4, dtype=int))
     head_init.fit_windows(np.eye(4, 2), single, [Group(0, [0], [1], [1, 2, 3])], np.ones(2))
     assert fits == [4]
