@@ -16,8 +16,8 @@ from trainer.runtime.precision import Precision
 from trainer.runtime.run_folder import begun_fingerprint, read_json, read_record, remove, write_json
 from trainer.training.parallel import is_sharded
 
-FITTED = "fitted.json"  # candidate lists to which a fresh head was fitted, with their logits
-START = "start"  # folder of the model before the first step: the base with its fitted head
+FITTED = "fitted.json"  # candidate lists to which a head or a mixture was fitted, with held-out scores
+START = "start"  # folder of the model before the first step: the base with what was fitted
 TRAINED = "trained"  # folder of the best model after the first step
 
 

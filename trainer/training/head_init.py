@@ -29,11 +29,11 @@ ROUNDS = 5  # most times that a mixture is fitted to the windows that the one be
 
 @dataclass(frozen=True)
 class Fit:
-    """The candidate lists of a fitted head, held-out logits of their documents, and the first stage's weight.
+    """The lists that a head or a mixture was fitted to, held-out scores of their documents, and the first stage's weight.
 
     `windows` has the index of the best window under the fitted head, for documents with several windows.
 
-    The logits of each half of the lists are from a mixture fitted to the other half: a mixture overfits the lists that
+    The scores of each half of the lists are from a mixture fitted to the other half: a mixture overfits the lists that
     it was fitted to, and the first stage would seem to add less than it does. `first_stage_weight` is in logits per
     standard deviation of the first stage's scores; 0 if they add nothing.
     """
