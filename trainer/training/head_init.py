@@ -29,7 +29,7 @@ ROUNDS = 5  # most times that a mixture is fitted to the windows that the one be
 
 @dataclass(frozen=True)
 class Fit:
-    """The lists that a head or a mixture was fitted to, held-out scores of their documents, and the first stage's weight.
+    """The lists that a head or mixture was fitted to, held-out scores of their documents, and the first stage's weight.
 
     `windows` has the index of the best window under the fitted head, for documents with several windows.
 
