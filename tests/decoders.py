@@ -127,7 +127,8 @@ def toy_tokenizer(family: str) -> PreTrainedTokenizerFast:
 def build_toy(folder: Path, family: str, queries: int = 120) -> Path:
     """Write a model, a collection and a recipe whose queries and relevant documents share a topic, not words.
 
-    Every query has eight candidates, one of each topic, in random order.
+    Lexical signals are off, because the letter of a topic is a token of its own in some vocabularies. Every query has
+    eight candidates, one of each topic, in random order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "template.jinja").write_text(TOY_TEMPLATE)
@@ -167,6 +168,7 @@ reranker:
   template: {folder / "template.jinja"}
   tokens: ["no", "yes"]
   max_length: 32
+  lexical_signals: false
 train:
   epochs: 14
   queries_per_step: 8

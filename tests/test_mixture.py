@@ -319,3 +319,19 @@ def test_the_next_run_continues_with_the_signals_of_its_base(recipe_file, tiny, 
     kept, left_out = (tmp_path / "runs" / name / "export" / "model" / "mixture.json" for name in ("kept", "left-out"))
     assert kept.read_bytes() == (base / "mixture.json").read_bytes()
     assert not left_out.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_the_signals_like_one(command, recipe_file, tiny, tmp_path):
+    words = [f"reranker.model={tiny['reranker']}", "--force"]
+    for processes in (1, 2):
+        ended = command(recipe_file, *words, "--runs", tmp_path / str(processes), processes=processes)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    one, two = (tmp_path / processes / "tiny" / "train" for processes in "12")
+    assert (one / "start" / "mixture.json").read_bytes() == (two / "start" / "mixture.json").read_bytes()
+    losses = [
+        [row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+        for folder in (one, two)
+    ]
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
