@@ -69,7 +69,13 @@ def test_a_changed_document_is_noticed(command, recipe_file, beir, tmp_path):
 
 
 def test_a_base_that_is_a_reranker_has_a_row_in_the_table(command, recipe_file, tiny, tmp_path):
-    words = (f"reranker.model={tiny['reranker']}", "--runs", tmp_path / "runs", "--force")
+    words = (
+        f"reranker.model={tiny['reranker']}",
+        "reranker.lexical_signals=false",
+        "--runs",
+        tmp_path / "runs",
+        "--force",
+    )
     result = command(recipe_file, *words)
     assert result.returncode == 0, result.stdout + result.stderr
     results = json.loads((tmp_path / "runs" / "tiny" / "evaluate" / "results.json").read_text())

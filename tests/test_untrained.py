@@ -66,7 +66,8 @@ def test_verdict_card_and_report_tell_that_training_did_not_run(fitted):
 
 
 def test_a_base_that_ranks_already_is_compared_with_the_first_stage_only(recipe_file, tiny, tmp_path, capsys):
-    recipe = load_recipe(recipe_file, [f"reranker.model={tiny['reranker']}", "train.epochs=0"])
+    words = [f"reranker.model={tiny['reranker']}", "train.epochs=0", "reranker.lexical_signals=false"]
+    recipe = load_recipe(recipe_file, words)
     result = run(recipe, tmp_path / "runs", force=True)
     results = results_of(tmp_path / "runs" / "tiny")
     assert (results["shipped"], results["trained"]) == ("base", False)

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer import context, evaluation, reporting
+from trainer import context, evaluation, model, reporting
 from trainer.context import Notes, Run, Stage
 from trainer.forecast import Cost, Work
-from trainer.model import has_mixture
 from trainer.model.fusion import LISTS
 from trainer.recipe import Recipe
 from trainer.runtime import console
@@ -41,7 +40,7 @@ class Evaluate(Stage):
         dev, test = ({name: _score(run, name, systems[name], split) for name in systems} for split in ("dev", "test"))
         shipped = list(systems)[-1]
         seeds = _seeds(run, dev, test)
-        if run.recipe.passages is not None or has_mixture(systems[shipped]):
+        if run.recipe.passages is not None or model.has_mixture(systems[shipped]):
             test["other_libraries"] = _in_other_libraries(run, systems[shipped])
         weights = context.first_stage_weights(run, dev[shipped])
         if not run.is_main:
@@ -120,11 +119,11 @@ def _systems(run: Run) -> dict[str, Path]:
     return systems
 
 
-def _score(run: Run, system: str, model: Path, split: str) -> np.ndarray:
+def _score(run: Run, system: str, folder: Path, split: str) -> np.ndarray:
     """Return a system's scores (queries, depth) of a split's candidates."""
     if system == "base":
         return context.score_before(run, run.reranked(split))
-    return context.score(run, str(model), run.reranked(split), "distil" if system == "distilled" else "train")
+    return context.score(run, str(folder), run.reranked(split), "distil" if system == "distilled" else "train")
 
 
 def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[evaluation.SeedScores]:
@@ -143,10 +142,10 @@ def _seeds(run: Run, dev: dict[str, np.ndarray], test: dict[str, np.ndarray]) ->
     return seeds
 
 
-def _in_other_libraries(run: Run, model: Path) -> np.ndarray:
+def _in_other_libraries(run: Run, folder: Path) -> np.ndarray:
     """Return the exported model's scores of test as other libraries compute them: logits of truncated documents."""
     stage = "distil" if run.exported == "distil" else "train"
-    return context.score(run, str(model), run.reranked("test"), stage, windows=False, mixture=False)
+    return context.score(run, str(folder), run.reranked("test"), stage, windows=False, mixture=False)
 
 
 def _between(run: Run) -> list[list[float]]:
