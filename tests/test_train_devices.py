@@ -27,6 +27,12 @@ from trainer.training.optimizer import configure_model, make_optimizer
 
 # Accelerate shares models out over GPUs only; torch does over CPU processes too, so here the state that Accelerate
 # would have come to on GPUs is set by hand. Everything behind it is as it would be there, but for NCCL.
+# What a successful program ends with: gloo's threads can abort an interpreter that shuts down. `train` ends so too.
+AT_ONCE = """
+import os, sys
+sys.stdout.flush()
+os._exit(0)
+"""
 SHARDED = """
 import os
 import sys
@@ -68,7 +74,7 @@ def on_two_processes(started, tmp_path):
 
     def run(program, *words, **environment):
         script = tmp_path / "program.py"
-        script.write_text(program)
+        script.write_text(program + AT_ONCE)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
         with started([*launch, *words], **environment) as launched:
             return launched.finish()[0]
