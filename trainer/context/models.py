@@ -109,7 +109,7 @@ def score(
     """Return a saved model's float32 scores (queries, depth) of candidates, by default of the run's collection.
 
     Without `windows` long documents are truncated, also if the model reads them in windows; without `mixture` the
-    score is the logit, also if the model has lexical signals beside it. Other libraries know neither.
+    score is the logit, also if the model adds lexical signals to it. Other libraries know neither.
     """
     reranker = load(run, reference, stage)
     reranker.passages = reranker.passages if windows else None

@@ -26,6 +26,7 @@ from trainer.model import fusion
 from trainer.model.fusion import LISTS, Kind, numbers_of_order
 from trainer.model.scores import standardised
 from trainer.retriever import NOTHING, Candidates
+from trainer.runtime.numbers import evenly
 from trainer.training.losses import LOSSES
 
 GRID = (1.0, 0.5, 2.0, 0.25, 4.0, 0.0)  # multiples of the fitted weight, which comes first; ties go to the first one
@@ -86,7 +87,7 @@ def fused_choice(alone: np.ndarray, fusions: Sequence[Weights]) -> DevChoice:
 def lists_to_fit(collection: Collection, candidates: Candidates) -> Candidates:
     """Return at most 200 of the train queries, spread evenly, that have a positive and another candidate."""
     usable = _usable(candidates, _grades(collection, candidates, "train"))
-    return candidates.select(usable[np.linspace(0, len(usable) - 1, min(len(usable), LISTS)).round().astype(int)])
+    return candidates.select(usable[evenly(len(usable), LISTS)])
 
 
 def fitted_lists(candidates: Candidates, logits: Mapping[str, Mapping[str, float]]) -> tuple[Candidates, np.ndarray]:

@@ -72,7 +72,7 @@ def decide_release(
 
 
 def _choices(systems: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the systems that dev chose from: not the base as it was, if something was fitted beside it before."""
+    """Return the systems that dev chose from: not the base as it was, if lexical signals were added to it before."""
     names = [name for name in CHOSEN_ON_DEV if name in systems]
     return [name for name in names if name != "base" or "fitted" not in names]
 

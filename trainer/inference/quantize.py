@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.inference.rounding import LARGEST, LEVELS, TINY, Activations, Rounding
 from trainer.inference.session import Session
+from trainer.runtime.numbers import evenly
 
 SMALLEST_TABLE = 1 << 16  # numbers: smaller tables save nothing
 WITH_TOKENS = 3  # dimensions: one state for a pair, as in pooled layers, stays float32
@@ -208,7 +209,7 @@ def _activations(source: Path, names: Sequence[str], batch: Mapping[str, Tensor]
             if values.ndim != WITH_TOKENS:
                 continue
             rows = values.reshape(-1, values.shape[-1])
-            some = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).round().astype(int)]
+            some = rows[evenly(len(rows), SAMPLED)]
             found[name].append(Activations(np.abs(rows).max(axis=0), some))
     return {name: _joined(parts) for name, parts in found.items() if parts}
 

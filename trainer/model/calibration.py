@@ -9,7 +9,6 @@ scores of the model alone: fused scores are standardised within a request, so th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from scipy.special import expit
 
 from trainer.errors import ModelError
+from trainer.runtime.numbers import is_finite_number
 from trainer.runtime.run_folder import read_record, write_json
 
 FILE = "calibration.json"  # in the model folder
@@ -97,5 +97,4 @@ def _is_curve(item: tuple[str, Any]) -> bool:
     grade, curve = item
     if not (grade.isdigit() and int(grade) > 0 and isinstance(curve, dict) and curve.keys() == {"slope", "intercept"}):
         return False
-    numbers = [value for value in curve.values() if isinstance(value, int | float) and not isinstance(value, bool)]
-    return len(numbers) == 2 and all(map(math.isfinite, numbers)) and curve["slope"] > 0
+    return all(map(is_finite_number, curve.values())) and curve["slope"] > 0

@@ -8,7 +8,6 @@ weights are fitted in `trainer/evaluation/fusion.py`. Here they are applied, and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from trainer.errors import ModelError
 from trainer.model.scores import standardised
+from trainer.runtime.numbers import is_finite_number
 from trainer.runtime.run_folder import read_record, write_json
 
 FILE = "fusion.json"  # in the model folder
@@ -49,7 +49,7 @@ class Fusion:
         if content is None:
             return None
         weights = [content.get("scores"), content.get("order")]
-        usable = all(_is_weight(weight) for weight in weights) and isinstance(content.get("alone"), bool)
+        usable = all(map(_is_weight, weights)) and isinstance(content.get("alone"), bool)
         if content.get("version") != VERSION or not usable:
             raise ModelError(
                 f"{folder / FILE}: not a fusion of version {VERSION}, which has `scores` and `order` (weights of 0 and "
@@ -64,7 +64,7 @@ class Fusion:
 
 
 def _is_weight(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_finite_number(value) and value >= 0
 
 
 def fuse(scores: np.ndarray, first: np.ndarray, weight: float, found: np.ndarray) -> np.ndarray:

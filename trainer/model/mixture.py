@@ -8,11 +8,9 @@ it; this one adds the signals, with the weights of `mixture.json`. They are fitt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.errors import ModelError
 from trainer.model.batching import PairEncoder, Tokens
 from trainer.model.interaction import word_signals
+from trainer.runtime.numbers import is_finite_number
 from trainer.runtime.run_folder import read_record, write_json
 
 FILE = "mixture.json"  # in the model folder
@@ -102,7 +101,7 @@ class Mixture:
             and weights.keys() == set(NAMES)
             and isinstance(idf, list)
             and len(idf) > largest_id(tokenizer)
-            and _are_numbers([*weights.values(), *idf, average])
+            and all(map(is_finite_number, [*weights.values(), *idf, average]))
             and average > 0  # pyright: ignore[reportOptionalOperand]
         ):
             return cls(Weights(**weights), np.array(idf, dtype=np.float32), average)  # pyright: ignore[reportArgumentType]
@@ -132,8 +131,3 @@ def _padded(texts: Sequence[Tokens], padding: int) -> Tensor:
     """Return the ids of texts (texts, longest) int64."""
     ids = [torch.from_numpy(text.astype(np.int64)) for text in texts]
     return pad_sequence(ids, batch_first=True, padding_value=padding)
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    numbers = (isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return all(numbers) and all(map(math.isfinite, values))

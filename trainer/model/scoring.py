@@ -17,6 +17,7 @@ from trainer.model.reranker import Reranker
 from trainer.model.windows import Pair
 from trainer.retriever import Candidates
 from trainer.runtime.console import Note
+from trainer.runtime.numbers import evenly
 
 Row = tuple[int, int]  # of a query and of a document
 
@@ -79,10 +80,7 @@ def fit_length(reranker: Reranker, collection: Collection, candidates: Candidate
     The length is bounded by what the model can read, and chosen on at most 2,000 pairs of evenly spaced queries. The
     message is empty if there are no pairs.
     """
-    chosen = (
-        np.linspace(0, len(candidates.queries) - 1, min(len(candidates.queries), COUNTED_LISTS)).round().astype(int)
-    )
-    lists = candidates.select(chosen).top(COUNTED_PAIRS // COUNTED_LISTS)
+    lists = candidates.select(evenly(len(candidates.queries), COUNTED_LISTS)).top(COUNTED_PAIRS // COUNTED_LISTS)
     rows = [(query, row) for index, query in enumerate(lists.queries.tolist()) for row in lists.found(index)]
     if not rows:
         return ""

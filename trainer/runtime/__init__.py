@@ -8,5 +8,5 @@ Imports inside run down, like the package's own:
     run_folder                          a stage's folder: inputs, files, up-to-date check
     lock  machine  verify               one run at a time; errors such as a full disk; sizes and hashes of files
     processes                           Ctrl-C, and the loss of another process
-    console                             the terminal
+    console  numbers                    the terminal; indices spread evenly, and finite numbers
 """

@@ -17,6 +17,7 @@ from trainer.model.batching import Tokens
 from trainer.model.interaction import LEXICAL, InteractionForSequenceClassification
 from trainer.model.scoring import Row
 from trainer.model.windows import Windowed, cut_document
+from trainer.runtime.numbers import evenly
 from trainer.runtime.run_folder import write_json
 from trainer.training.checkpoints import FITTED
 from trainer.training.losses import LOSSES
@@ -63,7 +64,7 @@ def start_head(
     model = reranker.model
     documents, average_length = words_counted(reranker, tokenized)
     model.start_head(inverse_document_frequency(documents, len(model.token_weights)), average_length)
-    lists = evenly(lists, most)
+    lists = [lists[index] for index in evenly(len(lists), most)]
     rows = [(group.query, document) for group in lists for document in group.documents]
     windowed = reranker.cut(tokenized.pairs(rows))
     signals = reranker.signals(windowed.pairs, note="fit")
@@ -79,11 +80,6 @@ def start_head(
     best = (windowed.best_index(scores) - windowed.starts).tolist()
     windows = {row: index for row, index, count in zip(rows, best, windowed.counts, strict=True) if count > 1}
     return Fit(lists, logits, first_stage_weight(logits, lists), windows)
-
-
-def evenly(lists: Sequence[Group], most: int) -> list[Group]:
-    """Return at most `most` lists, spread evenly over all."""
-    return [lists[index] for index in np.linspace(0, len(lists) - 1, min(len(lists), most)).round().astype(int)]
 
 
 def words_counted(reranker: Reranker, tokenized: TokenizedCollection) -> tuple[list[Tokens], float]:

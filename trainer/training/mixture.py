@@ -18,9 +18,9 @@ from trainer.model.fusion import LISTS
 from trainer.model.mixture import NAMES, Weights, largest_id, rounded
 from trainer.model.windows import Windowed
 from trainer.runtime import console
+from trainer.runtime.numbers import evenly
 from trainer.training.head_init import (
     Fit,
-    evenly,
     first_stage_weight,
     fit_windows,
     held_out_logits,
@@ -44,7 +44,8 @@ def start_mixture(
     because those made from documents repeat their words.
     """
     asked = [group for group in lists if group.query not in tokenized.collection.made]
-    lists = evenly(asked if len(asked) >= FEWEST else lists, min(most, LISTS))
+    lists = asked if len(asked) >= FEWEST else lists
+    lists = [lists[index] for index in evenly(len(lists), min(most, LISTS))]
     windowed = reranker.cut(tokenized.pairs([(group.query, row) for group in lists for row in group.documents]))
     scores = reranker.score_windows(windowed.pairs, note="fit")
     ranks = len(lists) >= FEWEST and _ranks(scores, windowed, lists)
